@@ -1,0 +1,89 @@
+"""Everything that can go wrong, each with the HTTP status a server answers it with.
+
+    ConvLensError               500
+    ├── RequestError            422   parameters that cannot be honoured
+    │   ├── TargetError         422   no such class, or more than one of that name
+    │   ├── UnsupportedModelError 422 the method is not defined for this network
+    │   └── GalleryError        422   no gallery, a gallery of other weights, a damaged one
+    ├── ImageError              400   not a picture, or a damaged one
+    │   ├── ImageTooLargeError  413   more bytes or pixels than allowed
+    │   └── MediaTypeError      415   a body that is no picture by its declared type
+    ├── OverloadError           503
+    ├── DeadlineError           504
+    ├── OutOfMemoryError        507
+    ├── ModelError              500   a model that cannot be found, loaded or trusted
+    └── ServerError             500   a server that cannot be started or reached
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ConvLensError(Exception):
+    """Base of all errors; the message says what was given, what is possible and what to do.
+
+    ``field`` names the offending request parameter, where there is one.
+    """
+
+    status = 500
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class RequestError(ConvLensError):
+    status = 422
+
+
+class TargetError(RequestError):
+    pass
+
+
+class UnsupportedModelError(RequestError):
+    pass
+
+
+class GalleryError(RequestError):
+    pass
+
+
+class ImageError(ConvLensError):
+    status = 400
+
+
+class ImageTooLargeError(ImageError):
+    status = 413
+
+
+class MediaTypeError(ImageError):
+    status = 415
+
+
+class OverloadError(ConvLensError):
+    status = 503
+
+
+class DeadlineError(ConvLensError):
+    status = 504
+
+
+class OutOfMemoryError(ConvLensError):
+    status = 507
+
+
+class ModelError(ConvLensError):
+    status = 500
+
+
+class ServerError(ConvLensError):
+    status = 500
+
+
+def near_matches(given: str, known: Iterable[str], *, most: int = 5) -> str:
+    """``; did you mean a, b?`` for the known names nearest to the given one, or the empty string."""
+    close = difflib.get_close_matches(given.lower(), list(known), n=most, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""

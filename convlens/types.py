@@ -1,0 +1,170 @@
+"""Frozen values that pass between the parts. They hold; they do not draw, save, print or compute.
+
+Axis letters, as suffixes of names: N batch row, C channel, H height, W width, K class, D feature,
+M neighbour, R row of windows, Q column of windows.
+Arrays are numpy, on the CPU, finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+Bytes8 = NDArray[np.uint8]
+ScoreKind = Literal["logit", "probability"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What one must know of a model to feed it and to read its answers.
+
+    Sizes are in pixels. ``mean`` and ``std`` are per channel on the 0..1 scale. ``resize`` is the short side
+    before the centre crop of ``crop``; ``embedding_layer`` names the layer whose *input*, averaged over
+    space where it has any, is the embedding; ``attention_layer`` the last layer with a spatial map (Grad-CAM).
+    """
+
+    name: str
+    crop: int
+    resize: int
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[str, ...]
+    embedding_layer: str
+    attention_layer: str
+    first_convolution: str
+    weights_sha256: str
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class of one picture. ``probability`` is the softmax over all classes."""
+
+    index: int
+    label: str
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True)
+class Meta:
+    """How a result came about: enough to make it again, and to judge what it cost.
+
+    ``relu_calls_seen`` and ``relu_calls_ruled`` are 0 where the method runs no backward pass of ours. Counts and seconds are
+    those of the whole batch the row was computed in.
+    """
+
+    weights_sha256: str
+    target_kind: ScoreKind
+    input_space: str
+    dtype: str
+    device: str
+    runtime: str = "torch"
+    seed: int | None = None
+    layer: str | None = None
+    relu_calls_seen: int = 0
+    relu_calls_ruled: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Raw, signed maps, one a row, before any reduction or drawing.
+
+    ``values_NCHW`` lives on the model's input grid (C is 3 for gradients, 1 for maps per pixel). ``score_N`` is the
+    target's score (of ``meta.target_kind``) on the unchanged picture. ``extras`` holds what a method gives beside
+    the map, such as occlusion's ``grid_NRQ`` of raw drops.
+    """
+
+    values_NCHW: Floats
+    score_N: Floats
+    target_N: Ints
+    method: str
+    options: Mapping[str, Any]
+    meta: Meta
+    extras: Mapping[str, Floats] = field(default_factory=dict)
+
+    def row(self, n: int) -> Attribution:
+        """The n-th row alone, still batch first."""
+        keep = slice(n, n + 1)
+        extras = {name: values[keep] for name, values in self.extras.items()}
+        return Attribution(
+            self.values_NCHW[keep], self.score_N[keep], self.target_N[keep], self.method, self.options, self.meta, extras
+        )
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One picture of the gallery. ``distance`` is the Euclidean one (not squared) in the gallery's feature space.
+
+    ``thumbnail`` is an encoded JPEG, empty where the gallery keeps none.
+    """
+
+    id: str
+    label: str
+    distance: float
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """For each row its nearest gallery pictures, nearest first."""
+
+    neighbours_NM: tuple[tuple[Neighbour, ...], ...]
+    method: str
+    options: Mapping[str, Any]
+    meta: Meta
+
+    def row(self, n: int) -> Neighbourhood:
+        return Neighbourhood(self.neighbours_NM[n : n + 1], self.method, self.options, self.meta)
+
+
+Result = Attribution | Neighbourhood
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One answered method of one picture: the numbers, and the pictures made from them where asked.
+
+    ``overlay_png`` is the map laid over the picture the model saw, ``heatmap_png`` the map alone; empty where not asked.
+    """
+
+    id: str
+    method: str
+    result: Result
+    target_label: str
+    milliseconds: float
+    overlay_png: bytes = b""
+    heatmap_png: bytes = b""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The whole answer to one request; ``timing_ms`` holds milliseconds by stage."""
+
+    model_name: str
+    model_version: str
+    weights_sha256: str
+    request_id: str
+    device: str
+    predictions: tuple[Prediction, ...]
+    explanations: tuple[Explanation, ...]
+    warnings: tuple[str, ...]
+    timing_ms: Mapping[str, float]
