@@ -1,0 +1,45 @@
+# make demo | test | check | serve | bench | clean — each sets up what it needs and reuses what is there.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(READY)  ## explain real photographs through a live TorchServe; ends in demo/report.html
+	$(BIN)/convlens demo
+
+serve: $(READY)  ## keep TorchServe running on 127.0.0.1 and print curl lines to try
+	$(BIN)/convlens serve
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## put the code into its usual form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## every benchmark, side by side with its peer; results in benchmarks/results
+	$(BIN)/python benchmarks/relu_rules.py
+
+clean:  ## remove what make built, but not the environment
+	rm -rf .convlens demo/report.html model_store/*.mar .pytest_cache .mypy_cache .ruff_cache
+
+# The environment, from the pins; made anew when they change.
+$(READY): pyproject.toml $(wildcard requirements/*.txt)
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ConvLens needs Python 3.11 or newer; set PYTHON=...")'
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
+	@touch $@

@@ -1,0 +1,32 @@
+"""What the commands say, and how they show progress. All of it goes to standard error; results go to standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+console = Console(stderr=True)
+out = Console()
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Show that something is under way, and for how long."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console) as bar:
+        bar.add_task(what, total=None)
+        yield
+    # A log or a pipe shows no live display: say it there, too.
+    if not console.is_terminal:
+        console.print(what, markup=False, highlight=False)
+
+
+@contextmanager
+def counted(what: str, total: int) -> Iterator[Progress]:
+    """A bar over ``total`` things; ``advance`` its only task."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        bar.add_task(what, total=total)
+        yield bar

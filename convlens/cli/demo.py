@@ -1,0 +1,111 @@
+"""``convlens demo``: the whole way, from a model's name to a report, through a live TorchServe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from convlens import image
+from convlens.cli.console import console, counted, out, step
+from convlens.cli.options import MODEL, method_params, wanted_names
+from convlens.cli.output import Answer, write_report
+from convlens.cli.packing import current_archive
+from convlens.cli.photographs import gallery_views, photographs
+from convlens.cli.table import show_table
+from convlens.errors import GalleryError, RequestError
+from convlens.gallery import Gallery, build_from
+from convlens.models import Classifier, load
+from convlens.runtime.torch_ import keep_freed_memory
+from convlens.service.request import parse_params
+from convlens.serving import rest, server
+from convlens.serving.model_config import ArchiveOptions
+
+NAME = "convlens"
+METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"
+TOKEN = "CONVLENS_TOKEN"
+
+
+def demo(
+    images: Annotated[list[Path] | None, typer.Argument(help="Pictures; default: scikit-image's photographs.")] = None,
+    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
+    url: Annotated[str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${TOKEN}.")] = "",
+    name: Annotated[str, typer.Option(help="The model's name on that server.")] = NAME,
+    methods: Annotated[str, typer.Option(help="Explanations to ask for, comma-separated.")] = METHODS,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),
+    store: Annotated[Path, typer.Option(help="Folder of archives.")] = Path("model_store"),
+) -> None:
+    """Serve a model on TorchServe, explain pictures over REST, write a report, stop the server."""
+    keep_freed_memory()
+    paths = list(images or photographs().values())
+    for path in paths:
+        image.read(path)
+    params = {"methods": method_params(wanted_names(methods), []), "output": ["array", "overlay", "heatmap"]}
+    with step(f"loading {model}"):
+        classifier = load(model, device="cpu")
+    if url:
+        token = os.environ.get(TOKEN, "")
+        answers = _ask(url, {"Authorization": f"Bearer {token}"} if token else {}, name, paths, classifier, params)
+    else:
+        with serving(classifier, store=store) as live:
+            answers = _ask(live.inference_url, live.headers("inference"), NAME, paths, classifier, params)
+    output.mkdir(parents=True, exist_ok=True)
+    report = output / "report.html"
+    write_report(report, answers, model=answers[0].reply.model_name if url else classifier.spec.name)
+    show_table(answers)
+    out.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def serving(classifier: Classifier, *, store: Path) -> AbstractContextManager[server.Server]:
+    """A live server with the demo's archive: the model and a gallery of other views of the demo's pictures."""
+    gallery = gallery_for(classifier)
+    archive = current_archive(classifier, name=NAME, store=store, gallery=gallery, options=ArchiveOptions())
+    return server.running(archives={NAME: archive}, run_dir=Path(".convlens") / "demo-server", probe=probe, on_step=say)
+
+
+def say(message: str) -> None:
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def probe(live: server.Server) -> None:
+    """A tiny inference: a server that says it is ready has not yet shown that it can answer."""
+    grey = image.encode_png(np.full((8, 8, 3), 128, np.uint8))
+    for model in live.models:
+        rest.explain(live.inference_url, grey, model=model, params={"methods": []}, headers=live.headers("inference"))
+
+
+def gallery_for(classifier: Classifier, folder: Path = Path(".convlens") / "demo-gallery") -> Path:
+    """The demo's gallery, built anew where there is none for these weights."""
+    try:
+        Gallery.open(folder).require_weights(classifier.spec.weights_sha256)
+        say(f"{folder} is up to date")
+    except GalleryError:
+        views = list(gallery_views())
+        with counted("gallery", len(views)) as bar:
+            build_from(views, folder, classifier, on_step=lambda done, _: bar.update(bar.task_ids[0], completed=done))
+    return folder
+
+
+def _ask(
+    url: str,
+    headers: dict[str, str],
+    name: str,
+    paths: Sequence[Path],
+    classifier: Classifier,
+    params: dict[str, object],
+) -> list[Answer]:
+    answers = []
+    with counted("explaining over REST", len(paths)) as bar:
+        for path in paths:
+            reply = rest.explain(url, path.read_bytes(), model=name, params=params, headers=headers)
+            if reply.weights_sha256 != classifier.spec.weights_sha256:
+                raise RequestError(f"{url} serves other weights than {classifier.source}; name its model by --model")
+            view_HWC = image.prepare(image.read(path), classifier.spec).view_HWC
+            answers.append(Answer(path.name, image.encode_png(view_HWC), reply, parse_params(params)))
+            bar.advance(bar.task_ids[0])
+    return answers

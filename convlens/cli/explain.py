@@ -1,0 +1,104 @@
+"""``convlens explain``: pictures in, a folder with arrays, overlays and a report out; no server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convlens import image
+from convlens.cli.console import console, counted, out, step
+from convlens.cli.options import METHODS, MODEL, method_params, wanted_names
+from convlens.cli.output import Answer, write_folder
+from convlens.cli.table import show_table
+from convlens.errors import ConvLensError
+from convlens.gallery import Gallery
+from convlens.gallery.sources import picture_files
+from convlens.models import load
+from convlens.runtime.torch_ import keep_freed_memory
+from convlens.service.engine import Engine
+from convlens.service.request import Params, Request, parse_params
+from convlens.types import Reply
+
+BATCH = 8
+
+
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaced when a run of this command made it.")],
+    methods: Annotated[str, METHODS] = "saliency,guided_backprop,occlusion",
+    target: Annotated[str, typer.Option(help="Class to explain: a label or an index. Default: the predicted class.")] = "",
+    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
+    gallery: Annotated[Path | None, typer.Option(help="Gallery to look for neighbours in.")] = None,
+    option: Annotated[list[str], typer.Option("--set", help="Option of a method, such as occlusion.window=48.")] = [],  # noqa: B006
+    topk: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Explain pictures without a server: arrays, overlays and one HTML report."""
+    keep_freed_memory()
+    params = _params(wanted_names(methods), option, target, topk)
+    paths = list(_pictures(images))
+    with step(f"loading {model}"):
+        classifier = load(model, device=device)
+        engine = Engine(classifier, gallery=Gallery.open(gallery) if gallery else None)
+    answers, failed = _answer_all(engine, paths, params)
+    if answers:
+        write_folder(output, answers, model=classifier.spec.name)
+        show_table(answers)
+        out.print(f"report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    for path, error in failed:
+        console.print(f"not explained: {path}: {error.message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _params(methods: Sequence[str], option: Sequence[str], target: str, topk: int) -> Params:
+    given: dict[str, Any] = {"methods": method_params(methods, option), "topk": topk}
+    if target:
+        given["target"] = int(target) if target.isdigit() else target
+    return parse_params(given | {"output": ["array", "overlay", "heatmap"]})
+
+
+def _pictures(given: Sequence[Path]) -> Iterator[Path]:
+    """The files as they are, and the pictures of the folders, sorted."""
+    for path in given:
+        if not path.is_dir():
+            yield path
+            continue
+        yield from picture_files(path).values()
+
+
+def _answer_all(
+    engine: Engine, paths: Sequence[Path], params: Params
+) -> tuple[list[Answer], list[tuple[Path, ConvLensError]]]:
+    answers: list[Answer] = []
+    failed: list[tuple[Path, ConvLensError]] = []
+    waiting = iter(paths)
+    with counted("explaining", len(paths)) as bar:
+        while chunk := list(islice(waiting, BATCH)):
+            for path, request, reply in _answer(engine, chunk, params):
+                if isinstance(reply, Reply) and request is not None:
+                    view_HWC = image.prepare(request.picture, engine.classifier.spec).view_HWC
+                    answers.append(Answer(path.name, image.encode_png(view_HWC), reply, params))
+                elif isinstance(reply, ConvLensError):
+                    failed.append((path, reply))
+            bar.advance(bar.task_ids[0], len(chunk))
+    return answers, failed
+
+
+def _answer(
+    engine: Engine, paths: Sequence[Path], params: Params
+) -> Iterator[tuple[Path, Request | None, Reply | ConvLensError]]:
+    """Each path with what became of it; a picture that cannot be read does not hold up the others."""
+    requests: dict[Path, Request] = {}
+    for path in paths:
+        try:
+            requests[path] = Request(image.read(path), params)
+        except ConvLensError as error:
+            yield path, None, error
+    replies = engine.run(list(requests.values()))
+    for (path, request), reply in zip(requests.items(), replies, strict=True):
+        yield path, request, reply

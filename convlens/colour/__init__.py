@@ -1,0 +1,24 @@
+"""Maps to RGB: reducing, scaling, colour maps, overlays, grids. numpy only.
+
+``maps`` turns values into maps and finds their scale; ``palettes`` turns maps into colours; ``pictures`` lays them over
+photographs and side by side. Wrong shapes and NaN are bugs of the caller, hence ValueError.
+"""
+
+from __future__ import annotations
+
+from convlens.colour.maps import abs_max, resize_map, scale, signed_sum, smoothed
+from convlens.colour.palettes import diverging, sequential
+from convlens.colour.pictures import gradient_picture, grid, overlay
+
+__all__ = [
+    "abs_max",
+    "diverging",
+    "gradient_picture",
+    "grid",
+    "overlay",
+    "resize_map",
+    "scale",
+    "sequential",
+    "signed_sum",
+    "smoothed",
+]

@@ -1,0 +1,115 @@
+"""The explanation methods by name. A new method is one new file with a decorated function in this folder."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+
+from convlens.errors import RequestError, near_matches
+from convlens.explain.forward import ForwardPass
+from convlens.types import Ints, Result
+
+Needs = Literal["gradient", "scores", "embedding", "model"]
+Drawing = Literal["magnitude", "signed", "picture", "thumbnails"]
+Explainer = Callable[..., Result]
+Cost = Callable[[Mapping[str, Any], int], float]
+
+
+def _few_forwards(_: Mapping[str, Any], __: int) -> float:
+    return 3.0  # one forward and one backward, which costs about two
+
+
+@dataclass(frozen=True)
+class Method:
+    """``needs`` tells the engine what to share between rows, ``drawing`` how the raw values become a picture.
+
+    ``cost(options, side)`` estimates the work on one picture of ``side`` pixels, in forward passes.
+    """
+
+    name: str
+    title: str
+    run: Explainer
+    needs: Needs
+    drawing: Drawing
+    shows: str
+    does_not_show: str
+    cost: Cost
+
+    @functools.cached_property
+    def options(self) -> Mapping[str, tuple[Any, Any]]:
+        """Option name -> (type, possibly Annotated with its bounds; default)."""
+        hints = get_type_hints(self.run, include_extras=True)
+        parameters = inspect.signature(self.run).parameters.values()
+        return {p.name: (hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def explainer(
+    name: str,
+    *,
+    title: str,
+    needs: Needs,
+    drawing: Drawing,
+    shows: str,
+    does_not_show: str,
+    cost: Cost = _few_forwards,
+) -> Callable[[Explainer], Explainer]:
+    """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``."""
+
+    def register(function: Explainer) -> Explainer:
+        _METHODS[name] = Method(name, title, function, needs, drawing, shows, does_not_show, cost)
+        return function
+
+    return register
+
+
+def methods() -> tuple[str, ...]:
+    """All names, sorted."""
+    _import_all()
+    return tuple(sorted(_METHODS))
+
+
+def get(name: str) -> Method:
+    """The method of that name, or RequestError with the names there are."""
+    known = methods()
+    if name not in _METHODS:
+        raise RequestError(
+            f"no method {name!r}{near_matches(name, known)}; there are: {', '.join(known)}", field="method"
+        )
+    return _METHODS[name]
+
+
+def run(
+    name: str, forward: ForwardPass, target_N: Sequence[int] | Ints | None = None, options: Mapping[str, Any] | None = None
+) -> Result:
+    """Explain each row of ``forward`` for its own target (None: the predicted class).
+
+    Raises RequestError for an unknown method or option, TargetError for a class the model does not have.
+    """
+    method = get(name)
+    given = dict(options or {})
+    for key in given:
+        if key not in method.options:
+            raise RequestError(
+                f"{name} has no option {key!r}{near_matches(key, method.options)}; there are: {', '.join(method.options)}",
+                field=f"options.{key}",
+            )
+    return method.run(forward, forward.targets(target_N), **given)
+
+
+@functools.cache
+def _import_all() -> None:
+    # Files are found, not listed, so that adding one edits nothing else.
+    package = importlib.import_module("convlens.explain")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"convlens.explain.{module.name}")
+
+

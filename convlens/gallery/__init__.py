@@ -1,0 +1,32 @@
+"""Pictures to find neighbours among: a folder with their embeddings, names, labels and thumbnails, tied to the weights.
+
+    building.py  pictures -> a gallery            store.py     the Gallery: open, query
+    sources.py   folders and lists of pictures    search.py    exact nearest vectors (faiss)
+    labels.py    where labels come from           features.py  which vectors may be compared, and how
+    writing.py   files of one version             versions.py  swapping versions so that a kill cannot hurt
+    manifest.py  what a version must hold         entries.py   names, labels and thumbnails on disk
+
+Importing this loads neither faiss nor torch: faiss comes with the first query, torch with ``build``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from convlens.gallery.entries import GalleryEntry
+from convlens.gallery.store import Gallery
+from convlens.gallery.writing import write
+
+if TYPE_CHECKING:
+    from convlens.gallery.building import BuildReport, build, build_from
+
+__all__ = ["BuildReport", "Gallery", "GalleryEntry", "build", "build_from", "write"]
+
+_BUILDING = ("BuildReport", "build", "build_from")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _BUILDING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("convlens.gallery.building"), name)

@@ -1,0 +1,98 @@
+"""Names, labels and thumbnails of a gallery's pictures, and how they lie on disk."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeGuard, overload
+
+from convlens.errors import GalleryError
+
+
+@dataclass(frozen=True)
+class GalleryEntry:
+    """One picture. ``thumbnail`` is a JPEG, empty where none is kept."""
+
+    id: str
+    label: str
+    thumbnail: bytes = b""
+
+
+@dataclass(frozen=True)
+class _Row:
+    id: str
+    label: str
+    offset: int
+    length: int
+
+
+class StoredEntries(Sequence[GalleryEntry]):
+    """A gallery's entries in its order; thumbnails stay on disk until they are looked at.
+
+    They remain readable after the files were deleted, as happens when a gallery is replaced under a running server.
+    """
+
+    def __init__(self, rows: Sequence[_Row], thumbnails: mmap.mmap | bytes) -> None:
+        self._rows = rows
+        self._thumbnails = thumbnails
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> GalleryEntry: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[GalleryEntry]: ...
+    def __getitem__(self, at: int | slice) -> GalleryEntry | Sequence[GalleryEntry]:
+        if isinstance(at, slice):
+            return StoredEntries(self._rows[at], self._thumbnails)
+        row = self._rows[at]
+        return GalleryEntry(row.id, row.label, self._thumbnails[row.offset : row.offset + row.length])
+
+
+def write_entries(entries: Iterable[GalleryEntry], lines: BinaryIO, thumbnails: BinaryIO) -> None:
+    """One JSON line an entry, and all thumbnails one after the other."""
+    offset = 0
+    for entry in entries:
+        length = thumbnails.write(entry.thumbnail)
+        fields = {"id": entry.id, "label": entry.label, "offset": offset, "length": length}
+        lines.write(json.dumps(fields).encode() + b"\n")
+        offset += length
+
+
+def read_entries(lines: Path, thumbnails: Path) -> StoredEntries:
+    """Raises GalleryError, naming the file, for lines that are no entries or point outside the thumbnails."""
+    size = thumbnails.stat().st_size
+    rows = [_row(line, number, lines, size) for number, line in _lines(lines)]
+    return StoredEntries(rows, _mapped(thumbnails))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        yield from enumerate(file, start=1)
+
+
+def _row(line: bytes, number: int, path: Path, size: int) -> _Row:
+    try:
+        fields = json.loads(line)
+        row = _Row(fields["id"], fields["label"], fields["offset"], fields["length"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise GalleryError(f"{path}: line {number} is damaged ({error}); build the gallery again") from error
+    texts = isinstance(row.id, str) and isinstance(row.label, str)
+    if not (texts and _count(row.offset) and _count(row.length) and row.offset + row.length <= size):
+        raise GalleryError(f"{path}: line {number} is no entry, or its thumbnail lies outside; build the gallery again")
+    return row
+
+
+def _count(given: object) -> TypeGuard[int]:
+    return type(given) is int and given >= 0
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:  # nothing cannot be mapped
+            return b""
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

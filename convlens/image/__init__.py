@@ -1,0 +1,24 @@
+"""Bytes to pictures, pictures to what a model sees, and back to bytes. Pillow and numpy only.
+
+``formats`` names what bytes are; ``headers`` and ``directory`` read what must be known before Pillow may; ``modes``
+makes any mode RGB; ``decoding``, ``preparing`` and ``encoding`` hold the public functions.
+"""
+
+from __future__ import annotations
+
+from convlens.image.decoding import Limits, decode, read
+from convlens.image.encoding import encode_jpeg, encode_png, thumbnail
+from convlens.image.preparing import Prepared, denormalise, normalise, prepare
+
+__all__ = [
+    "Limits",
+    "Prepared",
+    "decode",
+    "denormalise",
+    "encode_jpeg",
+    "encode_png",
+    "normalise",
+    "prepare",
+    "read",
+    "thumbnail",
+]

@@ -1,0 +1,53 @@
+"""What flows into or out of chosen layers, caught in the same forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from convlens.errors import RequestError
+from convlens.instrument.modules import layer_of, private_tree
+
+
+class Tap:
+    """``module`` is to be called instead of the tapped model; then ``inputs`` and ``outputs`` hold tensors by layer name."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
+
+
+@contextmanager
+def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Iterator[Tap]:
+    """Catch the first input or the output of the named layers; a layer that runs twice keeps its last call.
+
+    What is caught is a clone: an in-place ReLU after the layer would otherwise overwrite it. RequestError for an unknown layer,
+    with near matches, and on leaving for one that never ran.
+    """
+    tap = Tap(private_tree(module))
+    for name in inputs:
+        layer_of(tap.module, name).register_forward_pre_hook(_catch_input(tap, name))
+    for name in outputs:
+        layer_of(tap.module, name).register_forward_hook(_catch_output(tap, name))
+    yield tap
+    for name, caught in [*((n, tap.inputs) for n in inputs), *((n, tap.outputs) for n in outputs)]:
+        if name not in caught:
+            raise RequestError(f"layer {name!r} exists but did not run in this forward pass; choose another layer")
+
+
+def _catch_input(tap: Tap, name: str) -> Any:
+    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        tap.inputs[name] = given[0].clone()
+
+    return hook
+
+
+def _catch_output(tap: Tap, name: str) -> Any:
+    def hook(_: nn.Module, __: Any, out: Tensor) -> None:
+        tap.outputs[name] = out.clone()
+
+    return hook

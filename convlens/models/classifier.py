@@ -1,0 +1,54 @@
+"""A model that is ready to answer, and the device it answers on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from convlens.errors import ModelError
+from convlens.types import ModelSpec
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network in eval mode, in float32, none of its parameters requiring a gradient.
+
+    ``module`` maps normalised pictures N×3×crop×crop to logits N×K. ``source`` is the full name that it was loaded by,
+    local folders included (after ``unpack`` the name of its architecture alone); ``spec.name`` has no folders and
+    is fit to be shown.
+    """
+
+    module: nn.Module
+    spec: ModelSpec
+    device: torch.device
+    source: str
+
+
+def choose_device(wanted: str | torch.device) -> torch.device:
+    """The device meant by ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises ModelError for a device that is not there: there is no fall-back.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ModelError(f"no device {wanted!r}; there are: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise ModelError(f"device {str(wanted)!r} is not supported; there are: auto, cpu, cuda, cuda:N")
+    return _cuda(device)
+
+
+def _cuda(device: torch.device) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ModelError(f"device '{device}' was asked for, but torch finds no CUDA device here; use cpu or auto")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= count:
+        raise ModelError(f"device '{device}' was asked for, but there are {count}: cuda:0..cuda:{count - 1}")
+    return torch.device("cuda", index)

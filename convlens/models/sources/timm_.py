@@ -1,0 +1,123 @@
+"""``timm:NAME``, ``timm:NAME.TAG``, ``timm:NAME:untrained``: the networks of pytorch-image-models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import constants
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from convlens.errors import ModelError, near_matches
+from convlens.models.feed import Feed, interpolation
+from convlens.models.labels import imagenet_labels
+from convlens.models.names import UNTRAINED, ModelName, Name, split_variant
+from convlens.models.options import Options
+from convlens.models.seeded import seeded
+from convlens.models.sources import Draft, Source, model_source
+from convlens.models.weights import apply_state_dict, read_state_dict
+
+CACHED_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@model_source("timm")
+class Timm(Source):
+    """TAG names the weights (``timm:resnet50.a1_in1k``); without it, timm's first choice. Pictures are prepared as
+    timm's data config says, always with a centre crop. With ``?weights=FILE`` or ``:untrained`` the network has as many
+    classes as labels.
+    """
+
+    def names(self) -> Iterable[ModelName]:
+        cached = _cached()
+        return [ModelName(f"timm:{name}", name in cached) for name in timm.list_models(pretrained=True)]
+
+    def draft(self, name: Name, options: Options) -> Draft:
+        module = self._module(name, options)
+        classes = getattr(module, "num_classes", 0)
+        if not classes:
+            raise ModelError(
+                f"{name.text!r} has no classes: timm has it for its features only; give weights=FILE and labels=FILE"
+            )
+        return Draft(module, _feed(name, module), imagenet_labels() if classes == 1000 else None)
+
+    def skeleton(self, name: Name, classes: int) -> nn.Module:
+        model, variant = split_variant(name)
+        _check_model(model, variant)
+        return _create(model, num_classes=classes)
+
+    def portable(self, name: Name, folder: Path) -> str:
+        return f"timm:{split_variant(name)[0]}:{UNTRAINED}"
+
+    def _module(self, name: Name, options: Options) -> nn.Module:
+        model, variant = split_variant(name)
+        _check_model(model, variant)
+        if options.weights is None and variant != UNTRAINED:
+            return _pretrained(model)
+        if options.weights is not None and variant == UNTRAINED:
+            raise ModelError(
+                f"{name.text!r} asks for untrained weights and for weights={options.weights}; leave one out"
+            )
+        module = self.skeleton(name, len(options.labels)) if options.labels else _create(model)
+        if options.weights is not None:
+            apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
+        return module
+
+
+def _check_model(model: str, variant: str) -> None:
+    if variant not in ("", UNTRAINED):
+        raise ModelError(f"timm:{model}:{variant} should read timm:{model}.TAG or timm:{model}:{UNTRAINED}")
+    architecture, _, tag = model.partition(".")
+    if not timm.is_model(architecture):
+        known = timm.list_models()
+        raise ModelError(
+            f"timm has no model {architecture!r}{near_matches(architecture, known)}; `convlens models` lists them all"
+        )
+    tags = [full.partition(".")[2] for full in timm.list_models(f"{architecture}.*", pretrained=True)]
+    if tag and tag not in tags:
+        raise ModelError(
+            f"timm:{architecture} has no weights {tag!r}; there are: "
+            f"{', '.join(tags) or 'none'}{near_matches(tag, tags)}"
+        )
+
+
+def _create(model: str, *, num_classes: int | None = None) -> nn.Module:
+    with seeded():
+        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
+    return module
+
+
+def _pretrained(model: str) -> nn.Module:
+    if not timm.models.is_model_pretrained(model):
+        raise ModelError(
+            f"timm has no weights for {model!r}; use timm:{model}?weights=FILE or timm:{model}:{UNTRAINED}"
+        )
+    try:
+        with seeded():
+            module: nn.Module = timm.create_model(model, pretrained=True)
+    except (OSError, RuntimeError) as error:  # huggingface_hub's own errors are OSErrors
+        config = timm.get_pretrained_cfg(model)
+        wanted = (config.hf_hub_id or config.url) if config else model
+        raise ModelError(
+            f"the weights of timm:{model} could not be had: {error} Wanted: {wanted}. "
+            f"Fetch it elsewhere and use timm:{model}?weights=FILE, or timm:{model}:{UNTRAINED}"
+        ) from error
+    return module
+
+
+def _feed(name: Name, module: nn.Module) -> Feed:
+    config: Any = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise ModelError(f"{name.text!r} wants pictures of {channels}×{height}×{width}; ConvLens feeds square RGB ones")
+    resize = math.floor(height / config["crop_pct"])  # as timm's own evaluation does it
+    return Feed(height, resize, interpolation(config["interpolation"]), tuple(config["mean"]), tuple(config["std"]))
+
+
+def _cached() -> set[str]:
+    """Names whose weights lie in the hub's cache, which has one folder ``models--timm--NAME.TAG`` for each."""
+    snapshots = Path(constants.HF_HUB_CACHE).glob("models--timm--*/snapshots/*/*")
+    return {file.parents[2].name.removeprefix("models--timm--") for file in snapshots if file.name in CACHED_FILES}

@@ -1,0 +1,84 @@
+"""Scores and embeddings of many pictures, in batches, by eager PyTorch."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convlens.instrument import require_eval, tapped
+from convlens.types import Floats
+
+# Measured on two cores: from batches of 4 on, the default model's cost per picture is flat; beyond 32 it rises again.
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class TorchRuntime:
+    """Runs ``module`` without gradients. ``embedding_layer`` names the layer whose input is the embedding.
+
+    Raises ModelError for a model in training mode.
+    """
+
+    module: nn.Module
+    embedding_layer: str
+    device: torch.device
+    batch: int = BATCH
+    name = "torch"
+
+    def __post_init__(self) -> None:
+        require_eval(self.module)
+
+    def logits(self, x_NCHW: Tensor | Floats) -> Floats:
+        """Logits (N, K) of normalised pictures (N, C, H, W)."""
+        with torch.inference_mode():
+            parts = [self.module(part) for part in self._batches(x_NCHW)]
+            return _numpy(torch.cat(parts))
+
+    def logits_and_embeddings(self, x_NCHW: Tensor | Floats) -> tuple[Floats, Floats]:
+        """Logits (N, K) and embeddings (N, D) from the same forward passes."""
+        logits, embeddings = [], []
+        with torch.inference_mode(), tapped(self.module, inputs=[self.embedding_layer]) as tap:
+            for part in self._batches(x_NCHW):
+                logits.append(tap.module(part))
+                embeddings.append(pooled(tap.inputs[self.embedding_layer]))
+            return _numpy(torch.cat(logits)), _numpy(torch.cat(embeddings))
+
+    def _batches(self, x_NCHW: Tensor | Floats) -> tuple[Tensor, ...]:
+        return as_input(x_NCHW, self.module, self.device).split(self.batch)
+
+
+def as_input(x_NCHW: Tensor | Floats, module: nn.Module, device: torch.device) -> Tensor:
+    """The pictures on the model's device, in the model's dtype, channels last (a third faster on these networks)."""
+    dtype = next(module.parameters()).dtype
+    return torch.as_tensor(x_NCHW).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+
+
+def pooled(features: Tensor) -> Tensor:
+    """Features (N, D) as they are, maps (N, D, H, W) averaged over space."""
+    return features.flatten(2).mean(2) if features.ndim > 2 else features
+
+
+def _numpy(x: Tensor) -> Floats:
+    return np.asarray(x.detach().cpu().numpy())
+
+
+def keep_freed_memory() -> bool:
+    """Let this process reuse big freed blocks instead of returning them to the kernel; True where that was possible.
+
+    Activations of many megabytes are otherwise mapped, page-faulted and unmapped anew in every forward pass: on two cores a
+    batch of 16 of the default model took 12.8 ms a picture without and 8.4 ms with this. For processes that are ours
+    (command line, worker), never on import.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # a C library other than glibc
+        return False
+    trim_threshold, mmap_threshold = -1, -3
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))

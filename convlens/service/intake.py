@@ -1,0 +1,106 @@
+"""What arrives at a server's door, in any client's style -> a Request. Knows bodies and headers, but no server."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from convlens import image
+from convlens.errors import ImageError, MediaTypeError, RequestError, near_matches
+from convlens.service.request import Params, Request, parse_params
+
+_PARTS = ("data", "params")
+
+
+def read_request(
+    parts: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    explain: bool = False,
+    path_method: str = "",
+    limits: image.Limits | None = None,
+) -> Request:
+    """The request that these body parts make.
+
+    ``parts`` is either ``{"body": …}`` with the whole body (picture bytes, or the object of a JSON body), or the fields ``data`` and
+    ``params`` of a form or map. ``explain`` asks for explanations, ``path_method`` names one in the URL's path.
+    Raises ImageError, MediaTypeError (415) or RequestError (422) saying what to send instead.
+    """
+    content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
+    if "body" in parts:
+        parts = _whole_body(parts["body"], content_type)
+    unknown = [name for name in parts if name not in _PARTS]
+    if unknown:
+        hint = near_matches(unknown[0], _PARTS) or ";"
+        raise RequestError(f"unknown part {unknown[0]!r}{hint} known parts: data, params", field=unknown[0])
+    if "data" not in parts:
+        raise RequestError("no picture in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data")
+    params = _with_route(_params(parts.get("params")), explain=explain, path_method=path_method)
+    picture = image.decode(_bytes(parts["data"]), limits=limits or image.Limits())
+    return Request(picture, params)
+
+
+def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
+    if isinstance(body, dict):
+        return body
+    if isinstance(body, list):
+        raise RequestError('a JSON body is an object like {"data": {"b64": "…"}, "params": {…}}, not a list', field="data")
+    if content_type == "application/x-www-form-urlencoded":
+        raise MediaTypeError("this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg")
+    if content_type == "application/json":
+        raise ImageError("the body says it is JSON, but it does not parse as such")
+    if isinstance(body, str) or content_type.startswith("text/"):
+        raise MediaTypeError("the body is text; send the picture itself by -T cat.jpg or -F data=@cat.jpg")
+    return {"data": body}
+
+
+def _params(given: Any) -> dict[str, Any]:
+    """The parameters as an object, from JSON text where they come as such."""
+    if given is None:
+        return {}
+    if isinstance(given, bytes | bytearray | str):
+        given = _parsed(given)
+    if not isinstance(given, dict):
+        raise RequestError(f"params must be a JSON object, got {type(given).__name__}", field="params")
+    return given
+
+
+def _parsed(text: bytes | bytearray | str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"params is not valid JSON: {str(error)[:200]}", field="params") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _with_route(given: dict[str, Any], *, explain: bool, path_method: str) -> Params:
+    """The parameters together with what the URL asks for."""
+    if path_method:
+        if given.get("methods") is not None:
+            raise RequestError("methods are named in the path and in params; name them in one place", field="methods")
+        given = given | {"methods": [path_method]}
+    return parse_params({"explain": True} | given if explain else given)
+
+
+def _bytes(data: Any) -> bytes:
+    """The picture's bytes: as they came, or from {"b64": …} or base64 text."""
+    if isinstance(data, bytes | bytearray):
+        return bytes(data)
+    text = data.get("b64") if isinstance(data, dict) and set(data) == {"b64"} else data
+    if not isinstance(text, str):
+        raise RequestError('data must be picture bytes, base64 text or {"b64": "…"}', field="data")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"data is not valid base64: {error}", field="data") from error
+
+
+def _header(headers: Mapping[str, str], wanted: str) -> str:
+    """Header names are case-insensitive, whatever the server makes of them."""
+    return next((str(value) for name, value in headers.items() if name.lower() == wanted), "")

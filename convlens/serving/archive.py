@@ -1,0 +1,166 @@
+"""Building the archive (.mar) that TorchServe serves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from convlens.errors import ServerError
+from convlens.serving.contents import GALLERY, contents
+from convlens.serving.launch import require_name
+from convlens.serving.manifest import MANIFEST
+from convlens.serving.model_config import ArchiveOptions, model_config
+from convlens.serving.places import handlers_folder
+
+CONFIG = "model-config.yaml"
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can name
+_CHUNK = 1 << 20
+
+
+def build(
+    *,
+    name: str,
+    model_dir: Path | None,
+    store: Path,
+    gallery: Path | None = None,
+    version: str = "1.0",
+    options: ArchiveOptions | None = None,
+) -> Path:
+    """Write ``store/NAME.mar`` from what ``convlens.models.pack`` wrote to ``model_dir``, and return its path.
+
+    Same inputs, same bytes. Written beside, then renamed: a server that loads it now gets the old or the new one.
+    Raises ServerError.
+    """
+    recipe = _recipe(name, model_dir, gallery, version, options or ArchiveOptions())
+    store.mkdir(parents=True, exist_ok=True)
+    path = store / f"{name}.mar"
+    with tempfile.TemporaryDirectory(prefix="convlens-archive-") as temp:
+        unpacked = _archiver(recipe, Path(temp))
+        _zip(unpacked, path, comment=recipe.fingerprint())
+    return path
+
+
+def fingerprint(
+    *,
+    name: str,
+    model_dir: Path | None,
+    gallery: Path | None = None,
+    version: str = "1.0",
+    options: ArchiveOptions | None = None,
+) -> str:
+    """sha256 over everything ``build`` would put into the archive. Raises ServerError as ``build`` does."""
+    return _recipe(name, model_dir, gallery, version, options or ArchiveOptions()).fingerprint()
+
+
+def is_current(path: Path, fingerprint: str) -> bool:
+    """Whether the archive is there, whole and made from inputs of this fingerprint."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment.decode("ascii", errors="replace") == fingerprint
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    name: str
+    version: str
+    handler: Path
+    config: str
+    files: Mapping[str, Path]
+
+    def fingerprint(self) -> str:
+        said = [self.name, self.version, self.handler.name, _sha256(self.handler), self.config, _archiver_version()]
+        files = {name: _sha256(path) for name, path in self.files.items()}
+        return hashlib.sha256(json.dumps([said, files], sort_keys=True).encode()).hexdigest()
+
+
+def _recipe(name: str, model_dir: Path | None, gallery: Path | None, version: str, options: ArchiveOptions) -> _Recipe:
+    handler = options.handler or handlers_folder() / "convlens_handler.py"
+    if not handler.is_file():
+        raise ServerError(f"no handler {handler}")
+    config = model_config(options, gallery=GALLERY if gallery else None)
+    return _Recipe(require_name(name), version, handler, config, contents(model_dir=model_dir, gallery=gallery))
+
+
+def _archiver(recipe: _Recipe, temp: Path) -> Path:
+    """Run torch-model-archiver on the staged files; returns the folder that it made instead of an archive.
+
+    It runs in a temporary folder of its own, because it deletes ``$TMPDIR/<model name>`` first.
+    """
+    _stage(recipe, temp)
+    given = {
+        "model-name": recipe.name,
+        "version": recipe.version,
+        "handler": str(recipe.handler.resolve()),
+        "extra-files": f"{temp / 'extra'}{os.sep}",
+        "config-file": str(temp / CONFIG),
+        "export-path": str(temp / "out"),
+        "archive-format": "no-archive",
+    }
+    arguments = [part for key, value in given.items() for part in (f"--{key}", value)]
+    command = [sys.executable, "-m", "model_archiver.model_packaging", *arguments]
+    environment = {**os.environ, "TMPDIR": str(temp / "tmp")}
+    done = subprocess.run(command, cwd=temp, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerError(f"torch-model-archiver failed: {(done.stderr or done.stdout).strip()[-1000:]}")
+    return temp / "out" / recipe.name
+
+
+def _stage(recipe: _Recipe, temp: Path) -> None:
+    for folder in ("extra", "out", "tmp"):
+        (temp / folder).mkdir()
+    (temp / CONFIG).write_text(recipe.config, encoding="utf-8")
+    for name, path in recipe.files.items():
+        place = temp / "extra" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+
+
+def _zip(folder: Path, path: Path, *, comment: str) -> None:
+    """Sorted, undated and uncompressed: weights hardly shrink, and zlib's versions differ in their bytes."""
+    _undate(folder / MANIFEST)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(part, "w") as archive:
+            archive.comment = comment.encode("ascii")
+            for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                _add(archive, file, file.relative_to(folder).as_posix())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _undate(manifest: Path) -> None:
+    said = json.loads(manifest.read_text(encoding="utf-8")) | {"createdOn": "01/01/1980 00:00:00"}
+    manifest.write_text(json.dumps(said, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _add(archive: zipfile.ZipFile, file: Path, name: str) -> None:
+    entry = zipfile.ZipInfo(name, date_time=_DATE)
+    entry.create_system, entry.external_attr = 3, 0o644 << 16
+    entry.file_size = file.stat().st_size  # tells zipfile early whether this one needs 64-bit sizes
+    with file.open("rb") as source, archive.open(entry, "w") as target:
+        shutil.copyfileobj(source, target, _CHUNK)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _archiver_version() -> str:
+    try:
+        return version("torch-model-archiver")
+    except PackageNotFoundError as error:
+        raise ServerError("torch-model-archiver is not installed; run `pip install 'convlens[serve]'`") from error

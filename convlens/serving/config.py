@@ -1,0 +1,116 @@
+"""The configuration of one server, made from the committed ``config.properties``."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from convlens.errors import ServerError
+from convlens.serving import properties
+from convlens.serving.places import handlers_folder
+
+LOOPBACK = "127.0.0.1"
+_REST = ("inference", "management", "metrics")
+_GRPC = ("grpc_inference", "grpc_management")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports of one server, all on the loopback address; the defaults are TorchServe's own."""
+
+    inference: int = 8080
+    management: int = 8081
+    metrics: int = 8082
+    grpc_inference: int = 7070
+    grpc_management: int = 7071
+
+
+def committed() -> Path:
+    """The repository's ``config.properties``, beside the ``handlers`` package. Raises ServerError where it is not."""
+    path = handlers_folder().parent / "config.properties"
+    if not path.is_file():
+        raise ServerError(f"no {path}; run from a checkout of the repository, or say which file to start from")
+    return path
+
+
+def effective(
+    base: Path,
+    *,
+    ports: Ports,
+    model_store: Path,
+    models: Mapping[str, str],
+    auth: bool = True,
+    overrides: Mapping[str, str] | None = None,
+) -> str:
+    """The text of ``base`` with this server's ports, archives (name -> file inside ``model_store``) and tokens.
+
+    Keys of ``base`` that are not ours to set are kept as they are; ``overrides`` comes last. Raises ServerError for a
+    base that cannot be read.
+    """
+    values = read(base) | _addresses(ports)
+    values["model_store"] = str(model_store)
+    values["load_models"] = ",".join(f"{name}={file}" for name, file in models.items())
+    values["disable_token_authorization"] = "false" if auth else "true"
+    return properties.dump(values | dict(overrides or {}))
+
+
+def read(base: Path) -> dict[str, str]:
+    """The pairs of a properties file. Raises ServerError naming the file."""
+    try:
+        return properties.parse(base.read_text(encoding="latin-1"))
+    except OSError as error:
+        raise ServerError(f"cannot read the server configuration {base}: {error.strerror}") from error
+
+
+def configured_ports(base: Path) -> Ports:
+    """The ports that the file itself names, TorchServe's own where it names none. Raises ServerError."""
+    values, usual = read(base), Ports()
+    found = {}
+    for name in (field.name for field in fields(Ports)):
+        key = f"{name}_address" if name in _REST else f"{name}_port"
+        found[name] = _port(values[key], key=key) if key in values else getattr(usual, name)
+    return Ports(**found)
+
+
+def free_ports() -> Ports:
+    """Ports nobody listens on now. They are held together while chosen, so no two are the same."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server((LOOPBACK, 0))) for _ in fields(Ports)]
+        return Ports(*(taken.getsockname()[1] for taken in sockets))
+
+
+def require_free(ports: Ports) -> None:
+    """Raises ServerError naming each port that somebody already listens on, or that is named twice."""
+    numbers = astuple(ports)
+    if len(set(numbers)) < len(numbers):
+        raise ServerError(f"a server needs five different ports, not {ports}")
+    taken = [f"{field.name} {number}" for field, number in zip(fields(ports), numbers, strict=True) if _taken(number)]
+    if taken:
+        raise ServerError(
+            f"in use on {LOOPBACK}: port {', '.join(taken)}; stop the server that listens there, or choose other ports"
+        )
+
+
+def _addresses(ports: Ports) -> dict[str, str]:
+    rest = {f"{name}_address": f"http://{LOOPBACK}:{getattr(ports, name)}" for name in _REST}
+    grpc = {f"{name}_address": LOOPBACK for name in _GRPC}
+    return rest | grpc | {f"{name}_port": str(getattr(ports, name)) for name in _GRPC}
+
+
+def _taken(port: int) -> bool:
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError:
+        return True
+    return False
+
+
+def _port(value: str, *, key: str) -> int:
+    text = value if value.isdigit() else urlsplit(value).netloc.rpartition(":")[2]
+    if not text.isdigit():
+        raise ServerError(f"{key}={value} names no port; write it like http://{LOOPBACK}:8080 or 7070")
+    return int(text)

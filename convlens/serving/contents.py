@@ -1,0 +1,49 @@
+"""Which files go into an archive, and under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from convlens.errors import ServerError
+from convlens.serving.places import package_folder
+
+MODEL, GALLERY = "model", "gallery"
+_PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
+_LEFT_OUT = {"__pycache__", "tests"}
+
+
+def contents(*, model_dir: Path | None, gallery: Path | None) -> dict[str, Path]:
+    """Name inside the archive -> file, sorted: the package's source, the packed model and the gallery.
+
+    The package travels along so that a stock TorchServe can serve the archive, and always by the code it was built
+    with. Raises ServerError for a missing or empty folder, and for pickles, which can run code when loaded.
+    """
+    folders = {"convlens": package_folder(), MODEL: model_dir, GALLERY: gallery}
+    found = {
+        f"{name}/{path.relative_to(folder).as_posix()}": path
+        for name, folder in folders.items()
+        if folder is not None
+        for path in _files(folder)
+    }
+    _refuse_pickles(found)
+    return dict(sorted(found.items()))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise ServerError(f"no folder {folder}, or nothing in it; nothing to put into the archive")
+    return (path for path in folder.rglob("*") if path.is_file() and _wanted(path.relative_to(folder)))
+
+
+def _wanted(path: Path) -> bool:
+    """Hidden files and folders are left out by the archiver, too."""
+    return not any(part in _LEFT_OUT or part.startswith(".") for part in path.parts) and path.suffix != ".pyc"
+
+
+def _refuse_pickles(found: Mapping[str, Path]) -> None:
+    pickles = [str(path) for path in found.values() if path.suffix in _PICKLES]
+    if pickles:
+        raise ServerError(
+            f"archives carry no pickles, which run code when loaded: {', '.join(pickles)}; use safetensors"
+        )

@@ -1,0 +1,141 @@
+"""What a TorchServe process is started with: its folders, its configuration, its command and its environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from convlens.errors import ServerError
+from convlens.serving import config
+from convlens.serving.config import Ports
+from convlens.serving.manifest import read_manifest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_SOCKET_PATH_BYTES = 107  # a unix socket's path: <temp>/.ts.sock.<number>
+# PYTHONPATH would come before the archive's own modules, and TS_CONFIG_FILE would win over our configuration.
+_DROPPED = ("PYTHONPATH", "PYTHONHOME", "TS_CONFIG_FILE", "TS_MODEL_SERVER_HOME")
+_LOCALE = "C.UTF-8"  # in the C locale Java cannot even name a folder with a letter beyond ASCII
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is rarely other than usual.
+
+    ``base``: the committed config.properties unless given; ``overrides``: keys of it, for this server only.
+    ``threads`` for each worker: OMP_NUM_THREADS where that is set, else the cores shared out among all workers.
+    """
+
+    base: Path | None = None
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
+
+
+def require_name(name: str) -> str:
+    """The name, when TorchServe and its archiver both take it as a model's. Raises ServerError."""
+    if not _NAME.fullmatch(name):
+        raise ServerError(f"model name {name!r}: letters, digits, '_' and '-' only, the first a letter or digit")
+    return name
+
+
+def temp_dir() -> Path:
+    """A new folder, own and short: servers that share one take each other's sockets, and a socket's path is limited."""
+    path = Path(tempfile.mkdtemp(prefix="convlens-"))
+    if len(os.fsencode(path / ".ts.sock.00000")) > _SOCKET_PATH_BYTES:
+        path.rmdir()
+        raise ServerError(f"{path.parent} is too long a path for a socket's folder; set TMPDIR to a shorter one")
+    return path
+
+
+def fresh(run_dir: Path) -> Path:
+    """The folder without an earlier run's logs and model links, which would be read as this one's.
+
+    Raises ServerError while another server runs there.
+    """
+    run_dir = run_dir.absolute()
+    if (pid := _running_in(run_dir)) is not None:
+        raise ServerError(f"a TorchServe (process {pid}) still runs in {run_dir}; stop it, or choose another folder")
+    for name in ("logs", "model_store"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+        (run_dir / name).mkdir(parents=True)
+    (run_dir / "key_file.json").unlink(missing_ok=True)
+    return run_dir
+
+
+def write_config(run_dir: Path, archives: Mapping[str, Path], *, ports: Ports, auth: bool, settings: Settings) -> None:
+    """``run_dir/config.properties``, and the archives linked into ``run_dir/model_store``. Raises ServerError."""
+    store = run_dir / "model_store"
+    models = {name: _link(require_name(name), archive, store) for name, archive in archives.items()}
+    base = settings.base or config.committed()
+    text = config.effective(
+        base, ports=ports, model_store=store, models=models, auth=auth, overrides=settings.overrides
+    )
+    (run_dir / "config.properties").write_text(text, encoding="ascii")
+
+
+def launch(java: Path, run_dir: Path, temp: Path, *, threads: int) -> subprocess.Popen[bytes]:
+    """The key file is written to the working folder; the session of its own keeps a terminal's Ctrl-C away."""
+    command, environment = _command(java, run_dir, temp), _environment(run_dir, temp, threads)
+    with (run_dir / "logs" / "console.log").open("wb") as console:
+        return subprocess.Popen(
+            command,
+            cwd=run_dir,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def thread_share(settings: Settings, archives: Iterable[Path]) -> int:
+    """Threads for one worker; left alone, torch takes every core in every one. Raises ServerError for a bad archive."""
+    workers = sum(read_manifest(archive).workers for archive in archives)
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, (os.cpu_count() or 1) // max(1, workers))
+    return settings.threads or (int(given) if given.isdigit() else share)
+
+
+def _running_in(run_dir: Path) -> int | None:
+    settings = str(run_dir / "config.properties")
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if settings in command and "org.pytorch.serve.ModelServer" in command:
+            return int(process.pid)
+    return None
+
+
+def _link(name: str, archive: Path, store: Path) -> str:
+    """Put the archive into the server's own store, so that it can load these and no others; returns the file name."""
+    (store / f"{name}.mar").symlink_to(archive.resolve())
+    return f"{name}.mar"
+
+
+def _command(java: Path, run_dir: Path, temp: Path) -> list[str]:
+    """The Java process itself, without the ``torchserve`` script: that one adds a process and a shared pid file."""
+    spec = importlib.util.find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise ServerError("TorchServe is not installed; run `pip install 'convlens[serve]'`")
+    home, settings = Path(spec.origin).parents[1], run_dir / "config.properties"
+    jvm = ["-XX:-UsePerfData", *shlex.split(config.read(settings).get("vmargs", ""))]
+    places = [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={temp}"]
+    program = ["-cp", str(home / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"]
+    return [str(java), *jvm, *places, *program, "--python", sys.executable, "-f", str(settings), "-ncs"]
+
+
+def _environment(run_dir: Path, temp: Path, threads: int) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
+    places = {name: str(temp) for name in ("TMPDIR", "TEMP", "TMP")}
+    log_places = {name: str(run_dir / "logs") for name in ("LOG_LOCATION", "METRICS_LOCATION")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return kept | places | log_places | {"OMP_NUM_THREADS": str(threads), "PATH": path, "LC_ALL": _LOCALE}

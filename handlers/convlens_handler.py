@@ -1,0 +1,99 @@
+"""TorchServe's entry point. It translates, row by row: bytes to requests, replies to JSON, errors to status codes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convlens.errors import ConvLensError, ModelError
+from convlens.gallery import Gallery
+from convlens.image import Limits
+from convlens.models import unpack
+from convlens.runtime.torch_ import keep_freed_memory
+from convlens.service.engine import Engine, EngineOptions
+from convlens.service.intake import read_request
+from convlens.service.reply import dumps, error_json, to_json
+from convlens.service.request import Request
+from convlens.types import Reply
+
+_log = logging.getLogger(__name__)
+
+
+class ConvLensHandler:
+    """One worker's model. TorchServe finds this, the only class of the file, and calls initialize once, then handle per batch."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.limits = Limits()
+        self.initialized = False
+
+    def initialize(self, context: Any) -> None:
+        """Load the archive's model and gallery. Raises, which makes the worker fail to start, when anything is amiss."""
+        config = dict((context.model_yaml_config or {}).get("convlens") or {})
+        folder = Path(context.system_properties["model_dir"])
+        keep_freed_memory()
+        if config.get("threads"):
+            torch.set_num_threads(int(config["threads"]))
+        classifier = unpack(folder / config.get("model", "model"), device=_device(context))
+        gallery = Gallery.open(folder / config["gallery"]) if config.get("gallery") else None
+        options = EngineOptions(
+            name=str(context.model_name),
+            version=str(context.manifest["model"].get("modelVersion", "1.0")),
+            default_methods=tuple(config.get("methods") or EngineOptions.default_methods),
+            max_cost=float(config.get("max_cost") or EngineOptions.max_cost),
+        )
+        self.limits = Limits(**(config.get("limits") or {}))
+        self.engine = Engine(classifier, gallery=gallery, options=options)
+        self.initialized = True
+        _log.info("convlens serves %s on %s", classifier.spec.name, classifier.device)
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
+        """Answer a batch: one strict JSON text per item, each with its own status."""
+        if self.engine is None:
+            raise ModelError("the handler was called before it was initialised")
+        items = [self._read(item, context, n) for n, item in enumerate(data)]
+        answers = iter(self.engine.run([item for item in items if isinstance(item, Request)]))
+        return [
+            _answer(item, next(answers), context, n) if isinstance(item, Request) else _error(item, "", context, n)
+            for n, item in enumerate(items)
+        ]
+
+    def _read(self, item: dict[str, Any], context: Any, n: int) -> Request | ConvLensError:
+        headers = context.get_all_request_header(n) or {}
+        try:
+            return read_request(
+                item,
+                headers,
+                explain=str(headers.get("explain", "")).lower() == "true",
+                path_method=str(headers.get("url_path", "")).strip("/"),
+                limits=self.limits,
+            )
+        except ConvLensError as error:
+            return error
+
+
+def _answer(request: Request, reply: Reply | ConvLensError, context: Any, n: int) -> str:
+    if isinstance(reply, ConvLensError):
+        return _error(reply, request.params.request_id, context, n)
+    context.set_response_content_type(n, "application/json")
+    return dumps(to_json(reply, request.params))
+
+
+def _error(error: ConvLensError, request_id: str, context: Any, n: int) -> str:
+    # The phrase is a constant of ours: a line break in it would kill the worker.
+    context.set_response_content_type(n, "application/json")
+    context.set_response_status(error.status, type(error).__name__, n)
+    return dumps(error_json(error, request_id=request_id))
+
+
+def _device(context: Any) -> str:
+    """The GPU that TorchServe gave this worker, or the CPU; ModelError where a GPU was asked for and none was given."""
+    gpu_id = context.system_properties.get("gpu_id")
+    if gpu_id is not None:
+        return f"cuda:{gpu_id}"
+    if (context.model_yaml_config or {}).get("deviceType") == "gpu":
+        raise ModelError("deviceType is gpu, but TorchServe gave this worker none; is nvidia-smi on its PATH?")
+    return "cpu"
