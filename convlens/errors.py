@@ -1,18 +1,18 @@
 """Everything that can go wrong, each with the HTTP status a server answers it with.
 
-    ConvLensError               500
-    ├── RequestError            422   parameters that cannot be honoured
-    │   ├── TargetError         422   no such class, or more than one of that name
-    │   ├── UnsupportedModelError 422 the method is not defined for this network
-    │   └── GalleryError        422   no gallery, a gallery of other weights, a damaged one
-    ├── ImageError              400   not a picture, or a damaged one
-    │   ├── ImageTooLargeError  413   more bytes or pixels than allowed
-    │   └── MediaTypeError      415   a body that is no picture by its declared type
-    ├── OverloadError           503
-    ├── DeadlineError           504
-    ├── OutOfMemoryError        507
-    ├── ModelError              500   a model that cannot be found, loaded or trusted
-    └── ServerError             500   a server that cannot be started or reached
+ConvLensError               500
+├── RequestError            422   parameters that cannot be honoured
+│   ├── TargetError         422   no such class, or more than one of that name
+│   ├── UnsupportedModelError 422 the method is not defined for this network
+│   └── GalleryError        422   no gallery, a gallery of other weights, a damaged one
+├── ImageError              400   not a picture, or a damaged one
+│   ├── ImageTooLargeError  413   more bytes or pixels than allowed
+│   └── MediaTypeError      415   a body that is no picture by its declared type
+├── OverloadError           503
+├── DeadlineError           504
+├── OutOfMemoryError        507
+├── ModelError              500   a model that cannot be found, loaded or trusted
+└── ServerError             500   a server that cannot be started or reached
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Prediction:
 class Meta:
     """How a result came about: enough to make it again, and to judge what it cost.
 
-    ``relu_calls_seen`` and ``relu_calls_ruled`` are 0 where the method runs no backward pass of ours. Counts and seconds are
-    those of the whole batch the row was computed in.
+    ``relu_calls_seen`` and ``relu_calls_ruled`` are 0 where the method runs no backward pass of ours. Counts and
+    seconds are those of the whole batch the row was computed in.
     """
 
     weights_sha256: str
@@ -106,7 +106,13 @@ class Attribution:
         keep = slice(n, n + 1)
         extras = {name: values[keep] for name, values in self.extras.items()}
         return Attribution(
-            self.values_NCHW[keep], self.score_N[keep], self.target_N[keep], self.method, self.options, self.meta, extras
+            self.values_NCHW[keep],
+            self.score_N[keep],
+            self.target_N[keep],
+            self.method,
+            self.options,
+            self.meta,
+            extras,
         )
 
 
@@ -143,7 +149,8 @@ Result = Attribution | Neighbourhood
 class Explanation:
     """One answered method of one picture: the numbers, and the pictures made from them where asked.
 
-    ``overlay_png`` is the map laid over the picture the model saw, ``heatmap_png`` the map alone; empty where not asked.
+    ``overlay_png`` is the map laid over the picture the model saw, ``heatmap_png`` the map alone; empty where not
+    asked. ``milliseconds`` is this row's even share of the call that answered it together with others.
     """
 
     id: str

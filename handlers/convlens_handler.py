@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class ConvLensHandler:
-    """One worker's model. TorchServe finds this, the only class of the file, and calls initialize once, then handle per batch."""
+    """One worker's model. TorchServe finds this, the only class here, and calls initialize once, then handle per batch."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
@@ -31,7 +31,7 @@ class ConvLensHandler:
         self.initialized = False
 
     def initialize(self, context: Any) -> None:
-        """Load the archive's model and gallery. Raises, which makes the worker fail to start, when anything is amiss."""
+        """Load the archive's model and gallery; what it raises makes the worker fail to start."""
         config = dict((context.model_yaml_config or {}).get("convlens") or {})
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()

@@ -12,7 +12,9 @@ from convlens.gallery import Gallery, GalleryEntry, write
 SHA = "0123456789abcdef" * 4
 
 
-def make(folder: Path, vectors_ND, *, feature_space: str = "raw", model: str = "tiny", thumbnails: bool = True) -> Gallery:
+def make(
+    folder: Path, vectors_ND, *, feature_space: str = "raw", model: str = "tiny", thumbnails: bool = True
+) -> Gallery:
     """Pictures p0, p1, … in this order, with three labels in turn."""
     entries = [
         GalleryEntry(f"p{n}", f"label {n % 3}", b"\xff\xd8 picture %d" % n if thumbnails else b"")

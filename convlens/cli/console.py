@@ -1,4 +1,4 @@
-"""What the commands say, and how they show progress. All of it goes to standard error; results go to standard output."""
+"""What the commands say and how they show progress: on standard error. Results go to standard output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ out = Console()
 @contextmanager
 def step(what: str) -> Iterator[None]:
     """Show that something is under way, and for how long."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console) as bar:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console
+    ) as bar:
         bar.add_task(what, total=None)
         yield
     # A log or a pipe shows no live display: say it there, too.

@@ -34,7 +34,9 @@ TOKEN = "CONVLENS_TOKEN"
 def demo(
     images: Annotated[list[Path] | None, typer.Argument(help="Pictures; default: scikit-image's photographs.")] = None,
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    url: Annotated[str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${TOKEN}.")] = "",
+    url: Annotated[
+        str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${TOKEN}.")
+    ] = "",
     name: Annotated[str, typer.Option(help="The model's name on that server.")] = NAME,
     methods: Annotated[str, typer.Option(help="Explanations to ask for, comma-separated.")] = METHODS,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,14 +23,18 @@ from convlens.service.engine import Engine
 from convlens.service.request import Params, Request, parse_params
 from convlens.types import Reply
 
-BATCH = 8
+BATCH = 4
 
 
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaced when a run of this command made it.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write; replaced when a run of this command made it.")
+    ],
     methods: Annotated[str, METHODS] = "saliency,guided_backprop,occlusion",
-    target: Annotated[str, typer.Option(help="Class to explain: a label or an index. Default: the predicted class.")] = "",
+    target: Annotated[
+        str, typer.Option(help="Class to explain: a label or an index. Default: the predicted class.")
+    ] = "",
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     gallery: Annotated[Path | None, typer.Option(help="Gallery to look for neighbours in.")] = None,
     option: Annotated[list[str], typer.Option("--set", help="Option of a method, such as occlusion.window=48.")] = [],  # noqa: B006
@@ -50,7 +54,9 @@ def explain(
         show_table(answers)
         out.print(f"report: {output / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     for path, error in failed:
-        console.print(f"not explained: {path}: {error.message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"not explained: {path}: {error.message}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
     if failed:
         raise typer.Exit(1)
 
@@ -79,7 +85,12 @@ def _answer_all(
     waiting = iter(paths)
     with counted("explaining", len(paths)) as bar:
         while chunk := list(islice(waiting, BATCH)):
-            for path, request, reply in _answer(engine, chunk, params):
+            first = ", ".join(path.name for path in chunk[:2])
+
+            def tell(stage: str, first: str = first) -> None:
+                bar.update(bar.task_ids[0], description=f"{first}: {stage}")
+
+            for path, request, reply in _answer(engine, chunk, params, tell):
                 if isinstance(reply, Reply) and request is not None:
                     view_HWC = image.prepare(request.picture, engine.classifier.spec).view_HWC
                     answers.append(Answer(path.name, image.encode_png(view_HWC), reply, params))
@@ -90,7 +101,7 @@ def _answer_all(
 
 
 def _answer(
-    engine: Engine, paths: Sequence[Path], params: Params
+    engine: Engine, paths: Sequence[Path], params: Params, tell: Callable[[str], None]
 ) -> Iterator[tuple[Path, Request | None, Reply | ConvLensError]]:
     """Each path with what became of it; a picture that cannot be read does not hold up the others."""
     requests: dict[Path, Request] = {}
@@ -99,6 +110,6 @@ def _answer(
             requests[path] = Request(image.read(path), params)
         except ConvLensError as error:
             yield path, None, error
-    replies = engine.run(list(requests.values()))
+    replies = engine.run(list(requests.values()), on_step=tell)
     for (path, request), reply in zip(requests.items(), replies, strict=True):
         yield path, request, reply

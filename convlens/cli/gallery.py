@@ -29,7 +29,9 @@ def build(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the gallery goes; an older one is replaced.")],
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     labels: Annotated[Path | None, typer.Option(help="CSV with the columns file,label instead of folders.")] = None,
-    features: Annotated[FeatureSpace, typer.Option(help="unit: compare directions; raw: the lecture's plain L2.")] = "unit",
+    features: Annotated[
+        FeatureSpace, typer.Option(help="unit: compare directions; raw: the lecture's plain L2.")
+    ] = "unit",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Build a gallery from a folder of pictures, with the model's own embeddings."""

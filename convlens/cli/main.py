@@ -11,7 +11,10 @@ from convlens.cli.console import console
 from convlens.errors import ConvLensError
 
 app = typer.Typer(
-    help="Open the black box of convolutional networks.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    help="Open the black box of convolutional networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 app.command("explain")(explain.explain)
 app.command("models")(models.models)

@@ -12,7 +12,13 @@ from convlens.serving.model_config import ArchiveOptions
 
 
 def current_archive(
-    classifier: Classifier, *, name: str, store: Path, gallery: Path | None, version: str = "1.0", options: ArchiveOptions
+    classifier: Classifier,
+    *,
+    name: str,
+    store: Path,
+    gallery: Path | None,
+    version: str = "1.0",
+    options: ArchiveOptions,
 ) -> Path:
     """``store/NAME.mar`` for this model and gallery, built only where it is missing or out of date."""
     path = store / f"{name}.mar"
@@ -27,5 +33,10 @@ def current_archive(
             return path
         with step(f"building {path}"):
             return archive.build(
-                name=name, model_dir=Path(temp) / "model", store=store, gallery=gallery, version=version, options=options
+                name=name,
+                model_dir=Path(temp) / "model",
+                store=store,
+                gallery=gallery,
+                version=version,
+                options=options,
             )

@@ -18,7 +18,13 @@ PHOTOGRAPHS = {
     "motorcycle_left.png": "motorcycle",
     "astronaut.png": "astronaut",
 }
-_MORE = {"brick.png": "brick", "grass.png": "grass", "gravel.png": "gravel", "coins.png": "coins", "hubble_deep_field.jpg": "stars"}
+_MORE = {
+    "brick.png": "brick",
+    "grass.png": "grass",
+    "gravel.png": "gravel",
+    "coins.png": "coins",
+    "hubble_deep_field.jpg": "stars",
+}
 
 
 def photographs() -> dict[str, Path]:

@@ -25,7 +25,9 @@ RUN_DIR = Path(".convlens") / "server"
 
 
 def serve(
-    archive: Annotated[Path | None, typer.Argument(help="Archive to serve; default: the demo's, built if need be.")] = None,
+    archive: Annotated[
+        Path | None, typer.Argument(help="Archive to serve; default: the demo's, built if need be.")
+    ] = None,
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     port: Annotated[int, typer.Option(help="Inference port on 127.0.0.1; the other ports are free ones.")] = 8080,
     auth: Annotated[bool, typer.Option(help="Ask every client for a token.")] = True,
@@ -43,7 +45,9 @@ def serve(
         try:
             while not stopped.wait(1.0):
                 if live.ended() is not None:
-                    raise ServerError(f"TorchServe ended by itself with code {live.ended()}; its logs are in {live.logs}")
+                    raise ServerError(
+                        f"TorchServe ended by itself with code {live.ended()}; its logs are in {live.logs}"
+                    )
         except KeyboardInterrupt:
             pass
         say("stopping")

@@ -9,30 +9,30 @@ from rich.text import Text
 
 from convlens.cli.console import out
 from convlens.cli.output import Answer
-from convlens.types import Attribution, Explanation, Reply
+from convlens.types import Attribution, Explanation
 
 
 def show_table(answers: Sequence[Answer]) -> None:
-    """A row a picture: its best three classes, and each explanation's target and time."""
+    """A row a picture: its best three classes, and each explanation's target (with its score) and time."""
     table = Table(show_lines=True)
-    for heading in ("picture", "top 3", "explanations"):
-        table.add_column(heading)
+    for heading in ("picture", "top 3", "explanation", "of"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("ms", justify="right")
     for answer in answers:
+        top = [f"{one.label} {one.probability:.1%}" for one in answer.reply.predictions[:3]]
+        explained = answer.reply.explanations
+        columns = [
+            [one.id for one in explained],
+            [_about(one) for one in explained],
+            [f"{one.milliseconds:.0f}" for one in explained],
+        ]
         # Text, not str: a label or a file name is never read as markup.
-        table.add_row(Text(answer.name), Text(_top(answer.reply)), Text(_explanations(answer.reply)))
+        table.add_row(*(Text("\n".join(lines)) for lines in ([answer.name], top, *columns)))
     out.print(table)
-
-
-def _top(reply: Reply) -> str:
-    return "\n".join(f"{one.label} {one.probability:.1%}" for one in reply.predictions[:3])
-
-
-def _explanations(reply: Reply) -> str:
-    return "\n".join(f"{one.id}: {_about(one)}, {one.milliseconds:.0f} ms" for one in reply.explanations)
 
 
 def _about(one: Explanation) -> str:
     if isinstance(one.result, Attribution):
         return f"{one.target_label} ({float(one.result.score_N[0]):.2f})"
     nearest = one.result.neighbours_NM[0][0]
-    return f"nearest {nearest.id} ({nearest.distance:.2f})"
+    return f"{nearest.id} ({nearest.distance:.2f})"

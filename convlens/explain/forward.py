@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -35,8 +35,8 @@ class ForwardPass:
     Logits, embeddings and the gradients by every ReLU rule come from one recorded forward; without a gradient method
     a forward without a graph serves. ``select`` gives some of the rows, sharing that forward.
 
-    ``x_NCHW`` is float, normalised as the model's spec says. ``scorer`` runs occlusion sweeps (default: the model itself
-    by torch), ``gallery`` holds the pictures that neighbours are sought in. Raises ModelError for a model in
+    ``x_NCHW`` is float, normalised as the model's spec says. ``scorer`` runs occlusion sweeps (default: the model
+    itself by torch), ``gallery`` holds the pictures that neighbours are sought in. Raises ModelError for a model in
     training mode, and, when scores are read, for one that gives NaN or infinity.
     """
 
@@ -89,8 +89,10 @@ class ForwardPass:
         if target_N.shape != (len(self),) or target_N.dtype.kind not in "iu":
             raise TargetError(f"{len(self)} pictures need as many integer targets; got {given!r}", field="target")
         if ((target_N < 0) | (target_N >= classes)).any():
-            raise TargetError(f"target {target_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target")
-        return target_N
+            raise TargetError(
+                f"target {target_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target"
+            )
+        return target_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
 
     def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
         """The target's logit or probability, per row."""
@@ -100,8 +102,10 @@ class ForwardPass:
         """d score(target) / d x, (N, C, H, W), with the rule applied at every ReLU; UnsupportedModelError if it has none."""
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
-    def meta(self, kind: ScoreKind, *, started: float, runtime: str = "torch", **more: Any) -> Meta:
-        """How the result at hand came about; ``started`` is a time.perf_counter()."""
+    def meta(
+        self, kind: ScoreKind, *, started: float, runtime: str = "torch", ruled: bool = False, **more: Any
+    ) -> Meta:
+        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled`` says that ReLU rules were used."""
         return Meta(
             weights_sha256=self.classifier.spec.weights_sha256,
             target_kind=kind,
@@ -109,8 +113,8 @@ class ForwardPass:
             dtype=str(self.x_NCHW.dtype).removeprefix("torch."),
             device=str(self.classifier.device),
             runtime=runtime,
-            relu_calls_seen=self._shared.relu_calls,
-            relu_calls_ruled=self._shared.relu_calls,
+            relu_calls_seen=self._shared.relu_calls if ruled else 0,
+            relu_calls_ruled=self._shared.relu_calls if ruled else 0,
             forwards=self._shared.forwards,
             backwards=self._shared.backwards,
             seconds=time.perf_counter() - started,
@@ -176,6 +180,14 @@ class _Shared:
         if rule != "plain" and not self._checked:
             refuse_unruled(logits_NK, method=method)
             self._checked = True
+        grad = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
+        for turn in _turns(rows):
+            grad[turn] = self._backward(rule, x, logits_NK, rows[turn], target_N[turn], kind)
+        return grad
+
+    def _backward(
+        self, rule: ReluRule, x: Tensor, logits_NK: Tensor, rows: Ints, target_N: Ints, kind: ScoreKind
+    ) -> Tensor:
         at = torch.as_tensor(rows, device=x.device), torch.as_tensor(target_N, device=x.device)
         with torch.enable_grad():
             score = (logits_NK.softmax(1) if kind == "probability" else logits_NK)[at].sum()
@@ -193,6 +205,13 @@ class _Shared:
         self._logits_NK = logits_NK.detach().cpu().numpy()
         self._embedding_ND = pooled(tap.inputs[layer].detach()).cpu().numpy()
         return logits_NK
+
+
+def _turns(rows: Ints) -> Iterator[Ints]:
+    """Positions in ``rows``, in groups that hold no row twice: in one backward pass the gradients of its targets would add up."""
+    turn_N = np.array([np.count_nonzero(rows[:n] == row) for n, row in enumerate(rows)])
+    for turn in np.unique(turn_N):
+        yield np.flatnonzero(turn_N == turn)
 
 
 def finite(logits_NK: Floats) -> Floats:

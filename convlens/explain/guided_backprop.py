@@ -18,11 +18,13 @@ from convlens.types import Attribution, Ints
     does_not_show="much about the class: randomising the top layers hardly changes it (Adebayo et al. 2018).",
 )
 def guided_backprop(forward: ForwardPass, target_N: Ints) -> Attribution:
-    """max(g, 0) · [x > 0] at every ReLU on the way back from the target's logit (Springenberg et al. 2014, arXiv:1412.6806).
+    """max(g, 0) · [x > 0] at every ReLU on the way back from the target's logit (Springenberg 2014, arXiv:1412.6806).
 
     Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for
     networks with other activations than ReLU.
     """
     started = time.perf_counter()
     grad = forward.gradient("guided", target_N, method="guided_backprop")
-    return forward.attribution("guided_backprop", grad, target_N, {}, forward.meta("logit", started=started))
+    return forward.attribution(
+        "guided_backprop", grad, target_N, {}, forward.meta("logit", started=started, ruled=True)
+    )

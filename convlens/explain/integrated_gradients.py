@@ -31,10 +31,10 @@ def integrated_gradients(
     steps: Annotated[int, Interval(ge=2, le=1000)] = 50,
     baseline: Annotated[float, Interval(ge=-10.0, le=10.0)] = 0.0,
 ) -> Attribution:
-    """Gradients of the logit averaged along the straight path from ``baseline``, times the difference (Sundararajan et al. 2017).
+    """Gradients of the logit, averaged on the straight path from ``baseline``, times the difference (Sundararajan 2017).
 
-    Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline), but for the
-    quadrature's error, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey.
+    Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline), but
+    for the quadrature's error, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey.
     Gauss–Legendre quadrature with ``steps`` nodes, by captum. arXiv:1703.01365.
     """
     started = time.perf_counter()
@@ -50,7 +50,8 @@ def _one(forward: ForwardPass, n: int, target: int, steps: int, baseline: float)
     from captum.attr import IntegratedGradients  # on first use: it is slow to import and brings matplotlib
 
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
-    # Row by row: captum would cut steps × rows into batches whose make-up, and so the last digits, depend on the neighbours.
+    # Row by row: captum would cut steps × rows into batches whose make-up, and so the last digits, depend on the
+    # neighbours.
     values, gap = IntegratedGradients(forward.classifier.module).attribute(
         x_NCHW,
         baselines=baseline,

@@ -26,12 +26,15 @@ def neighbours(
 ) -> Neighbourhood:
     """The ``k`` gallery pictures nearest to each row by exact L2 distance between embeddings, nearest first.
 
-    Distances are Euclidean, not squared, in the gallery's feature space (unit-normalised by default). ``target_N`` plays no part.
-    Raises GalleryError without a gallery, for a gallery of other weights, and for ``k`` above its size.
+    Distances are Euclidean, not squared, in the gallery's feature space (unit-normalised by default). ``target_N``
+    plays no part. Raises GalleryError without a gallery, for a gallery of other weights, and for ``k`` above its
+    size.
     """
     started = time.perf_counter()
     if forward.gallery is None:
-        raise GalleryError("no gallery to look for neighbours in; build one with `convlens gallery build DIR`", field="method")
+        raise GalleryError(
+            "no gallery to look for neighbours in; build one with `convlens gallery build DIR`", field="method"
+        )
     forward.gallery.require_weights(forward.classifier.spec.weights_sha256)
     found_NM = forward.gallery.query(forward.embedding_ND, k=k)
     return Neighbourhood(found_NM, "neighbours", {"k": k}, forward.meta("logit", started=started))

@@ -40,13 +40,15 @@ def occlusion(
 ) -> Attribution:
     """Mean score lost over the windows that cover each pixel (Zeiler & Fergus 2014, arXiv:1311.2901).
 
-    Values (N, 1, H, W) are positive where hiding lowers the score; ``extras["grid_NRQ"]`` holds the raw drop of every window,
-    row by row. ``window`` and ``stride`` are in pixels of the model's input. ``fill`` is in normalised units: 0 is the
-    training mean, i.e. grey, not black. The last window of a row sits flush with the edge. The sum over
-    a batch of float32 is taken in float32, a float64 picture stays float64. Raises RequestError when a stride would skip pixels.
+    Values (N, 1, H, W) are positive where hiding lowers the score; ``extras["grid_NRQ"]`` holds the raw drop of every
+    window, row by row. ``window`` and ``stride`` are in pixels of the model's input. ``fill`` is in normalised units:
+    0 is the training mean, i.e. grey, not black. The last window of a row sits flush with the edge. The sum over a
+    batch of float32 is taken in float32, a float64 picture stays float64. Raises RequestError when a stride would
+    skip pixels.
     """
     started = time.perf_counter()
-    windows = Windows(*forward.x_NCHW.shape[-2:], window=window, stride=stride)
+    height, width = forward.x_NCHW.shape[-2:]
+    windows = Windows(height, width, window, stride)
     scores = [_hidden_scores(forward, n, int(target_N[n]), windows, fill, score) for n in range(len(forward))]
     hidden_NRQ = np.stack(scores).reshape(len(forward), len(windows.tops), len(windows.lefts))
     drops_NRQ = forward.scores(target_N, score)[:, None, None] - hidden_NRQ
@@ -56,9 +58,7 @@ def occlusion(
     return forward.attribution("occlusion", values_NCHW, target_N, options, meta, {"grid_NRQ": drops_NRQ})
 
 
-def _hidden_scores(
-    forward: ForwardPass, n: int, target: int, windows: Windows, fill: float, kind: ScoreKind
-) -> Floats:
+def _hidden_scores(forward: ForwardPass, n: int, target: int, windows: Windows, fill: float, kind: ScoreKind) -> Floats:
     """The target's score with each window hidden in turn."""
     parts = [finite(forward.scorer.logits(batch)) for batch in _hidden(forward.x_NCHW[n], windows, fill)]
     return scores_of(np.concatenate(parts), kind)[:, target]
@@ -68,8 +68,8 @@ def _hidden(x_CHW: Tensor, windows: Windows, fill: float) -> Iterator[Tensor]:
     """Batches of copies of the picture, each with another window filled."""
     corners = iter(windows.corners)
     while chunk := list(islice(corners, BATCH)):
-        # clone() of an expanded tensor would keep the stride 0; this makes real copies, channels last.
-        x_NCHW = x_CHW.expand(len(chunk), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        # clone, not contiguous: of one window alone that would be the picture itself, and the window would stay in it.
+        x_NCHW = x_CHW.expand(len(chunk), -1, -1, -1).clone(memory_format=torch.channels_last)
         for copy_CHW, (top, left) in zip(x_NCHW, chunk, strict=True):
             copy_CHW[:, top : top + windows.window, left : left + windows.window] = fill
         yield x_NCHW

@@ -88,7 +88,10 @@ def get(name: str) -> Method:
 
 
 def run(
-    name: str, forward: ForwardPass, target_N: Sequence[int] | Ints | None = None, options: Mapping[str, Any] | None = None
+    name: str,
+    forward: ForwardPass,
+    target_N: Sequence[int] | Ints | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Result:
     """Explain each row of ``forward`` for its own target (None: the predicted class).
 
@@ -99,7 +102,8 @@ def run(
     for key in given:
         if key not in method.options:
             raise RequestError(
-                f"{name} has no option {key!r}{near_matches(key, method.options)}; there are: {', '.join(method.options)}",
+                f"{name} has no option {key!r}{near_matches(key, method.options)}; "
+                f"there are: {', '.join(method.options) or 'none'}",
                 field=f"options.{key}",
             )
     return method.run(forward, forward.targets(target_N), **given)
@@ -111,5 +115,3 @@ def _import_all() -> None:
     package = importlib.import_module("convlens.explain")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"convlens.explain.{module.name}")
-
-

@@ -35,8 +35,8 @@ def smoothgrad(
 ) -> Attribution:
     """Mean gradient over ``samples`` copies with Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825).
 
-    Values (N, C, H, W) are signed. ``noise`` is the standard deviation as a share of the picture's own range (max − min,
-    normalised). ``seed`` makes the noise; a row's noise does not depend on the batch it came in.
+    Values (N, C, H, W) are signed. ``noise`` is the standard deviation as a share of the picture's own range (max −
+    min, normalised). ``seed`` makes the noise; a row's noise does not depend on the batch it came in.
     """
     started = time.perf_counter()
     rows = [_one(forward, n, int(target_N[n]), samples, noise, seed) for n in range(len(forward))]

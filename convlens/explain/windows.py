@@ -14,8 +14,8 @@ from convlens.types import Floats, Ints
 class Windows:
     """Square windows of side ``window`` over a picture of ``height`` × ``width`` pixels, ``stride`` apart.
 
-    The last window of a row or column sits flush with the edge, so that every pixel is covered. A window larger than the
-    picture covers it whole. Raises RequestError when a stride would skip pixels.
+    The last window of a row or column sits flush with the edge, so that every pixel is covered. A window larger than
+    the picture covers it whole. Raises RequestError when a stride would skip pixels.
     """
 
     height: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from convlens.errors import UnsupportedModelError
@@ -28,8 +29,28 @@ _OTHER_ACTIVATIONS = {
     "HardtanhBackward": "Hardtanh",
 }
 # Element-wise steps of an activation written out by hand: x·sigmoid(x) and its kin.
-_GATES = ("Sigmoid", "Hardsigmoid", "Tanh", "Erf", "Softplus", "Clamp", "_RuledRelu", "Relu", "Hardtanh")
-_ELEMENTWISE = (*_GATES, "Add", "Sub", "Mul", "Div", "Neg", "Clone", "Exp", "Reciprocal")
+_GATES = {
+    "Sigmoid",
+    "Hardsigmoid",
+    "Tanh",
+    "Erf",
+    "Exp",
+    "Softplus",
+    "Clamp",
+    "ClampMin",
+    "_RuledRelu",
+    "Relu",
+    "Hardtanh",
+}
+_ELEMENTWISE = _GATES | {"Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Clone", "Reciprocal", "CopySlices"}
+# Steps that choose between values, as a ReLU or LeakyReLU written out by hand does.
+_CHOICES = {
+    "Where": "torch.where",
+    "MaskedFill": "masked_fill",
+    "Abs": "abs",
+    "Maximum": "torch.maximum",
+    "Minimum": "torch.minimum",
+}
 _RULED = "_RuledReluBackward"
 
 
@@ -49,7 +70,9 @@ def refuse_unruled(output: Tensor, *, method: str) -> None:
                 "saliency, integrated_gradients, smoothgrad, grad_cam and occlusion work on any network"
             )
     if ruled == 0:
-        raise UnsupportedModelError(f"{method} changes how gradients pass a ReLU, and this network calls none; use saliency")
+        raise UnsupportedModelError(
+            f"{method} changes how gradients pass a ReLU, and this network calls none; use saliency"
+        )
 
 
 def _nodes(output: Tensor) -> Iterator[Any]:
@@ -69,43 +92,61 @@ def _objection(node: Any) -> str | None:
     activation = _OTHER_ACTIVATIONS.get(name.rstrip("0123456789"))
     if activation:
         return f"uses {activation}"
-    if _is_hidden_relu(node, name):
+    if _is_hidden_relu(node, name) or "DifferentiableGraph" in name:
         return f"calls a ReLU where no rule can reach it ({name}, in a scripted or compiled part)"
-    if name.startswith("MulBackward") and _gates_itself(node):
+    if _step(node) in ("Mul", "Div") and _gates_itself(node):
         return "uses an activation that gates its input with itself, such as SiLU, GELU or Hardswish written out"
+    chooses = _CHOICES.get(_step(node)) or ("a product with a mask" if _multiplies_by_a_mask(node) else None)
+    if chooses:
+        return f"calls {chooses}, which may be a ReLU written out where no rule can reach it"
     # Nodes of torch itself are compiled; one with a Python class is a custom autograd function, whatever it computes.
     if name != _RULED and hasattr(node, "_forward_cls"):
         return f"runs a custom autograd function ({name}), inside which no rule applies"
     return None
 
 
+def _step(node: Any) -> str:
+    """MulBackward0 -> Mul"""
+    return str(node.name()).partition("Backward")[0]
+
+
 def _is_hidden_relu(node: Any, name: str) -> bool:
     if name.startswith(("ReluBackward", "ThresholdBackward")):
         return True
     if name.startswith("Clamp"):
-        return getattr(node, "_saved_min", None) == 0
-    if name.startswith("MaximumBackward"):
-        return any(following is None for following, _ in node.next_functions)
+        low = getattr(node, "_saved_min", None)
+        return low is not None and bool(torch.any(torch.as_tensor(low) == 0))
     return False
 
 
+def _multiplies_by_a_mask(node: Any) -> bool:
+    if _step(node) != "Mul" or len(_inputs(node)) != 1:
+        return False
+    other = node._saved_other if node.next_functions[0][0] is not None else node._saved_self
+    return other is not None and other.dtype == torch.bool
+
+
+def _inputs(node: Any) -> list[Any]:
+    return [following for following, _ in node.next_functions if following is not None]
+
+
 def _gates_itself(node: Any) -> bool:
-    factors = [following for following, _ in node.next_functions if following is not None]
-    if len(factors) != 2 or factors[0] is factors[1]:
+    factors = _inputs(node)
+    if len(factors) != 2:
         return False
-    left, right = (list(_elementwise_chain(factor)) for factor in factors)
-    shared = set(left) & set(right)
-    if not shared:
-        return False
-    passed = [step.name() for step in (*left, *right) if step not in shared]
-    return any(name.startswith(_GATES) for name in passed)
+    (left, left_roots), (right, right_roots) = (_elementwise_region(factor) for factor in factors)
+    # One factor is an element-wise function of what the other is made of, and a gate stands between them.
+    related = left_roots <= right or right_roots <= left
+    return related and any(_step(passed) in _GATES for passed in left ^ right)
 
 
-def _elementwise_chain(node: Any) -> Iterator[Any]:
-    """The node and those below it for as long as each is an element-wise function of one tensor."""
-    while node is not None:
-        yield node
-        inputs = [following for following, _ in node.next_functions if following is not None]
-        if len(inputs) != 1 or not node.name().startswith(_ELEMENTWISE):
-            return
-        node = inputs[0]
+def _elementwise_region(node: Any) -> tuple[set[Any], set[Any]]:
+    """The node and those below it down to the first on each path that is not element-wise; and these last."""
+    region: set[Any] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node not in region:
+            region.add(node)
+            waiting.extend(_inputs(node) if _step(node) in _ELEMENTWISE else ())
+    return region, {node for node in region if _step(node) not in _ELEMENTWISE}

@@ -27,8 +27,9 @@ class RuledRelus(TorchFunctionMode):
         deconvnet  max(g, 0)                   Zeiler & Fergus 2014, arXiv:1311.2901
         guided     max(g, 0) · [x > 0]
 
-    ReLU6 and hardtanh(0, b) count as ReLUs with the condition 0 < x < b. ``rule`` is read when the backward pass runs, so
-    one forward serves several backwards: set it, differentiate, set it again. ``calls`` counts the ReLU calls met.
+    ReLU6 and hardtanh(0, b) count as ReLUs with the condition 0 < x < b. ``rule`` is read when the backward pass
+    runs, so one forward serves several backwards: set it, differentiate, set it again. ``calls`` counts the ReLU
+    calls met.
 
     Function modes of torch are thread-local, which a patch or a hook is not, and they see every spelling: module,
     reused module, in place, functional, method. The rule sits in this object and not in a context variable because

@@ -15,8 +15,8 @@ from torch.nn import functional
 class ReluCall:
     """``upper`` is where the unit saturates: 6 for ReLU6, None for none.
 
-    ``output_stays`` where torch itself keeps the output for the backward pass, so that no network may overwrite it; after the
-    other spellings a network may, and the input must be kept instead.
+    ``output_stays`` where torch itself keeps the output for the backward pass, so that no network may overwrite it;
+    after the other spellings a network may, and the input must be kept instead.
     """
 
     input: Tensor

@@ -25,8 +25,8 @@ class Tap:
 def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Iterator[Tap]:
     """Catch the first input or the output of the named layers; a layer that runs twice keeps its last call.
 
-    What is caught is a clone: an in-place ReLU after the layer would otherwise overwrite it. RequestError for an unknown layer,
-    with near matches, and on leaving for one that never ran.
+    What is caught is a clone: an in-place ReLU after the layer would otherwise overwrite it. RequestError for an
+    unknown layer, with near matches, and on leaving for one that never ran.
     """
     tap = Tap(private_tree(module))
     for name in inputs:

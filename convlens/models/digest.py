@@ -31,5 +31,5 @@ def _raw(tensor: torch.Tensor) -> memoryview:
     """The tensor's bytes in row-major order, whatever its type (numpy has no bfloat16, so they are viewed as bytes
     first).
     """
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().reshape(-1)
     return flat.view(torch.uint8).numpy().data

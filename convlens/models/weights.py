@@ -18,6 +18,8 @@ from convlens.errors import ModelError
 PICKLED = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
 WRAPPERS = ("state_dict", "model")
+# What torch's careful unpickler stumbles over in a file that is cut short or no checkpoint at all.
+DAMAGED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 COUNTER = "num_batches_tracked"
 
 
@@ -74,7 +76,7 @@ def _pickled(path: Path) -> Any:
             "Where you trust it, convert it once: safetensors.torch.save_file(model.state_dict(), "
             "'weights.safetensors')"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise ModelError(f"weights file {path} cannot be read as a state dict: {error}") from error
 
 

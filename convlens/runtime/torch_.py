@@ -49,7 +49,7 @@ class TorchRuntime:
             return _numpy(torch.cat(logits)), _numpy(torch.cat(embeddings))
 
     def _batches(self, x_NCHW: Tensor | Floats) -> tuple[Tensor, ...]:
-        return as_input(x_NCHW, self.module, self.device).split(self.batch)
+        return torch.split(as_input(x_NCHW, self.module, self.device), self.batch)
 
 
 def as_input(x_NCHW: Tensor | Floats, module: nn.Module, device: torch.device) -> Tensor:
@@ -70,9 +70,9 @@ def _numpy(x: Tensor) -> Floats:
 def keep_freed_memory() -> bool:
     """Let this process reuse big freed blocks instead of returning them to the kernel; True where that was possible.
 
-    Activations of many megabytes are otherwise mapped, page-faulted and unmapped anew in every forward pass: on two cores a
-    batch of 16 of the default model took 12.8 ms a picture without and 8.4 ms with this. For processes that are ours
-    (command line, worker), never on import.
+    Activations of many megabytes are otherwise mapped, page-faulted and unmapped anew in every forward pass: on two
+    cores a batch of 16 of the default model took 12.8 ms a picture without and 8.4 ms with this. For processes that
+    are ours (command line, worker), never on import.
     """
     if not sys.platform.startswith("linux"):
         return False

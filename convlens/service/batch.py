@@ -15,7 +15,7 @@ from convlens.types import Bytes8, Explanation, Floats, Prediction
 
 @dataclass
 class Row:
-    """One request on its way through the engine. ``targets`` and ``jobs`` go together; None means the predicted class."""
+    """One request on its way through the engine. ``targets`` go with ``jobs``; None means the predicted class."""
 
     request: Request
     jobs: list[Job]

@@ -26,8 +26,8 @@ def pixel_map(attribution: Attribution) -> Floats:
     """(H, W): summed over channels where signs mean for and against, else the largest magnitude."""
     values_CHW = attribution.values_NCHW[0]
     if _drawing(attribution) == "signed":
-        return colour.signed_sum(values_CHW)
-    return colour.abs_max(values_CHW)
+        return np.asarray(colour.signed_sum(values_CHW))
+    return np.asarray(colour.abs_max(values_CHW))
 
 
 def reduced(attribution: Attribution, how: str) -> Floats:
@@ -35,7 +35,8 @@ def reduced(attribution: Attribution, how: str) -> Floats:
     values_CHW = attribution.values_NCHW[0]
     if how == "none":
         return values_CHW
-    return np.asarray((colour.abs_max if how == "abs_max" else colour.signed_sum)(values_CHW))[None]
+    map_HW = colour.abs_max(values_CHW) if how == "abs_max" else colour.signed_sum(values_CHW)
+    return np.asarray(map_HW)[None]
 
 
 def _drawing(attribution: Attribution) -> str:

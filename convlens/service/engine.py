@@ -36,6 +36,10 @@ class EngineOptions:
     max_cost: float = 2_000.0
 
 
+def ignore(stage: str) -> None:
+    """The listener that does not listen."""
+
+
 class Engine:
     """Answers batches of requests with one model; safe to call from several threads.
 
@@ -61,8 +65,13 @@ class Engine:
         if gallery is not None:
             gallery.require_weights(classifier.spec.weights_sha256)
 
-    def run(self, requests: Sequence[Request]) -> list[Reply | ConvLensError]:
-        """The answer to each request, in their order: a Reply, or the error that its row ran into."""
+    def run(
+        self, requests: Sequence[Request], *, on_step: Callable[[str], None] = ignore
+    ) -> list[Reply | ConvLensError]:
+        """The answer to each request, in their order: a Reply, or the error that its row ran into.
+
+        ``on_step`` is told each stage as it begins: "predictions", then the methods' names.
+        """
         started = time.perf_counter()
         answers: dict[int, Reply | ConvLensError] = {}
         rows: dict[int, Row] = {}
@@ -73,7 +82,7 @@ class Engine:
                 answers[n] = error
         prepared = time.perf_counter()
         for group in by_kind(rows.values()):
-            self._run_group(group)
+            self._run_group(group, on_step)
         timing_ms = {"prepare": _ms(started, prepared), "explain": _ms(prepared, time.perf_counter())}
         for n, row in rows.items():
             answers[n] = row.error or self._reply(row, timing_ms)
@@ -104,14 +113,16 @@ class Engine:
 
     # --- a batch through --------------------------------------------------------------------------------------------
 
-    def _run_group(self, rows: list[Row]) -> None:
+    def _run_group(self, rows: list[Row], on_step: Callable[[str], None]) -> None:
+        on_step("predictions")
         x_NCHW = np.stack([row.x_CHW for row in rows])
         forward = ForwardPass(self.classifier, x_NCHW, scorer=self.scorer, gallery=self.gallery)
         if not _each(rows, lambda: self._predict(forward, rows), alone=len(rows) == 1):
             for row in rows if len(rows) > 1 else []:
-                self._run_group([row])
+                self._run_group([row], on_step)
             return
         for call in shared_calls(rows):
+            on_step(call[0].job.method)
             self._explain(forward, rows, call)
 
     def _predict(self, forward: ForwardPass, rows: list[Row]) -> None:
@@ -143,10 +154,10 @@ class Engine:
             for share in call:
                 self._explain(forward, rows, [share])
             return
-        taken = _ms(started, time.perf_counter())
+        share_ms = _ms(started, time.perf_counter()) / len(call)
         for position, share in enumerate(call):
             row = rows[share.n]
-            row.explanations[share.job.id] = self._explanation(row, share.job, results[0].row(position), taken)
+            row.explanations[share.job.id] = self._explanation(row, share.job, results[0].row(position), share_ms)
 
     def _explanation(self, row: Row, job: Job, result: Result, milliseconds: float) -> Explanation:
         if not isinstance(result, Attribution):
@@ -187,7 +198,7 @@ def _call(forward: ForwardPass, call: list[Share]) -> Result:
 
 
 def _each(rows: list[Row], action: Callable[[], None], *, alone: bool = True) -> bool:
-    """Run the action; True if it went well. Where it fails and ``alone``, the rows get the error, else the caller retries."""
+    """Run the action; True if it went well. Where it fails, ``alone`` gives the rows the error, else nobody has it yet."""
     try:
         action()
         return True

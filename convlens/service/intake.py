@@ -25,9 +25,9 @@ def read_request(
 ) -> Request:
     """The request that these body parts make.
 
-    ``parts`` is either ``{"body": …}`` with the whole body (picture bytes, or the object of a JSON body), or the fields ``data`` and
-    ``params`` of a form or map. ``explain`` asks for explanations, ``path_method`` names one in the URL's path.
-    Raises ImageError, MediaTypeError (415) or RequestError (422) saying what to send instead.
+    ``parts`` is either ``{"body": …}`` with the whole body (picture bytes, or the object of a JSON body), or the
+    fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations, ``path_method`` names one in
+    the URL's path. Raises ImageError, MediaTypeError (415) or RequestError (422) saying what to send instead.
     """
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if "body" in parts:
@@ -37,7 +37,9 @@ def read_request(
         hint = near_matches(unknown[0], _PARTS) or ";"
         raise RequestError(f"unknown part {unknown[0]!r}{hint} known parts: data, params", field=unknown[0])
     if "data" not in parts:
-        raise RequestError("no picture in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data")
+        raise RequestError(
+            "no picture in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data"
+        )
     params = _with_route(_params(parts.get("params")), explain=explain, path_method=path_method)
     picture = image.decode(_bytes(parts["data"]), limits=limits or image.Limits())
     return Request(picture, params)
@@ -47,9 +49,13 @@ def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
     if isinstance(body, dict):
         return body
     if isinstance(body, list):
-        raise RequestError('a JSON body is an object like {"data": {"b64": "…"}, "params": {…}}, not a list', field="data")
+        raise RequestError(
+            'a JSON body is an object like {"data": {"b64": "…"}, "params": {…}}, not a list', field="data"
+        )
     if content_type == "application/x-www-form-urlencoded":
-        raise MediaTypeError("this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg")
+        raise MediaTypeError(
+            "this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
+        )
     if content_type == "application/json":
         raise ImageError("the body says it is JSON, but it does not parse as such")
     if isinstance(body, str) or content_type.startswith("text/"):

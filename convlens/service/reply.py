@@ -89,7 +89,12 @@ def _attribution(result: Attribution, params: Params) -> dict[str, Any]:
 
 
 def _stats(values_CHW: Floats) -> dict[str, float]:
-    stats = {"min": values_CHW.min(), "max": values_CHW.max(), "mean": values_CHW.mean(), "abs_max": np.abs(values_CHW).max()}
+    stats = {
+        "min": values_CHW.min(),
+        "max": values_CHW.max(),
+        "mean": values_CHW.mean(),
+        "abs_max": np.abs(values_CHW).max(),
+    }
     return {name: float(value) for name, value in stats.items()}
 
 
@@ -136,10 +141,14 @@ def _read_explanation(body: Mapping[str, Any]) -> Explanation:
 
 def _read_result(body: Mapping[str, Any]) -> Result:
     known = {field.name for field in fields(Meta)}
-    meta = Meta(**{key: value for key, value in body["meta"].items() if key in known} | {"warnings": tuple(body["meta"]["warnings"])})
+    meta = Meta(
+        **{key: value for key, value in body["meta"].items() if key in known}
+        | {"warnings": tuple(body["meta"]["warnings"])}
+    )
     if "neighbours" in body:
         found = tuple(
-            Neighbour(one["id"], one["label"], one["distance"], _read_png(one.get("thumbnail"))) for one in body["neighbours"]
+            Neighbour(one["id"], one["label"], one["distance"], _read_png(one.get("thumbnail")))
+            for one in body["neighbours"]
         )
         return Neighbourhood((found,), body["method"], body["options"], meta)
     values = decode_array(body["array"])[None] if "array" in body else np.zeros((1, 0, 0, 0), np.float32)
@@ -150,4 +159,3 @@ def _read_result(body: Mapping[str, Any]) -> Result:
 
 def _read_png(body: Mapping[str, Any] | None) -> bytes:
     return base64.b64decode(body["data"]) if body else b""
-

@@ -41,8 +41,8 @@ def _bare_name(given: object) -> object:
 class Params(BaseModel):
     """The parameters of one request; every one has a default, so that a bare picture is a whole request.
 
-    ``explain`` without ``methods`` asks for the default explanations. ``target`` holds for every method that names none itself; without any, the
-    predicted class is explained.
+    ``explain`` without ``methods`` asks for the default explanations. ``target`` holds for every method that names
+    none itself; without any, the predicted class is explained.
     """
 
     model_config = STRICT
@@ -137,7 +137,9 @@ def _refuse(error: ValidationError, model: type[BaseModel], *, where: str = "") 
         key = str(first["loc"][-1])
         known = list(_model_at(model, first["loc"]).model_fields)
         hint = near_matches(key, known) or ";"
-        raise RequestError(f"unknown key {key!r}{hint} known keys: {', '.join(known) or 'none'}", field=field) from error
+        raise RequestError(
+            f"unknown key {key!r}{hint} known keys: {', '.join(known) or 'none'}", field=field
+        ) from error
     shown = repr(first["input"])
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     raise RequestError(f"{field or 'params'}: {first['msg'].lower()}; got {shown}", field=field) from error

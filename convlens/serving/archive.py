@@ -42,11 +42,12 @@ def build(
     Raises ServerError.
     """
     recipe = _recipe(name, model_dir, gallery, version, options or ArchiveOptions())
+    mark = recipe.fingerprint()  # before the files are copied: one that changes meanwhile makes the archive outdated
     store.mkdir(parents=True, exist_ok=True)
     path = store / f"{name}.mar"
     with tempfile.TemporaryDirectory(prefix="convlens-archive-") as temp:
         unpacked = _archiver(recipe, Path(temp))
-        _zip(unpacked, path, comment=recipe.fingerprint())
+        _zip(unpacked, path, comment=mark)
     return path
 
 

@@ -10,7 +10,6 @@ from convlens.serving.places import package_folder
 
 MODEL, GALLERY = "model", "gallery"
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
-_LEFT_OUT = {"__pycache__", "tests"}
 
 
 def contents(*, model_dir: Path | None, gallery: Path | None) -> dict[str, Path]:
@@ -37,8 +36,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _wanted(path: Path) -> bool:
-    """Hidden files and folders are left out by the archiver, too."""
-    return not any(part in _LEFT_OUT or part.startswith(".") for part in path.parts) and path.suffix != ".pyc"
+    """Neither what Python caches, which differs from run to run, nor hidden files and folders."""
+    return path.suffix != ".pyc" and not any(part.startswith(".") for part in path.parts)
 
 
 def _refuse_pickles(found: Mapping[str, Path]) -> None:

@@ -23,6 +23,7 @@ def end_group(leader: subprocess.Popen[bytes], *, grace_s: float) -> None:
             leader.wait(grace_s)
     _signal(leader.pid, signal.SIGTERM)
     if not _gone(leader.pid, within_s=grace_s):
+        _signal(leader.pid, signal.SIGKILL)
         _gone(leader.pid, within_s=grace_s)
     leader.wait()
 

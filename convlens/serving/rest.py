@@ -32,8 +32,8 @@ def explain(
 ) -> Reply:
     """The server's answer for one encoded picture, explained as ``params`` say (default: as the archive says).
 
-    ``url`` is the inference address, such as http://127.0.0.1:8080. Raises RemoteError with the server's message for an error reply,
-    ServerError where no server answers.
+    ``url`` is the inference address, such as http://127.0.0.1:8080. Raises RemoteError with the server's message for
+    an error reply, ServerError where no server answers.
     """
     files = {"data": ("picture", picture, "application/octet-stream")}
     if params:

@@ -72,7 +72,7 @@ def test_a_row_is_answered_alike_whatever_stands_beside_it(tmp_path):
 
 
 def test_the_neighbour_carries_id_label_and_thumbnail(tmp_path):
-    (((neighbour,),)) = make(tmp_path, np.eye(5)).query(np.eye(5, dtype=np.float32)[4:], k=1)
+    ((neighbour,),) = make(tmp_path, np.eye(5)).query(np.eye(5, dtype=np.float32)[4:], k=1)
     assert (neighbour.id, neighbour.label, neighbour.thumbnail) == ("p4", "label 1", b"\xff\xd8 picture 4")
 
 

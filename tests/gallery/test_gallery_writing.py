@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_what_was_written_is_what_is_opened(tmp_path):
 
 
 def test_names_and_labels_may_hold_anything_that_is_text(tmp_path):
-    entries = [GalleryEntry("Füße/\u2028 \"1\"\n.jpg", "猫", b"\x00"), GalleryEntry("", "")]
+    entries = [GalleryEntry('Füße/\u2028 "1"\n.jpg', "猫", b"\x00"), GalleryEntry("", "")]
     write_two(tmp_path, entries=entries)
     assert list(Gallery.open(tmp_path).entries) == entries
 
@@ -122,6 +123,18 @@ def test_a_second_writer_is_refused_while_the_first_is_at_it(tmp_path):
     with new_version(tmp_path), pytest.raises(GalleryError, match="being written by another process"):
         make(tmp_path, np.eye(2))
     make(tmp_path, np.eye(2))
+
+
+def test_a_reader_always_finds_a_gallery_while_galleries_are_replaced(tmp_path):
+    make(tmp_path, np.eye(4))
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [make(tmp_path, np.eye(n)) for n in range(5, 45)])
+        sizes = [len(Gallery.open(tmp_path))]
+        while not writing.done():
+            sizes.append(len(Gallery.open(tmp_path)))
+        writing.result()
+    assert sizes == sorted(sizes)
+    assert len(set(sizes)) > 5  # it did happen while reading
 
 
 def _files(folder: Path) -> dict[str, bytes]:

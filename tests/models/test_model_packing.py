@@ -65,7 +65,8 @@ def packed(tmp_path: Path) -> Path:
 def test_a_model_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     classifier = load(name, device="cpu")
     # Other values than the seed's, so that a skeleton that kept its own weights is found out.
-    classifier.module.load_state_dict({key: value + 1 for key, value in classifier.module.state_dict().items()})
+    for value in classifier.module.state_dict().values():
+        value.add_(1)
     spec = type(classifier.spec)(**{**vars(classifier.spec), "weights_sha256": weights_sha256(classifier.module)})
     classifier = Classifier(classifier.module, spec, classifier.device, classifier.source)
     pack(classifier, tmp_path)

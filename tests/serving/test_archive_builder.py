@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 import zipfile
 from collections.abc import Callable
@@ -15,14 +16,19 @@ import pytest
 import yaml
 
 from convlens.errors import ServerError
-from convlens.serving import archive
+from convlens.serving import archive, contents
 from convlens.serving.manifest import read_manifest
 from convlens.serving.model_config import ArchiveOptions
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> dict[str, Any]:
-    """A packed model, a gallery and a handler, with things among them that must stay outside."""
+def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A packed model, a gallery and a handler, with things among them that must stay outside.
+
+    The package is a copy, so that nobody edits it between two builds of one test.
+    """
+    package = shutil.copytree(contents.package_folder(), tmp_path / "package" / "convlens")
+    monkeypatch.setattr(contents, "package_folder", lambda: package)
     model, gallery = tmp_path / "packed", tmp_path / "views"
     (model / "__pycache__").mkdir(parents=True)
     (gallery / "thumbnails").mkdir(parents=True)
@@ -48,6 +54,7 @@ def test_the_archive_holds_handler_model_gallery_package_and_configuration_and_n
     path = archive.build(**inputs, store=tmp_path / "store")
     assert path == tmp_path / "store" / "net-1.mar"
     inside = names(path)
+    assert inside == sorted(inside, key=lambda name: name.split("/"))
     package = [name for name in inside if name.startswith("convlens/")]
     assert sorted(set(inside) - set(package)) == [
         "MAR-INF/MANIFEST.json",
@@ -108,6 +115,12 @@ def test_the_fingerprint_changes_with(change: str, inputs: dict[str, Any]) -> No
     assert archive.fingerprint(**inputs) == before
     CHANGES[change](inputs)
     assert archive.fingerprint(**inputs) != before
+
+
+def test_what_python_caches_is_no_input(inputs: dict[str, Any]) -> None:
+    before = archive.fingerprint(**inputs)
+    (inputs["model_dir"] / "__pycache__" / "net.cpython-311.pyc").write_bytes(b"another run's")
+    assert archive.fingerprint(**inputs) == before
 
 
 def test_an_archive_is_current_for_its_own_fingerprint_alone(inputs: dict[str, Any], tmp_path: Path) -> None:

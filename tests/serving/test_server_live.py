@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -180,10 +181,18 @@ def test_metrics_are_there_for_prometheus(live: Server) -> None:
     assert "ts_inference_requests_total" in text
 
 
+def test_tokens_outlast_a_working_day_and_are_readable_by_their_owner_alone(live: Server) -> None:
+    said = json.loads(live.key_file.read_text())
+    for kind in ("inference", "management"):
+        ends = datetime.fromisoformat(said[kind]["expiration time"][:19] + "+00:00")
+        assert ends - datetime.now(UTC) > timedelta(hours=12)
+    assert live.key_file.stat().st_mode & 0o077 == 0
+
+
 def test_the_tokens_are_in_no_log_and_not_in_what_the_handle_shows(live: Server) -> None:
     told(live)
     everything = b"".join(file.read_bytes() for file in live.logs.iterdir()) + repr(live).encode()
-    tokens = [live.token("inference"), live.token("management")]
+    tokens = [said["key"] for said in json.loads(live.key_file.read_text()).values()]
     assert all(len(token) >= 8 and token.encode() not in everything for token in tokens)
 
 

@@ -31,6 +31,7 @@ CODE_ERRORS = (
     TypeError,
     ValueError,
     LookupError,
+    ArithmeticError,
     RuntimeError,
     OSError,
 )

@@ -1,0 +1,147 @@
+"""The gradient explanations on real architectures: against the slow twin, and against captum where captum is right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import nets
+import numpy as np
+import pytest
+import torch
+import twins
+from torch import Tensor
+
+from convlens.errors import UnsupportedModelError
+from convlens.explain import ForwardPass, run
+from convlens.models import Classifier, load
+
+RULES = {"saliency": "plain", "guided_backprop": "guided", "deconvnet": "deconvnet"}
+DEFAULT = "packaged:efficientnet_lite0"
+# Name -> the side of the pictures: small, but such that no layer is left without space.
+ARCHITECTURES = {
+    "torchvision:alexnet:untrained": 80,
+    "torchvision:vgg11:untrained": 48,
+    "torchvision:resnet18:untrained": 64,
+    "torchvision:resnext50_32x4d:untrained": 64,
+    "torchvision:wide_resnet50_2:untrained": 64,
+    "torchvision:densenet121:untrained": 64,
+    "torchvision:googlenet:untrained": 64,
+    "torchvision:inception_v3:untrained": 96,
+    "torchvision:squeezenet1_0:untrained": 64,
+    "torchvision:mobilenet_v2:untrained": 64,
+    "torchvision:shufflenet_v2_x1_0:untrained": 64,
+    "torchvision:mnasnet1_0:untrained": 64,
+    "torchvision:regnet_x_400mf:untrained": 64,
+    DEFAULT: 64,
+}
+TARGETS = [3, 7]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    classifier: Classifier
+    x_NCHW: Tensor
+    twin: twins.Twin
+    forward: ForwardPass
+
+
+def case_of(name: str, size: int) -> Case:
+    loaded = load(name, device="cpu")
+    module = loaded.module.double() if name == DEFAULT else nets.perturbed(loaded.module)
+    classifier = dataclasses.replace(loaded, module=module)
+    x_NCHW = nets.pictures(len(TARGETS), 3, size, size)
+    return Case(name, classifier, x_NCHW, twins.Twin(module, x_NCHW), ForwardPass(classifier, x_NCHW))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES.items(), ids=[name.split(":")[1] for name in ARCHITECTURES])
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    yield case_of(*request.param)
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_equals_the_rule_written_into_each_relu_by_hand(case: Case, method: str) -> None:
+    found = run(method, case.forward, TARGETS)
+    wanted = case.twin.gradient(RULES[method], TARGETS)
+    assert wanted.abs().max() > 0
+    # float64 rounding along a hundred layers; both add in another order.
+    assert nets.relative_error(found.values_NCHW, wanted) < 1e-10
+
+
+def test_every_relu_call_that_is_made_is_ruled(case: Case) -> None:
+    meta = run("guided_backprop", case.forward, TARGETS).meta
+    made = twins.relu_calls(case.classifier.module, case.x_NCHW)
+    assert made == case.twin.relu_calls > 0
+    assert (meta.relu_calls_seen, meta.relu_calls_ruled) == (made, made)
+
+
+# All their ReLUs are nn.ReLU modules, the only ones that captum sees.
+MODULES_ONLY = ("alexnet", "vgg11", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "squeezenet1_0", "regnet_x_400mf")
+# ReLUs as functions, or as ReLU6, which captum passes over without a word.
+CAPTUM_BLIND = ("googlenet", "inception_v3", "mobilenet_v2", "efficientnet_lite0")
+
+
+def test_equals_captum_or_captum_equals_the_plain_gradient(case: Case) -> None:
+    name = case.name.split(":")[1]
+    if name not in MODULES_ONLY + CAPTUM_BLIND:
+        pytest.skip("captum is neither right nor wholly blind here")
+    for method, captums in captum_results(case).items():
+        # captum where it is right, and where it is blind the plain gradient, whatever it was asked for
+        wanted = method if name in MODULES_ONLY else "saliency"
+        assert nets.relative_error(captums, run(wanted, case.forward, TARGETS).values_NCHW) < 1e-6
+        if wanted != method:
+            assert nets.relative_error(captums, case.twin.gradient(RULES[method], TARGETS)) > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
+def captum_results(case: Case) -> dict[str, Tensor]:
+    from captum.attr import Deconvolution, GuidedBackprop, Saliency
+
+    module = case.classifier.module
+    x = case.x_NCHW.clone().requires_grad_()
+    results = {
+        "saliency": Saliency(module).attribute(x, target=TARGETS, abs=False),
+        "guided_backprop": GuidedBackprop(module).attribute(x, target=TARGETS),
+        "deconvnet": Deconvolution(module).attribute(x, target=TARGETS),
+    }
+    return {method: values.detach() for method, values in results.items()}
+
+
+REFUSED = {"efficientnet_b0": "SiLU", "convnext_tiny": "GELU", "mobilenet_v3_small": "Hardswish"}
+
+
+@pytest.fixture(scope="module", params=REFUSED)
+def refused(request: pytest.FixtureRequest) -> tuple[str, Classifier]:
+    loaded = load(f"torchvision:{request.param}:untrained", device="cpu")
+    return request.param, dataclasses.replace(loaded, module=nets.perturbed(loaded.module))
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
+def test_a_network_without_a_relu_rule_is_refused_by_the_name_of_its_activation(
+    refused: tuple[str, Classifier], method: str
+) -> None:
+    name, classifier = refused
+    with pytest.raises(UnsupportedModelError, match=rf"{method}.*{REFUSED[name]}") as caught:
+        run(method, ForwardPass(classifier, nets.pictures(1, 3, 64, 64)))
+    assert caught.value.status == 422
+
+
+def test_saliency_of_a_network_without_a_relu_rule_is_autograds(refused: tuple[str, Classifier]) -> None:
+    _, classifier = refused
+    x = nets.pictures(2, 3, 64, 64)
+    found = run("saliency", ForwardPass(classifier, x), TARGETS).values_NCHW
+    assert nets.relative_error(found, twins.plain_gradient(classifier.module, x, TARGETS)) < 1e-10
+    assert np.abs(found).max() > 0
+
+
+def test_float32_and_channels_last_change_only_the_last_digits() -> None:
+    case = case_of("torchvision:resnet18:untrained", 64)
+    single = dataclasses.replace(case.classifier, module=case.classifier.module.float())
+    forward = ForwardPass(single, case.x_NCHW.numpy())
+    assert forward.x_NCHW.dtype == torch.float32
+    for method, rule in RULES.items():
+        found, wanted = run(method, forward, TARGETS).values_NCHW, case.twin.gradient(rule, TARGETS).numpy()
+        # A unit within rounding of zero may switch: compare all but the worst thousandth.
+        error = np.quantile(np.abs(found - wanted), 0.999) / np.abs(wanted).max()
+        assert error < 1e-3
