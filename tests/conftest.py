@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from convlens.runtime.torch_ import keep_freed_memory
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
@@ -20,5 +22,6 @@ def test_data() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
+def _as_our_processes_run() -> None:
+    keep_freed_memory()
     torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -12,20 +12,15 @@ from convlens.gallery import Gallery, GalleryEntry, write
 SHA = "0123456789abcdef" * 4
 
 
-def make(
-    folder: Path, vectors_ND, *, feature_space: str = "raw", model: str = "tiny", thumbnails: bool = True
-) -> Gallery:
+def make(folder: Path, vectors_ND, *, feature_space: str = "raw") -> Gallery:
     """Pictures p0, p1, … in this order, with three labels in turn."""
-    entries = [
-        GalleryEntry(f"p{n}", f"label {n % 3}", b"\xff\xd8 picture %d" % n if thumbnails else b"")
-        for n in range(len(vectors_ND))
-    ]
+    entries = [GalleryEntry(f"p{n}", f"label {n % 3}", b"\xff\xd8 picture %d" % n) for n in range(len(vectors_ND))]
     return write(
         folder,
         vectors_ND=np.asarray(vectors_ND, dtype=np.float32),
         entries=entries,
         weights_sha256=SHA,
-        model=model,
+        model="tiny",
         embedding_layer="head",
         feature_space=feature_space,
     )

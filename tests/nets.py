@@ -128,14 +128,17 @@ class Mixed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 6, 3, padding=1)
-        self.norm = nn.BatchNorm2d(6)
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
         self.relu = nn.ReLU()
-        self.second = nn.Conv2d(6, 6, 3, padding=1)
-        self.third = nn.Conv2d(6, 6, 3, padding=1)
-        self.block = PreActivation(6)
-        self.gate = SqueezeExcite(6)
-        self.head = nn.Linear(6, 4)
+        self.second = nn.Conv2d(16, 16, 3, padding=1)
+        self.third = nn.Conv2d(16, 16, 3, padding=1)
+        self.block = PreActivation(16)
+        self.gate = SqueezeExcite(16)
+        self.head = nn.Linear(16, 4)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight)  # keeps the signal alive through all the clipping
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x = self.relu(self.norm(self.first(x_NCHW)))

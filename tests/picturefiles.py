@@ -25,6 +25,12 @@ def tiff(values: np.ndarray, **options: object) -> bytes:
     return file.getvalue()
 
 
+def tiff_by_hand(*entries: tuple[int, int, int, int]) -> bytes:
+    """The head of a little-endian TIFF: its directory of (tag, type, count, value or offset), from byte 8 on."""
+    directory = b"".join(struct.pack("<HHLL", *entry) for entry in entries)
+    return b"II*\0" + struct.pack("<LH", 8, len(entries)) + directory + bytes(4)
+
+
 def chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 

@@ -1,7 +1,8 @@
 """Slow plain definitions to hold the fast code against; nothing here uses convlens, hooks or function modes.
 
-A Twin is the network as a list of single ATen steps. It runs them one by one, keeps every value, and walks back one step at a
-time: each step's vector-Jacobian product by autograd on that step alone, each ReLU by its rule written out.
+A Twin is the network as a list of single ATen steps, none of which writes into its input. It runs them one by one, keeps
+every value, and walks back one step at a time: each step's vector-Jacobian product by autograd on that step alone,
+each ReLU by its rule written out.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,6 +58,7 @@ class Twin:
         with torch.no_grad():
             # Functionalised: an in-place step becomes one with a result of its own, so that every value survives.
             self._steps = make_fx(functionalize(module))(x_NCHW)
+            assert not any(_writes(node.target) for node in self._steps.graph.nodes)
             self._values = self._run(x_NCHW)
         self._last = next(node for node in self._steps.graph.nodes if node.op == "output").args[0]
         self.logits_NK: Tensor = self._values[self._last]
@@ -85,7 +87,7 @@ class Twin:
             elif node.op == "get_attr":
                 values[node] = getattr(self._steps, node.target)
             elif node.op == "call_function":
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _cloned(values[n]))
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = node.target(*args, **kwargs)
                 if self._moving & set(node.all_input_nodes):
                     self._moving.add(node)
@@ -109,7 +111,7 @@ class Twin:
         leaves: dict[fx.Node, Tensor] = {}
 
         def leaf(source: fx.Node) -> Any:
-            value = _cloned(self._values[source])
+            value = self._values[source]
             if source not in self._moving or not isinstance(value, Tensor):
                 return value
             return leaves.setdefault(source, value.detach().requires_grad_())
@@ -122,8 +124,8 @@ class Twin:
         return [(source, part) for source, part in zip(leaves, found, strict=True) if part is not None]
 
 
-def _cloned(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+def _writes(step: Any) -> bool:
+    return isinstance(step, torch._ops.OpOverload) and step._schema.is_mutable
 
 
 def _add(pending: dict[fx.Node, Any], node: fx.Node, g: Any) -> None:

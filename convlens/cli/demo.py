@@ -24,7 +24,6 @@ from convlens.models import Classifier, load
 from convlens.runtime.torch_ import keep_freed_memory
 from convlens.service.request import parse_params
 from convlens.serving import rest, server
-from convlens.serving.model_config import ArchiveOptions
 
 NAME = "convlens"
 METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"
@@ -47,7 +46,9 @@ def demo(
     paths = list(images or photographs().values())
     for path in paths:
         image.read(path)
-    params = {"methods": method_params(wanted_names(methods), []), "output": ["array", "overlay", "heatmap"]}
+    # Of an uncertain answer the probability tells more than the logit: what keeps this class above its rivals.
+    settings = ["occlusion.score=probability"] if "occlusion" in wanted_names(methods) else []
+    params = {"methods": method_params(wanted_names(methods), settings), "output": ["array", "overlay", "heatmap"]}
     with step(f"loading {model}"):
         classifier = load(model, device="cpu")
     if url:
@@ -66,7 +67,7 @@ def demo(
 def serving(classifier: Classifier, *, store: Path) -> AbstractContextManager[server.Server]:
     """A live server with the demo's archive: the model and a gallery of other views of the demo's pictures."""
     gallery = gallery_for(classifier)
-    archive = current_archive(classifier, name=NAME, store=store, gallery=gallery, options=ArchiveOptions())
+    archive = current_archive(classifier, name=NAME, store=store, gallery=gallery)
     return server.running(archives={NAME: archive}, run_dir=Path(".convlens") / "demo-server", probe=probe, on_step=say)
 
 

@@ -1,34 +1,63 @@
-"""The command line: wiring only. Each command lives in a file of its own."""
+"""The command line: wiring only. Each command lives in a file of its own, imported when it is the one asked for."""
 
 from __future__ import annotations
 
+import importlib
+import signal
 import sys
+from collections.abc import Callable, Sequence
 
 import typer
 
-from convlens.cli import archive, demo, explain, gallery, models, serve
 from convlens.cli.console import console
 from convlens.errors import ConvLensError
 
-app = typer.Typer(
-    help="Open the black box of convolutional networks.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-)
-app.command("explain")(explain.explain)
-app.command("models")(models.models)
-app.command("archive")(archive.archive)
-app.command("serve")(serve.serve)
-app.command("token")(serve.token)
-app.command("demo")(demo.demo)
-app.add_typer(gallery.app, name="gallery")
+# Command -> (function in the file of that name unless said otherwise, one line of help).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "explain": ("explain:explain", "Explain pictures without a server: arrays, overlays and one HTML report."),
+    "gallery": ("gallery:app", "Galleries for nearest neighbours."),
+    "models": ("models:models", "List the models by name, or show the spec of one."),
+    "archive": ("archive:archive", "Build NAME.mar, which TorchServe serves."),
+    "serve": ("serve:serve", "Serve an archive on 127.0.0.1 until Ctrl-C."),
+    "token": ("serve:token", "Print the token of the server that `convlens serve` started."),
+    "demo": ("demo:demo", "Serve, explain photographs over REST, write a report, stop the server."),
+}
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application; only the command that ``arguments`` names is imported: torch takes seconds, a help text none."""
+    app = typer.Typer(
+        help="Open the black box of convolutional networks.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    for name, (home, line) in COMMANDS.items():
+        found = _imported(home) if name == asked else _placeholder
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name, help=line)
+        else:
+            app.command(name, help=None if name == asked else line)(found)
+    return app
 
 
 def main() -> None:
     """Run the command line; an error of ours is one line on standard error and exit code 2, never a traceback."""
+    # A server that was started must be stopped, however this process is asked to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        app()
+        build(sys.argv[1:])()
     except ConvLensError as error:
         console.print(f"error: {error.message}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+def _imported(home: str) -> Callable[..., None] | typer.Typer:
+    module, _, name = home.partition(":")
+    found: Callable[..., None] | typer.Typer = getattr(importlib.import_module(f"convlens.cli.{module}"), name)
+    return found
+
+
+def _placeholder() -> None:
+    """Stands for a command in the list of commands."""

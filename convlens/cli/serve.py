@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +17,6 @@ from convlens.cli.packing import current_archive
 from convlens.errors import ServerError
 from convlens.models import load
 from convlens.serving import config, server
-from convlens.serving.model_config import ArchiveOptions
 from convlens.serving.server import Server
 
 RUN_DIR = Path(".convlens") / "server"
@@ -36,21 +34,16 @@ def serve(
     """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl lines to try."""
     path = archive or _default_archive(model, store)
     ports = replace(config.free_ports(), inference=port)
-    stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     with server.running(
         archives={path.stem: path}, run_dir=RUN_DIR, ports=ports, auth=auth, probe=probe, on_step=say
     ) as live:
         out.print(lines_to_try(live), markup=False, highlight=False, soft_wrap=True)
         try:
-            while not stopped.wait(1.0):
-                if live.ended() is not None:
-                    raise ServerError(
-                        f"TorchServe ended by itself with code {live.ended()}; its logs are in {live.logs}"
-                    )
+            while live.ended() is None:
+                time.sleep(1.0)
+            raise ServerError(f"TorchServe ended by itself with code {live.ended()}; its logs are in {live.logs}")
         except KeyboardInterrupt:
-            pass
-        say("stopping")
+            say("stopping")
 
 
 def token() -> None:
@@ -82,6 +75,4 @@ def lines_to_try(live: Server) -> str:
 def _default_archive(model: str, store: Path) -> Path:
     with step(f"loading {model}"):
         classifier = load(model, device="cpu")
-    return current_archive(
-        classifier, name=NAME, store=store, gallery=gallery_for(classifier), options=ArchiveOptions()
-    )
+    return current_archive(classifier, name=NAME, store=store, gallery=gallery_for(classifier))

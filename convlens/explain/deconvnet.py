@@ -15,7 +15,7 @@ from convlens.types import Attribution, Ints
     needs="gradient",
     drawing="picture",
     shows="what pattern, projected back through the layers, stands for the score.",
-    does_not_show="which units this picture switched on: only max pooling remembers; without it all pictures look alike.",
+    does_not_show="which units this picture switched on: only max pooling remembers; without it all maps look alike.",
 )
 def deconvnet(forward: ForwardPass, target_N: Ints) -> Attribution:
     """max(g, 0) at every ReLU on the way back from the target's logit (Zeiler & Fergus 2014, arXiv:1311.2901).

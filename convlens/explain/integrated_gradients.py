@@ -31,7 +31,7 @@ def integrated_gradients(
     steps: Annotated[int, Interval(ge=2, le=1000)] = 50,
     baseline: Annotated[float, Interval(ge=-10.0, le=10.0)] = 0.0,
 ) -> Attribution:
-    """Gradients of the logit, averaged on the straight path from ``baseline``, times the difference (Sundararajan 2017).
+    """Gradients of the logit, averaged on the path from ``baseline``, times the difference (Sundararajan 2017).
 
     Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline), but
     for the quadrature's error, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey.

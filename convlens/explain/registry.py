@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-
 from convlens.errors import RequestError, near_matches
 from convlens.explain.forward import ForwardPass
 from convlens.types import Ints, Result
@@ -106,6 +105,8 @@ def run(
                 f"there are: {', '.join(method.options) or 'none'}",
                 field=f"options.{key}",
             )
+    if method.needs == "gradient":
+        forward.record()  # before the targets are looked up in the logits, lest a second forward be made for them
     return method.run(forward, forward.targets(target_N), **given)
 
 

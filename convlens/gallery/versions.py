@@ -29,8 +29,8 @@ def current(folder: Path) -> Path:
     """The folder of the current version. Raises GalleryError where there is no gallery."""
     path = folder / _CURRENT
     try:
-        line = path.read_text("ascii")
-    except (OSError, UnicodeDecodeError) as error:
+        line = path.read_bytes().decode("latin-1")
+    except OSError as error:
         raise GalleryError(f"no gallery in {folder}; make one with `convlens gallery build`") from error
     name = line.removesuffix("\n")
     if not _VERSION.fullmatch(name) or line != f"{name}\n":

@@ -81,6 +81,7 @@ _DAMAGE = (
     Warning,  # raised where the process runs with -W error
 )
 
+# By EXIF orientation; 1 is upright, and what is not listed here is taken for that.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -137,8 +138,7 @@ def _decode(data: bytes, kind: Format, limits: Limits) -> Image.Image:
     with _READERS[kind](io.BytesIO(data)) as image:
         _check_pixels(image.size, limits)
         image.load()
-        # Pillow turns a TIFF by itself, and no other format
-        turn = orientation(image.info.get("exif") or b"") if kind != "TIFF" else 1
+        turn = orientation(image.info.get("exif") or b"")  # Pillow turns TIFFs by itself and leaves nothing here
         rgb = to_rgb(image)
     rgb.info = {}
     return rgb.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else rgb

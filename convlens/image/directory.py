@@ -52,15 +52,14 @@ class _Directory:
 
 
 def orientation(exif: bytes) -> int:
-    """EXIF orientation 1..8 of an EXIF block; 1, upright, where there is none or the block is damaged.
+    """The orientation that an EXIF block tells, 1..8 by its specification; 0 where there is none or it is damaged.
 
     As in browsers, metadata never makes a picture unreadable, and XMP's orientation is not looked at.
     """
     try:
-        turn = _directory(exif.removeprefix(b"Exif\0\0")).number(_ORIENTATION)
+        return _directory(exif.removeprefix(b"Exif\0\0")).number(_ORIENTATION)
     except ImageError:
-        return 1
-    return turn if 1 <= turn <= 8 else 1
+        return 0
 
 
 def tiff_of_pixels(data: bytes) -> tuple[bytes, Size]:

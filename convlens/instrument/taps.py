@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
@@ -13,7 +14,7 @@ from convlens.instrument.modules import layer_of, private_tree
 
 
 class Tap:
-    """``module`` is to be called instead of the tapped model; then ``inputs`` and ``outputs`` hold tensors by layer name."""
+    """``module`` is to be called instead of the tapped model; then ``inputs`` and ``outputs`` hold tensors by layer."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -30,13 +31,20 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
     """
     tap = Tap(private_tree(module))
     for name in inputs:
-        layer_of(tap.module, name).register_forward_pre_hook(_catch_input(tap, name))
+        _layer(tap.module, name).register_forward_pre_hook(_catch_input(tap, name))
     for name in outputs:
-        layer_of(tap.module, name).register_forward_hook(_catch_output(tap, name))
+        _layer(tap.module, name).register_forward_hook(_catch_output(tap, name))
     yield tap
     for name, caught in [*((n, tap.inputs) for n in inputs), *((n, tap.outputs) for n in outputs)]:
         if name not in caught:
             raise RequestError(f"layer {name!r} exists but did not run in this forward pass; choose another layer")
+
+
+def _layer(module: nn.Module, name: str) -> nn.Module:
+    layer = layer_of(module, name)
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise RequestError(f"layer {name!r} is scripted, and what flows through it cannot be caught", field="layer")
+    return layer
 
 
 def _catch_input(tap: Tap, name: str) -> Any:

@@ -10,7 +10,10 @@ from convlens.types import Attribution, Bytes8, Floats
 
 def overlay(attribution: Attribution, view_HWC: Bytes8) -> Bytes8:
     """One attribution (of one row) over the picture it explains; (H, W, 3)."""
-    return colour.overlay(view_HWC, pixel_map(attribution), signed=_drawing(attribution) == "signed")
+    # Gradients per channel are a scatter of single pixels, which nobody sees on a photograph unless slightly spread.
+    smooth = 2.0 if attribution.values_NCHW.shape[1] > 1 else 0.0
+    signed = _drawing(attribution) == "signed"
+    return colour.overlay(view_HWC, pixel_map(attribution), signed=signed, smooth=smooth)
 
 
 def heatmap(attribution: Attribution) -> Bytes8:

@@ -198,7 +198,7 @@ def _call(forward: ForwardPass, call: list[Share]) -> Result:
 
 
 def _each(rows: list[Row], action: Callable[[], None], *, alone: bool = True) -> bool:
-    """Run the action; True if it went well. Where it fails, ``alone`` gives the rows the error, else nobody has it yet."""
+    """Run the action; True if it went well. Where it fails, ``alone`` gives the rows the error."""
     try:
         action()
         return True

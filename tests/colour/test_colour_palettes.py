@@ -74,6 +74,11 @@ def test_no_size_of_values_breaks_the_drawing(draw, size):
     assert drawn.dtype == np.uint8
 
 
+def test_values_far_beyond_the_limit_do_not_overflow():
+    with np.errstate(all="raise"):
+        assert diverging(np.array([[1e300]]), limit=1e-300).tolist() == diverging(np.array([[1.0]]), limit=1).tolist()
+
+
 def test_what_is_returned_is_the_callers_own():
     sequential(RAMP)[:] = 0
     assert sequential(RAMP)[0, -1].min() > 200

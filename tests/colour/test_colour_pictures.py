@@ -62,6 +62,7 @@ def test_strength_is_the_colours_share_at_the_limit():
     white, black = np.full((1, 1, 3), 255, np.uint8), np.zeros((1, 1, 3), np.uint8)
     one = np.ones((1, 1))
     grey = overlay(white, one, signed=True, strength=0)
+    assert np.ptp(grey) == 0
     full = overlay(white, one, signed=True, strength=1).astype(float)
     np.testing.assert_array_equal(overlay(black, one, signed=True, strength=1), full)
     np.testing.assert_allclose(overlay(white, one, signed=True, strength=0.25), 0.75 * grey + 0.25 * full, atol=0.5)

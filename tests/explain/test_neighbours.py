@@ -111,7 +111,7 @@ def test_without_a_gallery_the_error_says_how_to_make_one(net):
 
 def test_a_gallery_of_other_weights_is_refused(net, gallery):
     other = replace(net, spec=replace(net.spec, weights_sha256="f" * 64))
-    with pytest.raises(GalleryError, match="000000000000, but .* ffffffffffff"):
+    with pytest.raises(GalleryError, match=r"000000000000, but .* ffffffffffff"):
         run("neighbours", ForwardPass(other, batch(net, PICTURES[:1]), gallery=gallery))
 
 

