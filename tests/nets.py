@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import skimage.data
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -348,6 +352,16 @@ def perturbed(module: nn.Module, *, seed: int = 0) -> nn.Module:
     return module
 
 
+def photograph(file: str, spec: ModelSpec) -> Tensor:
+    """One of the photographs in scikit-image's wheel as the network wants it, by PIL and nothing of ours: (1, 3, H, W)."""
+    picture = Image.open(Path(skimage.data.__file__).parent / file).convert("RGB")
+    share = spec.resize / min(picture.size)
+    picture = picture.resize([round(side * share) for side in picture.size], Image.Resampling.BICUBIC)
+    left, top = ((side - spec.crop) // 2 for side in picture.size)
+    pixels_HWC = np.asarray(picture.crop((left, top, left + spec.crop, top + spec.crop)), dtype=np.float32) / 255
+    return torch.from_numpy((pixels_HWC - spec.mean) / spec.std).permute(2, 0, 1)[None].float()
+
+
 def pictures(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Normal noise: no ties, no exact zeros."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -365,7 +379,3 @@ def relative_error(found: Any, wanted: Any) -> float:
     found, wanted = torch.as_tensor(found), torch.as_tensor(wanted)
     assert found.shape == wanted.shape, f"{found.shape} is not {wanted.shape}"
     return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-def rows_of(values: Sequence[Any]) -> list[int]:
-    return [int(value) for value in values]

@@ -177,20 +177,20 @@ def finite_differences(module: nn.Module, x_NCHW: Tensor, target: int, *, step: 
 
 
 def smoothgrad(module: nn.Module, x_1CHW: Tensor, target: int, *, samples: int, noise: float, seed: int) -> Tensor:
-    """One gradient a noisy copy, averaged; the noise drawn in the order captum draws it, 16 copies at a time."""
+    """One gradient a noisy copy, averaged; the noise drawn as captum draws it: 16 copies at a time, in float32."""
     generator = torch.Generator().manual_seed(seed)
     deviation = noise * float(x_1CHW.max() - x_1CHW.min())
     total = torch.zeros_like(x_1CHW)
     for first in range(0, samples, 16):
         copies = x_1CHW.repeat_interleave(min(16, samples - first), dim=0)
-        spread = torch.full_like(copies, deviation)
-        for noisy in copies + torch.normal(torch.zeros_like(copies), spread, generator=generator):
+        noise = torch.normal(0.0, torch.full(copies.shape, deviation), generator=generator)
+        for noisy in copies + noise:
             total += plain_gradient(module, noisy[None], [target])
     return total / samples
 
 
 def grad_cam(module: nn.Module, layer: nn.Module, x_1CHW: Tensor, target: int) -> Tensor:
-    """Selvaraju et al. 2017, equations 1 and 2: (1, 1, h, w), before stretching. ``module`` is hooked: give a copy."""
+    """Selvaraju et al. 2017, equations 1 and 2 but for the last ReLU: (1, 1, h, w). ``module`` is hooked: give a copy."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, out: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ def grad_cam(module: nn.Module, layer: nn.Module, x_1CHW: Tensor, target: int) -
         (grad,) = torch.autograd.grad(score, seen[0])
     handle.remove()
     weight_1C11 = grad.mean(dim=(2, 3), keepdim=True)
-    return (weight_1C11 * seen[0].detach()).sum(dim=1, keepdim=True).clamp(min=0.0)
+    return (weight_1C11 * seen[0].detach()).sum(dim=1, keepdim=True)
 
 
 def function_modes() -> list[TorchFunctionMode]:

@@ -166,6 +166,12 @@ def test_a_relative_folder_gives_the_same_names(tmp_path, pictures, net, monkeyp
     assert ids(build(Path("../warm"), tmp_path / "gallery", net).gallery) == ["dark/Brown.PNG", "red.png"]
 
 
+def test_paths_to_one_folder_spelt_in_two_ways_meet(tmp_path, pictures, net, monkeypatch):
+    monkeypatch.chdir(pictures / "cold")
+    given = [Path("../warm/red.png"), pictures / "warm" / "dark", Path("../warm/../warm")]
+    assert ids(build(given, tmp_path / "gallery", net).gallery) == ["dark/Brown.PNG", "red.png"]
+
+
 @pytest.mark.parametrize("opening", ["", "\ufeff"])  # Excel writes a byte-order mark
 def test_labels_can_come_from_a_table(tmp_path, pictures, net, opening):
     table = tmp_path / "labels.csv"

@@ -143,7 +143,7 @@ def test_pictures_are_prepared_as_the_weights_ask(name: str, crop: int, resize: 
 
 def official(model: str) -> nn.Module:
     """The network as torchvision trains it, with all heads; weights seeded, and large enough for inputs to matter."""
-    heads = {"aux_logits": True, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    heads = {"aux_logits": True, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
     torch.manual_seed(3)
     module = torchvision.models.get_model(model, weights=None, **heads)
     for part in module.modules():
@@ -173,8 +173,8 @@ def test_a_checkpoint_of_torchvisions_loads_by_file_as_torchvision_loads_it(
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     assert {entry.name: entry.weights_at_hand for entry in listing("torchvision")}[f"torchvision:{model}"]
     theirs = torchvision.models.get_model(model, weights=weights).eval()
-    by_name = load(f"torchvision:{model}", device="cpu")
-    by_file = load(f"torchvision:{model}?weights={cached}", device="cpu")
+    by_name = load(f"torchvision:{model}?size=96", device="cpu")  # small, to be quick
+    by_file = load(f"torchvision:{model}?weights={cached}&size=96", device="cpu")
     x_NCHW = noise(by_name)
     with torch.no_grad():
         expected = theirs(x_NCHW)

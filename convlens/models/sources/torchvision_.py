@@ -25,8 +25,8 @@ NO_CLASSIFIER = "IMAGENET1K_FEATURES"  # VGG-16's, whose last layers are NaN
 # The two with heads that only train. They are built as torchvision builds them for its own weights: the network itself
 # turns ImageNet's normalisation into the one that it was trained with.
 WITH_HEADS: Mapping[str, Mapping[str, bool]] = {
-    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": True},
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": False},
 }
 KINDS = {  # by torchvision's packages
     "detection": "a detector, not a classifier",
