@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from convlens.errors import ConvLensError, ModelError
+from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.gallery import Gallery
 from convlens.image import Limits
 from convlens.models import unpack
@@ -20,14 +20,17 @@ from convlens.service.request import Request
 from convlens.types import Reply
 
 _log = logging.getLogger(__name__)
+# Of all replies to one batch: more than max_response_size (128 MiB in config.properties) kills the worker.
+_LARGEST_BATCH = 120_000_000
 
 
 class ConvLensHandler:
-    """One worker's model. TorchServe finds this, the only class here, and calls initialize once, then handle per batch."""
+    """One worker's model. TorchServe finds the only class here, calls initialize once, then handle for each batch."""
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.limits = Limits()
+        self.largest_reply = _LARGEST_BATCH
         self.initialized = False
 
     def initialize(self, context: Any) -> None:
@@ -46,6 +49,7 @@ class ConvLensHandler:
             max_cost=float(config.get("max_cost") or EngineOptions.max_cost),
         )
         self.limits = Limits(**(config.get("limits") or {}))
+        self.largest_reply = _LARGEST_BATCH // max(1, int(context.system_properties.get("batch_size") or 1))
         self.engine = Engine(classifier, gallery=gallery, options=options)
         self.initialized = True
         _log.info("convlens serves %s on %s", classifier.spec.name, classifier.device)
@@ -57,7 +61,7 @@ class ConvLensHandler:
         items = [self._read(item, context, n) for n, item in enumerate(data)]
         answers = iter(self.engine.run([item for item in items if isinstance(item, Request)]))
         return [
-            _answer(item, next(answers), context, n) if isinstance(item, Request) else _error(item, "", context, n)
+            self._answer(item, next(answers), context, n) if isinstance(item, Request) else _error(item, "", context, n)
             for n, item in enumerate(items)
         ]
 
@@ -74,12 +78,22 @@ class ConvLensHandler:
         except ConvLensError as error:
             return error
 
+    def _answer(self, request: Request, reply: Reply | ConvLensError, context: Any, n: int) -> str:
+        if isinstance(reply, ConvLensError):
+            return _error(reply, request.params.request_id, context, n)
+        text = dumps(to_json(reply, request.params))
+        if len(text) > self.largest_reply:
+            return _error(_too_large(len(text), self.largest_reply), request.params.request_id, context, n)
+        context.set_response_content_type(n, "application/json")
+        return text
 
-def _answer(request: Request, reply: Reply | ConvLensError, context: Any, n: int) -> str:
-    if isinstance(reply, ConvLensError):
-        return _error(reply, request.params.request_id, context, n)
-    context.set_response_content_type(n, "application/json")
-    return dumps(to_json(reply, request.params))
+
+def _too_large(size: int, allowed: int) -> RequestError:
+    return RequestError(
+        f"the reply would have {size / 1e6:.1f} MB and {allowed / 1e6:.1f} are allowed; "
+        "ask for fewer methods, for fewer outputs, or for smaller arrays by reduce or dtype '<f2'",
+        field="methods",
+    )
 
 
 def _error(error: ConvLensError, request_id: str, context: Any, n: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from convlens.gallery import Gallery
 from convlens.models import Classifier, find_class
 from convlens.service import draw
 from convlens.service.batch import Row, Share, by_kind, shared_calls
-from convlens.service.request import Job, Request, jobs
-from convlens.types import Attribution, Explanation, Floats, Prediction, Reply, Result
+from convlens.service.request import Job, Request, at, jobs
+from convlens.types import Attribution, Explanation, Prediction, Reply, Result
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,11 @@ class Engine:
         answers: dict[int, Reply | ConvLensError] = {}
         rows: dict[int, Row] = {}
         for n, request in enumerate(requests):
-            try:
-                rows[n] = self._prepare(request)
-            except ConvLensError as error:
-                answers[n] = error
+            row = _attempt(self._prepare, request)
+            if isinstance(row, ConvLensError):
+                answers[n] = row
+            else:
+                rows[n] = row
         prepared = time.perf_counter()
         for group in by_kind(rows.values()):
             self._run_group(group, on_step)
@@ -94,7 +98,7 @@ class Engine:
         spec = self.classifier.spec
         wanted = jobs(request.params, self.options.default_methods)
         self._check_cost(wanted)
-        targets = [None if job.target is None else find_class(spec.labels, job.target) for job in wanted]
+        targets = [self._target(job) for job in wanted]
         prepared = image.prepare(request.picture, spec)
         row = Row(request, wanted, targets, prepared.x_CHW, prepared.view_HWC)
         if min(request.picture.size) < spec.crop:
@@ -102,8 +106,15 @@ class Engine:
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
         return row
 
+    def _target(self, job: Job) -> int | None:
+        with at(job.target_place):
+            return None if job.target is None else find_class(self.classifier.spec.labels, job.target)
+
     def _check_cost(self, wanted: Sequence[Job]) -> None:
-        cost = sum(explain.get(job.method).cost(job.options, self.classifier.spec.crop) for job in wanted)
+        cost = 0.0
+        for job in wanted:
+            with at(job.place):
+                cost += explain.get(job.method).cost(job.options, self.classifier.spec.crop)
         if cost > self.options.max_cost:
             raise RequestError(
                 f"this request costs about {cost:.0f} forward passes and {self.options.max_cost:.0f} are allowed; "
@@ -115,29 +126,41 @@ class Engine:
 
     def _run_group(self, rows: list[Row], on_step: Callable[[str], None]) -> None:
         on_step("predictions")
-        x_NCHW = np.stack([row.x_CHW for row in rows])
-        forward = ForwardPass(self.classifier, x_NCHW, scorer=self.scorer, gallery=self.gallery)
-        if not _each(rows, lambda: self._predict(forward, rows), alone=len(rows) == 1):
-            for row in rows if len(rows) > 1 else []:
-                self._run_group([row], on_step)
+        forward = _attempt(self._predict, rows)
+        if isinstance(forward, ConvLensError):
+            self._run_alone(forward, rows, on_step)
             return
         for call in shared_calls(rows):
             on_step(call[0].job.method)
             self._explain(forward, rows, call)
 
-    def _predict(self, forward: ForwardPass, rows: list[Row]) -> None:
+    def _run_alone(self, failure: ConvLensError, rows: list[Row], on_step: Callable[[str], None]) -> None:
+        if len(rows) == 1:
+            rows[0].error = failure
+            return
+        for row in rows:
+            self._run_group([row], on_step)
+
+    def _forward(self, rows: list[Row]) -> ForwardPass:
+        x_NCHW = np.stack([row.x_CHW for row in rows])
+        return ForwardPass(self.classifier, x_NCHW, scorer=self.scorer, gallery=self.gallery)
+
+    def _predict(self, rows: list[Row]) -> ForwardPass:
+        """The forward pass of these rows, made, and their predictions; a row without finite scores gets its error."""
+        forward = self._forward(rows)
         if rows[0].wants_gradient:
             forward.record()
+        _ = forward.embedding_ND  # makes the forward now: where it fails, no row is to blame yet
         for n, row in enumerate(rows):
-            one = forward.select([n])
+            top = _attempt(self._top, forward.select([n]), row.request.params.topk)
+            if isinstance(top, ConvLensError):
+                row.error = top
+            else:
+                row.predictions = top
+        return forward
 
-            def predict(row: Row = row, one: ForwardPass = one) -> None:
-                row.predictions = self._top(one.logits_NK[0], row.request.params.topk)
-
-            _each([row], predict)
-
-    def _top(self, logits_K: Floats, most: int) -> tuple[Prediction, ...]:
-        labels = self.classifier.spec.labels
+    def _top(self, forward: ForwardPass, most: int) -> tuple[Prediction, ...]:
+        labels, logits_K = self.classifier.spec.labels, forward.logits_NK[0]
         probability_K = scores_of(logits_K[None].astype(np.float64), "probability")[0]
         # A stable sort: equal logits come in the order of their class index.
         best = np.argsort(-logits_K, kind="stable")[:most]
@@ -148,16 +171,33 @@ class Engine:
         if not call:
             return
         started = time.perf_counter()
-        results: list[Result] = []
-        calls_rows = [rows[share.n] for share in call]
-        if not _each(calls_rows, lambda: results.append(_call(forward, call)), alone=len(call) == 1):
-            for share in call:
-                self._explain(forward, rows, [share])
+        result = _attempt(_call, forward, call)
+        if isinstance(result, ConvLensError):
+            self._explain_alone(result, rows, call)
             return
         share_ms = _ms(started, time.perf_counter()) / len(call)
         for position, share in enumerate(call):
+            self._keep(rows[share.n], share.job, result.row(position), share_ms)
+
+    def _explain_alone(self, failure: ConvLensError, rows: list[Row], call: list[Share]) -> None:
+        """What failed once more, each row in a forward pass of its own: smaller, and free of its neighbours' faults."""
+        if len(rows) == 1 or (len(call) == 1 and isinstance(failure, RequestError)):
+            rows[call[0].n].error = failure
+            return
+        for share in call:
             row = rows[share.n]
-            row.explanations[share.job.id] = self._explanation(row, share.job, results[0].row(position), share_ms)
+            forward = _attempt(self._forward, [row])
+            if isinstance(forward, ConvLensError):
+                row.error = forward
+            else:
+                self._explain(forward, [row], [replace(share, n=0)])
+
+    def _keep(self, row: Row, job: Job, result: Result, milliseconds: float) -> None:
+        explanation = _attempt(self._explanation, row, job, result, milliseconds)
+        if isinstance(explanation, ConvLensError):
+            row.error = explanation
+        else:
+            row.explanations[job.id] = explanation
 
     def _explanation(self, row: Row, job: Job, result: Result, milliseconds: float) -> Explanation:
         if not isinstance(result, Attribution):
@@ -194,25 +234,26 @@ def _call(forward: ForwardPass, call: list[Share]) -> Result:
     selected, job = forward.select([share.n for share in call]), call[0].job
     best = selected.targets(None)
     target_N = [best[i] if share.target is None else share.target for i, share in enumerate(call)]
-    return explain.run(job.method, selected, target_N, job.options)
+    with at(job.place):
+        return explain.run(job.method, selected, target_N, job.options)
 
 
-def _each(rows: list[Row], action: Callable[[], None], *, alone: bool = True) -> bool:
-    """Run the action; True if it went well. Where it fails, ``alone`` gives the rows the error."""
+def _attempt(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ConvLensError:
+    """What the action returns, or as an error what it raises."""
     try:
-        action()
-        return True
+        return action(*args, **kwargs)
     except ConvLensError as error:
-        failure = error
-    except torch.OutOfMemoryError:
-        failure = OutOfMemoryError("the device has not enough memory for this request; use a smaller batch or picture")
-    except Exception:  # noqa: BLE001 - the boundary: a fault in one row must not take its neighbours down
+        return error
+    except Exception as error:  # noqa: BLE001 - the boundary: a fault in one row must not take its neighbours down
+        if _out_of_memory(error):
+            return OutOfMemoryError("the device has not enough memory for this request; ask for less at a time")
         _log.exception("a request failed")
-        failure = ConvLensError("internal error while answering this request; the server's log has the details")
-    if alone:
-        for row in rows:
-            row.error = failure
-    return False
+        return ConvLensError("internal error while answering this request; the server's log has the details")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU torch raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _ms(start: float, end: float) -> float:

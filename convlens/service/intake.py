@@ -13,6 +13,7 @@ from convlens.errors import ImageError, MediaTypeError, RequestError, near_match
 from convlens.service.request import Params, Request, parse_params
 
 _PARTS = ("data", "params")
+_LONGEST = 100  # of a name that is quoted
 
 
 def read_request(
@@ -25,14 +26,14 @@ def read_request(
 ) -> Request:
     """The request that these body parts make.
 
-    ``parts`` is either ``{"body": …}`` with the whole body (picture bytes, or the object of a JSON body), or the
+    ``parts`` is either ``{"body": …}`` alone with the whole body (picture bytes, or the object of a JSON body), or the
     fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations, ``path_method`` names one in
     the URL's path. Raises ImageError, MediaTypeError (415) or RequestError (422) saying what to send instead.
     """
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
-    if "body" in parts:
+    if set(parts) == {"body"}:
         parts = _whole_body(parts["body"], content_type)
-    unknown = [name for name in parts if name not in _PARTS]
+    unknown = [str(name)[:_LONGEST] for name in parts if name not in _PARTS]
     if unknown:
         hint = near_matches(unknown[0], _PARTS) or ";"
         raise RequestError(f"unknown part {unknown[0]!r}{hint} known parts: data, params", field=unknown[0])
@@ -57,7 +58,7 @@ def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
             "this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
         )
     if content_type == "application/json":
-        raise ImageError("the body says it is JSON, but it does not parse as such")
+        raise ImageError('the body says it is JSON, but is no JSON object like {"data": {"b64": "…"}, "params": {…}}')
     if isinstance(body, str) or content_type.startswith("text/"):
         raise MediaTypeError("the body is text; send the picture itself by -T cat.jpg or -F data=@cat.jpg")
     return {"data": body}

@@ -32,14 +32,18 @@ def to_json(reply: Reply, params: Params) -> dict[str, Any]:
 
 
 def error_json(error: ConvLensError, *, request_id: str = "") -> dict[str, Any]:
-    """The error's JSON object: code, type, message, field, request_id."""
+    """The error's JSON object: code, type, message, field, request_id. What it quotes of a request is cut short."""
     return {
         "code": error.status,
         "type": type(error).__name__,
-        "message": error.message,
-        "field": error.field,
+        "message": _short(error.message, 2000),
+        "field": error.field and _short(error.field, 200),
         "request_id": request_id,
     }
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def dumps(body: Mapping[str, Any]) -> str:
@@ -92,7 +96,7 @@ def _stats(values_CHW: Floats) -> dict[str, float]:
     stats = {
         "min": values_CHW.min(),
         "max": values_CHW.max(),
-        "mean": values_CHW.mean(),
+        "mean": values_CHW.mean(dtype=np.float64),  # a sum in float32 could overflow
         "abs_max": np.abs(values_CHW).max(),
     }
     return {name: float(value) for name, value in stats.items()}
@@ -123,7 +127,7 @@ def from_json(body: Mapping[str, Any]) -> Reply:
             warnings=tuple(body["warnings"]),
             timing_ms=dict(body["timing_ms"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"this is no reply of a ConvLens server: {error!r}") from error
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -11,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from convlens import explain
-from convlens.errors import RequestError, near_matches
+from convlens.errors import ConvLensError, RequestError, near_matches
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -69,12 +71,28 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """One explanation to compute, with its options complete and checked."""
+    """One explanation to compute, with its options complete and checked.
+
+    ``place`` is where the request asked for it, such as ``methods.0``, for errors to point at; empty for a default.
+    ``target_place`` is where its target came from, which may be the request's own.
+    """
 
     id: str
     method: str
     target: int | str | None
     options: Mapping[str, Any]
+    place: str = ""
+    target_place: str = "target"
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Errors raised inside get a ``field`` that starts at this place of the request."""
+    try:
+        yield
+    except ConvLensError as error:
+        error.field = ".".join(part for part in (place, error.field) if part) or None
+        raise
 
 
 def parse_params(given: Mapping[str, Any]) -> Params:
@@ -93,20 +111,24 @@ def jobs(params: Params, default_methods: Iterable[str]) -> list[Job]:
     if params.neighbours is not None and all(one.method != "neighbours" for one in asked):
         asked.append(MethodParams(method="neighbours"))
     ids = _unique_ids(asked)
-    return [_job(one, name, params) for one, name in zip(asked, ids, strict=True)]
+    named = len(params.methods or [])
+    places = [f"methods.{n}" if n < named else "" for n in range(len(asked))]
+    return [_job(one, name, place, params) for one, name, place in zip(asked, ids, places, strict=True)]
 
 
-def _job(one: MethodParams, name: str, params: Params) -> Job:
-    method = explain.get(one.method)
+def _job(one: MethodParams, name: str, place: str, params: Params) -> Job:
+    with at(place):
+        method = explain.get(one.method)
     shared = {"k": params.neighbours, "seed": params.seed}
     inherited = {key: value for key, value in shared.items() if key in method.options and value is not None}
     model = options_model(one.method)
     try:
         options = model.model_validate(inherited | one.options).model_dump()
     except ValidationError as error:
-        _refuse(error, model, where=f"{one.method}.options")
-    target = one.target if one.target is not None else params.target
-    return Job(name, one.method, target, options)
+        _refuse(error, model, where=f"{place or one.method}.options")
+    if one.target is None:
+        return Job(name, one.method, params.target, options, place)
+    return Job(name, one.method, one.target, options, place, f"{place}.target")
 
 
 @functools.cache
@@ -129,20 +151,36 @@ def _unique_ids(asked: Iterable[MethodParams]) -> list[str]:
     return ids
 
 
+_LONGEST = 100  # of what is quoted from a request: what it sends must not swell the reply
+
+
 def _refuse(error: ValidationError, model: type[BaseModel], *, where: str = "") -> NoReturn:
     first = error.errors(include_url=False, include_context=False)[0]
-    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained")))
-    field = ".".join(part for part in (where, path) if part)
+    path = _path(first["loc"])
+    field = ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
+        key = str(first["loc"][-1])[:_LONGEST]
         known = list(_model_at(model, first["loc"]).model_fields)
         hint = near_matches(key, known) or ";"
         raise RequestError(
             f"unknown key {key!r}{hint} known keys: {', '.join(known) or 'none'}", field=field
         ) from error
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    raise RequestError(f"{field or 'params'}: {first['msg'].lower()}; got {shown}", field=field) from error
+    said = _said(path, first["type"]) or first["msg"].lower()
+    # reprlib: repr fails on what is nested deeply, and JSON may be.
+    raise RequestError(f"{field or 'params'}: {said}; got {reprlib.repr(first['input'])}", field=field) from error
+
+
+def _said(path: list[str], kind: str) -> str:
+    """In words of the request where pydantic has only words of our classes."""
+    if path[-1:] == ["target"]:
+        return "should be a class index from 0 or a label"
+    return "should be a method's name, or an object that names it" if kind == "model_type" else ""
+
+
+def _path(loc: tuple[int | str, ...]) -> list[str]:
+    """Keys and positions, without the branch of a union that pydantic puts after ``target``."""
+    path = [str(part) for part in loc if not str(part).startswith("function-")]
+    return path[: path.index("target") + 1] if "target" in path else path
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
