@@ -38,8 +38,8 @@ def reduced(attribution: Attribution, how: str) -> Floats:
     values_CHW = attribution.values_NCHW[0]
     if how == "none":
         return values_CHW
-    map_HW = colour.abs_max(values_CHW) if how == "abs_max" else colour.signed_sum(values_CHW)
-    return np.asarray(map_HW)[None]
+    map_HW: Floats = colour.abs_max(values_CHW) if how == "abs_max" else colour.signed_sum(values_CHW)
+    return np.expand_dims(map_HW, 0)
 
 
 def _drawing(attribution: Attribution) -> str:

@@ -138,4 +138,6 @@ def _environment(run_dir: Path, temp: Path, threads: int) -> dict[str, str]:
     places = {name: str(temp) for name in ("TMPDIR", "TEMP", "TMP")}
     log_places = {name: str(run_dir / "logs") for name in ("LOG_LOCATION", "METRICS_LOCATION")}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return kept | places | log_places | {"OMP_NUM_THREADS": str(threads), "PATH": path, "LC_ALL": _LOCALE}
+    # Torch's waiting threads spin unless told otherwise, and beside a Java server and other workers that is ruinous.
+    threading = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": kept.get("OMP_WAIT_POLICY", "PASSIVE")}
+    return kept | places | log_places | threading | {"PATH": path, "LC_ALL": _LOCALE}
