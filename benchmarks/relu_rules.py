@@ -2,9 +2,9 @@
 
     python benchmarks/relu_rules.py --device cpu --batch 1 4
 
-captum gets the model and the pictures as they are loaded (contiguous), and once more with pictures in channels_last, which is
-what ForwardPass makes of them by itself. Sides take turns; a ratio is the median over the turns. Both end with arrays on the CPU,
-and what they found is compared, since on these two networks captum is right.
+captum gets the model and the pictures as they are loaded (contiguous), and once more with pictures in channels_last,
+which is what ForwardPass makes of them by itself. Sides take turns; a ratio is the median over the turns. Both end
+with arrays on the CPU, and what they found is compared, since on these two networks captum is right.
 """
 
 from __future__ import annotations

@@ -207,89 +207,6 @@ class Call(nn.Module):
         return self.function(x)
 
 
-# ---- what has no ReLU rule
-
-
-class _OwnRelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.clamp(min=0)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g * (ctx.saved_tensors[0] > 0)
-
-
-class _Fusible(nn.Module):
-    """Element-wise steps only: after two runs torch.jit makes one differentiable graph of them, whose ReLU is hidden."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x * 2.0 + 0.1) * x.tanh() + torch.relu(x * 3.0 - 0.1) * 2.0
-
-
-class _WithRelu(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.convolution(x))
-
-
-def _warmed_up(module: nn.Module) -> nn.Module:
-    for _ in range(4):
-        module(torch.randn(2, 4, 8, 8, requires_grad=True)).sum().backward()
-    return module
-
-
-def _half_silu(x: Tensor) -> Tensor:
-    return torch.relu(x) + x * torch.sigmoid(x)
-
-
-# The activation, and the word by which a refusal must call it. Each net has a ReLU as well, so that only this is at fault.
-UNRULED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "SiLU": (nn.SiLU, "SiLU"),
-    "SiLU in place": (lambda: nn.SiLU(inplace=True), "SiLU"),
-    "GELU": (nn.GELU, "GELU"),
-    "GELU tanh": (lambda: nn.GELU(approximate="tanh"), "GELU"),
-    "Hardswish": (nn.Hardswish, "Hardswish"),
-    "LeakyReLU": (nn.LeakyReLU, "LeakyReLU"),
-    "LeakyReLU in place": (lambda: nn.LeakyReLU(inplace=True), "LeakyReLU"),
-    "ELU": (nn.ELU, "ELU"),
-    "SELU": (nn.SELU, "ELU"),
-    "CELU": (nn.CELU, "ELU"),
-    "PReLU": (nn.PReLU, "PReLU"),
-    "Mish": (nn.Mish, "Mish"),
-    "Softplus": (nn.Softplus, "Softplus"),
-    "Hardtanh(-1, 1)": (nn.Hardtanh, "Hardtanh"),
-    "GLU": (lambda: nn.Sequential(nn.Conv2d(4, 8, 1), nn.GLU(dim=1)), "GLU"),
-    "SiLU written out": (lambda: Call(lambda x: x * torch.sigmoid(x)), "SiLU"),
-    "SiLU beside a ReLU": (lambda: Call(_half_silu), "SiLU"),
-    "hard-swish written out": (lambda: Call(lambda x: x * F.relu6(x + 3.0) / 6.0), "Hardswish"),
-    "GELU written out": (lambda: Call(lambda x: 0.5 * x * (1.0 + torch.erf(x / 2**0.5))), "GELU"),
-    "GELU by tanh written out": (
-        lambda: Call(lambda x: 0.5 * x * (1.0 + torch.tanh(0.79788456 * (x + 0.044715 * x**3)))),
-        "GELU",
-    ),
-    "LeakyReLU by maximum": (lambda: Call(lambda x: torch.maximum(x, 0.1 * x)), "maximum"),
-    "ReLU by maximum": (lambda: Call(lambda x: torch.maximum(x, torch.zeros(()))), "ReLU"),
-    "ReLU by a tensor bound": (lambda: Call(lambda x: x.clamp(min=torch.zeros(4, 1, 1))), "ReLU"),
-    "ReLU by where": (lambda: Call(lambda x: torch.where(x > 0, x, torch.zeros_like(x))), "where"),
-    "ReLU by a mask": (lambda: Call(lambda x: x * (x > 0)), "mask"),
-    "ReLU by masked_fill": (lambda: Call(lambda x: x.masked_fill(x < 0, 0.0)), "mask"),
-    "ReLU by abs": (lambda: Call(lambda x: (x + x.abs()) / 2), "abs"),
-    "scripted ReLU": (lambda: torch.jit.script(_WithRelu()), "scripted"),
-    "scripted and fused ReLU": (lambda: _warmed_up(torch.jit.script(_Fusible())), "scripted"),
-    "custom autograd function": (lambda: Call(_OwnRelu.apply), "custom autograd function"),
-}
-
-
-def with_relu(unruled: nn.Module) -> nn.Module:
-    """The activation in question after an innocent ReLU."""
-    return Sequential(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 1), unruled)).eval()
-
-
 # ---- for failures
 
 
@@ -353,7 +270,7 @@ def perturbed(module: nn.Module, *, seed: int = 0) -> nn.Module:
 
 
 def photograph(file: str, spec: ModelSpec) -> Tensor:
-    """One of the photographs in scikit-image's wheel as the network wants it, by PIL and nothing of ours: (1, 3, H, W)."""
+    """A photograph of scikit-image's wheel as the network wants it, by PIL and nothing of ours: (1, 3, H, W)."""
     picture = Image.open(Path(skimage.data.__file__).parent / file).convert("RGB")
     share = spec.resize / min(picture.size)
     picture = picture.resize([round(side * share) for side in picture.size], Image.Resampling.BICUBIC)

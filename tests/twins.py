@@ -1,8 +1,8 @@
 """Slow plain definitions to hold the fast code against; nothing here uses convlens, hooks or function modes.
 
-A Twin is the network as a list of single ATen steps, none of which writes into its input. It runs them one by one, keeps
-every value, and walks back one step at a time: each step's vector-Jacobian product by autograd on that step alone,
-each ReLU by its rule written out.
+A Twin is the network as a list of single ATen steps, none of which writes into its input. It runs them one by one,
+keeps every value, and walks back one step at a time: each step's vector-Jacobian product by autograd on that step
+alone, each ReLU by its rule written out.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def smoothgrad(module: nn.Module, x_1CHW: Tensor, target: int, *, samples: int, 
 
 
 def grad_cam(module: nn.Module, layer: nn.Module, x_1CHW: Tensor, target: int) -> Tensor:
-    """Selvaraju et al. 2017, equations 1 and 2 but for the last ReLU: (1, 1, h, w). ``module`` is hooked: give a copy."""
+    """Selvaraju et al. 2017, equations 1 and 2 without the ReLU: (1, 1, h, w). ``module`` is hooked: give a copy."""
     seen: list[Tensor] = []
 
     def keep(_: nn.Module, __: Any, out: Tensor) -> Tensor:

@@ -99,13 +99,13 @@ class ForwardPass:
         return scores_of(self.logits_NK, kind)[np.arange(len(self)), target_N]
 
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
-        """d score(target) / d x, (N, C, H, W), with the rule applied at every ReLU; UnsupportedModelError if it has none."""
+        """d score(target) / d x, (N, C, H, W), the rule applied at every ReLU; UnsupportedModelError if it has none."""
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
     def meta(
         self, kind: ScoreKind, *, started: float, runtime: str = "torch", ruled: bool = False, **more: Any
     ) -> Meta:
-        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled`` says that ReLU rules were used."""
+        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled``: ReLU rules were used."""
         return Meta(
             weights_sha256=self.classifier.spec.weights_sha256,
             target_kind=kind,
@@ -208,7 +208,7 @@ class _Shared:
 
 
 def _turns(rows: Ints) -> Iterator[Ints]:
-    """Positions in ``rows``, in groups that hold no row twice: in one backward pass the gradients of its targets would add up."""
+    """Positions in ``rows``, in groups that hold no row twice: one backward pass would add up its gradients."""
     turn_N = np.array([np.count_nonzero(rows[:n] == row) for n, row in enumerate(rows)])
     for turn in np.unique(turn_N):
         yield np.flatnonzero(turn_N == turn)

@@ -25,7 +25,8 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     """Feature maps of ``layer`` weighted by their mean gradients, summed (Selvaraju et al. 2017, arXiv:1610.02391).
 
     Values (N, 1, H, W) are stretched bilinearly to the input's size; ``extras["map_NCHW"]`` is the raw map. ``layer``
-    defaults to the spec's ``attention_layer``; RequestError for one that is not there, does not run or has no map. ``relu=False`` keeps what speaks against the class, too.
+    defaults to the spec's ``attention_layer``; RequestError for one that is not there, does not run or has no
+    map. ``relu=False`` keeps what speaks against the class, too.
     """
     from captum.attr import LayerAttribution, LayerGradCam  # on first use: it is slow to import and brings matplotlib
 
@@ -49,6 +50,6 @@ def _require_map(forward: ForwardPass, layer: str) -> None:
     shape = tuple(tap.outputs[layer].shape)
     if len(shape) != 4:
         raise RequestError(
-            f"layer {layer!r} has no map: it gives {shape}, and Grad-CAM needs (N, C, H, W); choose a convolution before it",
+            f"layer {layer!r} has no map: it gives {shape}, and Grad-CAM needs (N, C, H, W); choose an earlier one",
             field="options.layer",
         )

@@ -44,7 +44,7 @@ def require_eval(module: nn.Module) -> None:
 
 def layer_of(module: nn.Module, name: str) -> nn.Module:
     """The part of that dotted name, or RequestError with near matches."""
-    parts = dict(module.named_modules())
+    parts: dict[str, nn.Module] = dict(module.named_modules())
     if not name or name not in parts:
         raise RequestError(
             f"no layer {name!r}{near_matches(name, parts) or '; its first are ' + ', '.join(list(parts)[1:6])}",

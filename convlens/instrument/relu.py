@@ -45,7 +45,7 @@ class RuledRelus(TorchFunctionMode):
         """Choose the rule of the next backward pass; RequestError for a name that is none."""
         if rule not in RULES:
             raise RequestError(f"no ReLU rule {rule!r}; there are: {', '.join(RULES)}")
-        self.rule = cast(ReluRule, rule)
+        self.rule = rule
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -89,7 +89,7 @@ class _RuledRelu(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (kept,) = ctx.saved_tensors
         rule = ctx.rules.rule

@@ -37,7 +37,9 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
     yield tap
     for name, caught in [*((n, tap.inputs) for n in inputs), *((n, tap.outputs) for n in outputs)]:
         if name not in caught:
-            raise RequestError(f"layer {name!r} exists but did not run in this forward pass; choose another", field="layer")
+            raise RequestError(
+                f"layer {name!r} exists but did not run in this forward pass; choose another", field="layer"
+            )
 
 
 def _layer(module: nn.Module, name: str) -> nn.Module:
@@ -57,7 +59,9 @@ def _catch_input(tap: Tap, name: str) -> Any:
 def _catch_output(tap: Tap, name: str) -> Any:
     def hook(_: nn.Module, __: Any, out: Any) -> None:
         if not isinstance(out, Tensor):
-            raise RequestError(f"layer {name!r} gives a {type(out).__name__} and no tensor; choose another", field="layer")
+            raise RequestError(
+                f"layer {name!r} gives a {type(out).__name__} and no tensor; choose another", field="layer"
+            )
         tap.outputs[name] = out.clone()
 
     return hook

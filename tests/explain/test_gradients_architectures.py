@@ -81,8 +81,8 @@ def test_every_relu_call_that_is_made_is_ruled(case: Case) -> None:
     assert (meta.relu_calls_seen, meta.relu_calls_ruled) == (made, made)
 
 
-# Where captum, which hooks nn.ReLU modules and nothing else, goes wrong without a word: it meets only functions or ReLU6
-# and returns the plain gradient, or (DenseNet) functions and modules mixed. Elsewhere it is right.
+# Where captum, which hooks nn.ReLU modules and nothing else, goes wrong without a word: it meets only functions or
+# ReLU6 and returns the plain gradient, or (DenseNet) functions and modules mixed. Elsewhere it is right.
 CAPTUM_IS_PLAIN = ("googlenet", "inception_v3", "mobilenet_v2", "efficientnet_lite0")
 CAPTUM_IS_OFF = ("densenet121",)
 

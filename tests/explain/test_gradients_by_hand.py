@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import twins
+import unruled
 
 from convlens.errors import ModelError, RequestError, TargetError, UnsupportedModelError
 from convlens.explain import ForwardPass, run
@@ -101,9 +102,11 @@ def test_targets_may_be_of_any_integer_type(mixed: ForwardPass, dtype: str) -> N
     assert np.array_equal(found.values_NCHW, run("saliency", mixed, MIXED_TARGETS).values_NCHW)
 
 
-@pytest.mark.parametrize("targets", [[0, 1], [0, 1, 4], [-1, 0, 0], [0.0, 1.0, 2.0], [True, False, True], [[0], [1], [2]]])
+@pytest.mark.parametrize(
+    "targets", [[0, 1], [0, 1, 4], [-1, 0, 0], [0.0, 1.0, 2.0], [True, False, True], [[0], [1], [2]]]
+)
 def test_targets_that_do_not_fit_are_refused(mixed: ForwardPass, targets: list[int]) -> None:
-    with pytest.raises(TargetError, match="targets|out of range") as caught:
+    with pytest.raises(TargetError, match=r"targets|out of range") as caught:
         run("saliency", mixed, targets)
     assert caught.value.field == "target"
 
@@ -134,9 +137,9 @@ def test_saliency_of_a_linear_net_is_its_weight(score: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-@pytest.mark.parametrize("name", nets.UNRULED)
+@pytest.mark.parametrize("name", unruled.UNRULED)
 def test_saliency_is_autograds_even_where_no_rule_is_defined(name: str) -> None:
-    net = nets.with_relu(nets.UNRULED[name][0]()).double()
+    net = unruled.with_relu(unruled.UNRULED[name][0]()).double()
     x_NCHW = nets.pictures(2, 3, 8, 8)
     found = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0]).values_NCHW
     assert nets.relative_error(found, twins.plain_gradient(net, x_NCHW, [2, 0])) < 1e-12
@@ -145,7 +148,7 @@ def test_saliency_is_autograds_even_where_no_rule_is_defined(name: str) -> None:
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
 def test_a_refused_network_still_gets_its_saliency_from_the_same_forward(method: str) -> None:
     forward = ForwardPass(
-        nets.classifier(nets.with_relu(torch.nn.SiLU()), classes=3), nets.pictures(1, 3, 8, 8, dtype=torch.float32)
+        nets.classifier(unruled.with_relu(torch.nn.SiLU()), classes=3), nets.pictures(1, 3, 8, 8, dtype=torch.float32)
     )
     for _ in range(2):  # the second time, too
         with pytest.raises(UnsupportedModelError, match=f"{method}.*SiLU"):

@@ -1,7 +1,7 @@
 """Adebayo et al. 2018 (arXiv:1810.03292): which maps change when the trained classifier is replaced by noise.
 
-Measured here on three photographs: rank correlation of the magnitudes .31–.50 for saliency, .99–1.00 for guided backprop and
-deconvnet. The latter two are known to say little about the class, which their descriptions tell the user.
+Measured here on three photographs: rank correlation of the magnitudes .31–.50 for saliency, .99–1.00 for guided
+backprop and deconvnet. The latter two are known to say little about the class, which their descriptions tell the user.
 """
 
 from __future__ import annotations

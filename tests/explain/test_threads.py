@@ -76,4 +76,6 @@ def test_eight_threads_with_different_pictures_and_methods_get_what_one_thread_g
             thread.join()
     assert raised == []
     assert wrong == []
-    assert len({values.tobytes() for values in alone.values()}) == len(alone), "all of them differ, so a mix-up would show"
+    assert len({values.tobytes() for values in alone.values()}) == len(alone), (
+        "all of them differ, so a mix-up would show"
+    )

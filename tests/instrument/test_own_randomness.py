@@ -1,4 +1,4 @@
-"""Random numbers of a call's own: reproducible, private to the thread, and without touching torch's global generator."""
+"""Random numbers of a call's own: reproducible, private to the thread, torch's global generator untouched."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import nets
 import pytest
 import torch
 import twins
+import unruled
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,11 +22,11 @@ def checked(module: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-@pytest.mark.parametrize("name", nets.UNRULED)
+@pytest.mark.parametrize("name", unruled.UNRULED)
 def test_what_has_no_rule_is_refused_by_name(name: str) -> None:
-    make, word = nets.UNRULED[name]
+    make, word = unruled.UNRULED[name]
     with pytest.raises(UnsupportedModelError, match=f"guided_backprop is defined for ReLU networks only.*{word}"):
-        checked(nets.with_relu(make()))
+        checked(unruled.with_relu(make()))
 
 
 RULED = {
@@ -36,7 +37,9 @@ RULED = {
     "local response normalisation": lambda: nets.Sequential(nn.Sequential(nn.ReLU(), nn.LocalResponseNorm(3))),
     "product of two ReLU branches": lambda: nets.Sequential(_TwoBranches()),
     "tanh beside ReLU": lambda: nets.Sequential(nn.Sequential(nn.ReLU(), nn.Tanh())),
-    "a guarded division": lambda: nets.Sequential(nets.Call(lambda x: F.relu(x) / x.norm(dim=1, keepdim=True).clamp(1e-6))),
+    "a guarded division": lambda: nets.Sequential(
+        nets.Call(lambda x: F.relu(x) / x.norm(dim=1, keepdim=True).clamp(1e-6))
+    ),
 }
 
 
@@ -61,5 +64,5 @@ def test_a_network_without_any_relu_is_refused() -> None:
 
 def test_a_refusal_leaves_no_mode_behind() -> None:
     with pytest.raises(UnsupportedModelError):
-        checked(nets.with_relu(nn.SiLU()))
+        checked(unruled.with_relu(nn.SiLU()))
     assert twins.function_modes() == []

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from convlens.errors import RequestError
 from convlens.instrument import RULES, RuledRelus
 
-# nets.ByHand at a=2, b=1: units 3, 1 and −2 before the ReLU; logits u − v + 2w = 2 and −u + v − w = −2. Gradients for (a, b):
+# nets.ByHand at a=2, b=1: units 3, 1 and −2 before the ReLU; logits u − v + 2w = 2 and −u + v − w = −2. Gradients:
 #   class 0, g = (1, −1, 2):  plain (1, −1, 0)·W   deconvnet (1, 0, 2)·W   guided (1, 0, 0)·W
 #   class 1, g = (−1, 1, −1): plain (−1, 1, 0)·W   deconvnet (0, 1, 0)·W   guided (0, 1, 0)·W
 RELU_BY_HAND = {
@@ -26,7 +26,7 @@ RELU_BY_HAND = {
     ("deconvnet", 1): (1.0, -1.0),
     ("guided", 1): (1.0, -1.0),
 }
-# At a=5, b=2: units 7 (saturated at 6), 3 and −5, so that only the second passes plain and guided gradients; logits 3 and −3.
+# At a=5, b=2: units 7 (saturated at 6), 3 and −5, so that only the second passes plain and guided gradients.
 RELU6_BY_HAND = {
     ("plain", 0): (-1.0, 1.0),
     ("deconvnet", 0): (-1.0, 1.0),
@@ -144,9 +144,7 @@ def test_what_is_no_relu_is_left_alone(name: str) -> None:
     relus.set("guided")
     assert relus.calls == 0
     assert torch.equal(out, NOT_RELUS[name](x))
-    assert torch.equal(
-        torch.autograd.grad(-out.sum(), x)[0], torch.autograd.grad(-NOT_RELUS[name](x).sum(), x)[0]
-    )
+    assert torch.equal(torch.autograd.grad(-out.sum(), x)[0], torch.autograd.grad(-NOT_RELUS[name](x).sum(), x)[0])
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -66,8 +66,9 @@ def test_a_layer_that_runs_twice_keeps_its_last_call() -> None:
 def test_an_unknown_layer_is_refused_with_near_matches() -> None:
     with pytest.raises(RequestError, match=r"no layer 'frist'; did you mean first"):
         layer_of(nets.Mixed(), "frist")
-    with pytest.raises(RequestError, match="no layer 'zzz'; its first are first, norm, relu"), tapped(
-        nets.Mixed(), outputs=["zzz"]
+    with (
+        pytest.raises(RequestError, match="no layer 'zzz'; its first are first, norm, relu"),
+        tapped(nets.Mixed(), outputs=["zzz"]),
     ):
         raise AssertionError("not reached")
 
@@ -76,7 +77,10 @@ def test_an_unknown_layer_is_refused_with_near_matches() -> None:
 def test_a_layer_that_never_ran_is_an_error_on_leaving(kind: str) -> None:
     net = nets.Mixed().eval()
     net.spare = nn.Conv2d(1, 1, 1)
-    with pytest.raises(RequestError, match="layer 'spare' exists but did not run"), tapped(net, **{kind: ["spare"]}) as tap:
+    with (
+        pytest.raises(RequestError, match="layer 'spare' exists but did not run"),
+        tapped(net, **{kind: ["spare"]}) as tap,
+    ):
         tap.module(nets.pictures(1, 3, 8, 8, dtype=torch.float32))
 
 
@@ -93,7 +97,9 @@ def test_a_private_tree_shares_every_tensor_and_no_module() -> None:
         assert ours is not theirs
         assert type(ours) is type(theirs)
     tensors = [*net.named_parameters(), *net.named_buffers()]
-    for (name, ours), (same_name, theirs) in zip([*tree.named_parameters(), *tree.named_buffers()], tensors, strict=True):
+    for (name, ours), (same_name, theirs) in zip(
+        [*tree.named_parameters(), *tree.named_buffers()], tensors, strict=True
+    ):
         assert name == same_name
         assert ours is theirs
     x = nets.pictures(2, 3, 8, 8, dtype=torch.float32)
