@@ -30,8 +30,9 @@ format: $(READY)  ## put the code into its usual form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every benchmark, side by side with its peer; results in benchmarks/results
+bench: $(READY)  ## every benchmark beside its peer; results in benchmarks/results and the README
 	$(BIN)/python benchmarks/relu_rules.py
+	$(BIN)/python benchmarks/readme.py
 
 clean:  ## remove what make built, but not the environment
 	rm -rf .convlens demo/report.html model_store/*.mar .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -79,6 +80,11 @@ def test_the_table_of_methods_is_the_registry_s() -> None:
         assert f"| `{name}` | {method.shows.rstrip('.')} | {method.does_not_show.rstrip('.')} |" in README
 
 
+def test_the_figures_are_those_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    assert importlib.import_module("readme").filled(README) == README
+
+
 def test_every_link_inside_the_repository_leads_somewhere() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
@@ -98,5 +104,7 @@ def test_the_how_to_s_method_works_as_written() -> None:
         "np.testing.assert_allclose(ours.values_NCHW, (grad * x).detach().numpy(), atol=1e-4)\n"
     )
     # In an interpreter of its own: the method must not stay in this one's registry.
-    done = subprocess.run([sys.executable, "-c", block + script], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", block + script], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
