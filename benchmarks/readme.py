@@ -6,7 +6,6 @@ python benchmarks/readme.py
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 def relu_rules(result: dict[str, Any]) -> str:
     """The table of benchmarks/relu_rules.py with the machine below it."""
     lines = [
-        "| network | batch | captum, three calls | ConvLens, one forward | captum ÷ ConvLens | … captum given channels_last |",
+        "| network | batch | captum, three calls | ConvLens, one forward | captum ÷ ConvLens | … given channels_last |",
         "|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
@@ -37,10 +36,9 @@ def filled(readme: str) -> str:
     """The README's text with every table as its result file has it."""
     for name, table in TABLES.items():
         result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        marks = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        readme = re.sub(
-            marks, lambda found, text=table(result): f"{found[1]}{text}\n{found[2]}", readme, flags=re.DOTALL
-        )
+        before, mark, rest = readme.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        readme = f"{before}{mark}{table(result)}\n{end}{after}"
     return readme
 
 
