@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import galleries
 import numpy as np
 import torch
 from nets import CPU, pictures
 from PIL import Image
 from torch import Tensor, nn
 
-import galleries
 from convlens.gallery import Gallery
 from convlens.models import Classifier
 from convlens.service.engine import Engine, EngineOptions
@@ -33,8 +33,8 @@ class Counted(nn.Module):
         self.second = nn.Conv2d(8, 12, 3, padding=1)
         self.faults = faults or nn.Identity()
         self.head = nn.Linear(12, len(LABELS))
-        self.batches: list[int] = []
-        self.backwards = 0
+        self.batches: list[int] = []  # lists, so that copies of the module count into the same
+        self.backwards: list[int] = []
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         self.batches.append(len(x_NCHW))
@@ -43,8 +43,8 @@ class Counted(nn.Module):
             x.register_hook(self._count)
         return self.head(self.second(x.relu()).relu().mean((2, 3)))
 
-    def _count(self, _: Tensor) -> None:
-        self.backwards += 1
+    def _count(self, grad: Tensor) -> None:
+        self.backwards.append(len(grad))
 
 
 class Tripwire(nn.Module):

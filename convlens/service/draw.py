@@ -35,11 +35,11 @@ def pixel_map(attribution: Attribution) -> Floats:
 
 def reduced(attribution: Attribution, how: str) -> Floats:
     """The values as a reply carries them: (C, H, W) as they are, or (1, H, W) by abs_max or sum."""
-    values_CHW = attribution.values_NCHW[0]
+    values_CHW: Floats = np.asarray(attribution.values_NCHW[0])
     if how == "none":
         return values_CHW
-    map_HW: Floats = colour.abs_max(values_CHW) if how == "abs_max" else colour.signed_sum(values_CHW)
-    return np.expand_dims(map_HW, 0)
+    map_HW = colour.abs_max(values_CHW) if how == "abs_max" else colour.signed_sum(values_CHW)
+    return np.asarray(map_HW)[None]
 
 
 def _drawing(attribution: Attribution) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from convlens import explain, image
-from convlens.errors import ConvLensError, OutOfMemoryError, RequestError
+from convlens.errors import ConvLensError, GalleryError, OutOfMemoryError, RequestError
 from convlens.explain.forward import ForwardPass, Scorer, scores_of
 from convlens.gallery import Gallery
 from convlens.models import Classifier, find_class
@@ -64,7 +64,8 @@ class Engine:
         self.scorer = scorer
         self.options = options or EngineOptions()
         for name in self.options.default_methods:
-            explain.get(name)
+            if explain.get(name).needs == "embedding" and gallery is None:
+                raise GalleryError(f"{name} is a default method, but there is no gallery; give one or leave it out")
         if gallery is not None:
             gallery.require_weights(classifier.spec.weights_sha256)
 

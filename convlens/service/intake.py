@@ -31,6 +31,10 @@ def read_request(
     the URL's path. Raises ImageError, MediaTypeError (415) or RequestError (422) saying what to send instead.
     """
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
+    if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
+        raise MediaTypeError(
+            "this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
+        )
     if set(parts) == {"body"}:
         parts = _whole_body(parts["body"], content_type)
     unknown = [str(name)[:_LONGEST] for name in parts if name not in _PARTS]
@@ -47,21 +51,27 @@ def read_request(
 
 
 def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
+    if content_type == "application/json" and isinstance(body, bytes | bytearray):
+        body = _unparsed_json(body)
     if isinstance(body, dict):
         return body
     if isinstance(body, list):
         raise RequestError(
             'a JSON body is an object like {"data": {"b64": "…"}, "params": {…}}, not a list', field="data"
         )
-    if content_type == "application/x-www-form-urlencoded":
-        raise MediaTypeError(
-            "this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
-        )
     if content_type == "application/json":
         raise ImageError('the body says it is JSON, but is no JSON object like {"data": {"b64": "…"}, "params": {…}}')
     if isinstance(body, str) or content_type.startswith("text/"):
         raise MediaTypeError("the body is text; send the picture itself by -T cat.jpg or -F data=@cat.jpg")
     return {"data": body}
+
+
+def _unparsed_json(body: bytes | bytearray) -> Any:
+    """What TorchServe left unparsed: a byte order mark, a content type in capitals, or no JSON at all (None)."""
+    try:
+        return json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _params(given: Any) -> dict[str, Any]:

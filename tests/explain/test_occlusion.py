@@ -226,4 +226,3 @@ def test_the_largest_drop_lies_on_the_animal_or_the_kart(name: str, squeezenet: 
     assert box[0] <= left + 24 <= box[2]
     assert box[1] <= top + 24 <= box[3]
     assert result.extras["grid_NRQ"].max() > 0.15  # hiding it costs the class at least this much probability
-

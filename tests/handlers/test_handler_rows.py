@@ -1,0 +1,171 @@
+"""The handler without a server, but with TorchServe's own Context: what a live one cannot be made to do quickly."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engines import counted, engine, picture, request, values
+from picturefiles import saved
+from ts.context import Context, RequestProcessor
+
+from convlens.errors import GalleryError, ModelError
+from convlens.models import load, pack
+from handlers.convlens_handler import ConvLensHandler
+
+PNG = saved(picture(1), "PNG")
+
+
+def context(folder: Path, *, batch_size: int = 8, gpu: int | None = None, **config: Any) -> Context:
+    manifest = {"model": {"modelName": "m", "modelVersion": "3.1"}}
+    return Context("m", str(folder), manifest, batch_size, gpu, "0.12", model_yaml_config=config)
+
+
+def handled(handler: ConvLensHandler, *items: dict[str, Any], **headers: str) -> list[tuple[int, Any]]:
+    """Status and body of each item, as TorchServe would send them."""
+    at = context(Path())
+    at.request_processor = [RequestProcessor(headers) for _ in items]
+    texts = handler.handle(list(items), at)
+    assert all(type(text) is str for text in texts)
+    assert [at.get_response_content_type(n) for n in range(len(items))] == ["application/json"] * len(items)
+    # A line break in the phrase would kill the worker.
+    phrases = [at.get_response_status(n)[1] or "" for n in range(len(items))]
+    assert all(phrase.isalnum() or not phrase for phrase in phrases)
+    statuses = [at.get_response_status(n)[0] for n in range(len(items))]
+    return [(status, json.loads(text)) for status, text in zip(statuses, texts, strict=True)]
+
+
+@pytest.fixture
+def small() -> ConvLensHandler:
+    """With a small network; two classes share a label, one label has a line break."""
+    handler = ConvLensHandler()
+    handler.engine = engine()
+    return handler
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive")
+    pack(load("packaged:efficientnet_lite0", device="cpu"), folder / "model")
+    return folder
+
+
+def test_each_row_has_its_own_status_in_its_own_place(small: ConvLensHandler) -> None:
+    found = handled(
+        small,
+        {"body": bytearray(PNG)},
+        {"body": bytearray(b"none")},
+        {"data": bytearray(PNG), "params": b'{"methods": ["saliency"], "target": 5}'},
+        {"data": bytearray(PNG), "params": b'{"methods": ["saliency"], "target": "crane", "request_id": "r"}'},
+        {"body": "text"},
+        {"data": bytearray(PNG), "params": b'{"topk": 1}'},
+    )
+    assert [status for status, _ in found] == [200, 400, 200, 422, 415, 200]
+    assert [len(body["predictions"]) for status, body in found if status == 200] == [5, 5, 1]
+    assert found[2][1]["explanations"][0]["target_label"] == "line\nbreak"
+    assert (found[3][1]["type"], found[3][1]["request_id"]) == ("TargetError", "r")
+
+
+def test_a_batch_of_refusals_alone_is_answered(small: ConvLensHandler) -> None:
+    assert [status for status, _ in handled(small, {"body": b""}, {}, {"body": {}})] == [400, 422, 422]
+
+
+def test_the_routes_header_decides_for_each_item(small: ConvLensHandler) -> None:
+    at = context(Path())
+    headers = [{"explain": "True"}, {"explain": "False"}, {"explain": "False", "url_path": "grad_cam"}, {}]
+    at.request_processor = [RequestProcessor(one) for one in headers]
+    bodies = [json.loads(text) for text in small.handle([{"body": PNG}] * 4, at)]
+    assert [[one["id"] for one in body["explanations"]] for body in bodies] == [
+        ["saliency", "guided_backprop", "occlusion"],
+        [],
+        ["grad_cam"],
+        [],
+    ]
+
+
+def test_a_reply_beyond_its_share_of_what_the_server_can_send_is_refused_alone(small: ConvLensHandler) -> None:
+    small.largest_reply = 5_000
+    found = handled(
+        small,
+        {"body": PNG},
+        {"data": PNG, "params": b'{"methods": ["saliency"], "request_id": "big"}'},
+        {"data": PNG, "params": b'{"methods": ["saliency"], "output": [], "request_id": "small"}'},
+    )
+    assert [status for status, _ in found] == [200, 422, 200]
+    assert "allowed; ask for fewer methods" in found[1][1]["message"]
+    assert found[1][1]["request_id"] == "big"
+
+
+def test_a_network_of_damaged_weights_answers_in_strict_json(small: ConvLensHandler) -> None:
+    module = counted()
+    module.head.weight.data.fill_(torch.nan)
+    small.engine = engine(module)
+    ((status, body),) = handled(small, {"data": PNG, "params": b'{"methods": ["saliency", "occlusion"]}'})
+    assert (status, body["type"]) == (500, "ModelError")
+
+
+def test_before_it_is_initialised_it_answers_nothing() -> None:
+    with pytest.raises(ModelError, match="before it was initialised"):
+        ConvLensHandler().handle([{"body": PNG}], context(Path()))
+
+
+# --- initialisation ---------------------------------------------------------------------------------------------------
+
+
+def test_the_archives_configuration_is_what_counts(archive: Path) -> None:
+    section = {
+        "model": "model",
+        "methods": ["grad_cam"],
+        "max_cost": 50,
+        "limits": {"bytes": 1000, "pixels": 99},
+        "threads": torch.get_num_threads(),
+    }
+    handler = ConvLensHandler()
+    handler.initialize(context(archive, batch_size=4, convlens=section))
+    assert handler.initialized
+    assert handler.engine is not None
+    options = handler.engine.options
+    assert (options.name, options.version) == ("m", "3.1")
+    assert (options.default_methods, options.max_cost) == (("grad_cam",), 50.0)
+    ((status, body),) = handled(handler, {"body": PNG})
+    assert (status, body["type"]) == (413, "ImageTooLargeError")
+    assert handler.largest_reply * 4 <= 64_000_000
+
+
+def test_a_gpu_that_was_asked_for_and_not_given_is_an_error(archive: Path) -> None:
+    handler = ConvLensHandler()
+    with pytest.raises(ModelError, match="deviceType is gpu, but TorchServe gave this worker none"):
+        handler.initialize(context(archive, deviceType="gpu", convlens={}))
+    assert not handler.initialized
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
+def test_a_gpu_that_is_given_and_not_there_is_an_error(archive: Path) -> None:
+    with pytest.raises(ModelError, match="finds no CUDA device"):
+        ConvLensHandler().initialize(context(archive, gpu=0))
+
+
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"gallery": "nowhere"}, GalleryError),
+        ({"methods": ["neighbours"]}, GalleryError),
+        ({"model": "nowhere"}, ModelError),
+    ],
+)
+def test_an_archive_that_lacks_what_it_names_does_not_start(archive: Path, section: Any, error: type) -> None:
+    with pytest.raises(error):
+        ConvLensHandler().initialize(context(archive, convlens=section))
+
+
+def test_a_reply_holds_the_map_that_the_engine_computed(small: ConvLensHandler) -> None:
+    ((_, body),) = handled(small, {"data": PNG, "params": b'{"methods": ["saliency"], "target": 2}'})
+    one = body["explanations"][0]["array"]
+    found_CHW = np.frombuffer(base64.b64decode(one["data"]), one["dtype"]).reshape(one["shape"])
+    (reply,) = engine().run([request(1, methods=["saliency"], target=2)])
+    np.testing.assert_array_equal(found_CHW, values(reply, "saliency"))
