@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 console = Console(stderr=True)
-out = Console()
+# A pipe or a log has no width of its own; 80 columns would break the tables.
+out = Console(width=None if sys.stdout.isatty() else 120)
 
 
 @contextmanager
