@@ -22,9 +22,6 @@ def step(what: str) -> Iterator[None]:
     ) as bar:
         bar.add_task(what, total=None)
         yield
-    # A log or a pipe shows no live display: say it there, too.
-    if not console.is_terminal:
-        console.print(what, markup=False, highlight=False)
 
 
 @contextmanager
