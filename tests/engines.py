@@ -35,10 +35,12 @@ class Counted(nn.Module):
         self.head = nn.Linear(12, len(LABELS))
         self.batches: list[int] = []  # lists, so that copies of the module count into the same
         self.backwards: list[int] = []
+        self.recorded: list[bool] = []
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         self.batches.append(len(x_NCHW))
         x = self.first(self.faults(x_NCHW))
+        self.recorded.append(torch.is_grad_enabled())
         if x.requires_grad:
             x.register_hook(self._count)
         return self.head(self.second(x.relu()).relu().mean((2, 3)))

@@ -116,15 +116,21 @@ def test_probabilities_are_the_softmax_in_float64_of_the_logits() -> None:
         assert one.label == live.classifier.spec.labels[one.index]
 
 
-def test_equal_scores_come_in_the_order_of_their_classes_and_the_first_is_the_one_explained() -> None:
+@pytest.mark.parametrize(
+    ("bias", "order"),
+    [([0, 1, 1, 0, 1, 0], [1, 2, 4, 0, 3, 5]), ([1] * 6, [0, 1, 2, 3, 4, 5]), ([0, 0, 0, 2, 2, 2], [3, 4, 5, 0, 1, 2])],
+)
+def test_equal_scores_come_in_the_order_of_their_classes_and_the_first_is_the_one_explained(
+    bias: list[float], order: list[int]
+) -> None:
     module = counted()
     module.head.weight.data[:] = module.head.weight.data[0].clone()
-    module.head.bias.data[:] = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    module.head.bias.data[:] = torch.tensor(bias)
     (answer,) = engine(module).run([request(topk=6, methods=["saliency"])])
-    assert [one.index for one in replied(answer).predictions] == [1, 2, 4, 0, 3, 5]
+    assert [one.index for one in replied(answer).predictions] == order
     result = replied(answer).explanations[0].result
     assert isinstance(result, Attribution)
-    assert result.target_N.tolist() == [1]
+    assert result.target_N.tolist() == order[:1]
 
 
 # --- what is shared ---------------------------------------------------------------------------------------------------
@@ -137,8 +143,10 @@ def passes(module: Counted, *requests: Request) -> tuple[list[int], int]:
     return module.batches, len(module.backwards)
 
 
-def test_predictions_of_a_batch_take_one_forward_and_no_backward() -> None:
-    assert passes(counted(), *(request(n) for n in range(5))) == ([5], 0)
+def test_predictions_of_a_batch_take_one_forward_without_a_graph_and_no_backward() -> None:
+    module = counted()
+    assert passes(module, *(request(n) for n in range(5))) == ([5], 0)
+    assert module.recorded == [False]
 
 
 def test_all_rows_of_a_rule_take_one_backward_whatever_their_targets() -> None:

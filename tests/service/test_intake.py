@@ -137,6 +137,7 @@ def test_a_json_list_is_answered_with_the_form_it_should_have() -> None:
         ("no base64!", 400),
         ("é", 400),
         (BASE64[:-1], 400),
+        (f"!{BASE64}", 400),
         (base64.b64encode(b"not a picture").decode(), 400),
         ({"b64": "%%"}, 400),
         ({"b64": 5}, 422),

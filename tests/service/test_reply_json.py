@@ -236,6 +236,7 @@ def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
     found = from_json(strict(dumps(to_json(wanted, one.params))))
     assert as_plain(asdict(found)) == as_plain(asdict(wanted))
     assert isinstance(found.explanations[-1].result, Neighbourhood)
+    assert all(isinstance(one.result.meta.warnings, tuple) for one in found.explanations)
 
 
 def test_a_reply_without_arrays_can_be_read_back() -> None:
