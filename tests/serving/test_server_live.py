@@ -269,7 +269,13 @@ def test_ctrl_c_while_starting_leaves_no_process_and_no_temporary_folder(
     command = [sys.executable, "-c", SCRIPT, str(build(WAITS)), str(tmp_path / "run")]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "t")}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would this child when the tests are such a job.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as child:
         assert child.stdout is not None
         assert any("waiting for m" in line for line in child.stdout)
