@@ -17,6 +17,7 @@ from convlens.service.engine import Engine, EngineOptions
 from convlens.service.intake import read_request
 from convlens.service.reply import dumps, error_json, to_json
 from convlens.service.request import Request
+from convlens.service.sweeps import graph_scorer
 from convlens.types import Reply
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ class ConvLensHandler:
         )
         self.limits = Limits(**(config.get("limits") or {}))
         self.largest_reply = _LARGEST_BATCH // max(1, int(context.system_properties.get("batch_size") or 1))
-        self.engine = Engine(classifier, gallery=gallery, options=options)
+        graph = folder / config["scores"] if config.get("scores") else None
+        scorer = graph_scorer(graph, classifier, threads=torch.get_num_threads()) if graph else None
+        self.engine = Engine(classifier, gallery=gallery, scorer=scorer, options=options)
         self.initialized = True
         _log.info("convlens serves %s on %s", classifier.spec.name, classifier.device)
 

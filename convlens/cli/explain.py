@@ -21,6 +21,7 @@ from convlens.models import load
 from convlens.runtime.torch_ import keep_freed_memory
 from convlens.service.engine import Engine
 from convlens.service.request import Params, Request, parse_params
+from convlens.service.sweeps import graph_scorer
 from convlens.types import Reply
 
 BATCH = 4
@@ -37,6 +38,9 @@ def explain(
     ] = "",
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     gallery: Annotated[Path | None, typer.Option(help="Gallery to look for neighbours in.")] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Graph of `convlens export scores`, to run occlusion sweeps on; faster.")
+    ] = None,
     option: Annotated[list[str], typer.Option("--set", help="Option of a method, such as occlusion.window=48.")] = [],  # noqa: B006
     topk: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -47,7 +51,8 @@ def explain(
     paths = list(_pictures(images))
     with step(f"loading {model}"):
         classifier = load(model, device=device)
-        engine = Engine(classifier, gallery=Gallery.open(gallery) if gallery else None)
+        opened = Gallery.open(gallery) if gallery else None
+        engine = Engine(classifier, gallery=opened, scorer=graph_scorer(scores, classifier) if scores else None)
     answers, failed = _answer_all(engine, paths, params)
     if answers:
         write_folder(output, answers, model=classifier.spec.name)

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gallery": ("gallery:app", "Galleries for nearest neighbours."),
     "models": ("models:models", "List the models by name, or show the spec of one."),
     "archive": ("archive:archive", "Build NAME.mar, which TorchServe serves."),
+    "export": ("export:export", "Write ONNX graphs that agreed with torch before they got their name."),
     "serve": ("serve:serve", "Serve an archive on 127.0.0.1 until Ctrl-C."),
     "token": ("serve:token", "Print the token of the server that `convlens serve` started."),
     "demo": ("demo:demo", "Serve, explain photographs over REST, write a report, stop the server."),
@@ -39,7 +40,10 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=name, help=line)
         else:
-            app.command(name, help=None if name == asked else line)(found)
+            # `export` reads its own options, --help included.
+            settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+            context = settings if name == asked == "export" else None
+            app.command(name, help=None if name == asked else line, context_settings=context)(found)
     return app
 
 

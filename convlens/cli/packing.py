@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from convlens.service.engine import EngineOptions
 from convlens.serving import archive
 from convlens.serving.model_config import ArchiveOptions
 
+SCORES = "scores.onnx"
+
 
 def current_archive(
     classifier: Classifier,
@@ -23,10 +26,14 @@ def current_archive(
     name: str,
     store: Path,
     gallery: Path | None,
+    scores: Path | None = None,
     version: str = "1.0",
     options: ArchiveOptions | None = None,
 ) -> Path:
-    """``store/NAME.mar`` for this model and gallery, built only where it is missing or out of date."""
+    """``store/NAME.mar`` for this model and gallery, built only where it is missing or out of date.
+
+    ``scores`` is a graph of ``convlens export scores``, for occlusion sweeps on ONNX Runtime.
+    """
     options = options or ArchiveOptions()
     if options.methods is None:
         options = replace(options, methods=default_methods(classifier, with_gallery=gallery is not None))
@@ -34,6 +41,9 @@ def current_archive(
         model_dir = Path(temp) / "model"
         with step("packing the model"):
             pack(classifier, model_dir)
+        if scores is not None:
+            shutil.copyfile(scores, model_dir / SCORES)
+            options = replace(options, section={**options.section, "scores": f"model/{SCORES}"})
         said = archive.fingerprint(name=name, model_dir=model_dir, gallery=gallery, version=version, options=options)
         path = store / f"{name}.mar"
         if archive.is_current(path, said):

@@ -7,7 +7,7 @@ attribution = run("occlusion", forward, [285, 967], {"window": 48})
 
 from __future__ import annotations
 
-from convlens.explain.forward import ForwardPass
+from convlens.explain.forward import ForwardPass, Scorer
 from convlens.explain.registry import Method, explainer, get, methods, run
 
-__all__ = ["ForwardPass", "Method", "explainer", "get", "methods", "run"]
+__all__ = ["ForwardPass", "Method", "Scorer", "explainer", "get", "methods", "run"]

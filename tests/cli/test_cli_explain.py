@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from convlens import ForwardPass, image, load, run
 from convlens.cli.main import build
-from convlens.errors import ConvLensError, RequestError
+from convlens.errors import ConvLensError, ModelError, RequestError
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -134,3 +134,28 @@ def test_a_gallery_of_other_views_finds_the_same_animal(tmp_path: Path) -> None:
     convlens("explain", PHOTOGRAPHS / "chelsea.png", *arguments, "-o", tmp_path / "out")
     reply = json.loads((tmp_path / "out" / "chelsea" / "reply.json").read_text())
     assert reply["explanations"][0]["neighbours"][0]["label"] == "chelsea"
+
+
+def test_a_sweep_on_an_exported_graph_gives_the_same_map(tmp_path: Path) -> None:
+    model = ("--model", "torchvision:squeezenet1_1:untrained?size=64&resize=64")
+    graph = tmp_path / "scores.onnx"
+    assert convlens("export", "scores", *model, "-o", graph).exit_code == 0
+    sweep = (PHOTOGRAPHS / "coffee.png", *model, "--methods", "occlusion", "--target", "504")
+    convlens("explain", *sweep, "-o", tmp_path / "torch")
+    convlens("explain", *sweep, "-o", tmp_path / "onnx", "--scores", graph)
+    by_torch, by_onnx = (
+        np.load(tmp_path / name / "coffee" / "occlusion.npz")["values_NCHW"] for name in ("torch", "onnx")
+    )
+    # Drops are small differences of scores that agree to 1e-4 relative.
+    scale = json.loads((tmp_path / "torch" / "coffee" / "reply.json").read_text())["explanations"][0]["target_score"]
+    np.testing.assert_allclose(by_onnx, by_torch, atol=1e-4 * abs(scale))
+    said = json.loads((tmp_path / "onnx" / "coffee" / "reply.json").read_text())["explanations"][0]["meta"]["runtime"]
+    assert said == "onnxruntime:CPUExecutionProvider"
+
+
+def test_a_graph_of_other_weights_is_refused(tmp_path: Path) -> None:
+    graph = tmp_path / "scores.onnx"
+    convlens("export", "scores", "--model", "torchvision:squeezenet1_1:untrained?size=64&resize=64", "-o", graph)
+    with pytest.raises(ModelError, match="exported from weights"):
+        convlens("explain", PHOTOGRAPHS / "coffee.png", "--scores", graph, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

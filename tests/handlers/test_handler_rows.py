@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from picturefiles import saved
 from ts.context import Context, RequestProcessor
 
 from convlens.errors import GalleryError, ModelError
-from convlens.models import load, pack
+from convlens.models import load, pack, weights_sha256
+from export.write import export
 from handlers.convlens_handler import ConvLensHandler
 
 PNG = saved(picture(1), "PNG")
@@ -135,6 +137,41 @@ def test_the_archives_configuration_is_what_counts(archive: Path) -> None:
     ((status, body),) = handled(handler, {"body": PNG})
     assert (status, body["type"]) == (413, "ImageTooLargeError")
     assert handler.largest_reply * 4 <= 64_000_000
+
+
+@pytest.fixture(scope="module")
+def with_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive's folder with the graph for sweeps in it, and beside it one of other weights."""
+    folder = tmp_path_factory.mktemp("with_graph")
+    classifier = load("torchvision:squeezenet1_1:untrained?size=64&resize=64", device="cpu")
+    pack(classifier, folder / "model")
+    export(classifier, "scores", folder / "model" / "scores.onnx")
+    classifier.module.features[0].bias.add_(1.0)
+    other = replace(classifier, spec=replace(classifier.spec, weights_sha256=weights_sha256(classifier.module)))
+    export(other, "scores", folder / "other.onnx")
+    return folder
+
+
+def test_sweeps_run_on_the_graph_that_the_archive_carries(with_graph: Path) -> None:
+    asked = b'{"methods": [{"method": "occlusion", "target": 504}, {"method": "saliency", "target": 504}]}'
+    bodies = []
+    for section in ({}, {"scores": "model/scores.onnx"}):
+        handler = ConvLensHandler()
+        handler.initialize(context(with_graph, convlens=section))
+        ((status, body),) = handled(handler, {"data": PNG, "params": asked})
+        assert not status or status == 200
+        bodies.append(body)
+    by_torch, by_graph = ({one["id"]: one for one in body["explanations"]} for body in bodies)
+    runtimes = {name: one["meta"]["runtime"] for name, one in by_graph.items()}
+    assert runtimes == {"occlusion": "onnxruntime:CPUExecutionProvider", "saliency": "torch"}
+    maps = [np.frombuffer(base64.b64decode(one["occlusion"]["array"]["data"]), "<f4") for one in (by_torch, by_graph)]
+    # Drops are small differences of scores that agree to 1e-4 relative.
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-4 * abs(by_torch["occlusion"]["target_score"]))
+
+
+def test_a_graph_of_other_weights_keeps_the_worker_from_starting(with_graph: Path) -> None:
+    with pytest.raises(ModelError, match="exported from weights"):
+        ConvLensHandler().initialize(context(with_graph, convlens={"scores": "other.onnx"}))
 
 
 def test_a_gpu_that_was_asked_for_and_not_given_is_an_error(archive: Path) -> None:

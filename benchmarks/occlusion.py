@@ -1,0 +1,141 @@
+"""One occlusion sweep, every way ConvLens has of making it, against captum at three sizes of chunks, in one run.
+
+    python benchmarks/occlusion.py --device cpu --repeats 5
+
+A real photograph, 224 px, windows of 32 px, 16 px apart: 169 of them. Sides take turns; a ratio is the median over the
+turns against captum's best. Graphs are exported, and so compared with torch, beforehand. The maps of all sides are
+compared with captum's: at this size its windows end flush with the edge, as ours do, and both average over the windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: as ConvLens's own processes run
+
+import numpy as np
+import onnxruntime
+import skimage.data
+import torch
+from captum.attr import Occlusion
+from PIL import Image
+from table import RESULTS, interleaved, ratios, show, write
+
+from convlens import image
+from convlens.explain import ForwardPass, run
+from convlens.explain.forward import Scorer
+from convlens.explain.windows import Windows
+from convlens.models import DEFAULT, Classifier, load
+from convlens.runtime.onnx_ import OnnxRuntime, Providers
+from convlens.runtime.torch_ import keep_freed_memory
+from convlens.types import Attribution, Floats
+from export.write import export
+
+MODELS = (DEFAULT, "torchvision:squeezenet1_0:untrained", "torchvision:resnet18:untrained")
+CAPTUM = (1, 8, 32)
+WINDOW, STRIDE = 32, 16
+Side = Callable[[], Floats]
+
+
+def captums(classifier: Classifier, x_CHW: Floats, target: int, chunk: int) -> Floats:
+    x_NCHW, window = torch.as_tensor(x_CHW, device=classifier.device)[None], (3, WINDOW, WINDOW)
+    with torch.no_grad():
+        found = Occlusion(classifier.module).attribute(
+            x_NCHW, window, strides=(3, STRIDE, STRIDE), target=target, perturbations_per_eval=chunk
+        )
+    return found[0, 0].cpu().numpy()
+
+
+def explained(classifier: Classifier, x_CHW: Floats, target: int, scorer: Scorer | None) -> Floats:
+    forward = ForwardPass(classifier, x_CHW[None], scorer=scorer)
+    result = run("occlusion", forward, [target], {"window": WINDOW, "stride": STRIDE})
+    assert isinstance(result, Attribution)
+    return result.values_NCHW[0, 0]
+
+
+def swept(classifier: Classifier, x_CHW: Floats, target: int, graph: OnnxRuntime) -> Floats:
+    score = ForwardPass(classifier, x_CHW[None]).logits_NK[0, target]
+    drops_RQ = score - graph.sweep(x_CHW, target)
+    return Windows(*x_CHW.shape[1:], WINDOW, STRIDE).mean_map(drops_RQ[None])[0]
+
+
+def sides(
+    classifier: Classifier, x_CHW: Floats, target: int, folder: Path, batches: list[int], spin: bool
+) -> dict[str, Side]:
+    providers: Providers = "cuda" if classifier.device.type == "cuda" else "cpu"
+    opened: dict[str, Any] = {"providers": providers, "spin": spin}
+    if providers == "cpu":
+        opened["threads"] = torch.get_num_threads()
+    scores = OnnxRuntime(export(classifier, "scores", folder / "scores.onnx").path, **opened)
+    found: dict[str, Side] = {
+        f"captum {chunk}": (lambda chunk=chunk: captums(classifier, x_CHW, target, chunk)) for chunk in CAPTUM
+    }
+    found["torch"] = lambda: explained(classifier, x_CHW, target, None)
+    found["onnx scores"] = lambda: explained(classifier, x_CHW, target, scores)
+    for batch in batches:
+        path = export(classifier, "occlusion", folder / f"{batch}.onnx", window=WINDOW, stride=STRIDE, batch=batch).path
+        graph = OnnxRuntime(path, **opened)
+        found[f"onnx sweep {batch}"] = lambda graph=graph: swept(classifier, x_CHW, target, graph)
+    return found
+
+
+def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
+    classifier = load(f"{name}?size=224" if name != DEFAULT else name, device=given.device)
+    x_CHW = image.prepare(Image.fromarray(skimage.data.chelsea()), classifier.spec).x_CHW
+    target = int(ForwardPass(classifier, x_CHW[None]).logits_NK[0].argmax())
+    with tempfile.TemporaryDirectory() as folder:
+        each = sides(classifier, x_CHW, target, Path(folder), given.batch, given.spin)
+        expected_HW = each["captum 1"]()
+        differences = {side: _difference(call(), expected_HW) for side, call in each.items()}
+        seconds = interleaved(each, repeats=given.repeats, device=given.device)
+    best = min((side for side in each if side.startswith("captum")), key=lambda side: statistics.median(seconds[side]))
+    return [
+        {
+            "model": classifier.spec.name,
+            "side": side,
+            "seconds": statistics.median(seconds[side]),
+            "fastest": min(seconds[side]),
+            "captum's best / this": ratios(seconds[best], seconds[side])[0],
+            "captum's best": best,
+            "map off by": differences[side],
+        }
+        for side in each
+    ]
+
+
+def _difference(map_HW: Floats, expected_HW: Floats) -> float:
+    return float(np.abs(map_HW - expected_HW).max() / np.abs(expected_HW).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8, 13], help="windows of a turn of our graphs")
+    parser.add_argument("--spin", action="store_true", help="let ONNX Runtime's waiting threads stay awake")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    kept = keep_freed_memory()
+    rows = [row for name in given.models for row in compare(name, given)]
+    show(rows)
+    write(
+        given.out or RESULTS / f"occlusion-{given.device.partition(':')[0]}.json",
+        device=given.device,
+        rows=rows,
+        onnxruntime=onnxruntime.__version__,
+        input="224 × 224, float32, window 32, stride 16",
+        keep_freed_memory=kept,
+        spin=given.spin,
+        repeats=given.repeats,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What an exported graph says of itself: enough to feed it, to read its answers, and to refuse it where it is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from convlens.errors import ModelError
+from convlens.types import Interpolation
+
+FORMAT = "1"
+FORMAT_KEY, CONTRACT_KEY = "convlens.format", "convlens.contract"
+
+Kind = Literal["scores", "features", "embedding", "occlusion"]
+Precision = Literal["float32", "half"]
+ElementType = Literal["float32", "int64", "uint8"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# Names of inputs and outputs. A graph of features has one output a layer, named after it.
+PIXELS, PICTURE, TARGET, FILL = "x_NCHW", "picture_NHWC", "target", "fill"
+LOGITS, EMBEDDING, SCORES, LOG_SUMS = "logits_NK", "embedding_ND", "score_RQ", "log_sum_exp_RQ"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output. A dimension that is a name (``N``) may be of any size, one that is a number may not."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: ElementType
+
+
+@dataclass(frozen=True)
+class SweepGeometry:
+    """The windows of an occlusion graph, in pixels; ``batch`` of them run at a time."""
+
+    window: int
+    stride: int
+    batch: int
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """What stands in the metadata of a graph that ConvLens exported.
+
+    ``crop`` is the side of its pictures, ``mean`` and ``std`` what they are normalised by: beforehand, or inside the
+    graph where ``preprocessing`` (its input then is uint8 RGB, channels last). ``layers`` are those whose outputs
+    (``features``) or whose pooled input (``embedding``) it gives. ``tolerance`` is the largest relative difference
+    from torch that its export let pass; ``versions`` names the libraries that made it.
+    """
+
+    kind: Kind
+    model: str
+    weights_sha256: str
+    labels_sha256: str
+    classes: int
+    crop: int
+    resize: int
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    layers: tuple[str, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    precision: Precision
+    preprocessing: bool
+    tolerance: float
+    versions: Mapping[str, str]
+    sweep: SweepGeometry | None = None
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size that the graph is bound to; None where any will do."""
+        size = self.inputs[0].shape[0]
+        return size if isinstance(size, int) else None
+
+    def metadata(self) -> dict[str, str]:
+        """The two entries that a graph carries."""
+        return {FORMAT_KEY: FORMAT, CONTRACT_KEY: _ADAPTER.dump_json(self).decode()}
+
+
+_ADAPTER: TypeAdapter[GraphContract] = TypeAdapter(GraphContract)
+
+
+def read_contract(metadata: Mapping[str, str], *, graph: str) -> GraphContract:
+    """The contract in a graph's metadata; ``graph`` names it in errors.
+
+    Raises ModelError for a graph without one, of another format version, or whose contract is damaged.
+    """
+    if FORMAT_KEY not in metadata or CONTRACT_KEY not in metadata:
+        raise ModelError(
+            f"{graph} was not exported by ConvLens: it has no contract in its metadata; use `python -m export`"
+        )
+    if metadata[FORMAT_KEY] != FORMAT:
+        raise ModelError(
+            f"{graph} has format version {metadata[FORMAT_KEY]!r}; this ConvLens reads {FORMAT}: export it again"
+        )
+    try:
+        return _ADAPTER.validate_json(metadata[CONTRACT_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ModelError(f"{graph}: its contract is damaged at {where!r}: {first['msg']}; export it again") from error
+
+
+def labels_sha256(labels: Sequence[str]) -> str:
+    """The sha256 over the class names in their order, each ended by a zero byte."""
+    return hashlib.sha256("".join(f"{label}\0" for label in labels).encode()).hexdigest()

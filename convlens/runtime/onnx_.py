@@ -1,0 +1,227 @@
+"""Exported graphs by ONNX Runtime, on the provider that was asked for and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor
+
+from convlens.errors import ModelError, OutOfMemoryError, RequestError, TargetError
+from convlens.runtime.contract import EMBEDDING, LOG_SUMS, LOGITS, SCORES, GraphContract, read_contract
+from convlens.runtime.feeds import Feed, batches, empty, fed, place, sizes
+from convlens.types import Floats, ScoreKind
+
+Providers = Literal["auto", "cpu", "cuda"]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+# Pictures of one run, for graphs that take any number. A caller's larger batch is cut into these.
+BATCH = 16
+
+# What ONNX Runtime raises; they have no common base below Exception.
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+)
+
+
+class OnnxRuntime:
+    """One graph, ready to answer; safe to use from several threads.
+
+    Pictures are float32 (N, C, crop, crop), normalised; for graphs with preprocessing folded in uint8 (N, crop, crop,
+    3) RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider answers.
+    """
+
+    def __init__(
+        self,
+        graph: Path | str | bytes,
+        *,
+        providers: Providers = "auto",
+        device_id: int = 0,
+        threads: int | None = None,
+        spin: bool = False,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        """Opens a file, or the bytes of one.
+
+        ``auto`` means CUDA where torch finds a GPU, else the CPU. ``threads`` (default: one a core) work on one run
+        together; with ``spin`` they stay awake between its steps, which was a third faster on two idle cores and up to
+        twice as slow on busy ones. ``memory_limit_bytes`` bounds ONNX Runtime's arena on a GPU; it has no such bound on
+        the CPU. Raises ModelError for a file that is no graph of ours or does not keep its contract, and for a provider
+        that does not come up: there is no fall-back.
+        """
+        label = "the graph" if isinstance(graph, bytes) else str(graph)
+        wanted = _wanted(providers)
+        settings, session_options = _settings(wanted, device_id, memory_limit_bytes), _session_options(threads, spin)
+        self._session = _open(graph, label, wanted, settings, session_options)
+        self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
+        _require_ports(self._session, self.contract, label)
+        self.device = torch.device("cuda", device_id) if wanted == CUDA else torch.device("cpu")
+        self.name = f"onnxruntime:{wanted}"
+
+    def require_weights(self, weights_sha256: str) -> None:
+        """ModelError where the graph was exported from other weights, with both hashes."""
+        if self.contract.weights_sha256 != weights_sha256:
+            raise ModelError(
+                f"the graph was exported from weights {self.contract.weights_sha256} of {self.contract.model}, but "
+                f"those in use are {weights_sha256}; export it again from these"
+            )
+
+    def logits(self, x_NCHW: Feed) -> Floats:
+        """Logits (N, K), from a graph of scores or of embeddings."""
+        return self._outputs(x_NCHW, LOGITS)[LOGITS]
+
+    def embeddings(self, x_NCHW: Feed) -> Floats:
+        """Embeddings (N, D), from a graph of embeddings."""
+        return self._outputs(x_NCHW, EMBEDDING)[EMBEDDING]
+
+    def logits_and_embeddings(self, x_NCHW: Feed) -> tuple[Floats, Floats]:
+        """Both from the same runs of a graph of embeddings."""
+        found = self._outputs(x_NCHW, LOGITS, EMBEDDING)
+        return found[LOGITS], found[EMBEDDING]
+
+    def features(self, x_NCHW: Feed) -> dict[str, Floats]:
+        """The outputs of the graph's layers by name, from a graph of features."""
+        self._require_kind("features")
+        return self._outputs(x_NCHW, *self.contract.layers)
+
+    def sweep(self, x_CHW: Feed, target: int, *, fill: float = 0.0, score: ScoreKind = "logit") -> Floats:
+        """The target's score with each window hidden in turn (R, Q), from a graph of occlusion.
+
+        ``fill`` is in normalised units. Raises RequestError for a picture of another shape, TargetError for a class
+        that there is not.
+        """
+        self._require_kind("occlusion")
+        if not 0 <= target < self.contract.classes:
+            raise TargetError(f"no class {target}; there are 0..{self.contract.classes - 1}", field="target")
+        if score not in get_args(ScoreKind):
+            raise RequestError(f"no score {score!r}; there are: {', '.join(get_args(ScoreKind))}", field="score")
+        found = self.run(x_CHW[None], np.asarray(target, np.int64), np.asarray(fill, np.float32))
+        return found[SCORES] if score == "logit" else np.exp(found[SCORES] - found[LOG_SUMS])
+
+    def run(self, *feeds: Feed) -> dict[str, Floats]:
+        """One run: all outputs by name, for all inputs in the contract's order. RequestError for a wrong shape."""
+        return {name: value.cpu().numpy() for name, value in self.run_on_device(*feeds).items()}
+
+    def run_on_device(self, *feeds: Feed) -> dict[str, Tensor]:
+        """As ``run``, with the outputs left on the session's device; inputs that lie there already are not copied."""
+        inputs = [fed(feed, port, self.device) for feed, port in zip(feeds, self.contract.inputs, strict=True)]
+        size_of = sizes(inputs, self.contract.inputs)
+        outputs = {port.name: empty(port, size_of, self.device) for port in self.contract.outputs}
+        self._run_bound(inputs, outputs)
+        return outputs
+
+    def _run_bound(self, inputs: list[Tensor], outputs: Mapping[str, Tensor]) -> None:
+        binding = self._session.io_binding()
+        for port, tensor in zip(self.contract.inputs, inputs, strict=True):
+            binding.bind_input(port.name, *place(tensor, port))
+        for port in self.contract.outputs:
+            binding.bind_output(port.name, *place(outputs[port.name], port))
+        if self.device.type == "cuda":  # ONNX Runtime reads on a stream of its own, and has finished when it returns
+            torch.cuda.current_stream(self.device).synchronize()
+        try:
+            self._session.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            raise _run_error(error, self.name) from error
+
+    def _outputs(self, x_NCHW: Feed, *names: str) -> dict[str, Floats]:
+        missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
+        if missing:
+            raise ModelError(
+                f"a graph of kind {self.contract.kind!r} does not give {', '.join(missing)}; export another"
+            )
+        parts = [self._part(part) for part in batches(x_NCHW, self.contract.batch or BATCH)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def _part(self, part: Feed) -> dict[str, Floats]:
+        """One batch, filled up with its first picture where the graph is bound to a larger one."""
+        count, bound = len(part), self.contract.batch
+        if bound is None or count == bound:
+            return self.run(part)
+        filled = torch.as_tensor(part)[[*range(count), *[0] * (bound - count)]]
+        return {name: value[:count] for name, value in self.run(filled).items()}
+
+    def _require_kind(self, kind: str) -> None:
+        if self.contract.kind != kind:
+            raise ModelError(f"this needs a graph of kind {kind!r}; the given one is of kind {self.contract.kind!r}")
+
+
+def _wanted(providers: str) -> str:
+    if providers not in get_args(Providers):
+        raise ModelError(f"no provider {providers!r}; there are: {', '.join(get_args(Providers))}")
+    # get_available_providers() names CUDA on machines without a GPU too: it tells how the wheel was built.
+    return CUDA if providers == "cuda" or (providers == "auto" and torch.cuda.is_available()) else CPU
+
+
+def _settings(provider: str, device_id: int, memory_limit_bytes: int | None) -> dict[str, str]:
+    if provider == CPU:
+        if memory_limit_bytes is not None:
+            raise ModelError("memory_limit_bytes bounds ONNX Runtime's memory on a GPU; leave it out on the CPU")
+        return {}
+    # TF32 keeps three digits of float32's seven; who wants that speed exports with half.
+    settings = {"device_id": str(device_id), "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+    return settings if memory_limit_bytes is None else settings | {"gpu_mem_limit": str(memory_limit_bytes)}
+
+
+def _open(graph: Path | str | bytes, label: str, provider: str, settings: dict[str, str], session_options: Any) -> Any:
+    if provider == CUDA:
+        ort.preload_dlls()  # the CUDA libraries that came with torch
+    source = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        session = ort.InferenceSession(source, session_options, providers=[(provider, settings)], enable_fallback=0)
+    except ORT_ERRORS as error:
+        raise ModelError(f"{label} cannot be opened by ONNX Runtime {ort.__version__}: {_short(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise ModelError(
+            f"{provider} was asked for, but ONNX Runtime could not start it here (it offers "
+            f"{', '.join(session.get_providers())}); ask for cpu, or see its messages above"
+        )
+    return session
+
+
+def _session_options(threads: int | None, spin: bool) -> Any:
+    if threads is not None and threads < 1:
+        raise ModelError(f"threads={threads} cannot work; use 1 or more, or leave it out for one a core")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    return options
+
+
+def _require_ports(session: Any, contract: GraphContract, label: str) -> None:
+    """The graph's own inputs and outputs, against what its contract says of them."""
+    for given, promised in ((session.get_inputs(), contract.inputs), (session.get_outputs(), contract.outputs)):
+        found = [(port.name, port.type, tuple(port.shape)) for port in given]
+        wanted = [(port.name, _ORT_TYPES[port.dtype], port.shape) for port in promised]
+        if found != wanted:
+            raise ModelError(
+                f"{label} does not keep its contract: it has {found}, which says {wanted}; export it again"
+            )
+
+
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}
+
+
+def _run_error(error: Exception, name: str) -> ModelError | OutOfMemoryError:
+    if "allocate" in str(error).lower() or "out of memory" in str(error).lower():
+        return OutOfMemoryError(f"{name} ran out of memory: {_short(error)}; use smaller batches or another device")
+    return ModelError(f"{name} failed: {_short(error)}")
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300]

@@ -1,0 +1,94 @@
+"""What an export may be asked for, checked before the minutes that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convlens.errors import RequestError, near_matches
+from convlens.instrument import layer_of
+from convlens.models import Classifier
+from convlens.runtime.contract import KINDS, Kind
+from convlens.types import ModelSpec
+
+# 18 is the first that torch's exporter writes, 23 the last that it knows; 20 is its own choice.
+OLDEST_OPSET, OPSET, NEWEST_OPSET = 18, 20, 23
+# float32 sums in another order differ by about 1e-6; half precision keeps three digits, and layers add up.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
+# A graph must be one file, and protobuf ends at 2 GiB.
+MOST_BYTES = 2**31 - 2**24
+
+
+@dataclass(frozen=True)
+class Options:
+    """See ``export`` for what each means."""
+
+    kind: Kind
+    layers: tuple[str, ...]
+    window: int
+    stride: int
+    batch: int
+    opset: int
+    dynamic_batch: bool
+    half: bool
+    preprocessing: bool
+    tolerance: float
+
+
+def require_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise RequestError(f"no graph {kind!r}; there are: {', '.join(KINDS)}{near_matches(kind, KINDS)}", field="kind")
+
+
+def require_options(options: Options, classifier: Classifier) -> None:
+    """RequestError for what cannot be honoured."""
+    if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
+        raise RequestError(
+            f"opset={options.opset} cannot be written; use {OLDEST_OPSET}..{NEWEST_OPSET}", field="opset"
+        )
+    if options.batch < 1:
+        raise RequestError(f"batch={options.batch} holds no picture; use 1 or more", field="batch")
+    if options.tolerance <= 0:
+        raise RequestError(f"tolerance={options.tolerance} lets nothing pass; use a number above 0", field="tolerance")
+    _require_layers(options, classifier)
+
+
+def _require_layers(options: Options, classifier: Classifier) -> None:
+    if options.kind != "features":
+        if options.layers:
+            raise RequestError(f"a graph of {options.kind} takes no layers; ask for features", field="layers")
+        return
+    if not options.layers:
+        raise RequestError("a graph of features needs the names of one or more layers", field="layers")
+    if len(set(options.layers)) < len(options.layers):
+        raise RequestError(f"a layer is named twice in {', '.join(options.layers)}", field="layers")
+    for layer in options.layers:
+        layer_of(classifier.module, layer)
+
+
+def require_size(classifier: Classifier, *, half: bool) -> None:
+    """RequestError where the weights would not fit into one file."""
+    size = sum(tensor.nbytes for tensor in classifier.module.state_dict().values()) // (2 if half else 1)
+    if size > MOST_BYTES:
+        raise RequestError(
+            f"{classifier.spec.name} has {size / 2**30:.1f} GiB of weights, but one ONNX file holds 2; use half=True"
+        )
+
+
+def resized(spec: ModelSpec, side: int | None) -> ModelSpec:
+    """The spec with pictures of another side, in the model's own proportion of crop to resize."""
+    if side is None or side == spec.crop:
+        return spec
+    if side < 1:
+        raise RequestError(f"input_size={side} is no side of a picture; use 1 or more pixels", field="input_size")
+    return replace(spec, crop=side, resize=max(side, round(spec.resize * side / spec.crop)))
+
+
+def require_place(path: Path) -> None:
+    """RequestError for a place that no graph can be written to, before the work is done."""
+    if path.suffix != ".onnx" or path.name.endswith(".draft.onnx"):
+        raise RequestError(f"{path} should end in .onnx (and .draft.onnx is for drafts)", field="path")
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; give the name of a file", field="path")
+    if not path.parent.is_dir():
+        raise RequestError(f"there is no folder {path.parent}; make it first", field="path")

@@ -1,0 +1,107 @@
+"""Does a graph give what torch gives? Asked of a real ONNX Runtime session, at batch sizes that were not traced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from convlens import image
+from convlens.errors import ModelError
+from convlens.explain.windows import Windows
+from convlens.instrument import tapped
+from convlens.models import Classifier
+from convlens.runtime.contract import EMBEDDING, LOG_SUMS, LOGITS, SCORES, GraphContract
+from convlens.runtime.onnx_ import OnnxRuntime
+from convlens.runtime.torch_ import TorchRuntime, as_input
+from convlens.types import Bytes8, Floats, ModelSpec
+
+BATCHES = (1, 3, 8)
+# Torch computes so many windows of a sweep, spread over the grid; ONNX Runtime all of them.
+SAMPLED_WINDOWS = 16
+FILLS = (0.0, -1.5)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """max |torch - onnx| / max |torch| of one output, for a batch of so many pictures."""
+
+    output: str
+    pictures: int
+    relative: float
+
+
+def deviations(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> tuple[Deviation, ...]:
+    """How far the graph is from the classifier's own network, output by output. ModelError where torch gives NaN.
+
+    ``spec`` is the classifier's, with the graph's size of pictures. Pictures are seeded noise. The reference does
+    without the modules that were exported: torch's runtime, taps, ``image.normalise``, and windows that are filled
+    one by one.
+    """
+    compared = _sweeps if runtime.contract.kind == "occlusion" else _batches
+    return tuple(compared(runtime, classifier, spec))
+
+
+def relative(torch_s: Floats, onnx_s: Floats) -> float:
+    """max |a - b| / max |a|; infinity where the graph gives NaN or infinity, ModelError where torch does."""
+    if not np.isfinite(torch_s).all():
+        raise ModelError("torch gives NaN or infinity for noise pictures; the weights may be damaged")
+    if not np.isfinite(onnx_s).all():
+        return float("inf")
+    largest = float(np.abs(torch_s).max())
+    return float(np.abs(torch_s - onnx_s).max()) / (largest or 1.0)
+
+
+def _batches(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
+    bound = runtime.contract.batch
+    for count in BATCHES if bound is None else (bound,):
+        pictures_NHWC = _noise(count, spec)
+        x_NCHW = np.stack([image.normalise(picture, spec) for picture in pictures_NHWC])
+        found = runtime.run(pictures_NHWC if runtime.contract.preprocessing else x_NCHW)
+        for output, expected in _torch(classifier, spec, runtime.contract, x_NCHW).items():
+            yield Deviation(output, count, relative(expected, found[output]))
+
+
+def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_NCHW: Floats) -> Mapping[str, Floats]:
+    if contract.kind == "features":
+        with torch.inference_mode(), tapped(classifier.module, outputs=contract.layers) as tap:
+            tap.module(as_input(x_NCHW, classifier.module, classifier.device))
+        return {layer: tap.outputs[layer].cpu().numpy() for layer in contract.layers}
+    logits_NK, embedding_ND = _runtime(classifier, spec).logits_and_embeddings(x_NCHW)
+    return {LOGITS: logits_NK} | ({EMBEDDING: embedding_ND} if contract.kind == "embedding" else {})
+
+
+def _sweeps(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
+    geometry = runtime.contract.sweep
+    assert geometry is not None, "an occlusion graph without its windows"
+    windows = Windows(spec.crop, spec.crop, geometry.window, geometry.stride)
+    sample = np.unique(np.linspace(0, len(windows) - 1, SAMPLED_WINDOWS).round().astype(int))
+    for picture_HWC, fill, extreme in zip(_noise(2, spec), FILLS, (np.argmax, np.argmin), strict=True):
+        x_CHW = image.normalise(picture_HWC, spec)
+        # of a class whose score is near zero, rounding alone would be a large part
+        target = int(extreme(_runtime(classifier, spec).logits(x_CHW[None])[0]))
+        fed = picture_HWC if runtime.contract.preprocessing else x_CHW
+        found = runtime.run(fed[None], np.asarray(target), np.asarray(fill, np.float32))
+        hidden_NCHW = np.stack([_hidden(x_CHW, windows, int(index), fill) for index in sample])
+        logits_NK = _runtime(classifier, spec).logits(hidden_NCHW)
+        expected = {SCORES: logits_NK[:, target], LOG_SUMS: np.logaddexp.reduce(logits_NK, axis=1)}
+        for output, values in expected.items():
+            yield Deviation(output, 1, relative(values, found[output].reshape(-1)[sample]))
+
+
+def _hidden(x_CHW: Floats, windows: Windows, index: int, fill: float) -> Floats:
+    top, left = windows.corners[index]
+    hidden_CHW = x_CHW.copy()
+    hidden_CHW[:, top : top + windows.window, left : left + windows.window] = fill
+    return hidden_CHW
+
+
+def _runtime(classifier: Classifier, spec: ModelSpec) -> TorchRuntime:
+    return TorchRuntime(classifier.module, spec.embedding_layer, classifier.device)
+
+
+def _noise(count: int, spec: ModelSpec) -> Bytes8:
+    shape = (count, spec.crop, spec.crop, len(spec.mean))
+    return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
