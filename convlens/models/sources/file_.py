@@ -7,8 +7,10 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable
+from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -95,17 +97,32 @@ def _imported(path: Path) -> ModuleType:
     except OSError as error:
         raise ModelError(f"the model's file {path} cannot be read: {error.strerror}") from error
     unique = f"convlens_file_{hashlib.sha256(str(path.resolve()).encode() + code).hexdigest()[:16]}"
-    return sys.modules[unique] if unique in sys.modules else _executed(path, unique)
+    return sys.modules[unique] if unique in sys.modules else _executed(path, unique, code)
 
 
-def _executed(path: Path, unique: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(unique, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"the model's file {path} is not one that Python can import")
+class _Uncached(InspectLoader):
+    """Runs the text that was read. Python's own loader keeps compiled files beside it, and takes one that was edited
+    within a second, to the same length, for the old one.
+    """
+
+    def __init__(self, path: Path, code: bytes) -> None:
+        self._path, self._code = path, code
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(self._code)
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self._code, str(self._path))
+
+
+def _executed(path: Path, unique: str, code: bytes) -> ModuleType:
+    loader = _Uncached(path, code)
+    spec = ModuleSpec(unique, loader, origin=str(path))
+    spec.has_location = True  # so that the module knows its file
     module = importlib.util.module_from_spec(spec)
     sys.modules[unique] = module  # dataclasses and pickle look their module up there
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except CODE_ERRORS as error:
         del sys.modules[unique]
         raise ModelError(f"the model's file {path} failed to import: {type(error).__name__}: {error}") from error
