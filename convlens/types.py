@@ -51,6 +51,15 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Step:
+    """How far long work has come: ``done`` of ``total`` (of windows, say), both 0 where a stage only begins."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One class of one picture. ``probability`` is the softmax over all classes."""
 
@@ -64,6 +73,7 @@ class Prediction:
 class Meta:
     """How a result came about: enough to make it again, and to judge what it cost.
 
+    ``runtime`` says who computed, ``sweep`` how a sweep was made (batches, graph, incremental graph).
     ``relu_calls_seen`` and ``relu_calls_ruled`` are 0 where the method runs no backward pass of ours. Counts and
     seconds are those of the whole batch the row was computed in.
     """
@@ -74,6 +84,7 @@ class Meta:
     dtype: str
     device: str
     runtime: str = "torch"
+    sweep: str = ""
     seed: int | None = None
     layer: str | None = None
     relu_calls_seen: int = 0
@@ -164,7 +175,10 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Reply:
-    """The whole answer to one request; ``timing_ms`` holds milliseconds by stage."""
+    """The whole answer to one request.
+
+    ``runtime`` says who ran the network, ``timing_ms`` holds milliseconds by stage.
+    """
 
     model_name: str
     model_version: str
@@ -175,3 +189,4 @@ class Reply:
     explanations: tuple[Explanation, ...]
     warnings: tuple[str, ...]
     timing_ms: Mapping[str, float]
+    runtime: str = ""

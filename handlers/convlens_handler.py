@@ -1,4 +1,4 @@
-"""TorchServe's entry point. It translates, row by row: bytes to requests, replies to JSON, errors to status codes."""
+"""TorchServe's entry point for archives that carry a network: it loads what is in them, ``Worker`` does the rest."""
 
 from __future__ import annotations
 
@@ -8,110 +8,30 @@ from typing import Any
 
 import torch
 
-from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.gallery import Gallery
-from convlens.image import Limits
 from convlens.models import unpack
 from convlens.runtime.torch_ import keep_freed_memory
-from convlens.service.engine import Engine, EngineOptions
-from convlens.service.intake import read_request
-from convlens.service.reply import dumps, error_json, to_json
-from convlens.service.request import Request
-from convlens.service.sweeps import graph_scorer
-from convlens.types import Reply
+from convlens.service.engine import Engine
+from convlens.service.graphs import graphs_beside
+from convlens.service.worker import Worker, engine_options, given_gpu, section
 
 _log = logging.getLogger(__name__)
-# Bytes of all replies to one batch. TorchServe takes them over in time quadratic in their size (8 MB 0.1 s, 80 MB 20 s,
-# 120 MB over 40 s on two cores), and more than max_response_size kills the worker.
-_LARGEST_BATCH = 64_000_000
 
 
-class ConvLensHandler:
+class ConvLensHandler(Worker):
     """One worker's model. TorchServe finds the only class here, calls initialize once, then handle for each batch."""
 
-    def __init__(self) -> None:
-        self.engine: Engine | None = None
-        self.limits = Limits()
-        self.largest_reply = _LARGEST_BATCH
-        self.initialized = False
-
     def initialize(self, context: Any) -> None:
-        """Load the archive's model and gallery; what it raises makes the worker fail to start."""
-        config = dict((context.model_yaml_config or {}).get("convlens") or {})
+        """Load the archive's model, graphs and gallery; what it raises makes the worker fail to start."""
+        config, gpu = section(context), given_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()
         if config.get("threads"):
             torch.set_num_threads(int(config["threads"]))
-        classifier = unpack(folder / config.get("model", "model"), device=_device(context))
+        classifier = unpack(folder / config.get("model", "model"), device="cpu" if gpu is None else f"cuda:{gpu}")
+        paths = [folder / config["graphs"]] if config.get("graphs") else []
+        graphs = graphs_beside(classifier, paths, threads=torch.get_num_threads())
         gallery = Gallery.open(folder / config["gallery"]) if config.get("gallery") else None
-        options = EngineOptions(
-            name=str(context.model_name),
-            version=str(context.manifest["model"].get("modelVersion", "1.0")),
-            default_methods=tuple(config.get("methods") or EngineOptions.default_methods),
-            max_cost=float(config.get("max_cost") or EngineOptions.max_cost),
-        )
-        self.limits = Limits(**(config.get("limits") or {}))
-        self.largest_reply = _LARGEST_BATCH // max(1, int(context.system_properties.get("batch_size") or 1))
-        graph = folder / config["scores"] if config.get("scores") else None
-        scorer = graph_scorer(graph, classifier, threads=torch.get_num_threads()) if graph else None
-        self.engine = Engine(classifier, gallery=gallery, scorer=scorer, options=options)
-        self.initialized = True
-        _log.info("convlens serves %s on %s", classifier.spec.name, classifier.device)
-
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
-        """Answer a batch: one strict JSON text per item, each with its own status."""
-        if self.engine is None:
-            raise ModelError("the handler was called before it was initialised")
-        items = [self._read(item, context, n) for n, item in enumerate(data)]
-        answers = iter(self.engine.run([item for item in items if isinstance(item, Request)]))
-        return [
-            self._answer(item, next(answers), context, n) if isinstance(item, Request) else _error(item, "", context, n)
-            for n, item in enumerate(items)
-        ]
-
-    def _read(self, item: dict[str, Any], context: Any, n: int) -> Request | ConvLensError:
-        headers = context.get_all_request_header(n) or {}
-        try:
-            return read_request(
-                item,
-                headers,
-                explain=str(headers.get("explain", "")).lower() == "true",
-                path_method=str(headers.get("url_path", "")).strip("/"),
-                limits=self.limits,
-            )
-        except ConvLensError as error:
-            return error
-
-    def _answer(self, request: Request, reply: Reply | ConvLensError, context: Any, n: int) -> str:
-        if isinstance(reply, ConvLensError):
-            return _error(reply, request.params.request_id, context, n)
-        text = dumps(to_json(reply, request.params))
-        if len(text) > self.largest_reply:
-            return _error(_too_large(len(text), self.largest_reply), request.params.request_id, context, n)
-        context.set_response_content_type(n, "application/json")
-        return text
-
-
-def _too_large(size: int, allowed: int) -> RequestError:
-    return RequestError(
-        f"the reply would have {size / 1e6:.1f} MB and {allowed / 1e6:.1f} are allowed; "
-        "ask for fewer methods, for fewer outputs, or for smaller arrays by reduce or dtype '<f2'",
-        field="methods",
-    )
-
-
-def _error(error: ConvLensError, request_id: str, context: Any, n: int) -> str:
-    # The phrase is a constant of ours: a line break in it would kill the worker.
-    context.set_response_content_type(n, "application/json")
-    context.set_response_status(error.status, type(error).__name__, n)
-    return dumps(error_json(error, request_id=request_id))
-
-
-def _device(context: Any) -> str:
-    """The GPU that TorchServe gave this worker, or the CPU; ModelError where a GPU was asked for and none was given."""
-    gpu_id = context.system_properties.get("gpu_id")
-    if gpu_id is not None:
-        return f"cuda:{gpu_id}"
-    if (context.model_yaml_config or {}).get("deviceType") == "gpu":
-        raise ModelError("deviceType is gpu, but TorchServe gave this worker none; is nvidia-smi on its PATH?")
-    return "cpu"
+        engine = Engine(classifier, gallery=gallery, graphs=graphs, options=engine_options(config, context))
+        self.start(engine, config, context)
+        _log.info("convlens serves %s on %s by torch", classifier.spec.name, classifier.device)

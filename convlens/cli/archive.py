@@ -10,10 +10,12 @@ import typer
 from convlens import explain
 from convlens.cli.console import out, step
 from convlens.cli.options import MODEL
-from convlens.cli.packing import current_archive
+from convlens.cli.packing import Runtime, current_archive, graphs_for
+from convlens.errors import RequestError
+from convlens.explain.graphs import GraphModel
 from convlens.gallery import Gallery
-from convlens.models import load
-from convlens.service.sweeps import graph_scorer
+from convlens.models import Classifier, load
+from convlens.service.graphs import graphs_beside
 from convlens.serving.model_config import ArchiveOptions
 
 
@@ -21,9 +23,12 @@ def archive(
     name: Annotated[str, typer.Option(help="The model's name on the server.")] = "convlens",
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     gallery: Annotated[Path | None, typer.Option(help="Gallery to ship with the model.")] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Graph of `convlens export scores`, to run occlusion sweeps on; faster.")
-    ] = None,
+    runtime: Annotated[
+        Runtime, typer.Option(help="torch: the network, with graphs for its sweeps; onnx: exported graphs alone.")
+    ] = "torch",
+    graphs: Annotated[
+        str, typer.Option(help="Folder of `convlens export`; auto: export them now, none: no graphs (torch only).")
+    ] = "auto",
     store: Annotated[Path, typer.Option(help="Folder of archives.")] = Path("model_store"),
     version: Annotated[str, typer.Option(help="Version of the archive.")] = "1.0",
     methods: Annotated[str, typer.Option(help="What /explanations answers by itself, comma-separated.")] = "",
@@ -36,8 +41,7 @@ def archive(
         classifier = load(model, device="cpu")
     if gallery is not None:
         Gallery.open(gallery).require_weights(classifier.spec.weights_sha256)
-    if scores is not None:
-        graph_scorer(scores, classifier)
+    folder = _graphs(classifier, runtime, graphs)
     defaults = tuple(explain.get(one.strip()).name for one in methods.split(",")) if methods else None
     options = ArchiveOptions(
         batch_size=batch_size,
@@ -46,6 +50,39 @@ def archive(
         methods=defaults,
     )
     path = current_archive(
-        classifier, name=name, store=store, gallery=gallery, scores=scores, version=version, options=options
+        classifier,
+        name=name,
+        store=store,
+        gallery=gallery,
+        graphs=folder,
+        runtime=runtime,
+        version=version,
+        options=options,
     )
     out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _graphs(classifier: Classifier, runtime: Runtime, asked: str) -> Path | None:
+    """The folder of graphs to pack: made now, or as given, opened once to see that it belongs to the model."""
+    if asked == "none":
+        if runtime == "onnx":
+            raise RequestError("an archive of --runtime onnx consists of graphs; leave --graphs none out")
+        return None
+    if asked == "auto":
+        return graphs_for(classifier, runtime)
+    folder = Path(asked)
+    if not folder.is_dir():
+        raise RequestError(f"--graphs {asked} is no folder; write one by `convlens export bundle`")
+    if runtime == "torch":
+        graphs_beside(classifier, [folder])
+    else:
+        _require_same(GraphModel.open(folder, providers="cpu"), classifier)
+    return folder
+
+
+def _require_same(model: GraphModel, classifier: Classifier) -> None:
+    if model.spec.weights_sha256 != classifier.spec.weights_sha256:
+        raise RequestError(
+            f"the graphs were exported from weights {model.spec.weights_sha256} of {model.spec.name}, but "
+            f"{classifier.source} has {classifier.spec.weights_sha256}; name their model by --model, or export again"
+        )

@@ -15,7 +15,7 @@ from convlens import image
 from convlens.cli.console import console, counted, out, step
 from convlens.cli.options import MODEL, method_params, wanted_names
 from convlens.cli.output import Answer, write_report
-from convlens.cli.packing import current_archive
+from convlens.cli.packing import current_archive, graphs_for
 from convlens.cli.photographs import gallery_views, photographs
 from convlens.cli.table import show_table
 from convlens.errors import GalleryError, RequestError
@@ -67,7 +67,9 @@ def demo(
 def serving(classifier: Classifier, *, store: Path) -> AbstractContextManager[server.Server]:
     """A live server with the demo's archive: the model and a gallery of other views of the demo's pictures."""
     gallery = gallery_for(classifier)
-    archive = current_archive(classifier, name=NAME, store=store, gallery=gallery)
+    archive = current_archive(
+        classifier, name=NAME, store=store, gallery=gallery, graphs=graphs_for(classifier, "torch")
+    )
     return server.running(archives={NAME: archive}, run_dir=Path(".convlens") / "demo-server", probe=probe, on_step=say)
 
 

@@ -11,18 +11,17 @@ import typer
 
 from convlens import image
 from convlens.cli.console import console, counted, out, step
+from convlens.cli.graphs import open_model, opened_graphs
 from convlens.cli.options import METHODS, MODEL, method_params, wanted_names
 from convlens.cli.output import Answer, write_folder
 from convlens.cli.table import show_table
 from convlens.errors import ConvLensError
 from convlens.gallery import Gallery
 from convlens.gallery.sources import picture_files
-from convlens.models import load
 from convlens.runtime.torch_ import keep_freed_memory
 from convlens.service.engine import Engine
 from convlens.service.request import Params, Request, parse_params
-from convlens.service.sweeps import graph_scorer
-from convlens.types import Reply
+from convlens.types import Reply, Step
 
 BATCH = 4
 
@@ -38,9 +37,9 @@ def explain(
     ] = "",
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     gallery: Annotated[Path | None, typer.Option(help="Gallery to look for neighbours in.")] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="Graph of `convlens export scores`, to run occlusion sweeps on; faster.")
-    ] = None,
+    graphs: Annotated[
+        list[Path], typer.Option(help="Graphs of `convlens export`, files or folders, to run sweeps on; faster.")
+    ] = [],  # noqa: B006
     option: Annotated[list[str], typer.Option("--set", help="Option of a method, such as occlusion.window=48.")] = [],  # noqa: B006
     topk: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -50,9 +49,10 @@ def explain(
     params = _params(wanted_names(methods), option, target, topk)
     paths = list(_pictures(images))
     with step(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = open_model(model, device=device)
         opened = Gallery.open(gallery) if gallery else None
-        engine = Engine(classifier, gallery=opened, scorer=graph_scorer(scores, classifier) if scores else None)
+    beside = opened_graphs(classifier, graphs, params)
+    engine = Engine(classifier, gallery=opened, graphs=beside)
     answers, failed = _answer_all(engine, paths, params)
     if answers:
         write_folder(output, answers, model=classifier.spec.name)
@@ -92,12 +92,13 @@ def _answer_all(
         while chunk := list(islice(waiting, BATCH)):
             first = ", ".join(path.name for path in chunk[:2])
 
-            def tell(stage: str, first: str = first) -> None:
-                bar.update(bar.task_ids[0], description=f"{first}: {stage}")
+            def tell(step: Step, first: str = first) -> None:
+                done = f" {step.done}/{step.total}" if step.total else ""
+                bar.update(bar.task_ids[0], description=f"{first}: {step.stage}{done}")
 
             for path, request, reply in _answer(engine, chunk, params, tell):
                 if isinstance(reply, Reply) and request is not None:
-                    view_HWC = image.prepare(request.picture, engine.classifier.spec).view_HWC
+                    view_HWC = image.prepare(request.picture, engine.model.spec).view_HWC
                     answers.append(Answer(path.name, image.encode_png(view_HWC), reply, params))
                 elif isinstance(reply, ConvLensError):
                     failed.append((path, reply))
@@ -106,7 +107,7 @@ def _answer_all(
 
 
 def _answer(
-    engine: Engine, paths: Sequence[Path], params: Params, tell: Callable[[str], None]
+    engine: Engine, paths: Sequence[Path], params: Params, tell: Callable[[Step], None]
 ) -> Iterator[tuple[Path, Request | None, Reply | ConvLensError]]:
     """Each path with what became of it; a picture that cannot be read does not hold up the others."""
     requests: dict[Path, Request] = {}

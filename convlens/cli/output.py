@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import convlens
 from convlens import explain
 from convlens.errors import RequestError
+from convlens.folders import replaced
 from convlens.report import ReportRow, write
 from convlens.service.reply import dumps, to_json
 from convlens.service.request import Params
@@ -39,16 +38,10 @@ def write_folder(folder: Path, answers: Sequence[Answer], *, model: str) -> None
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
         raise RequestError(f"{folder} holds other things than results; choose a new folder or empty it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        draft.chmod(0o755)
+    with replaced(folder) as draft:
         names = [_write_answer(draft, answer) for answer in answers]
         write_report(draft / "report.html", answers, model=model)
         (draft / MANIFEST).write_text(json.dumps(_manifest(answers, names, model), indent=1), encoding="utf-8")
-        _swap(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_report(path: Path, answers: Sequence[Answer], *, model: str, notes: Sequence[str] = ()) -> None:
@@ -96,13 +89,3 @@ def _manifest(answers: Sequence[Answer], names: Sequence[str], model: str) -> di
         "weights_sha256": answers[0].reply.weights_sha256,
         "pictures": [{"name": answer.name, "folder": name} for answer, name in zip(answers, names, strict=True)],
     }
-
-
-def _swap(draft: Path, folder: Path) -> None:
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-        folder.rename(old / "folder")
-        draft.rename(folder)
-        shutil.rmtree(old)
-    else:
-        draft.rename(folder)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from convlens.cli.console import console, step
+from convlens.cli.console import console, counted, step
 from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, pack
+from convlens.runtime.contract import Strategy
 from convlens.service.engine import EngineOptions
 from convlens.serving import archive
 from convlens.serving.model_config import ArchiveOptions
 
-SCORES = "scores.onnx"
+CACHE = Path(".convlens") / "graphs"
+Runtime = Literal["torch", "onnx"]
 
 
 def current_archive(
@@ -26,39 +28,57 @@ def current_archive(
     name: str,
     store: Path,
     gallery: Path | None,
-    scores: Path | None = None,
+    graphs: Path | None = None,
+    runtime: Runtime = "torch",
     version: str = "1.0",
     options: ArchiveOptions | None = None,
 ) -> Path:
-    """``store/NAME.mar`` for this model and gallery, built only where it is missing or out of date.
+    """``store/NAME.mar`` for this model, gallery and graphs, built only where it is missing or out of date.
 
-    ``scores`` is a graph of ``convlens export scores``, for occlusion sweeps on ONNX Runtime.
+    With ``runtime="onnx"`` the graphs are the model, and no network goes in.
     """
     options = options or ArchiveOptions()
     if options.methods is None:
-        options = replace(options, methods=default_methods(classifier, with_gallery=gallery is not None))
+        usual = graph_methods(graphs) if runtime == "onnx" and graphs else default_methods(classifier)
+        options = replace(options, methods=(*usual, "neighbours") if gallery else usual)
     with tempfile.TemporaryDirectory(prefix="convlens-pack-") as temp:
-        model_dir = Path(temp) / "model"
-        with step("packing the model"):
-            pack(classifier, model_dir)
-        if scores is not None:
-            shutil.copyfile(scores, model_dir / SCORES)
-            options = replace(options, section={**options.section, "scores": f"model/{SCORES}"})
-        said = archive.fingerprint(name=name, model_dir=model_dir, gallery=gallery, version=version, options=options)
+        model_dir = None if runtime == "onnx" else Path(temp) / "model"
+        if model_dir is not None:
+            with step("packing the model"):
+                pack(classifier, model_dir)
+        inputs: dict[str, Any] = {"model_dir": model_dir, "gallery": gallery, "graphs": graphs}
+        said = archive.fingerprint(name=name, version=version, options=options, **inputs)
         path = store / f"{name}.mar"
         if archive.is_current(path, said):
             console.print(f"{path} is up to date", markup=False, highlight=False, soft_wrap=True)
             return path
         with step(f"building {path}"):
-            return archive.build(
-                name=name, model_dir=model_dir, store=store, gallery=gallery, version=version, options=options
-            )
+            return archive.build(name=name, store=store, version=version, options=options, **inputs)
 
 
-def default_methods(classifier: Classifier, *, with_gallery: bool) -> tuple[str, ...]:
-    """What ``/explanations`` answers by itself: the usual methods, less those this network does not allow."""
-    usual = (name for name in EngineOptions.default_methods if _allows(classifier, name))
-    return (*usual, "neighbours") if with_gallery else tuple(usual)
+def graphs_for(classifier: Classifier, runtime: Runtime, *, strategy: Strategy = "full") -> Path:
+    """The graphs that an archive of this kind wants, exported where an earlier run has not left them."""
+    from export.bundle import ALONE, BESIDE, cached_bundle  # on first use: the exporter takes a second to import
+
+    with counted("exporting graphs", len(kinds := ALONE if runtime == "onnx" else BESIDE)) as bar:
+
+        def tell(kind: str) -> None:
+            bar.update(bar.task_ids[0], description=f"exporting {kind}", completed=kinds.index(kind))
+
+        folder = cached_bundle(classifier, CACHE, kinds=kinds, strategy=strategy, on_step=tell)
+        bar.update(bar.task_ids[0], description="graphs", completed=len(kinds))
+    return folder
+
+
+def graph_methods(graphs: Path) -> tuple[str, ...]:
+    """What ``/explanations`` answers by itself: the usual methods, less those there are no graphs of."""
+    present = {file.stem for file in graphs.glob("*.onnx")}
+    return tuple(name for name in EngineOptions.default_methods if name in present)
+
+
+def default_methods(classifier: Classifier) -> tuple[str, ...]:
+    """The same for a network: the usual methods, less those it does not allow."""
+    return tuple(name for name in EngineOptions.default_methods if _allows(classifier, name))
 
 
 def _allows(classifier: Classifier, method: str) -> bool:

@@ -13,7 +13,7 @@ import typer
 from convlens.cli.console import out, step
 from convlens.cli.demo import NAME, gallery_for, probe, say
 from convlens.cli.options import MODEL
-from convlens.cli.packing import current_archive
+from convlens.cli.packing import current_archive, graphs_for
 from convlens.errors import ServerError
 from convlens.models import load
 from convlens.serving import config, server
@@ -75,4 +75,6 @@ def lines_to_try(live: Server) -> str:
 def _default_archive(model: str, store: Path) -> Path:
     with step(f"loading {model}"):
         classifier = load(model, device="cpu")
-    return current_archive(classifier, name=NAME, store=store, gallery=gallery_for(classifier))
+    return current_archive(
+        classifier, name=NAME, store=store, gallery=gallery_for(classifier), graphs=graphs_for(classifier, "torch")
+    )

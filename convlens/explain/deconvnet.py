@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from convlens.explain.forward import ForwardPass
+from convlens.explain.base import Forward
 from convlens.explain.registry import explainer
 from convlens.types import Attribution, Ints
 
@@ -17,7 +17,7 @@ from convlens.types import Attribution, Ints
     shows="what pattern, projected back through the layers, stands for the score.",
     does_not_show="which units this picture switched on: only max pooling remembers; without it all maps look alike.",
 )
-def deconvnet(forward: ForwardPass, target_N: Ints) -> Attribution:
+def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
     """max(g, 0) at every ReLU on the way back from the target's logit (Zeiler & Fergus 2014, arXiv:1311.2901).
 
     Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for

@@ -1,76 +1,60 @@
-"""One forward pass of a batch, from which every explainer takes what it needs."""
+"""A batch through a network by torch: one forward pass, from which every explainer takes what it needs."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.errors import ModelError, RequestError, TargetError
+from convlens.explain.base import Forward, OnStep, ignore
+from convlens.explain.half import HalfTorch
+from convlens.explain.scores import finite
+from convlens.explain.sweeps import Sweeps
+from convlens.explain.ways import Batches, Way
 from convlens.gallery import Gallery
 from convlens.instrument import ReluRule, RuledRelus, refuse_unruled, require_eval, tapped
 from convlens.models import Classifier
 from convlens.runtime.torch_ import TorchRuntime, as_input, pooled
-from convlens.types import Attribution, Floats, Ints, Meta, ScoreKind
+from convlens.types import Floats, Ints, ScoreKind
 
 T = TypeVar("T")
 
 
-class Scorer(Protocol):
-    """Whatever turns normalised pictures (N, C, H, W) into logits (N, K) without gradients."""
-
-    @property
-    def name(self) -> str: ...
-
-    def logits(self, x_NCHW: Tensor | Floats) -> Floats: ...
-
-
-class ForwardPass:
-    """A batch of normalised pictures and, computed when first asked for, what the network makes of them.
+class ForwardPass(Forward):
+    """A batch through a classifier; otherwise as ``Forward``.
 
     Logits, embeddings and the gradients by every ReLU rule come from one recorded forward; without a gradient method
-    a forward without a graph serves. ``select`` gives some of the rows, sharing that forward.
-
-    ``x_NCHW`` is float, normalised as the model's spec says. ``scorer`` runs occlusion sweeps (default: the model
-    itself by torch), ``gallery`` holds the pictures that neighbours are sought in. Raises ModelError for a model in
-    training mode, and, when scores are read, for one that gives NaN or infinity.
+    a forward without a graph serves. ``sweeps`` defaults to the model itself, by torch. Raises ModelError for a model
+    in training mode, and, when scores are read, for one that gives NaN or infinity.
     """
+
+    runtime = "torch"
 
     def __init__(
         self,
         classifier: Classifier,
         x_NCHW: Tensor | Floats,
         *,
-        scorer: Scorer | None = None,
+        sweeps: Sweeps | None = None,
         gallery: Gallery | None = None,
+        on_step: OnStep = ignore,
     ) -> None:
         require_eval(classifier.module)
-        self.classifier = classifier
-        self.x_NCHW = as_input(x_NCHW, classifier.module, classifier.device)
-        self.scorer: Scorer = scorer or TorchRuntime(
-            classifier.module, classifier.spec.embedding_layer, classifier.device
+        super().__init__(
+            classifier.spec,
+            classifier.device,
+            as_input(x_NCHW, classifier.module, classifier.device),
+            sweeps=sweeps or sweeps_of(classifier),
+            gallery=gallery,
+            on_step=on_step,
         )
-        self.gallery = gallery
+        self.classifier = classifier
         self._shared = _Shared(classifier, self.x_NCHW)
-        self._rows = np.arange(len(self.x_NCHW))
-
-    def select(self, rows: Sequence[int]) -> ForwardPass:
-        """Some of the rows, in the given order, sharing the forward that was or will be made for all."""
-        part = object.__new__(ForwardPass)
-        part.__dict__.update(self.__dict__)
-        part._rows = self._rows[np.asarray(rows)]
-        part.x_NCHW = self.x_NCHW[torch.as_tensor(rows, device=self.x_NCHW.device)]
-        return part
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def record(self) -> None:
-        """Make the forward with its graph now, because gradients will be asked for."""
         self._shared.record()
 
     @property
@@ -81,61 +65,20 @@ class ForwardPass:
     def embedding_ND(self) -> Floats:
         return self._shared.embedding_ND[self._rows]
 
-    def targets(self, given: Sequence[int] | Ints | None) -> Ints:
-        """The class to explain in each row: as given, or the predicted one. TargetError for one out of range."""
-        if given is None:
-            return np.asarray(self.logits_NK.argmax(axis=1))
-        target_N, classes = np.asarray(given), self.classifier.spec.classes
-        if target_N.shape != (len(self),) or target_N.dtype.kind not in "iu":
-            raise TargetError(f"{len(self)} pictures need as many integer targets; got {given!r}", field="target")
-        if ((target_N < 0) | (target_N >= classes)).any():
-            raise TargetError(
-                f"target {target_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target"
-            )
-        return target_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
-
-    def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
-        """The target's logit or probability, per row."""
-        return scores_of(self.logits_NK, kind)[np.arange(len(self)), target_N]
-
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
-        """d score(target) / d x, (N, C, H, W), the rule applied at every ReLU; UnsupportedModelError if it has none."""
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
-    def meta(
-        self, kind: ScoreKind, *, started: float, runtime: str = "torch", ruled: bool = False, **more: Any
-    ) -> Meta:
-        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled``: ReLU rules were used."""
-        return Meta(
-            weights_sha256=self.classifier.spec.weights_sha256,
-            target_kind=kind,
-            input_space="normalised",
-            dtype=str(self.x_NCHW.dtype).removeprefix("torch."),
-            device=str(self.classifier.device),
-            runtime=runtime,
-            relu_calls_seen=self._shared.relu_calls if ruled else 0,
-            relu_calls_ruled=self._shared.relu_calls if ruled else 0,
-            forwards=self._shared.forwards,
-            backwards=self._shared.backwards,
-            seconds=time.perf_counter() - started,
-            **more,
-        )
+    @property
+    def counts(self) -> Mapping[str, int]:
+        shared = self._shared
+        return {"forwards": shared.forwards, "backwards": shared.backwards, "relu_calls": shared.relu_calls}
 
-    def attribution(
-        self,
-        method: str,
-        values_NCHW: Tensor | Floats,
-        target_N: Ints,
-        options: Mapping[str, Any],
-        meta: Meta,
-        extras: Mapping[str, Floats] | None = None,
-    ) -> Attribution:
-        """The result of a method for these rows; ModelError where the values are not finite."""
-        values = values_NCHW.detach().cpu().numpy() if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
-        if not np.isfinite(values).all():
-            raise ModelError(f"{method} gave NaN or infinity for this picture; the weights may be damaged")
-        score_N = self.scores(target_N, meta.target_kind)
-        return Attribution(values, score_N, target_N, method, dict(options), meta, dict(extras or {}))
+
+def sweeps_of(classifier: Classifier, graphs: Sequence[Way] = ()) -> Sweeps:
+    """The ways of sweeping with this model: its graphs, which are faster, then torch, and torch in half precision."""
+    module, device = classifier.module, classifier.device
+    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
+    return Sweeps([*graphs, Batches(runtime), Batches(HalfTorch(module, device), precision="half")])
 
 
 class _Shared:
@@ -212,23 +155,6 @@ def _turns(rows: Ints) -> Iterator[Ints]:
     turn_N = np.array([np.count_nonzero(rows[:n] == row) for n, row in enumerate(rows)])
     for turn in np.unique(turn_N):
         yield np.flatnonzero(turn_N == turn)
-
-
-def finite(logits_NK: Floats) -> Floats:
-    """The logits, or ModelError where the model gave NaN or infinity."""
-    if not np.isfinite(logits_NK).all():
-        raise ModelError("the model's scores are NaN or infinite for this picture; its weights may be damaged")
-    return logits_NK
-
-
-def scores_of(logits_NK: Floats, kind: ScoreKind) -> Floats:
-    """Logits as they are, or their softmax."""
-    if kind == "logit":
-        return logits_NK
-    if kind != "probability":
-        raise RequestError(f"no score {kind!r}; there are: logit, probability", field="options.score")
-    shifted = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def _require(value: T | None) -> T:

@@ -31,7 +31,7 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     from captum.attr import LayerAttribution, LayerGradCam  # on first use: it is slow to import and brings matplotlib
 
     started = time.perf_counter()
-    name = layer or forward.classifier.spec.attention_layer
+    name = layer or forward.spec.attention_layer
     if layer:  # the default one was tried when the model was loaded
         _require_map(forward, layer)
     # captum hooks the layer, so it gets a tree of its own: other threads on this model never see the hooks.

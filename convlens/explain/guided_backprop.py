@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from convlens.explain.forward import ForwardPass
+from convlens.explain.base import Forward
 from convlens.explain.registry import explainer
 from convlens.types import Attribution, Ints
 
@@ -17,7 +17,7 @@ from convlens.types import Attribution, Ints
     shows="the fine detail in the picture that excites the units behind the score.",
     does_not_show="much about the class: randomising the top layers hardly changes it (Adebayo et al. 2018).",
 )
-def guided_backprop(forward: ForwardPass, target_N: Ints) -> Attribution:
+def guided_backprop(forward: Forward, target_N: Ints) -> Attribution:
     """max(g, 0) · [x > 0] at every ReLU on the way back from the target's logit (Springenberg 2014, arXiv:1412.6806).
 
     Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for

@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Interval
 
 from convlens.errors import GalleryError
-from convlens.explain.forward import ForwardPass
+from convlens.explain.base import Forward
 from convlens.explain.registry import explainer
 from convlens.types import Ints, Neighbourhood
 
@@ -21,9 +21,7 @@ from convlens.types import Ints, Neighbourhood
     shows="which pictures of the gallery lie nearest in the network's last features: what it takes for alike.",
     does_not_show="why; and it can only choose from the gallery it was given.",
 )
-def neighbours(
-    forward: ForwardPass, target_N: Ints, *, k: Annotated[int, Interval(ge=1, le=1000)] = 5
-) -> Neighbourhood:
+def neighbours(forward: Forward, target_N: Ints, *, k: Annotated[int, Interval(ge=1, le=1000)] = 5) -> Neighbourhood:
     """The ``k`` gallery pictures nearest to each row by exact L2 distance between embeddings, nearest first.
 
     Distances are Euclidean, not squared, in the gallery's feature space (unit-normalised by default). ``target_N``
@@ -35,6 +33,6 @@ def neighbours(
         raise GalleryError(
             "no gallery to look for neighbours in; build one with `convlens gallery build DIR`", field="method"
         )
-    forward.gallery.require_weights(forward.classifier.spec.weights_sha256)
+    forward.gallery.require_weights(forward.spec.weights_sha256)
     found_NM = forward.gallery.query(forward.embedding_ND, k=k)
     return Neighbourhood(found_NM, "neighbours", {"k": k}, forward.meta("logit", started=started))

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from itertools import islice
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
-import torch
-from annotated_types import Interval
+from annotated_types import Interval, Len
 from torch import Tensor
 
-from convlens.explain.forward import ForwardPass, finite, scores_of
+from convlens.errors import RequestError
+from convlens.explain.base import Forward
+from convlens.explain.half import half_sweep
 from convlens.explain.registry import explainer
 from convlens.explain.windows import Windows
-from convlens.types import Attribution, Floats, Ints, ScoreKind
+from convlens.runtime.contract import Precision, Strategy
+from convlens.types import Attribution, Floats, Ints, ScoreKind, Step
 
-BATCH = 32
+Side = Annotated[int, Interval(ge=1, le=4096)]
+
+
+def _sizes(window: int | Sequence[int]) -> tuple[int, ...]:
+    return (window,) if isinstance(window, int) else tuple(window)
+
+
+def _cost(options: Mapping[str, Any], side: int) -> float:
+    return sum(len(Windows(side, side, size, options["stride"])) for size in _sizes(options["window"]))
 
 
 @explainer(
@@ -27,16 +37,18 @@ BATCH = 32
     drawing="signed",
     shows="how far the score falls when a part of the picture is hidden: what the answer really rests on.",
     does_not_show="evidence that is there twice (hiding one copy costs nothing), nor detail finer than the window.",
-    cost=lambda options, side: len(Windows(side, side, options["window"], options["stride"])),
+    cost=_cost,
 )
 def occlusion(
-    forward: ForwardPass,
+    forward: Forward,
     target_N: Ints,
     *,
-    window: Annotated[int, Interval(ge=1, le=4096)] = 32,
-    stride: Annotated[int, Interval(ge=1, le=4096)] = 16,
+    window: Side | Annotated[list[Side], Len(1, 8)] = 32,
+    stride: Side = 16,
     fill: Annotated[float, Interval(ge=-10.0, le=10.0)] = 0.0,
     score: ScoreKind = "logit",
+    strategy: Strategy = "full",
+    precision: Precision = "float32",
 ) -> Attribution:
     """Mean score lost over the windows that cover each pixel (Zeiler & Fergus 2014, arXiv:1311.2901).
 
@@ -45,31 +57,98 @@ def occlusion(
     0 is the training mean, i.e. grey, not black. The last window of a row sits flush with the edge. The sum over a
     batch of float32 is taken in float32, a float64 picture stays float64. Raises RequestError when a stride would
     skip pixels.
+
+    For several ``window`` sizes the values are the mean of their maps, and ``extras`` holds each size's own
+    ``map_SIZE_NHW`` and ``grid_SIZE_NRQ``. Of the ways to make a sweep that the model has (torch, graphs), all of which
+    give the same scores, the fastest is taken; ``meta.runtime`` and ``meta.sweep`` say which.
+
+    ``precision="half"`` computes in float16 on a GPU and bfloat16 on the CPU, where that is faster, and states its
+    deviation from float32, measured on some of the windows, in ``extras["half_deviation_N"]``: max |half - full| / max
+    |full|. ``strategy="incremental"`` recomputes only what a window can change, on a graph exported for it; before
+    using it, see docs/occlusion.md on US patent 12,346,812.
     """
     started = time.perf_counter()
+    sizes = _sizes(window)
+    if len(set(sizes)) < len(sizes):
+        raise RequestError(f"a window is named twice in {list(sizes)}", field="options.window")
+    if strategy != "full" and precision != "float32":
+        raise RequestError(
+            "strategy='incremental' works in float32 only; leave precision out", field="options.precision"
+        )
     height, width = forward.x_NCHW.shape[-2:]
-    windows = Windows(height, width, window, stride)
-    scores = [_hidden_scores(forward, n, int(target_N[n]), windows, fill, score) for n in range(len(forward))]
-    hidden_NRQ = np.stack(scores).reshape(len(forward), len(windows.tops), len(windows.lefts))
-    drops_NRQ = forward.scores(target_N, score)[:, None, None] - hidden_NRQ
-    options = {"window": window, "stride": stride, "fill": fill, "score": score}
-    meta = forward.meta(score, started=started, runtime=forward.scorer.name)
-    values_NCHW = windows.mean_map(drops_NRQ)[:, None]
-    return forward.attribution("occlusion", values_NCHW, target_N, options, meta, {"grid_NRQ": drops_NRQ})
+    windows = [Windows(height, width, size, stride) for size in sizes]
+    sweep = _Sweep(forward, target_N, fill, score, strategy, precision, sum(map(len, windows)) * len(forward))
+    drops = {each.window: forward.scores(target_N, score)[:, None, None] - sweep.scores(each) for each in windows}
+    maps = {each.window: each.mean_map(drops[each.window]) for each in windows}
+    options: dict[str, Any] = {"window": window, "stride": stride, "fill": fill, "score": score}
+    options |= {"strategy": strategy, "precision": precision}
+    meta = forward.meta(
+        score, started=started, runtime=sweep.runtime, sweep=sweep.kinds, warnings=tuple(dict.fromkeys(sweep.warnings))
+    )
+    values_NCHW = np.stack(list(maps.values())).mean(axis=0)[:, None]
+    return forward.attribution("occlusion", values_NCHW, target_N, options, meta, sweep.extras(drops, maps))
 
 
-def _hidden_scores(forward: ForwardPass, n: int, target: int, windows: Windows, fill: float, kind: ScoreKind) -> Floats:
-    """The target's score with each window hidden in turn."""
-    parts = [finite(forward.scorer.logits(batch)) for batch in _hidden(forward.x_NCHW[n], windows, fill)]
-    return scores_of(np.concatenate(parts), kind)[:, target]
+@dataclass
+class _Sweep:
+    """The sweeps of all rows, one after another, and what came to light on the way."""
 
+    forward: Forward
+    target_N: Ints
+    fill: float
+    score: ScoreKind
+    strategy: Strategy
+    precision: Precision
+    total: int
 
-def _hidden(x_CHW: Tensor, windows: Windows, fill: float) -> Iterator[Tensor]:
-    """Batches of copies of the picture, each with another window filled."""
-    corners = iter(windows.corners)
-    while chunk := list(islice(corners, BATCH)):
-        # clone, not contiguous: of one window alone that would be the picture itself, and the window would stay in it.
-        x_NCHW = x_CHW.expand(len(chunk), -1, -1, -1).clone(memory_format=torch.channels_last)
-        for copy_CHW, (top, left) in zip(x_NCHW, chunk, strict=True):
-            copy_CHW[:, top : top + windows.window, left : left + windows.window] = fill
-        yield x_NCHW
+    def __post_init__(self) -> None:
+        self.warnings: list[str] = []
+        self._deviation_N = np.zeros(len(self.forward))
+        self._done = 0
+        self._ways: dict[tuple[str, str], None] = {}
+
+    @property
+    def runtime(self) -> str:
+        return ", ".join(dict.fromkeys(name for name, _ in self._ways))
+
+    @property
+    def kinds(self) -> str:
+        return ", ".join(dict.fromkeys(kind for _, kind in self._ways))
+
+    def scores(self, windows: Windows) -> Floats:
+        """The targets' scores with each window hidden in turn; (N, R, Q)."""
+        if self.precision == "half":
+            return np.stack([self._half(n, x_CHW, windows) for n, x_CHW in enumerate(self.forward.x_NCHW)])
+        way = self.forward.sweeps.require(windows, self.strategy)
+        self._ways[way.name, way.kind] = None
+        self.warnings += [way.note] if self.strategy == "incremental" and way.note else []
+        timed = self.forward.sweeps.timed
+        rows = zip(self.forward.x_NCHW, self.target_N, strict=True)
+        return np.stack([timed(way, x, int(k), windows, self.fill, self.score, self._advance) for x, k in rows])
+
+    def extras(self, drops: Mapping[int, Floats], maps: Mapping[int, Floats]) -> dict[str, Floats]:
+        found: dict[str, Floats] = {} if self.precision == "float32" else {"half_deviation_N": self._deviation_N}
+        if len(drops) == 1:
+            return found | {"grid_NRQ": next(iter(drops.values()))}
+        for size, drops_NRQ in drops.items():
+            found |= {f"grid_{size}_NRQ": drops_NRQ, f"map_{size}_NHW": maps[size]}
+        return found
+
+    def _half(self, n: int, x_CHW: Tensor, windows: Windows) -> Floats:
+        found = half_sweep(
+            self.forward.sweeps,
+            x_CHW,
+            int(self.target_N[n]),
+            windows,
+            fill=self.fill,
+            score=self.score,
+            on_windows=self._advance,
+        )
+        self._ways[found.way.name, found.way.kind] = None
+        self._deviation_N[n] = max(self._deviation_N[n], found.deviation)
+        self.warnings += [found.warning] if found.warning else []
+        return found.score_RQ
+
+    def _advance(self, windows: int) -> None:
+        self._done += windows
+        self.forward.on_step(Step("occlusion", self._done, self.total))

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
-from convlens.errors import RequestError, near_matches
+from convlens.errors import RequestError, UnsupportedModelError, near_matches
+from convlens.explain.base import Forward
 from convlens.explain.forward import ForwardPass
 from convlens.types import Ints, Result
 
@@ -88,7 +89,7 @@ def get(name: str) -> Method:
 
 def run(
     name: str,
-    forward: ForwardPass,
+    forward: Forward,
     target_N: Sequence[int] | Ints | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -105,6 +106,11 @@ def run(
                 f"there are: {', '.join(method.options) or 'none'}",
                 field=f"options.{key}",
             )
+    if method.needs == "model" and not isinstance(forward, ForwardPass):
+        raise UnsupportedModelError(
+            f"{name} needs the network itself, and this model consists of graphs; serve it with --runtime torch",
+            field="method",
+        )
     if method.needs == "gradient":
         forward.record()  # before the targets are looked up in the logits, lest a second forward be made for them
     return method.run(forward, forward.targets(target_N), **given)

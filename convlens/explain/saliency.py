@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from convlens.explain.forward import ForwardPass
+from convlens.explain.base import Forward
 from convlens.explain.registry import explainer
 from convlens.types import Attribution, Ints, ScoreKind
 
@@ -17,7 +17,7 @@ from convlens.types import Attribution, Ints, ScoreKind
     shows="the pixels whose small changes move the score most.",
     does_not_show="whether they speak for or against the class, nor what a big change would do.",
 )
-def saliency(forward: ForwardPass, target_N: Ints, *, score: ScoreKind = "logit") -> Attribution:
+def saliency(forward: Forward, target_N: Ints, *, score: ScoreKind = "logit") -> Attribution:
     """The gradient of the target's score by the normalised picture (Simonyan et al. 2013, arXiv:1312.6034).
 
     Values (N, C, H, W) are signed and per channel; the paper's map is their ``colour.abs_max``. With

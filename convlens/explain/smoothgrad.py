@@ -51,7 +51,7 @@ def _one(forward: ForwardPass, n: int, target: int, samples: int, noise: float, 
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
     tunnel = NoiseTunnel(Saliency(forward.classifier.module))
     deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
-    with own_randomness(seed, forward.classifier.device):
+    with own_randomness(seed, forward.device):
         values: torch.Tensor = tunnel.attribute(
             x_NCHW,
             nt_type="smoothgrad",

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,14 +12,13 @@ from convlens.errors import ModelError
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.digest import weights_sha256
 from convlens.models.loading import settled
+from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from convlens.models.names import parse
 from convlens.models.sources import find_source
 from convlens.models.weights import apply_state_dict, read_state_dict
 from convlens.types import ModelSpec
 
-MANIFEST = "model.json"
 WEIGHTS = "weights.safetensors"
-FORMAT = 1
 
 
 def pack(classifier: Classifier, folder: Path) -> None:
@@ -37,10 +32,7 @@ def pack(classifier: Classifier, folder: Path) -> None:
     name = parse(classifier.source)
     portable = find_source(name.source).portable(name, folder)
     save_file(_separate(classifier.module), folder / WEIGHTS)
-    manifest = {"format": FORMAT, "source": portable, "spec": asdict(classifier.spec)}
-    beside = folder / f"{MANIFEST}.part"
-    beside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    beside.replace(folder / MANIFEST)
+    write_manifest(folder, source=portable, spec=classifier.spec)
 
 
 def unpack(folder: Path, *, device: str | torch.device = "auto") -> Classifier:
@@ -50,7 +42,9 @@ def unpack(folder: Path, *, device: str | torch.device = "auto") -> Classifier:
     a ``file:`` model is code and runs.
     """
     placed = choose_device(device)
-    portable, spec = _manifest(folder / MANIFEST)
+    portable, spec = read_manifest(folder)
+    if portable == GRAPHS:
+        raise ModelError(f"{folder} holds exported graphs and no network; serve it with --runtime onnx")
     name = parse(portable)
     source = find_source(name.source)
     located = source.located(name, folder)
@@ -72,30 +66,6 @@ def _separate(module: nn.Module) -> dict[str, Tensor]:
             state[name] = tensor.clone()
         seen.add(storage)
     return state
-
-
-def _manifest(path: Path) -> tuple[str, ModelSpec]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} is not a packed model: there is no {MANIFEST} in it") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ModelError(f"{path} is not of format {FORMAT}; pack the model again with this version")
-    if not isinstance(found.get("source"), str) or not isinstance(found.get("spec"), dict):
-        raise ModelError(f"{path} lacks 'source' or 'spec'; pack the model again")
-    return found["source"], _spec(path, found["spec"])
-
-
-def _spec(path: Path, found: Mapping[str, Any]) -> ModelSpec:
-    known = {field.name for field in fields(ModelSpec)}
-    if found.keys() != known:
-        raise ModelError(
-            f"{path}: 'spec' should have the keys {', '.join(sorted(known))}; it has {', '.join(sorted(found))}"
-        )
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-    return ModelSpec(**values)
 
 
 def _verify(module: nn.Module, spec: ModelSpec, folder: Path) -> None:

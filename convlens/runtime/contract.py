@@ -15,14 +15,18 @@ from convlens.types import Interpolation
 FORMAT = "1"
 FORMAT_KEY, CONTRACT_KEY = "convlens.format", "convlens.contract"
 
-Kind = Literal["scores", "features", "embedding", "occlusion"]
+Kind = Literal["scores", "features", "embedding", "occlusion", "saliency", "guided_backprop", "deconvnet"]
+GradientKind = Literal["saliency", "guided_backprop", "deconvnet"]
+Strategy = Literal["full", "incremental"]
 Precision = Literal["float32", "half"]
 ElementType = Literal["float32", "int64", "uint8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+GRADIENTS: tuple[GradientKind, ...] = get_args(GradientKind)
 
 # Names of inputs and outputs. A graph of features has one output a layer, named after it.
-PIXELS, PICTURE, TARGET, FILL = "x_NCHW", "picture_NHWC", "target", "fill"
+PIXELS, PICTURE, TARGET, FILL, TARGETS = "x_NCHW", "picture_NHWC", "target", "fill", "target_N"
 LOGITS, EMBEDDING, SCORES, LOG_SUMS = "logits_NK", "embedding_ND", "score_RQ", "log_sum_exp_RQ"
+GRADIENT = "gradient_NCHW"
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,17 @@ class Port:
 
 @dataclass(frozen=True)
 class SweepGeometry:
-    """The windows of an occlusion graph, in pixels; ``batch`` of them run at a time."""
+    """The windows of an occlusion graph, in pixels; ``batch`` of them run at a time.
+
+    ``incremental`` graphs recompute for each window only what it can change; the scores are the same. ``note`` says
+    why one that was to be incremental is not.
+    """
 
     window: int
     stride: int
     batch: int
+    strategy: Strategy = "full"
+    note: str = ""
 
 
 @dataclass(frozen=True)

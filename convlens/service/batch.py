@@ -22,6 +22,7 @@ class Row:
     targets: list[int | None]
     x_CHW: Floats
     view_HWC: Bytes8
+    runtime: str = ""
     warnings: list[str] = field(default_factory=list)
     predictions: tuple[Prediction, ...] = ()
     explanations: dict[str, Explanation] = field(default_factory=dict)

@@ -6,20 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
 from convlens import explain, image
 from convlens.errors import ConvLensError, GalleryError, OutOfMemoryError, RequestError
-from convlens.explain.forward import ForwardPass, Scorer, scores_of
+from convlens.explain.base import Forward, OnStep, ignore
+from convlens.explain.scores import scores_of
 from convlens.gallery import Gallery
-from convlens.models import Classifier, find_class
+from convlens.models import find_class
 from convlens.service import draw
 from convlens.service.batch import Row, Share, by_kind, shared_calls
+from convlens.service.model import Model, forward_of, sweeps_for
 from convlens.service.request import Job, Request, at, jobs
-from convlens.types import Attribution, Explanation, Prediction, Reply, Result
+from convlens.types import Attribution, Explanation, Prediction, Reply, Result, Step
+
+if TYPE_CHECKING:
+    from convlens.runtime.graphs import Graphs
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,13 +44,10 @@ class EngineOptions:
     max_cost: float = 2_000.0
 
 
-def ignore(stage: str) -> None:
-    """The listener that does not listen."""
-
-
 class Engine:
-    """Answers batches of requests with one model; safe to call from several threads.
+    """Answers batches of requests with one model, a network or exported graphs; safe to call from several threads.
 
+    ``graphs`` beside a network make its occlusion sweeps faster.
     Rows that want a gradient go through one recorded forward together, the others through one without a graph, which is
     cheaper than dragging them through everybody's backward passes. Each ReLU rule then takes one backward for all rows
     that asked for it, each with its own target. A row that fails leaves its neighbours alone.
@@ -53,28 +55,27 @@ class Engine:
 
     def __init__(
         self,
-        classifier: Classifier,
+        model: Model,
         *,
         gallery: Gallery | None = None,
-        scorer: Scorer | None = None,
+        graphs: Graphs | None = None,
         options: EngineOptions | None = None,
     ) -> None:
-        self.classifier = classifier
+        self.model = model
         self.gallery = gallery
-        self.scorer = scorer
+        self.sweeps = sweeps_for(model, graphs)
         self.options = options or EngineOptions()
         for name in self.options.default_methods:
             if explain.get(name).needs == "embedding" and gallery is None:
                 raise GalleryError(f"{name} is a default method, but there is no gallery; give one or leave it out")
         if gallery is not None:
-            gallery.require_weights(classifier.spec.weights_sha256)
+            gallery.require_weights(model.spec.weights_sha256)
 
-    def run(
-        self, requests: Sequence[Request], *, on_step: Callable[[str], None] = ignore
-    ) -> list[Reply | ConvLensError]:
+    def run(self, requests: Sequence[Request], *, on_step: OnStep = ignore) -> list[Reply | ConvLensError]:
         """The answer to each request, in their order: a Reply, or the error that its row ran into.
 
-        ``on_step`` is told each stage as it begins: "predictions", then the methods' names.
+        ``on_step`` is told each stage as it begins, "predictions", then the methods' names, and in sweeps how many
+        windows are done.
         """
         started = time.perf_counter()
         answers: dict[int, Reply | ConvLensError] = {}
@@ -96,7 +97,7 @@ class Engine:
     # --- one row in -------------------------------------------------------------------------------------------------
 
     def _prepare(self, request: Request) -> Row:
-        spec = self.classifier.spec
+        spec = self.model.spec
         wanted = jobs(request.params, self.options.default_methods)
         self._check_cost(wanted)
         targets = [self._target(job) for job in wanted]
@@ -109,13 +110,13 @@ class Engine:
 
     def _target(self, job: Job) -> int | None:
         with at(job.target_place):
-            return None if job.target is None else find_class(self.classifier.spec.labels, job.target)
+            return None if job.target is None else find_class(self.model.spec.labels, job.target)
 
     def _check_cost(self, wanted: Sequence[Job]) -> None:
         cost = 0.0
         for job in wanted:
             with at(job.place):
-                cost += explain.get(job.method).cost(job.options, self.classifier.spec.crop)
+                cost += explain.get(job.method).cost(job.options, self.model.spec.crop)
         if cost > self.options.max_cost:
             raise RequestError(
                 f"this request costs about {cost:.0f} forward passes and {self.options.max_cost:.0f} are allowed; "
@@ -125,34 +126,35 @@ class Engine:
 
     # --- a batch through --------------------------------------------------------------------------------------------
 
-    def _run_group(self, rows: list[Row], on_step: Callable[[str], None]) -> None:
-        on_step("predictions")
-        forward = _attempt(self._predict, rows)
+    def _run_group(self, rows: list[Row], on_step: OnStep) -> None:
+        on_step(Step("predictions"))
+        forward = _attempt(self._predict, rows, on_step)
         if isinstance(forward, ConvLensError):
             self._run_alone(forward, rows, on_step)
             return
         for call in shared_calls(rows):
-            on_step(call[0].job.method)
+            on_step(Step(call[0].job.method))
             self._explain(forward, rows, call)
 
-    def _run_alone(self, failure: ConvLensError, rows: list[Row], on_step: Callable[[str], None]) -> None:
+    def _run_alone(self, failure: ConvLensError, rows: list[Row], on_step: OnStep) -> None:
         if len(rows) == 1:
             rows[0].error = failure
             return
         for row in rows:
             self._run_group([row], on_step)
 
-    def _forward(self, rows: list[Row]) -> ForwardPass:
+    def _forward(self, rows: list[Row], on_step: OnStep = ignore) -> Forward:
         x_NCHW = np.stack([row.x_CHW for row in rows])
-        return ForwardPass(self.classifier, x_NCHW, scorer=self.scorer, gallery=self.gallery)
+        return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
 
-    def _predict(self, rows: list[Row]) -> ForwardPass:
+    def _predict(self, rows: list[Row], on_step: OnStep) -> Forward:
         """The forward pass of these rows, made, and their predictions; a row without finite scores gets its error."""
-        forward = self._forward(rows)
+        forward = self._forward(rows, on_step)
         if rows[0].wants_gradient:
             forward.record()
         _ = forward.embedding_ND  # makes the forward now: where it fails, no row is to blame yet
         for n, row in enumerate(rows):
+            row.runtime = forward.runtime
             top = _attempt(self._top, forward.select([n]), row.request.params.topk)
             if isinstance(top, ConvLensError):
                 row.error = top
@@ -160,14 +162,14 @@ class Engine:
                 row.predictions = top
         return forward
 
-    def _top(self, forward: ForwardPass, most: int) -> tuple[Prediction, ...]:
-        labels, logits_K = self.classifier.spec.labels, forward.logits_NK[0]
+    def _top(self, forward: Forward, most: int) -> tuple[Prediction, ...]:
+        labels, logits_K = self.model.spec.labels, forward.logits_NK[0]
         probability_K = scores_of(logits_K[None].astype(np.float64), "probability")[0]
         # A stable sort: equal logits come in the order of their class index.
         best = np.argsort(-logits_K, kind="stable")[:most]
         return tuple(Prediction(int(k), labels[k], float(probability_K[k]), float(logits_K[k])) for k in best)
 
-    def _explain(self, forward: ForwardPass, rows: list[Row], call: list[Share]) -> None:
+    def _explain(self, forward: Forward, rows: list[Row], call: list[Share]) -> None:
         call = [share for share in call if rows[share.n].error is None]
         if not call:
             return
@@ -208,7 +210,7 @@ class Engine:
             job.id,
             job.method,
             result,
-            self.classifier.spec.labels[int(result.target_N[0])],
+            self.model.spec.labels[int(result.target_N[0])],
             milliseconds,
             image.encode_png(draw.overlay(result, row.view_HWC)) if "overlay" in wanted else b"",
             image.encode_png(draw.heatmap(result)) if "heatmap" in wanted else b"",
@@ -220,9 +222,10 @@ class Engine:
         return Reply(
             model_name=self.options.name,
             model_version=self.options.version,
-            weights_sha256=self.classifier.spec.weights_sha256,
+            weights_sha256=self.model.spec.weights_sha256,
             request_id=row.request.params.request_id,
-            device=str(self.classifier.device),
+            device=str(self.model.device),
+            runtime=row.runtime,
             predictions=row.predictions,
             explanations=tuple(row.explanations[job.id] for job in row.jobs),
             warnings=tuple(row.warnings),
@@ -230,7 +233,7 @@ class Engine:
         )
 
 
-def _call(forward: ForwardPass, call: list[Share]) -> Result:
+def _call(forward: Forward, call: list[Share]) -> Result:
     """One call of a method for all rows that share it, each with the class it names or the predicted one."""
     selected, job = forward.select([share.n for share in call]), call[0].job
     best = selected.targets(None)

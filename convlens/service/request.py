@@ -156,7 +156,7 @@ _LONGEST = 100  # of what is quoted from a request: what it sends must not swell
 
 def _refuse(error: ValidationError, model: type[BaseModel], *, where: str = "") -> NoReturn:
     first = error.errors(include_url=False, include_context=False)[0]
-    path = _path(first["loc"])
+    path = _option_path(first["loc"]) if where else _path(first["loc"])
     field = ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])[:_LONGEST]
@@ -181,6 +181,11 @@ def _path(loc: tuple[int | str, ...]) -> list[str]:
     """Keys and positions, without the branch of a union that pydantic puts after ``target``."""
     path = [str(part) for part in loc if not str(part).startswith("function-")]
     return path[: path.index("target") + 1] if "target" in path else path
+
+
+def _option_path(loc: tuple[int | str, ...]) -> list[str]:
+    """An option's name and positions inside it, without the branch of a union that pydantic puts between them."""
+    return [str(part) for n, part in enumerate(loc) if n == 0 or isinstance(part, int)]
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:

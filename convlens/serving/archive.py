@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from convlens.errors import ServerError
-from convlens.serving.contents import GALLERY, contents
+from convlens.serving.contents import GALLERY, GRAPHS, contents
 from convlens.serving.launch import require_name
 from convlens.serving.manifest import MANIFEST
 from convlens.serving.model_config import ArchiveOptions, model_config
@@ -33,15 +33,18 @@ def build(
     model_dir: Path | None,
     store: Path,
     gallery: Path | None = None,
+    graphs: Path | None = None,
     version: str = "1.0",
     options: ArchiveOptions | None = None,
 ) -> Path:
     """Write ``store/NAME.mar`` from what ``convlens.models.pack`` wrote to ``model_dir``, and return its path.
 
+    ``graphs`` is a folder of exported graphs: beside a model they run its sweeps; without one, as ``export.bundle``
+    wrote it, they are the model.
     Same inputs, same bytes. Written beside, then renamed: a server that loads it now gets the old or the new one.
     Raises ServerError.
     """
-    recipe = _recipe(name, model_dir, gallery, version, options or ArchiveOptions())
+    recipe = _recipe(name, model_dir, gallery, graphs, version, options or ArchiveOptions())
     mark = recipe.fingerprint()  # before the files are copied: one that changes meanwhile makes the archive outdated
     store.mkdir(parents=True, exist_ok=True)
     path = store / f"{name}.mar"
@@ -56,11 +59,12 @@ def fingerprint(
     name: str,
     model_dir: Path | None,
     gallery: Path | None = None,
+    graphs: Path | None = None,
     version: str = "1.0",
     options: ArchiveOptions | None = None,
 ) -> str:
     """sha256 over everything ``build`` would put into the archive. Raises ServerError as ``build`` does."""
-    return _recipe(name, model_dir, gallery, version, options or ArchiveOptions()).fingerprint()
+    return _recipe(name, model_dir, gallery, graphs, version, options or ArchiveOptions()).fingerprint()
 
 
 def is_current(path: Path, fingerprint: str) -> bool:
@@ -86,12 +90,21 @@ class _Recipe:
         return hashlib.sha256(json.dumps([said, files], sort_keys=True).encode()).hexdigest()
 
 
-def _recipe(name: str, model_dir: Path | None, gallery: Path | None, version: str, options: ArchiveOptions) -> _Recipe:
-    handler = options.handler or handlers_folder() / "convlens_handler.py"
+def _recipe(
+    name: str,
+    model_dir: Path | None,
+    gallery: Path | None,
+    graphs: Path | None,
+    version: str,
+    options: ArchiveOptions,
+) -> _Recipe:
+    usual = "onnx_handler.py" if graphs is not None and model_dir is None else "convlens_handler.py"
+    handler = options.handler or handlers_folder() / usual
     if not handler.is_file():
         raise ServerError(f"no handler {handler}")
-    config = model_config(options, gallery=GALLERY if gallery else None)
-    return _Recipe(require_name(name), version, handler, config, contents(model_dir=model_dir, gallery=gallery))
+    config = model_config(options, gallery=GALLERY if gallery else None, graphs=GRAPHS if graphs else None)
+    files = contents(model_dir=model_dir, gallery=gallery, graphs=graphs)
+    return _Recipe(require_name(name), version, handler, config, files)
 
 
 def _archiver(recipe: _Recipe, temp: Path) -> Path:

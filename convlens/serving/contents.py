@@ -8,17 +8,17 @@ from pathlib import Path
 from convlens.errors import ServerError
 from convlens.serving.places import package_folder
 
-MODEL, GALLERY = "model", "gallery"
+MODEL, GALLERY, GRAPHS = "model", "gallery", "graphs"
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib"}
 
 
-def contents(*, model_dir: Path | None, gallery: Path | None) -> dict[str, Path]:
-    """Name inside the archive -> file, sorted: the package's source, the packed model and the gallery.
+def contents(*, model_dir: Path | None, gallery: Path | None, graphs: Path | None = None) -> dict[str, Path]:
+    """Name inside the archive -> file, sorted: the package's source, the packed model, the gallery and the graphs.
 
     The package travels along so that a stock TorchServe can serve the archive, and always by the code it was built
     with. Raises ServerError for a missing or empty folder, and for pickles, which can run code when loaded.
     """
-    folders = {"convlens": package_folder(), MODEL: model_dir, GALLERY: gallery}
+    folders = {"convlens": package_folder(), MODEL: model_dir, GALLERY: gallery, GRAPHS: graphs}
     found = {
         f"{name}/{path.relative_to(folder).as_posix()}": path
         for name, folder in folders.items()

@@ -29,7 +29,7 @@ class ArchiveOptions:
 
     ``device``: "auto" is the GPU where TorchServe sees one. ``methods``: what ``/explanations`` answers by itself.
     ``section``: further keys for the handler, in the configuration's ``convlens`` section. ``handler``: the handler's
-    file, ``handlers/convlens_handler.py`` unless given.
+    file; unless given ``handlers/convlens_handler.py``, or ``onnx_handler.py`` for an archive of graphs alone.
     """
 
     batch_size: int | None = None
@@ -44,14 +44,15 @@ class ArchiveOptions:
     handler: Path | None = None
 
 
-def model_config(options: ArchiveOptions, *, gallery: str | None) -> str:
-    """The YAML text; ``gallery`` is the folder of the gallery inside the archive. Raises ServerError."""
+def model_config(options: ArchiveOptions, *, gallery: str | None, graphs: str | None = None) -> str:
+    """The YAML text; ``gallery`` and ``graphs`` are their folders inside the archive. Raises ServerError."""
     values = _default() | _numbers(options) | _device(options)
     if values["maxWorkers"] < values["minWorkers"]:
         if options.max_workers is not None:
             raise ServerError(f"max_workers={values['maxWorkers']} is below min_workers={values['minWorkers']}")
         values["maxWorkers"] = values["minWorkers"]
-    section = {**values["convlens"], "gallery": gallery, **_methods(options, values["convlens"], gallery=gallery)}
+    methods = _methods(options, values["convlens"], gallery=gallery)
+    section = {**values["convlens"], "gallery": gallery, "graphs": graphs, **methods}
     return str(yaml.safe_dump(values | {"convlens": section | dict(options.section)}, sort_keys=True))
 
 

@@ -29,7 +29,7 @@ def section(archive: Path) -> dict[str, object]:
 
 
 def test_a_second_build_of_the_same_things_is_skipped(tmp_path: Path) -> None:
-    arguments = ("archive", "--name", "small", "--model", SMALL, "--store", tmp_path)
+    arguments = ("archive", "--name", "small", "--model", SMALL, "--store", tmp_path, "--graphs", "none")
     assert convlens(*arguments).exit_code == 0
     written = (tmp_path / "small.mar").stat().st_mtime_ns
     assert "up to date" in convlens(*arguments).output
@@ -40,28 +40,71 @@ def test_a_second_build_of_the_same_things_is_skipped(tmp_path: Path) -> None:
 
 def test_a_network_without_relus_is_not_asked_for_guided_backprop_by_default(tmp_path: Path) -> None:
     model = "torchvision:mobilenet_v3_small:untrained?size=64&resize=64"
-    convlens("archive", "--name", "hard", "--model", model, "--store", tmp_path)
-    convlens("archive", "--name", "relu", "--model", SMALL, "--store", tmp_path)
+    convlens("archive", "--name", "hard", "--model", model, "--store", tmp_path, "--graphs", "none")
+    convlens("archive", "--name", "relu", "--model", SMALL, "--store", tmp_path, "--graphs", "none")
     assert section(tmp_path / "hard.mar")["methods"] == ["saliency", "occlusion"]
     assert section(tmp_path / "relu.mar")["methods"] == ["saliency", "guided_backprop", "occlusion"]
 
 
-def test_the_graph_for_sweeps_travels_along(tmp_path: Path) -> None:
-    convlens("export", "scores", "--model", SMALL, "-o", tmp_path / "scores.onnx")
-    convlens("archive", "--model", SMALL, "--scores", tmp_path / "scores.onnx", "--store", tmp_path)
-    with zipfile.ZipFile(tmp_path / "convlens.mar") as opened:
-        assert opened.read("model/scores.onnx") == (tmp_path / "scores.onnx").read_bytes()
-    assert section(tmp_path / "convlens.mar")["scores"] == "model/scores.onnx"
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, where graphs are cached, too."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def names(archive: Path) -> set[str]:
+    with zipfile.ZipFile(archive) as opened:
+        return set(opened.namelist())
+
+
+def test_graphs_for_sweeps_travel_along_by_default_and_are_exported_once(elsewhere: Path) -> None:
+    arguments = ("archive", "--model", SMALL, "--store", elsewhere)
+    convlens(*arguments)
+    assert {"graphs/scores.onnx", "graphs/occlusion.onnx", "model/weights.safetensors"} <= names(
+        elsewhere / "convlens.mar"
+    )
+    assert section(elsewhere / "convlens.mar")["graphs"] == "graphs"
+    graphs = list((elsewhere / ".convlens" / "graphs").rglob("*.onnx"))
+    written = {path: path.stat().st_mtime_ns for path in graphs}
+    assert "up to date" in convlens(*arguments).output
+    assert {path: path.stat().st_mtime_ns for path in graphs} == written
+
+
+def test_an_archive_of_graphs_holds_no_network(elsewhere: Path) -> None:
+    convlens("archive", "--runtime", "onnx", "--model", SMALL, "--store", elsewhere)
+    found = names(elsewhere / "convlens.mar")
+    kinds = ("embedding", "occlusion", "saliency", "guided_backprop", "deconvnet")
+    assert {f"graphs/{kind}.onnx" for kind in kinds} <= found
+    assert "onnx_handler.py" in found
+    assert not [name for name in found if name.endswith((".safetensors", "convlens_handler.py"))]
+    assert section(elsewhere / "convlens.mar")["methods"] == ["saliency", "guided_backprop", "occlusion"]
+
+
+def test_a_network_without_relus_makes_an_archive_of_graphs_without_guided_backprop(elsewhere: Path) -> None:
+    model = "torchvision:mobilenet_v3_small:untrained?size=64&resize=64"
+    convlens("archive", "--runtime", "onnx", "--model", model, "--store", elsewhere)
+    assert "graphs/guided_backprop.onnx" not in names(elsewhere / "convlens.mar")
+    assert section(elsewhere / "convlens.mar")["methods"] == ["saliency", "occlusion"]
+
+
+def test_graphs_of_another_model_are_refused_with_both_hashes(elsewhere: Path) -> None:
+    convlens("export", "scores", "--model", SMALL, "-o", elsewhere / "scores.onnx")
+    other = "torchvision:squeezenet1_0:untrained?size=64&resize=64"
+    with pytest.raises(ModelError, match=r"exported from weights [0-9a-f]{64} .* in use are [0-9a-f]{64}"):
+        convlens("archive", "--model", other, "--graphs", elsewhere, "--store", elsewhere / "store")
+    assert not list(elsewhere.rglob("*.mar"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("--name", "a b"), ServerError, "letters"),
+        (("--name", "a b", "--graphs", "none"), ServerError, "letters"),
         (("--methods", "saliency,occlude"), RequestError, "did you mean occlusion"),
         (("--gallery", "no-such-gallery"), RequestError, "no-such-gallery"),
-        (("--scores", "no-such.onnx"), ModelError, "no-such.onnx"),
-        (("--batch-size", "0"), ServerError, "batch_size"),
+        (("--graphs", "no-such-folder"), RequestError, "no-such-folder is no folder"),
+        (("--runtime", "onnx", "--graphs", "none"), RequestError, "consists of graphs"),
+        (("--batch-size", "0", "--graphs", "none"), ServerError, "batch_size"),
     ],
 )
 def test_what_cannot_be_built_is_refused_and_leaves_nothing(

@@ -145,17 +145,19 @@ def with_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("with_graph")
     classifier = load("torchvision:squeezenet1_1:untrained?size=64&resize=64", device="cpu")
     pack(classifier, folder / "model")
-    export(classifier, "scores", folder / "model" / "scores.onnx")
+    (folder / "graphs").mkdir()
+    (folder / "other").mkdir()
+    export(classifier, "scores", folder / "graphs" / "scores.onnx")
     classifier.module.features[0].bias.add_(1.0)
     other = replace(classifier, spec=replace(classifier.spec, weights_sha256=weights_sha256(classifier.module)))
-    export(other, "scores", folder / "other.onnx")
+    export(other, "scores", folder / "other" / "scores.onnx")
     return folder
 
 
 def test_sweeps_run_on_the_graph_that_the_archive_carries(with_graph: Path) -> None:
     asked = b'{"methods": [{"method": "occlusion", "target": 504}, {"method": "saliency", "target": 504}]}'
     bodies = []
-    for section in ({}, {"scores": "model/scores.onnx"}):
+    for section in ({}, {"graphs": "graphs"}):
         handler = ConvLensHandler()
         handler.initialize(context(with_graph, convlens=section))
         ((status, body),) = handled(handler, {"data": PNG, "params": asked})
@@ -171,7 +173,7 @@ def test_sweeps_run_on_the_graph_that_the_archive_carries(with_graph: Path) -> N
 
 def test_a_graph_of_other_weights_keeps_the_worker_from_starting(with_graph: Path) -> None:
     with pytest.raises(ModelError, match="exported from weights"):
-        ConvLensHandler().initialize(context(with_graph, convlens={"scores": "other.onnx"}))
+        ConvLensHandler().initialize(context(with_graph, convlens={"graphs": "other"}))
 
 
 def test_a_gpu_that_was_asked_for_and_not_given_is_an_error(archive: Path) -> None:

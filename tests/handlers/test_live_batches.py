@@ -139,7 +139,7 @@ def test_the_predictions_route_answers_without_explanations(live: Live) -> None:
     assert body["model"] == {
         "name": QUICK,
         "version": "1.0",
-        "weights_sha256": live.engine.classifier.spec.weights_sha256,
+        "weights_sha256": live.engine.model.spec.weights_sha256,
     }
     assert body["device"] == "cpu"
 

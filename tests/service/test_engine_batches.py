@@ -13,9 +13,11 @@ import torch
 from engines import Counted, counted, engine, picture, replied, request, small_gallery, values
 
 from convlens import explain, image
+from convlens.explain.sweeps import Sweeps
+from convlens.explain.ways import Batches
 from convlens.models import Classifier
 from convlens.service.request import Request, parse_params
-from convlens.types import Attribution, Neighbourhood, Reply
+from convlens.types import Attribution, Neighbourhood, Reply, Step
 
 SMALL = {"window": 8, "stride": 4}
 # Every kind of request at once: no explanation, each need, other targets, other options, the same method twice.
@@ -75,7 +77,7 @@ def test_each_row_is_explained_for_its_own_target_by_its_own_options() -> None:
     targets = [4, 1, 5, None]
     found = live.run([request(7, methods=["saliency"], target=target) for target in targets])
     for answer, target in zip(found, targets, strict=True):
-        assert_saliency(live.classifier, answer, target)
+        assert_saliency(live.model, answer, target)
 
 
 def assert_saliency(classifier: Classifier, answer: object, target: int | None) -> None:
@@ -104,16 +106,16 @@ def test_probabilities_are_the_softmax_in_float64_of_the_logits() -> None:
     live = engine()
     (answer,) = live.run([request(3, topk=100)])
     found = replied(answer).predictions
-    x = torch.tensor(image.prepare(picture(3), live.classifier.spec).x_CHW[None])
+    x = torch.tensor(image.prepare(picture(3), live.model.spec).x_CHW[None])
     with torch.no_grad():
-        logits_K = live.classifier.module(x)[0]
+        logits_K = live.model.module(x)[0]
     np.testing.assert_allclose([one.logit for one in found], logits_K.sort(descending=True).values, rtol=1e-5)
     exponentials = [math.exp(one.logit) for one in found]
     assert len(found) == 6, "topk beyond the number of classes gives all of them"
     assert sum(one.probability for one in found) == pytest.approx(1, abs=1e-12)
     for one, exponential in zip(found, exponentials, strict=True):
         assert one.probability == pytest.approx(exponential / sum(exponentials), rel=1e-12)
-        assert one.label == live.classifier.spec.labels[one.index]
+        assert one.label == live.model.spec.labels[one.index]
 
 
 @pytest.mark.parametrize(
@@ -186,19 +188,20 @@ def test_occlusion_sees_every_window_once_on_the_scorer_it_is_given() -> None:
         def logits(self, x_NCHW: Any) -> Any:
             self.pictures += len(x_NCHW)
             with torch.no_grad():
-                return live.classifier.module(x_NCHW).numpy()
+                return live.model.module(x_NCHW).numpy()
 
     live = engine()
-    live.scorer = scorer = Slow()
+    scorer = Slow()
+    live.sweeps = Sweeps([Batches(scorer)])
     (answer,) = live.run([request(0, methods=[{"method": "occlusion", "options": {"window": 8, "stride": 8}}])])
     assert scorer.pictures == 9
     assert replied(answer).explanations[0].result.meta.runtime == "slow"
 
 
 def test_each_stage_is_announced_as_it_begins() -> None:
-    stages: list[str] = []
-    engine().run([request(0, methods=["saliency", "grad_cam"])], on_step=stages.append)
-    assert stages == ["predictions", "saliency", "grad_cam"]
+    steps: list[Step] = []
+    engine().run([request(0, methods=["saliency", "grad_cam"])], on_step=steps.append)
+    assert [step.stage for step in steps] == ["predictions", "saliency", "grad_cam"]
 
 
 def test_an_empty_batch_has_no_answers() -> None:
@@ -213,7 +216,7 @@ def test_a_reply_says_who_answered_and_carries_the_requests_id() -> None:
     (answer,) = live.run([request(request_id="abc-1")])
     said = replied(answer)
     assert (said.model_name, said.model_version, said.request_id, said.device) == ("nets", "2.1", "abc-1", "cpu")
-    assert said.weights_sha256 == live.classifier.spec.weights_sha256
+    assert said.weights_sha256 == live.model.spec.weights_sha256
     assert set(said.timing_ms) == {"prepare", "explain"}
     assert said.warnings == ()
 

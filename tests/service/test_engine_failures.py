@@ -253,7 +253,7 @@ def test_the_budget_is_for_all_methods_of_a_request_together() -> None:
 
 def test_a_gallery_of_other_weights_is_refused_at_once(tmp_path: Path) -> None:
     live = engine()
-    other = replace(live.classifier, spec=replace(live.classifier.spec, weights_sha256="f" * 64))
+    other = replace(live.model, spec=replace(live.model.spec, weights_sha256="f" * 64))
     with pytest.raises(GalleryError, match=f"weights {galleries.SHA[:12]}, but the model has weights ffffffffffff"):
         Engine(other, gallery=small_gallery(tmp_path / "gallery"))
 
@@ -270,7 +270,7 @@ def test_default_neighbours_without_a_gallery_are_refused_at_once() -> None:
 
 def test_a_model_in_training_mode_answers_nobody() -> None:
     module = counted()
-    live = Engine(engine(module).classifier, options=EngineOptions())
+    live = Engine(engine(module).model, options=EngineOptions())
     module.train()
     answers = live.run([request(0), request(1, methods=["saliency"])])
     assert all(isinstance(answer, ModelError) and "training mode" in answer.message for answer in answers)

@@ -148,7 +148,14 @@ def test_a_key_of_megabytes_is_neither_compared_nor_quoted_in_full() -> None:
 def test_a_method_may_be_named_by_a_bare_string_and_gets_its_default_options() -> None:
     (job,) = asked(methods=["occlusion"])
     assert (job.id, job.method, job.target) == ("occlusion", "occlusion", None)
-    assert job.options == {"window": 32, "stride": 16, "fill": 0.0, "score": "logit"}
+    assert job.options == {
+        "window": 32,
+        "stride": 16,
+        "fill": 0.0,
+        "score": "logit",
+        "strategy": "full",
+        "precision": "float32",
+    }
 
 
 def test_a_whole_number_serves_as_a_float_option() -> None:

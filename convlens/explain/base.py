@@ -1,0 +1,140 @@
+"""What an explainer may ask of a batch that went through a network, whoever ran it."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convlens.errors import ModelError, TargetError
+from convlens.explain.scores import scores_of
+from convlens.explain.sweeps import Sweeps
+from convlens.gallery import Gallery
+from convlens.instrument import ReluRule
+from convlens.types import Attribution, Floats, Ints, Meta, ModelSpec, ScoreKind, Step
+
+OnStep = Callable[[Step], None]
+
+
+def ignore(step: Step) -> None:
+    """The listener that does not listen."""
+
+
+class Forward(ABC):
+    """A batch of normalised pictures and, computed when first asked for, what the network makes of them.
+
+    ``x_NCHW`` is float, normalised as ``spec`` says; ``sweeps`` are the ways of making occlusion sweeps, ``gallery``
+    holds the pictures that neighbours are sought in, ``on_step`` is told how far long work has come. ``runtime`` names
+    who answers.
+    """
+
+    runtime: str
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device: torch.device,
+        x_NCHW: Tensor,
+        *,
+        sweeps: Sweeps,
+        gallery: Gallery | None,
+        on_step: OnStep,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.x_NCHW = x_NCHW
+        self.sweeps = sweeps
+        self.gallery = gallery
+        self.on_step = on_step
+        self._rows = np.arange(len(x_NCHW))
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Some of the rows, in the given order, sharing the forward that was or will be made for all."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._rows = self._rows[np.asarray(rows)]
+        part.x_NCHW = self.x_NCHW[torch.as_tensor(rows, device=self.x_NCHW.device)]
+        return part
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @abstractmethod
+    def record(self) -> None:
+        """Make ready for gradients now, where that takes another forward, because they will be asked for."""
+
+    @property
+    @abstractmethod
+    def logits_NK(self) -> Floats:
+        """ModelError where the model gave NaN or infinity."""
+
+    @property
+    @abstractmethod
+    def embedding_ND(self) -> Floats: ...
+
+    @abstractmethod
+    def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor | Floats:
+        """d score(target) / d x, (N, C, H, W), the rule applied at every ReLU; UnsupportedModelError if it has none."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> Mapping[str, int]:
+        """``forwards`` and ``backwards`` made so far, and ``relu_calls`` met in them."""
+
+    def targets(self, given: Sequence[int] | Ints | None) -> Ints:
+        """The class to explain in each row: as given, or the predicted one. TargetError for one out of range."""
+        if given is None:
+            return np.asarray(self.logits_NK.argmax(axis=1))
+        target_N, classes = np.asarray(given), self.spec.classes
+        if target_N.shape != (len(self),) or target_N.dtype.kind not in "iu":
+            raise TargetError(f"{len(self)} pictures need as many integer targets; got {given!r}", field="target")
+        if ((target_N < 0) | (target_N >= classes)).any():
+            raise TargetError(
+                f"target {target_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target"
+            )
+        return target_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
+
+    def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
+        """The target's logit or probability, per row."""
+        return scores_of(self.logits_NK, kind)[np.arange(len(self)), target_N]
+
+    def meta(
+        self, kind: ScoreKind, *, started: float, runtime: str | None = None, ruled: bool = False, **more: Any
+    ) -> Meta:
+        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled``: ReLU rules were used."""
+        counts = self.counts
+        return Meta(
+            weights_sha256=self.spec.weights_sha256,
+            target_kind=kind,
+            input_space="normalised",
+            dtype=str(self.x_NCHW.dtype).removeprefix("torch."),
+            device=str(self.device),
+            runtime=runtime or self.runtime,
+            relu_calls_seen=counts["relu_calls"] if ruled else 0,
+            relu_calls_ruled=counts["relu_calls"] if ruled else 0,
+            forwards=counts["forwards"],
+            backwards=counts["backwards"],
+            seconds=time.perf_counter() - started,
+            **more,
+        )
+
+    def attribution(
+        self,
+        method: str,
+        values_NCHW: Tensor | Floats,
+        target_N: Ints,
+        options: Mapping[str, Any],
+        meta: Meta,
+        extras: Mapping[str, Floats] | None = None,
+    ) -> Attribution:
+        """The result of a method for these rows; ModelError where the values are not finite."""
+        values = values_NCHW.detach().cpu().numpy() if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
+        if not np.isfinite(values).all():
+            raise ModelError(f"{method} gave NaN or infinity for this picture; the weights may be damaged")
+        score_N = self.scores(target_N, meta.target_kind)
+        return Attribution(values, score_N, target_N, method, dict(options), meta, dict(extras or {}))

@@ -1,0 +1,163 @@
+"""The ways of making an occlusion sweep: hidden copies in batches, or one exported graph that does it all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convlens.explain.scores import Scorer, finite, scores_of
+from convlens.explain.windows import Windows
+from convlens.runtime.contract import GraphContract, Precision, Strategy
+from convlens.types import Floats, ScoreKind
+
+BATCH = 32
+
+OnWindows = Callable[[int], None]
+Corner = tuple[int, int]
+
+
+class SweepRuntime(Protocol):
+    """An exported occlusion graph, opened."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def contract(self) -> GraphContract: ...
+
+    def sweep(self, x_CHW: Tensor | Floats, target: int, *, fill: float, score: ScoreKind) -> Floats: ...
+
+
+class Way(Protocol):
+    """One way of scoring a picture with windows hidden in turn.
+
+    ``kind`` says how, ``name`` who computes; ``note`` what the user should know of it. ``strategies`` are those that it
+    may be taken for.
+    """
+
+    name: str
+    kind: str
+    note: str
+    strategies: tuple[Strategy, ...]
+    precision: Precision
+
+    def fits(self, windows: Windows) -> bool:
+        """Whether it can sweep these windows."""
+
+    def scores(
+        self, x_CHW: Tensor, target: int, windows: Windows, fill: float, score: ScoreKind, on_windows: OnWindows
+    ) -> Floats:
+        """The target's score with each window hidden (R, Q); ``on_windows`` is told how many more are done."""
+
+    def some(
+        self, x_CHW: Tensor, target: int, windows: Windows, fill: float, score: ScoreKind, at: Sequence[int]
+    ) -> Floats:
+        """The same for some of the windows alone, by their positions row by row."""
+
+
+class Batches:
+    """Copies of the picture, each with another window filled, in batches through a scorer."""
+
+    kind, note = "batches", ""
+    strategies: tuple[Strategy, ...] = ("full",)
+
+    def __init__(self, scorer: Scorer, *, precision: Precision = "float32") -> None:
+        self._scorer = scorer
+        self.name = scorer.name
+        self.precision: Precision = precision
+
+    def fits(self, windows: Windows) -> bool:
+        return True
+
+    def scores(
+        self, x_CHW: Tensor, target: int, windows: Windows, fill: float, score: ScoreKind, on_windows: OnWindows
+    ) -> Floats:
+        found = self._scores(x_CHW, target, windows.corners, windows.window, fill, score, on_windows)
+        return found.reshape(len(windows.tops), len(windows.lefts))
+
+    def some(
+        self, x_CHW: Tensor, target: int, windows: Windows, fill: float, score: ScoreKind, at: Sequence[int]
+    ) -> Floats:
+        corners = [windows.corners[position] for position in at]
+        return self._scores(x_CHW, target, corners, windows.window, fill, score, _unheard)
+
+    def _scores(
+        self,
+        x_CHW: Tensor,
+        target: int,
+        corners: Sequence[Corner],
+        window: int,
+        fill: float,
+        score: ScoreKind,
+        on_windows: OnWindows,
+    ) -> Floats:
+        parts = []
+        for chunk in _chunks(corners, BATCH):
+            logits_BK = finite(self._logits(x_CHW, chunk, window, fill))
+            parts.append(scores_of(logits_BK, score)[:, target])
+            on_windows(len(chunk))
+        return np.concatenate(parts)
+
+    def _logits(self, x_CHW: Tensor, corners: Sequence[Corner], window: int, fill: float) -> Floats:
+        """In halves where memory does not suffice for all at once."""
+        try:
+            return self._scorer.logits(hidden(x_CHW, corners, window, fill))
+        except torch.OutOfMemoryError:
+            if len(corners) == 1:
+                raise
+        middle = len(corners) // 2
+        halves = corners[:middle], corners[middle:]
+        return np.concatenate([self._logits(x_CHW, half, window, fill) for half in halves])
+
+
+class InGraph:
+    """A whole sweep by one run of an exported graph of these very windows."""
+
+    def __init__(self, runtime: SweepRuntime) -> None:
+        geometry = runtime.contract.sweep
+        assert geometry is not None, "the contract of an occlusion graph holds its windows"
+        self._runtime, self._geometry = runtime, geometry
+        self._side = runtime.contract.crop
+        self.name, self.note = runtime.name, geometry.note
+        # One that was to be incremental and was written in full, because that is faster, says so in its note.
+        self.strategies: tuple[Strategy, ...] = ("full", "incremental") if geometry.note else (geometry.strategy,)
+        self.kind = "incremental graph" if geometry.strategy == "incremental" else "graph"
+        self.precision: Precision = runtime.contract.precision
+
+    def fits(self, windows: Windows) -> bool:
+        wanted = (windows.window, windows.stride, windows.height, windows.width)
+        return wanted == (self._geometry.window, self._geometry.stride, self._side, self._side)
+
+    def scores(
+        self, x_CHW: Tensor, target: int, windows: Windows, fill: float, score: ScoreKind, on_windows: OnWindows
+    ) -> Floats:
+        found = finite(self._runtime.sweep(x_CHW, target, fill=fill, score=score))
+        on_windows(len(windows))
+        return found
+
+    def some(
+        self, x_CHW: Tensor, target: int, windows: Windows, fill: float, score: ScoreKind, at: Sequence[int]
+    ) -> Floats:
+        return self.scores(x_CHW, target, windows, fill, score, _unheard).reshape(-1)[list(at)]
+
+
+def hidden(x_CHW: Tensor, corners: Sequence[Corner], window: int, fill: float) -> Tensor:
+    """Copies of the picture, each with another window filled; (B, C, H, W)."""
+    # clone, not contiguous: of one window alone that would be the picture itself, and the window would stay in it.
+    x_BCHW = x_CHW.expand(len(corners), -1, -1, -1).clone(memory_format=torch.channels_last)
+    for copy_CHW, (top, left) in zip(x_BCHW, corners, strict=True):
+        copy_CHW[:, top : top + window, left : left + window] = fill
+    return x_BCHW
+
+
+def _chunks(corners: Sequence[Corner], size: int) -> Iterator[Sequence[Corner]]:
+    for start in range(0, len(corners), size):
+        yield corners[start : start + size]
+
+
+def _unheard(windows: int) -> None:
+    """Nobody is told."""

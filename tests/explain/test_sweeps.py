@@ -1,0 +1,265 @@
+"""Ways of making a sweep: which is taken, several sizes of windows, half precision, progress, too little memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import nets
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convlens.errors import RequestError
+from convlens.explain import ForwardPass, run, sweeps_of
+from convlens.explain.half import HalfTorch
+from convlens.explain.sweeps import Sweeps
+from convlens.explain.ways import Batches
+from convlens.explain.windows import Windows
+from convlens.models import Classifier, load
+from convlens.types import Attribution, Step
+
+SIDE = 12
+
+
+def convolutional() -> Classifier:
+    torch.manual_seed(0)
+    return nets.classifier(nets.Sequential(nn.ReLU()), classes=3, crop=SIDE)
+
+
+def linear() -> Classifier:
+    torch.manual_seed(0)
+    return nets.classifier(nets.Linear(SIDE, 3), classes=3, crop=SIDE)
+
+
+def pictures(count: int) -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
+
+
+class Delayed:
+    """The network by torch, a while later; ``seconds`` may be changed."""
+
+    def __init__(self, name: str, module: nn.Module, seconds: float) -> None:
+        self.name, self.seconds = name, seconds
+        self._module = module
+        self.pictures = 0
+
+    def logits(self, x_NCHW: Any) -> np.ndarray:
+        time.sleep(self.seconds)
+        self.pictures += len(x_NCHW)
+        with torch.no_grad():
+            return self._module(torch.as_tensor(x_NCHW)).numpy()
+
+
+def swept(model: Classifier, x_NCHW: np.ndarray, sweeps: Sweeps | None = None, **options: Any) -> Attribution:
+    result = run("occlusion", ForwardPass(model, x_NCHW, sweeps=sweeps), [1] * len(x_NCHW), options)
+    assert isinstance(result, Attribution)
+    return result
+
+
+# ---- which way
+
+
+def test_each_way_is_taken_once_and_then_the_one_that_was_fastest() -> None:
+    model = convolutional()
+    slow, quick, middling = (
+        Delayed(name, model.module, s) for name, s in (("slow", 0.2), ("quick", 0.0), ("mid", 0.1))
+    )
+    sweeps = Sweeps([Batches(one) for one in (slow, quick, middling)])
+    taken = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(5)]
+    assert taken == ["slow", "quick", "mid", "quick", "quick"]
+    # Nothing was computed just to be timed: four windows a sweep.
+    assert [one.pictures for one in (slow, quick, middling)] == [4, 12, 4]
+
+
+def test_a_way_that_has_become_slow_is_left() -> None:
+    model = convolutional()
+    first, second = Delayed("first", model.module, 0.0), Delayed("second", model.module, 0.1)
+    sweeps = Sweeps([Batches(first), Batches(second)])
+    for _ in range(2):
+        swept(model, pictures(1), sweeps, window=6, stride=6)
+    first.seconds = 0.3
+    taken = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(3)]
+    assert taken == ["first", "second", "second"]
+
+
+def test_all_rows_of_a_call_go_the_same_way() -> None:
+    model = convolutional()
+    sweeps = Sweeps([Batches(Delayed(name, model.module, 0.0)) for name in ("one", "other")])
+    assert swept(model, pictures(3), sweeps, window=6, stride=6).meta.runtime == "one"
+
+
+def test_the_way_is_said() -> None:
+    meta = swept(convolutional(), pictures(1), window=6, stride=6).meta
+    assert (meta.runtime, meta.sweep) == ("torch", "batches")
+
+
+def test_an_incremental_sweep_without_a_graph_of_it_is_refused_with_the_line_that_makes_one() -> None:
+    with pytest.raises(RequestError, match=r"export occlusion --strategy incremental --window 6 --stride 3`") as raised:
+        swept(convolutional(), pictures(1), window=6, stride=3, strategy="incremental")
+    assert raised.value.field == "options.strategy"
+
+
+# ---- several sizes
+
+
+def test_several_sizes_give_each_its_own_grid_and_the_mean_of_their_maps() -> None:
+    model, x_NCHW = linear(), pictures(2)
+    both = swept(model, x_NCHW, window=[4, 6], stride=3, fill=0.5)
+    alone = {size: swept(model, x_NCHW, window=size, stride=3, fill=0.5) for size in (4, 6)}
+    for size, one in alone.items():
+        np.testing.assert_array_equal(both.extras[f"grid_{size}_NRQ"], one.extras["grid_NRQ"])
+        np.testing.assert_array_equal(both.extras[f"map_{size}_NHW"], one.values_NCHW[:, 0])
+    expected_NCHW = (alone[4].values_NCHW + alone[6].values_NCHW) / 2
+    np.testing.assert_allclose(both.values_NCHW, expected_NCHW, rtol=1e-6)
+    assert "grid_NRQ" not in both.extras
+
+
+def test_a_size_named_twice_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"named twice in \[4, 4\]"):
+        swept(linear(), pictures(1), window=[4, 4], stride=2)
+
+
+def test_one_size_that_the_stride_would_skip_pixels_with_is_refused() -> None:
+    with pytest.raises(RequestError, match="stride=5 with window=4"):
+        swept(linear(), pictures(1), window=[8, 4], stride=5)
+
+
+# ---- progress
+
+
+def test_progress_counts_the_windows_of_all_rows_and_sizes() -> None:
+    model, steps = convolutional(), list[Step]()
+    forward = ForwardPass(model, pictures(2), on_step=steps.append)
+    run("occlusion", forward, [0, 0], {"window": [3, 6], "stride": 3})  # 16 and 9 windows
+    assert {step.total for step in steps} == {50}
+    assert [step.done for step in steps] == [16, 32, 41, 50]
+    assert {step.stage for step in steps} == {"occlusion"}
+
+
+# ---- too little memory
+
+
+class Cramped:
+    """The network on a device that holds so many pictures at a time."""
+
+    name = "cramped"
+
+    def __init__(self, module: nn.Module, most: int) -> None:
+        self._module, self._most = module, most
+
+    def logits(self, x_NCHW: Tensor) -> np.ndarray:
+        if len(x_NCHW) > self._most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        with torch.no_grad():
+            return self._module(x_NCHW).numpy()
+
+
+@pytest.mark.parametrize("most", [1, 3, 5])
+def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits(most: int) -> None:
+    model = convolutional()
+    found = swept(model, pictures(1), Sweeps([Batches(Cramped(model.module, most))]), window=3, stride=3)
+    expected = swept(model, pictures(1), window=3, stride=3)
+    np.testing.assert_allclose(found.extras["grid_NRQ"], expected.extras["grid_NRQ"], atol=1e-6)
+
+
+def test_where_not_even_one_picture_fits_it_stays_an_error() -> None:
+    model = convolutional()
+    with pytest.raises(torch.OutOfMemoryError):
+        swept(model, pictures(1), Sweeps([Batches(Cramped(model.module, 0))]), window=6, stride=6)
+
+
+# ---- half precision
+
+
+def halves(model: Classifier, half: float, full: float) -> Sweeps:
+    """bfloat16 and float32 by torch, either made slower."""
+
+    class Later:
+        def __init__(self, scorer: Any, seconds: float) -> None:
+            self.name, self.scorer, self.seconds = scorer.name, scorer, seconds
+
+        def logits(self, x_NCHW: Any) -> np.ndarray:
+            time.sleep(self.seconds)
+            return self.scorer.logits(x_NCHW)
+
+    by_half = Later(HalfTorch(model.module, model.device), half)
+    by_full = Later(Delayed("full", model.module, 0.0), full)
+    return Sweeps([Batches(by_full), Batches(by_half, precision="half")])
+
+
+def test_half_precision_states_how_far_it_is_from_full() -> None:
+    model, x_NCHW = convolutional(), pictures(2)
+    full = swept(model, x_NCHW, window=3, stride=3)
+    half = swept(model, x_NCHW, halves(model, 0.0, 0.2), window=3, stride=3, precision="half")
+    assert half.meta.runtime == "torch:bfloat16"
+    assert half.meta.warnings == ()
+    scores_NRQ = full.score_N[:, None, None] - full.extras["grid_NRQ"]
+    halved_NRQ = half.score_N[:, None, None] - half.extras["grid_NRQ"]
+    real_N = np.abs(halved_NRQ - scores_NRQ).max((1, 2)) / np.abs(scores_NRQ).max((1, 2))
+    # Stated from 8 of the 16 windows, and so at most what all of them show; bfloat16 keeps 8 bits.
+    assert (half.extras["half_deviation_N"] <= real_N * 1.2).all()
+    assert (half.extras["half_deviation_N"] > 1e-5).all()
+    assert (real_N < 0.02).all()
+
+
+def test_where_half_is_no_faster_full_is_taken_and_said() -> None:
+    model, x_NCHW = convolutional(), pictures(1)
+    result = swept(model, x_NCHW, halves(model, 0.2, 0.0), window=3, stride=3, precision="half")
+    assert result.meta.runtime == "full"
+    assert "no faster here" in result.meta.warnings[0]
+    assert "ran in float32" in result.meta.warnings[0]
+    np.testing.assert_array_equal(result.extras["half_deviation_N"], [0.0])
+    expected = swept(model, x_NCHW, window=3, stride=3).extras["grid_NRQ"]
+    np.testing.assert_allclose(result.extras["grid_NRQ"], expected, atol=1e-6)
+
+
+def test_a_model_without_half_says_so_and_sweeps_in_full() -> None:
+    model = convolutional()
+    sweeps = Sweeps([Batches(Delayed("full", model.module, 0.0))])
+    result = swept(model, pictures(1), sweeps, window=6, stride=6, precision="half")
+    assert "not to be had here" in result.meta.warnings[0]
+
+
+def test_the_model_itself_keeps_its_precision() -> None:
+    model = convolutional()
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    swept(model, pictures(1), halves(model, 0.0, 0.1), window=6, stride=6, precision="half")
+    for name, tensor in model.module.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, before[name])
+
+
+def test_incremental_sweeps_are_not_made_in_half() -> None:
+    with pytest.raises(RequestError, match="works in float32 only"):
+        swept(linear(), pictures(1), window=6, stride=6, strategy="incremental", precision="half")
+
+
+@pytest.mark.parametrize("make", [linear, convolutional])
+def test_bfloat16_is_near_float32_on_the_default_way(make: Callable[[], Classifier]) -> None:
+    model = make()
+    (half,) = (way for way in sweeps_of(model).ways if way.precision == "half")
+    assert half.name == "torch:bfloat16"
+    full = sweeps_of(model).reference
+    windows = Windows(SIDE, SIDE, 4, 4)
+    x_CHW = torch.as_tensor(pictures(1)[0])
+    at = list(range(len(windows)))
+    found, expected = (way.some(x_CHW, 2, windows, 0.0, "logit", at) for way in (half, full))
+    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+
+
+def test_the_default_model_in_half_points_at_the_same_place() -> None:
+    model = load(device="cpu")
+    x_NCHW = nets.photograph("chelsea.png", model.spec)
+    options = {"window": 64, "stride": 40}
+    full, half = (
+        run("occlusion", ForwardPass(model, x_NCHW), [282], options | {"precision": precision})
+        for precision in ("float32", "half")
+    )
+    assert isinstance(full, Attribution)
+    assert isinstance(half, Attribution)
+    if half.meta.runtime == "torch:bfloat16":
+        assert 0 < half.extras["half_deviation_N"][0] < 0.1
+    assert np.corrcoef(full.values_NCHW.ravel(), half.values_NCHW.ravel())[0, 1] > 0.95
