@@ -17,6 +17,7 @@ from convlens.errors import ConvLensError
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain:explain", "Explain pictures without a server: arrays, overlays and one HTML report."),
     "gallery": ("gallery:app", "Galleries for nearest neighbours."),
+    "features": ("features:features", "Write the features of many pictures; goes on where a kill cut it short."),
     "models": ("models:models", "List the models by name, or show the spec of one."),
     "archive": ("archive:archive", "Build NAME.mar, which TorchServe serves."),
     "export": ("export:export", "Write ONNX graphs that agreed with torch before they got their name."),

@@ -6,9 +6,9 @@ makes any mode RGB; ``decoding``, ``preparing`` and ``encoding`` hold the public
 
 from __future__ import annotations
 
-from convlens.image.decoding import Limits, decode, read
+from convlens.image.decoding import Limits, decode, read, read_bytes
 from convlens.image.encoding import encode_jpeg, encode_png, thumbnail
-from convlens.image.preparing import Prepared, denormalise, normalise, prepare
+from convlens.image.preparing import Prepared, denormalise, normalise, prepare, view
 
 __all__ = [
     "Limits",
@@ -20,5 +20,7 @@ __all__ = [
     "normalise",
     "prepare",
     "read",
+    "read_bytes",
     "thumbnail",
+    "view",
 ]

@@ -117,6 +117,15 @@ def decode(data: bytes | bytearray | memoryview, *, limits: Limits = DEFAULT_LIM
 
 def read(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """:func:`decode` of a file; every error names the path, a missing file or a folder is an ImageError too."""
+    data = read_bytes(path, limits=limits)
+    try:
+        return decode(data, limits=limits)
+    except ImageError as error:
+        raise type(error)(f"{path}: {error.message}") from error
+
+
+def read_bytes(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """A picture file as it is. ImageError, naming the path, where it cannot be read or is over the limit."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(limits.bytes + 1)
@@ -126,10 +135,7 @@ def read(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Image
         raise ImageError(f"{path}: cannot be read ({reason}); give the path of a picture file") from error
     if size > limits.bytes:
         raise ImageTooLargeError(f"{path}: {size} bytes; at most {limits.bytes} are allowed")
-    try:
-        return decode(data, limits=limits)
-    except ImageError as error:
-        raise type(error)(f"{path}: {error.message}") from error
+    return data
 
 
 def _decode(data: bytes, kind: Format, limits: Limits) -> Image.Image:

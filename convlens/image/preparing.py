@@ -45,6 +45,12 @@ def prepare(picture: Image.Image, spec: ModelSpec) -> Prepared:
     within one level. Small pictures are enlarged. ``picture`` is RGB, such as decode gives. Raises ModelError where the
     spec would crop more than it keeps, ValueError for another mode.
     """
+    view_HWC, box = view(picture, spec)
+    return Prepared(normalise(view_HWC, spec), view_HWC, box)
+
+
+def view(picture: Image.Image, spec: ModelSpec) -> tuple[Bytes8, tuple[float, float, float, float]]:
+    """``view_HWC`` and ``box`` of :func:`prepare`, for those who normalise elsewhere."""
     if picture.mode != "RGB":
         raise ValueError(f"picture has mode {picture.mode}; prepare needs RGB")
     if spec.resize < spec.crop:
@@ -54,12 +60,9 @@ def prepare(picture: Image.Image, spec: ModelSpec) -> Prepared:
     left, top = round((width - spec.crop) / 2.0), round((height - spec.crop) / 2.0)
     box = _source_box(picture.size, (width, height), (left, top, left + spec.crop, top + spec.crop))
     if width * height > _LARGEST_RESIZED:
-        view = _middle(picture, box, spec)
-    else:
-        resized = picture.resize((width, height), _FILTERS[spec.interpolation])
-        view = resized.crop((left, top, left + spec.crop, top + spec.crop))
-    view_HWC = np.array(view)
-    return Prepared(normalise(view_HWC, spec), view_HWC, box)
+        return np.array(_middle(picture, box, spec)), box
+    resized = picture.resize((width, height), _FILTERS[spec.interpolation])
+    return np.array(resized.crop((left, top, left + spec.crop, top + spec.crop))), box
 
 
 def normalise(view_HWC: Bytes8, spec: ModelSpec) -> NDArray[np.float32]:

@@ -1,0 +1,46 @@
+"""Batches on their way to the disk: first the rows, then the line that says they are there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from convlens.bulk.appending import RowFiles
+from convlens.bulk.batches import Batch
+from convlens.bulk.journal import Entry, Journal, entry
+from convlens.bulk.layouts import Layout
+
+
+class Committer:
+    """Takes batches in order and commits them together, at most every ``seconds``: flushing to disk takes time."""
+
+    def __init__(self, folder: Path, layout: Layout, before: Entry, *, seconds: float) -> None:
+        self._rows = RowFiles(folder, layout, rows=before.total, dimensions=before.dimensions)
+        self._journal = Journal(folder)
+        self._last, self._seconds = before, seconds
+        self._waiting: list[Entry] = []
+        self._committed = time.monotonic()
+
+    def add(self, batch: Batch) -> int:
+        """How many pictures are done with this batch."""
+        self._last = entry(self._last, batch.outcomes, batch.logits_NK, batch.embeddings_ND)
+        finite_N = np.isfinite(batch.embeddings_ND).all(axis=1)
+        self._rows.append(batch.embeddings_ND[finite_N].astype(np.float32, copy=False))
+        self._waiting.append(self._last)
+        if time.monotonic() - self._committed >= self._seconds:
+            self.commit()
+        return self._last.next
+
+    def commit(self) -> None:
+        """What was added so far stays, whatever happens from here on."""
+        self._rows.sync()
+        self._journal.commit(self._waiting)
+        self._waiting.clear()
+        self._committed = time.monotonic()
+
+    def close(self) -> None:
+        """Without committing."""
+        self._rows.close()
+        self._journal.close()

@@ -1,0 +1,123 @@
+"""From pictures to a folder of features that a kill cannot hurt."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from convlens.bulk.appending import fill_headers
+from convlens.bulk.batches import BATCH, embedded_files
+from convlens.bulk.committing import Committer
+from convlens.bulk.embedder import Embedder
+from convlens.bulk.folder import PARTIAL, begun, discard, finish, held
+from convlens.bulk.journal import JOURNAL, Entry, Failure, entries, recover
+from convlens.bulk.layouts import SHARD_ROWS, Format, Layout, layout
+from convlens.bulk.manifest import manifest
+from convlens.bulk.settings import settings
+from convlens.bulk.tables import ROWS, UNREADABLE, write_tables
+from convlens.errors import ConvLensError, RequestError
+
+OnStep = Callable[[int, int], None]
+
+
+def ignore(done: int, total: int) -> None:
+    """The progress callback that does nothing; both count pictures, those that cannot be read among them."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """``rows`` pictures have features of ``dimensions`` numbers; ``resumed`` pictures were done by an earlier run."""
+
+    folder: Path
+    rows: int
+    dimensions: int
+    resumed: int
+    unreadable: tuple[Failure, ...]
+
+
+def extract(
+    files: Mapping[str, Path],
+    out: Path,
+    embedder: Embedder,
+    *,
+    format: Format = "npy",
+    batch: int = BATCH,
+    workers: int | None = None,
+    overwrite: bool = False,
+    shard_rows: int = SHARD_ROWS,
+    commit_seconds: float = 1.0,
+    on_step: OnStep = ignore,
+) -> Extraction:
+    """The features of all pictures, in their order, as float32 files with a table of what each row is.
+
+    Killed at any moment and called again, it goes on where it was, losing at most ``commit_seconds`` of work, and ends
+    with the very bytes that one run would have written. What cannot be read is listed with the reason and left out.
+    Raises RequestError where ``out`` is finished, was begun with other settings or holds other things, and when no
+    picture can be used; ConvLensError where the disk refuses, after which it can go on as well.
+    """
+    if batch < 1 or shard_rows < 1 or (workers is not None and workers < 1):
+        raise RequestError(f"batch={batch}, workers={workers}, shard_rows={shard_rows}; use 1 or more of each")
+    job = _Job(files, out, embedder, layout(format, shard_rows=shard_rows), batch, workers, commit_seconds, on_step)
+    asked = settings(files, embedder, format=format, batch=batch) | {"shard_rows": job.layout.rows}
+    try:
+        with held(out):
+            resumed = recover(begun(out, asked, overwrite=overwrite) / JOURNAL)
+            on_step(resumed.next, len(files))
+            if resumed.next < len(files):
+                job.go_on(resumed)
+            return job.finish(asked, resumed.next)
+    except OSError as error:
+        raise ConvLensError(
+            f"{out} cannot be written ({error.strerror or error}); make room, or choose another folder. What was done "
+            "so far stays, and the same command goes on from there"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Job:
+    files: Mapping[str, Path]
+    out: Path
+    embedder: Embedder
+    layout: Layout
+    batch: int
+    workers: int | None
+    commit_seconds: float
+    on_step: OnStep
+
+    @property
+    def partial(self) -> Path:
+        return self.out / PARTIAL
+
+    def go_on(self, resumed: Entry) -> None:
+        """Embed and commit everything behind what is done."""
+        remaining = itertools.islice(self.files.items(), resumed.next, None)
+        batches = embedded_files(remaining, self.embedder, batch=self.batch, workers=self.workers)
+        committer = Committer(self.partial, self.layout, resumed, seconds=self.commit_seconds)
+        with contextlib.closing(committer), contextlib.closing(batches):
+            for each in batches:
+                self.on_step(committer.add(each), len(self.files))
+            committer.commit()
+
+    def finish(self, asked: Mapping[str, Any], resumed: int) -> Extraction:
+        """Headers, tables and the manifest, from the journal alone; may be repeated after a kill."""
+        last = recover(self.partial / JOURNAL)
+        failures = tuple(failure for each in entries(self.partial / JOURNAL) for failure in each.failures)
+        if not last.total:
+            self._refuse(failures)
+        fill_headers(self.partial, self.layout, rows=last.total, dimensions=last.dimensions)
+        write_tables(self.partial, self.partial / JOURNAL, self.layout, self.embedder.spec.labels)
+        features = [self.layout.file_name(number) for number, _ in enumerate(self.layout.counts(last.total))]
+        names = [*features, ROWS, UNREADABLE]
+        finish(self.out, names, manifest(asked, last, names, (self.partial, self.out)))
+        return Extraction(self.out, last.total, last.dimensions, resumed, failures)
+
+    def _refuse(self, failures: Sequence[Failure]) -> NoReturn:
+        discard(self.partial)
+        with contextlib.suppress(OSError):  # where an older result lies, it stays
+            self.out.rmdir()
+        reasons = "".join(f"; {failure.id}: {failure.reason}" for failure in failures[:3])
+        raise RequestError(f"none of {len(failures)} pictures could be used{reasons}")

@@ -1,0 +1,142 @@
+"""What has been done for good: one JSON line a batch, written after its rows have reached the disk.
+
+A kill can leave half a line behind, or rows without a line. Both are cut off when work goes on; then the batch is made
+again from its first picture on, and comes out the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convlens.bulk.appending import flush
+from convlens.bulk.pictures import Ready, Unreadable
+from convlens.types import Floats
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A picture that has features; ``position`` is its place among all pictures, ``top1`` the likeliest class."""
+
+    position: int
+    id: str
+    size: int
+    sha256: str
+    width: int
+    height: int
+    top1: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that has none."""
+
+    position: int
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One batch. After it, the pictures before ``next`` are done, and ``total`` of them have a row each."""
+
+    next: int
+    total: int
+    dimensions: int
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...]
+
+    def line(self) -> bytes:
+        values = [self.next, self.total, self.dimensions, _plain(self.rows), _plain(self.failures)]
+        return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+NOTHING = Entry(0, 0, 0, (), ())
+
+
+def entry(before: Entry, outcomes: Sequence[Ready | Unreadable], logits_NK: Floats, embeddings_ND: Floats) -> Entry:
+    """What a batch that begins where ``before`` ended has come to. An embedding that is not finite is a failure."""
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    n = 0
+    for position, outcome in enumerate(outcomes, start=before.next):
+        if isinstance(outcome, Unreadable):
+            failures.append(Failure(position, outcome.id, outcome.reason))
+        elif not np.isfinite(embeddings_ND[n]).all():
+            failures.append(Failure(position, outcome.id, "its embedding is NaN or infinite; see the model's weights"))
+            n += 1
+        else:
+            rows.append(_row(position, outcome, logits_NK[n]))
+            n += 1
+    dimensions = embeddings_ND.shape[1] if n else before.dimensions
+    return Entry(before.next + len(outcomes), before.total + len(rows), dimensions, tuple(rows), tuple(failures))
+
+
+def recover(path: Path) -> Entry:
+    """The last whole entry, without its rows; what lies behind it is cut off."""
+    last, end = NOTHING, 0
+    if path.exists():
+        for found, size in _read(path):
+            last, end = found, end + size
+        os.truncate(path, end)
+    return Entry(last.next, last.total, last.dimensions, (), ())
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """All entries, one after the other."""
+    return (found for found, _ in _read(path))
+
+
+class Journal:
+    """Grows line by line; what it says was true before it says so."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = (folder / JOURNAL).open("ab")
+
+    def commit(self, entries: Sequence[Entry]) -> None:
+        self._file.writelines(entry.line() for entry in entries)
+        flush(self._file)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _row(position: int, picture: Ready, logits_K: Floats) -> Row:
+    shifted_K = np.asarray(logits_K, np.float64) - logits_K.max()
+    top1 = int(shifted_K.argmax())
+    probability = float(np.float32(1 / np.exp(shifted_K).sum()))
+    return Row(position, picture.id, picture.size, picture.sha256, picture.width, picture.height, top1, probability)
+
+
+def _plain(values: Sequence[Row] | Sequence[Failure]) -> list[list[Any]]:
+    return [list(vars(value).values()) for value in values]
+
+
+def _read(path: Path) -> Iterator[tuple[Entry, int]]:
+    with path.open("rb") as file:
+        for line in file:
+            found = _parsed(line)
+            if found is None:
+                return
+            yield found, len(line)
+
+
+def _parsed(line: bytes) -> Entry | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        next, total, dimensions, rows, failures = json.loads(line)
+        return Entry(
+            next, total, dimensions, tuple(Row(*row) for row in rows), tuple(Failure(*failure) for failure in failures)
+        )
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,97 @@
+"""Folders of small pictures, small networks to embed them with, and an extraction in a process that can be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # this file is also the process that is killed
+
+import nets
+import numpy as np
+import torch
+from PIL import Image
+
+from convlens.bulk.embedder import Embedder, torch_embedder
+from convlens.bulk.extracting import Extraction, extract
+from convlens.bulk.sources import pictures_of
+from convlens.models import Classifier
+
+TESTS = Path(__file__).parent
+
+
+def mixed(seed: int = 0) -> Classifier:
+    """Convolutions, norms and clipping, for pictures of 12 px; other seeds are other weights."""
+    torch.manual_seed(seed)
+    found = nets.classifier(nets.Mixed(), classes=4, crop=12)
+    found.spec.__dict__["weights_sha256"] = f"{seed:064d}"
+    return found
+
+
+def photographs(folder: Path, count: int, *, broken: tuple[int, ...] = ()) -> Path:
+    """JPEG files of noise, of many sizes, in three folders in turn; those whose number is in ``broken`` are none."""
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / "abc"[number % 3] / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = chance.integers(12, 40, 2)
+        Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        if number in broken:
+            path.write_bytes(b"<html> not a picture")
+    return folder
+
+
+def extraction(folder: Path, out: Path, embedder: Embedder | None = None, **options: Any) -> Extraction:
+    """Of batches of four and committed batch by batch, unless said otherwise."""
+    given = {"batch": 4, "commit_seconds": 0.0, **options}
+    return extract(pictures_of([folder]), out, embedder or torch_embedder(mixed(), batch=given["batch"]), **given)
+
+
+class Interrupted(Exception):
+    """What ``interrupted`` raises inside an extraction; no library knows it."""
+
+
+def interrupted(folder: Path, out: Path, *, after: int, **options: Any) -> None:
+    """An extraction that breaks off once ``after`` pictures are done."""
+
+    def stop(done: int, _: int) -> None:
+        if done >= after:
+            raise Interrupted
+
+    try:
+        extraction(folder, out, **options, on_step=stop)
+    except Interrupted:
+        return
+    raise RuntimeError(f"it was over before {after} pictures were done")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files, hidden ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def in_a_process(*arguments: object) -> subprocess.Popen[str]:
+    """Runs ``main`` below; what it prints can be read line by line."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def main(folder: str, out: str, format: str, seconds_a_step: str) -> None:
+    """An extraction that prints how many pictures are done, and takes its time."""
+    torch.set_num_threads(2)
+
+    def tell(done: int, _: int) -> None:
+        sys.stdout.write(f"{done}\n")
+        time.sleep(float(seconds_a_step))
+
+    found = extraction(Path(folder), Path(out), format=format, shard_rows=7, on_step=tell)
+    sys.stdout.write(f"resumed {found.resumed}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
