@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format bench clean
@@ -30,8 +31,13 @@ format: $(READY)  ## put the code into its usual form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every benchmark beside its peer; results in benchmarks/results and the README
-	$(BIN)/python benchmarks/relu_rules.py
+bench: $(READY)  ## every benchmark beside its peer (DEVICE=cpu or cuda); results in benchmarks/results and the README
+	$(BIN)/python benchmarks/relu_rules.py --device $(DEVICE)
+	$(BIN)/python benchmarks/occlusion.py --device $(DEVICE)
+	$(BIN)/python benchmarks/incremental.py --device $(DEVICE)
+	$(BIN)/python benchmarks/explanation_graphs.py --device $(DEVICE)
+	$(BIN)/python benchmarks/features.py --device $(DEVICE)
+	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/readme.py
 
 clean:  ## remove what make built, but not the environment

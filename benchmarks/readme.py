@@ -1,4 +1,4 @@
-"""Puts the figures of benchmarks/results into the README, between its ``<!-- NAME -->`` marks.
+"""Puts the figures of benchmarks/results into the README and docs/speed.md, between their ``<!-- NAME -->`` marks.
 
 python benchmarks/readme.py
 """
@@ -6,6 +6,7 @@ python benchmarks/readme.py
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +15,159 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def relu_rules(result: dict[str, Any]) -> str:
-    """The table of benchmarks/relu_rules.py with the machine below it."""
-    lines = [
-        "| network | batch | captum, three calls | ConvLens, one forward | captum ÷ ConvLens | … given channels_last |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        lines.append(
-            f"| {row['model']} | {row['batch']} | {row['captum ms']:.0f} ms | {row['convlens ms']:.0f} ms "
-            f"| {row['captum / convlens']:.2f} | {row['captum, channels last / convlens']:.2f} |"
+    """benchmarks/relu_rules.py"""
+    heads = (
+        "network",
+        "batch",
+        "captum, three calls",
+        "ConvLens, one forward",
+        "captum ÷ ConvLens",
+        "… given channels_last",
+    )
+    rows = [
+        (
+            row["model"],
+            str(row["batch"]),
+            f"{row['captum ms']:.0f} ms",
+            f"{row['convlens ms']:.0f} ms",
+            f"{row['captum / convlens']:.2f}",
+            f"{row['captum, channels last / convlens']:.2f}",
         )
+        for row in result["rows"]
+    ]
+    return _table(heads, rows) + _machine(result)
+
+
+def occlusion(result: dict[str, Any]) -> str:
+    """benchmarks/occlusion.py: captum's best, and of ours the best that the library takes by itself."""
+    heads = (
+        "network",
+        "captum's best",
+        "ConvLens by torch",
+        "ConvLens by a graph",
+        "captum ÷ ConvLens",
+        "maps apart by",
+    )
+    rows = []
+    for model in dict.fromkeys(row["model"] for row in result["rows"]):
+        side = {row["side"]: row for row in result["rows"] if row["model"] == model}
+        best = side[next(iter(side.values()))["captum's best"]]
+        graph = min((row for name, row in side.items() if name.startswith("onnx")), key=lambda row: row["seconds"])
+        ratio, apart = f"{graph[RATIO]:.2f}", f"{graph['map off by']:.0e}"
+        seconds = [f"{row['seconds']:.2f} s" for row in (best, side["torch"], graph)]
+        rows.append((_short(model), *seconds, ratio, apart))
+    return _table(heads, rows) + _machine(result)
+
+
+def incremental(result: dict[str, Any]) -> str:
+    """benchmarks/incremental.py"""
+    heads = ("network", "strategy written", "full sweep", "incremental", "full ÷ incremental")
+    rows = [
+        (
+            _short(row["model"]),
+            row["strategy"],
+            f"{row[row['best full'] + ' s']:.2f} s",
+            f"{row['incremental s']:.2f} s",
+            f"{row['full / incremental']:.2f}",
+        )
+        for row in result["rows"]
+    ]
+    return _table(heads, rows) + _machine(result)
+
+
+def explanation_graphs(result: dict[str, Any]) -> str:
+    """benchmarks/explanation_graphs.py"""
+    heads = ("network", "method", "batch", "eager", "graph", "eager ÷ graph")
+    rows = [
+        (
+            _short(row["model"]),
+            row["method"],
+            str(row["batch"]),
+            f"{row['eager ms']:.0f} ms",
+            f"{row['graph ms']:.0f} ms",
+            f"{row['eager / graph']:.2f}",
+        )
+        for row in result["rows"]
+    ]
+    return _table(heads, rows) + _machine(result)
+
+
+def features(result: dict[str, Any]) -> str:
+    """benchmarks/features.py"""
+    heads = ("", "pictures/s", "÷ DataLoader", "of it reading")
+    rows = [
+        (
+            row["side"],
+            f"{row['pictures/s']:.0f}",
+            f"{row['against the DataLoader']:.2f}",
+            f"{row[SHARE]:.0%}" if row[SHARE] else "",
+        )
+        for row in result["rows"]
+    ]
+    return _table(heads, rows) + _machine(result)
+
+
+def workers(result: dict[str, Any]) -> str:
+    """benchmarks/workers.py"""
+    heads = ("archive", "ready after", "memory above the empty worker", "÷ torch")
+    rows = [
+        (
+            row["worker"],
+            f"{row['ready s']:.1f} s",
+            f"{row['above empty MB']:.0f} MB",
+            f"{row[TORCHS]:.2f}" if row["above empty MB"] else "",
+        )
+        for row in result["rows"]
+    ]
+    empty = next(row["memory after work MB"] for row in result["rows"] if row["worker"] == "empty")
+    return _table(heads, rows) + _machine(result) + f" The empty worker itself: {empty:.0f} MB."
+
+
+RATIO, SHARE, TORCHS = "captum's best / this", "reading's share", "share of torch's"
+# Name of the mark -> (result file, table).
+TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "relu_rules": ("relu_rules", relu_rules),
+    "occlusion": ("occlusion-cpu", occlusion),
+    "incremental": ("incremental-cpu", incremental),
+    "explanation_graphs": ("explanation_graphs-cpu", explanation_graphs),
+    "features": ("features-cpu", features),
+    "workers": ("workers", workers),
+}
+# The README, and the how-tos that hold tables of their own.
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(line)} |" for line in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
+
+
+def _short(model: str) -> str:
+    """torchvision:resnet18:untrained?size=224 -> resnet18"""
+    return model.split(":")[1].partition("?")[0]
+
+
+def _machine(result: dict[str, Any]) -> str:
     machine = result["machine"]
-    lines += ["", f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; medians, sides taking turns."]
-    return "\n".join(lines)
+    said = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    return f"\n\n{said}; medians, sides taking turns."
 
 
-TABLES = {"relu_rules": relu_rules}
-
-
-def filled(readme: str) -> str:
-    """The README's text with every table as its result file has it."""
-    for name, table in TABLES.items():
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        before, mark, rest = readme.partition(f"<!-- {name} -->\n")
+def filled(text: str) -> str:
+    """A document's text with every table that it has a mark for as its result file has it."""
+    for name, (file, table) in TABLES.items():
+        if f"<!-- {name} -->\n" not in text:
+            continue
+        result = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
+        before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
-        readme = f"{before}{mark}{table(result)}\n{end}{after}"
-    return readme
+        text = f"{before}{mark}{table(result)}\n{end}{after}"
+    return text
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in DOCUMENTS:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from convlens.errors import RequestError, near_matches
 from convlens.instrument import layer_of
 from convlens.models import Classifier
-from convlens.runtime.contract import KINDS, Kind
+from convlens.runtime.contract import GRADIENTS, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
 
 # 18 is the first that torch's exporter writes, 23 the last that it knows; 20 is its own choice.
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 18, 20, 23
 # float32 sums in another order differ by about 1e-6; half precision keeps three digits, and layers add up.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 # A graph must be one file, and protobuf ends at 2 GiB.
 MOST_BYTES = 2**31 - 2**24
 
@@ -33,6 +35,7 @@ class Options:
     half: bool
     preprocessing: bool
     tolerance: float
+    strategy: Strategy = "full"
 
 
 def require_kind(kind: str) -> None:
@@ -50,7 +53,28 @@ def require_options(options: Options, classifier: Classifier) -> None:
         raise RequestError(f"batch={options.batch} holds no picture; use 1 or more", field="batch")
     if options.tolerance <= 0:
         raise RequestError(f"tolerance={options.tolerance} lets nothing pass; use a number above 0", field="tolerance")
+    if options.half and options.kind in GRADIENTS:
+        raise RequestError(
+            f"half=True would move ReLUs of a graph of {options.kind} across zero, and the gradient jumps "
+            "there; leave it out",
+            field="half",
+        )
+    _require_strategy(options)
     _require_layers(options, classifier)
+
+
+def _require_strategy(options: Options) -> None:
+    if options.strategy not in STRATEGIES:
+        raise RequestError(
+            f"no strategy {options.strategy!r}; there are: {', '.join(STRATEGIES)}"
+            f"{near_matches(options.strategy, STRATEGIES)}",
+            field="strategy",
+        )
+    if options.strategy != "full" and options.kind != "occlusion":
+        raise RequestError(
+            f"a graph of {options.kind} has no windows to recompute for; strategy='incremental' is for occlusion",
+            field="strategy",
+        )
 
 
 def _require_layers(options: Options, classifier: Classifier) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convlens.errors import ConvLensError
+from convlens.errors import ConvLensError, UnsupportedModelError
 from convlens.models import Classifier, load
-from convlens.runtime.contract import KINDS, Kind
+from convlens.runtime.contract import GRADIENTS, KINDS, Kind
+from export.gradients import require_rule
 from export.write import export
 
 DEFAULT = "packaged:efficientnet_lite0"
@@ -23,13 +24,17 @@ FAMILIES = (DEFAULT, *(f"torchvision:{name}:untrained" for name in _UNTRAINED.sp
 
 @dataclass(frozen=True)
 class Row:
-    """``worst`` is the largest relative difference of any output at any batch size; ``error`` why there is none."""
+    """``worst`` is the largest relative difference of any output at any batch size; ``error`` why there is none.
+
+    ``refused``: the explanation has no definition for this network (a ReLU rule where there are other activations).
+    """
 
     model: str
     kind: Kind
     worst: float | None
     seconds: float
     error: str = ""
+    refused: bool = False
 
 
 def rows(
@@ -54,9 +59,21 @@ def _row(classifier: Classifier, kind: Kind) -> Row:
     with tempfile.TemporaryDirectory(prefix="convlens-export-") as folder:
         try:
             report = export(classifier, kind, Path(folder) / "graph.onnx", layers=layers)
+        except UnsupportedModelError as error:
+            return Row(spec.name, kind, None, 0.0, error.message, refused=_has_no_rule(classifier, kind))
         except ConvLensError as error:
             return Row(spec.name, kind, None, 0.0, error.message)
     return Row(spec.name, kind, report.worst.relative, report.seconds)
+
+
+def _has_no_rule(classifier: Classifier, kind: Kind) -> bool:
+    if kind not in GRADIENTS:
+        return False
+    try:
+        require_rule(classifier, classifier.spec, kind)
+    except UnsupportedModelError:
+        return True
+    return False
 
 
 def markdown(found: Sequence[Row]) -> str:
@@ -70,4 +87,6 @@ def markdown(found: Sequence[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    return "failed" if row.worst is None else f"{row.worst:.1e}"
+    if row.worst is None:
+        return "refused" if row.refused else "failed"
+    return f"{row.worst:.1e}"

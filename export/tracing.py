@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 import torch
@@ -16,9 +17,26 @@ from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.windows import Windows
 from convlens.instrument import tapped
 from convlens.models import Classifier
-from convlens.runtime.contract import EMBEDDING, FILL, LOG_SUMS, LOGITS, PICTURE, PIXELS, SCORES, TARGET
+from convlens.runtime.contract import (
+    EMBEDDING,
+    FILL,
+    GRADIENT,
+    LOG_SUMS,
+    LOGITS,
+    PICTURE,
+    PIXELS,
+    SCORES,
+    TARGET,
+    TARGETS,
+    GradientKind,
+    Strategy,
+    SweepGeometry,
+)
 from convlens.types import ModelSpec
+from export.gradients import RULES, Gradient, is_open, require_rule, unrolled
+from export.gradients_operators import TRANSLATIONS
 from export.graphs import Embedding, Features, FromPicture, HiddenScores, Scores
+from export.incremental.sweep import Sweep, recomputing
 from export.options import Options
 from export.sweep import LEFTS, TOPS, chunk_size, looped
 
@@ -31,41 +49,70 @@ class _Plan:
     module: nn.Module
     inputs: dict[str, Tensor]
     outputs: tuple[str, ...]
+    open_batch: bool
 
 
-def trace(classifier: Classifier, spec: ModelSpec, options: Options) -> onnx.ModelProto:
-    """The graph of that kind, without its contract. UnsupportedModelError where torch's exporter gives up."""
+@dataclass(frozen=True)
+class Traced:
+    """A graph without its contract, and of a sweep its windows and how much faster than a full one it should be."""
+
+    proto: onnx.ModelProto
+    sweep: SweepGeometry | None = None
+    speed_up: float = 1.0
+
+
+def trace(classifier: Classifier, spec: ModelSpec, options: Options) -> Traced:
+    """The graph of that kind. UnsupportedModelError where torch's exporter gives up."""
     with _plan(classifier, spec, options) as plan:
         proto = _exported(plan, options)
     _forget_origin(proto)
     if options.kind != "occlusion":
-        return proto
+        return Traced(proto)
     windows = Windows(spec.crop, spec.crop, options.window, options.stride)
-    return looped(proto, windows, chunk_size(windows, options.batch))
+    made = _swept(proto, windows, chunk_size(windows, options.batch), options.strategy)
+    geometry = SweepGeometry(options.window, options.stride, options.batch, made.strategy, made.note)
+    return Traced(made.proto, geometry, made.speed_up)
+
+
+def _swept(chunk: onnx.ModelProto, windows: Windows, size: int, strategy: Strategy) -> Sweep:
+    if strategy == "incremental":
+        return recomputing(chunk, windows, size)
+    return Sweep(looped(chunk, windows, size), "full", "", 1.0)
 
 
 @contextmanager
 def _plan(classifier: Classifier, spec: ModelSpec, options: Options) -> Iterator[_Plan]:
     # The weights are copied where they change; otherwise the graph is traced on those that there are.
     network = deepcopy(classifier.module).half() if options.half else classifier.module
-    pixels = _pixels(classifier, spec, options)
+    pixels, is_any = _pixels(classifier, spec, options), options.dynamic_batch
     _require_run(classifier, spec, options)
     if options.kind == "scores":
-        yield _Plan(_entered(Scores(network), spec, options, classifier), pixels, (LOGITS,))
+        yield _Plan(_entered(Scores(network), spec, options, classifier), pixels, (LOGITS,), is_any)
     elif options.kind == "features":
         with tapped(network, outputs=options.layers) as tap:
-            yield _Plan(_entered(Features(tap, options.layers), spec, options, classifier), pixels, options.layers)
+            graph = _entered(Features(tap, options.layers), spec, options, classifier)
+            yield _Plan(graph, pixels, options.layers, is_any)
     elif options.kind == "embedding":
         with tapped(network, inputs=[spec.embedding_layer]) as tap:
-            graph = Embedding(tap, spec.embedding_layer)
-            yield _Plan(_entered(graph, spec, options, classifier), pixels, (EMBEDDING, LOGITS))
+            graph = _entered(Embedding(tap, spec.embedding_layer), spec, options, classifier)
+            yield _Plan(graph, pixels, (EMBEDDING, LOGITS), is_any)
+    elif options.kind == "occlusion":
+        graph = _entered(HiddenScores(network, options.window), spec, options, classifier)
+        yield _Plan(graph, pixels | _sweep_inputs(spec, options, classifier.device), (SCORES, LOG_SUMS), False)
     else:
-        hidden = HiddenScores(network, options.window)
-        yield _Plan(
-            _entered(hidden, spec, options, classifier),
-            pixels | _sweep_inputs(spec, options, classifier.device),
-            (SCORES, LOG_SUMS),
-        )
+        yield _gradient(classifier, spec, options, options.kind)
+
+
+def _gradient(classifier: Classifier, spec: ModelSpec, options: Options, kind: GradientKind) -> _Plan:
+    """For any number of pictures where the network can be traced so, else for ``options.batch``."""
+    require_rule(classifier, spec, kind)
+    pixels = _pixels(classifier, spec, options)
+    inputs = pixels | {TARGETS: torch.zeros(len(*pixels.values()), dtype=torch.int64, device=classifier.device)}
+    graph = _entered(Gradient(classifier.module, RULES[kind]), spec, options, classifier)
+    steps = unrolled(graph, tuple(inputs.values()), open_batch=options.dynamic_batch)
+    if options.dynamic_batch and not is_open(steps):
+        return _gradient(classifier, spec, replace(options, dynamic_batch=False), kind)
+    return _Plan(steps.eval(), inputs, (GRADIENT, LOGITS), options.dynamic_batch)
 
 
 def _require_run(classifier: Classifier, spec: ModelSpec, options: Options) -> None:
@@ -100,19 +147,23 @@ def _sweep_inputs(spec: ModelSpec, options: Options, device: torch.device) -> di
 
 
 def _exported(plan: _Plan, options: Options) -> onnx.ModelProto:
-    dynamic = options.dynamic_batch and options.kind != "occlusion"
-    shapes = ({0: torch.export.Dim("N")},) if dynamic else None
+    batch = torch.export.Dim("N")
+    shapes = tuple({0: batch} for _ in plan.inputs) if plan.open_batch else None
     try:
-        program = torch.onnx.export(
-            plan.module,
-            tuple(plan.inputs.values()),
-            input_names=list(plan.inputs),
-            output_names=list(plan.outputs),
-            opset_version=options.opset,
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # it is used: by the first of two inputs, which share it
+            warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
+            program = torch.onnx.export(
+                plan.module,
+                tuple(plan.inputs.values()),
+                input_names=list(plan.inputs),
+                output_names=list(plan.outputs),
+                opset_version=options.opset,
+                dynamic_shapes=shapes,
+                custom_translation_table=TRANSLATIONS,
+                dynamo=True,
+                verbose=False,
+            )
     except OnnxExporterError as error:
         raise UnsupportedModelError(f"torch cannot export this network: {_first_line(error)}") from error
     assert program is not None, "torch.onnx.export gives None for the older exporter only"

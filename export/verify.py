@@ -13,10 +13,20 @@ from convlens.errors import ModelError
 from convlens.explain.windows import Windows
 from convlens.instrument import tapped
 from convlens.models import Classifier
-from convlens.runtime.contract import EMBEDDING, LOG_SUMS, LOGITS, SCORES, GraphContract
+from convlens.runtime.contract import (
+    EMBEDDING,
+    GRADIENT,
+    GRADIENTS,
+    LOG_SUMS,
+    LOGITS,
+    SCORES,
+    GradientKind,
+    GraphContract,
+)
 from convlens.runtime.onnx_ import OnnxRuntime
 from convlens.runtime.torch_ import TorchRuntime, as_input
 from convlens.types import Bytes8, Floats, ModelSpec
+from export.gradients_verify import TRIES, eager, gradient_off, in_double
 
 BATCHES = (1, 3, 8)
 # Torch computes so many windows of a sweep, spread over the grid; ONNX Runtime all of them.
@@ -26,7 +36,10 @@ FILLS = (0.0, -1.5)
 
 @dataclass(frozen=True)
 class Deviation:
-    """max |torch - onnx| / max |torch| of one output, for a batch of so many pictures."""
+    """max |torch - onnx| / max |torch| of one output, for a batch of so many pictures.
+
+    Of a gradient: see ``gradients_verify``.
+    """
 
     output: str
     pictures: int
@@ -40,7 +53,10 @@ def deviations(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) ->
     without the modules that were exported: torch's runtime, taps, ``image.normalise``, and windows that are filled
     one by one.
     """
-    compared = _sweeps if runtime.contract.kind == "occlusion" else _batches
+    kind = runtime.contract.kind
+    if kind in GRADIENTS:
+        return tuple(_gradients(runtime, classifier, spec, kind))
+    compared = _sweeps if kind == "occlusion" else _batches
     return tuple(compared(runtime, classifier, spec))
 
 
@@ -73,6 +89,27 @@ def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_N
     return {LOGITS: logits_NK} | ({EMBEDDING: embedding_ND} if contract.kind == "embedding" else {})
 
 
+def _gradients(
+    runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec, kind: GradientKind
+) -> Iterator[Deviation]:
+    double, bound = in_double(classifier), runtime.contract.batch
+    for count in BATCHES if bound is None else (bound,):
+        gradient, logits = float("inf"), 0.0
+        for attempt in range(TRIES):
+            pictures_NHWC = _noise(count, spec, attempt)
+            x_NCHW = np.stack([image.normalise(picture, spec) for picture in pictures_NHWC])
+            target_N = (np.arange(count) * 7 + attempt) % spec.classes
+            # all at once, where runtime.gradient would cut a batch into smaller ones
+            found = runtime.run(pictures_NHWC if runtime.contract.preprocessing else x_NCHW, target_N)
+            expected_NCHW, expected_NK = eager(double, kind, x_NCHW, target_N)
+            gradient = min(gradient, gradient_off(expected_NCHW, found[GRADIENT]))
+            logits = max(logits, relative(expected_NK, found[LOGITS]))
+            if gradient <= runtime.contract.tolerance:
+                break
+        yield Deviation(GRADIENT, count, gradient)
+        yield Deviation(LOGITS, count, logits)
+
+
 def _sweeps(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
     geometry = runtime.contract.sweep
     assert geometry is not None, "an occlusion graph without its windows"
@@ -102,6 +139,6 @@ def _runtime(classifier: Classifier, spec: ModelSpec) -> TorchRuntime:
     return TorchRuntime(classifier.module, spec.embedding_layer, classifier.device)
 
 
-def _noise(count: int, spec: ModelSpec) -> Bytes8:
+def _noise(count: int, spec: ModelSpec, attempt: int = 0) -> Bytes8:
     shape = (count, spec.crop, spec.crop, len(spec.mean))
-    return np.random.default_rng(count).integers(0, 256, shape, dtype=np.uint8)
+    return np.random.default_rng((count, attempt)).integers(0, 256, shape, dtype=np.uint8)

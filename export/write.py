@@ -14,7 +14,7 @@ import convlens
 from convlens.errors import ConvLensError, ModelError
 from convlens.instrument import require_eval
 from convlens.models import Classifier
-from convlens.runtime.contract import ElementType, GraphContract, Kind, Port, SweepGeometry, labels_sha256
+from convlens.runtime.contract import ElementType, GraphContract, Kind, Port, Strategy, labels_sha256
 from convlens.runtime.onnx_ import OnnxRuntime
 from convlens.types import ModelSpec
 from export.options import (
@@ -28,7 +28,7 @@ from export.options import (
     require_size,
     resized,
 )
-from export.tracing import trace
+from export.tracing import Traced, trace
 from export.verify import Deviation, deviations
 
 _TYPES: dict[int, ElementType] = {
@@ -40,12 +40,21 @@ _TYPES: dict[int, ElementType] = {
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how well it agrees."""
+    """What was written, and how well it agrees.
+
+    ``speed_up`` is what ``strategy="incremental"`` is expected to give over a full sweep, ``note`` why the graph is one
+    all the same.
+    """
 
     path: Path
     contract: GraphContract
     deviations: tuple[Deviation, ...]
     seconds: float
+    speed_up: float = 1.0
+
+    @property
+    def note(self) -> str:
+        return self.contract.sweep.note if self.contract.sweep else ""
 
     @property
     def worst(self) -> Deviation:
@@ -67,13 +76,21 @@ def export(
     half: bool = False,
     preprocessing: bool = False,
     tolerance: float | None = None,
+    strategy: Strategy = "full",
 ) -> ExportReport:
-    """Write a graph of one kind: scores, features (of ``layers``), embedding or occlusion.
+    """Write a graph of one kind: scores, features (of ``layers``), embedding, occlusion, or the gradient explanation
+    saliency, guided_backprop or deconvnet.
 
     ``window`` and ``stride`` are in pixels and fixed in an occlusion graph, ``batch`` of whose windows run at a time;
-    in other graphs ``batch`` counts only without ``dynamic_batch``: the one size they then take. ``input_size`` is the
-    side of the pictures in pixels (default: the model's). ``half`` keeps weights as float16, ``preprocessing`` begins
-    at uint8 RGB. ``tolerance`` bounds max |torch - onnx| / max |torch| (default 1e-4, with ``half`` 5e-2).
+    in other graphs ``batch`` counts only without ``dynamic_batch``, or where a network's gradient cannot be written for
+    any number of pictures: the one size they then take. ``input_size`` is the side of the pictures in pixels (default:
+    the model's). ``half`` keeps weights as float16 (not in gradients), ``preprocessing`` begins at uint8 RGB; gradients
+    still are by the normalised picture. ``tolerance`` bounds max |torch - onnx| / max |torch| (default 1e-4, with
+    ``half`` 5e-2); for gradients see ``gradients_verify``.
+
+    ``strategy="incremental"`` makes an occlusion graph that recomputes for each window only what it changes, with the
+    same scores (docs/occlusion.md, also on a patent); where that is not expected to be faster it writes a full sweep,
+    and the report's ``note`` and the contract say so.
 
     A graph that disagrees stays beside as ``NAME.draft.onnx`` and raises ModelError with the numbers; after any other
     failure nothing is left, and what was at ``path`` before is untouched. Raises RequestError for what cannot be
@@ -82,21 +99,22 @@ def export(
     started, path = time.perf_counter(), Path(path)
     require_kind(kind)
     allowed = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
-    options = Options(kind, tuple(layers), window, stride, batch, opset, dynamic_batch, half, preprocessing, allowed)
+    options = Options(
+        kind, tuple(layers), window, stride, batch, opset, dynamic_batch, half, preprocessing, allowed, strategy
+    )
     require_options(options, classifier)
     require_place(path)
     require_eval(classifier.module)
     require_size(classifier, half=half)
     spec = resized(classifier.spec, input_size)
-    proto = trace(classifier, spec, options)
-    contract = _contract(proto, spec, options)
-    onnx.helper.set_model_props(proto, contract.metadata())
-    found = _prove(_drafted(proto, path), path, classifier, spec, allowed)
-    return ExportReport(path, contract, found, time.perf_counter() - started)
+    traced = trace(classifier, spec, options)
+    contract = _contract(traced, spec, options)
+    onnx.helper.set_model_props(traced.proto, contract.metadata())
+    found = _prove(_drafted(traced.proto, path), path, classifier, spec, allowed)
+    return ExportReport(path, contract, found, time.perf_counter() - started, traced.speed_up)
 
 
-def _contract(proto: onnx.ModelProto, spec: ModelSpec, options: Options) -> GraphContract:
-    sweep = SweepGeometry(options.window, options.stride, options.batch) if options.kind == "occlusion" else None
+def _contract(traced: Traced, spec: ModelSpec, options: Options) -> GraphContract:
     embedding = (spec.embedding_layer,) if options.kind == "embedding" else ()
     return GraphContract(
         kind=options.kind,
@@ -110,13 +128,13 @@ def _contract(proto: onnx.ModelProto, spec: ModelSpec, options: Options) -> Grap
         mean=spec.mean,
         std=spec.std,
         layers=options.layers or embedding,
-        inputs=tuple(_port(value) for value in proto.graph.input),
-        outputs=tuple(_port(value) for value in proto.graph.output),
+        inputs=tuple(_port(value) for value in traced.proto.graph.input),
+        outputs=tuple(_port(value) for value in traced.proto.graph.output),
         precision="half" if options.half else "float32",
         preprocessing=options.preprocessing,
         tolerance=options.tolerance,
         versions=_versions(),
-        sweep=sweep,
+        sweep=traced.sweep,
     )
 
 

@@ -43,7 +43,8 @@ def test_every_make_target_named_exists(line: str) -> None:
 def test_every_convlens_line_names_a_command_and_its_options(line: str) -> None:
     _, command, *arguments = shlex.split(line)
     assert command in COMMANDS
-    asked = [command, *([arguments[0]] if command == "export" else []), "--help"]
+    nested = command in ("export", "gallery")
+    asked = [command, *([arguments[0]] if nested else []), "--help"]
     said = CliRunner().invoke(build([command]), asked, env={"COLUMNS": "200"}).output
     for argument in arguments:
         if argument.startswith("-"):
@@ -83,13 +84,31 @@ def test_the_table_of_methods_is_the_registry_s() -> None:
 
 def test_the_figures_are_those_of_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    assert importlib.import_module("readme").filled(README) == README
+    for document in (readme := importlib.import_module("readme")).DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert readme.filled(text) == text
 
 
 def test_every_link_inside_the_repository_leads_somewhere() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [("onnx.md", "(1, 3, 64, 64) onnxruntime:CPUExecutionProvider"), ("features.md", "2 × 1280")],
+)
+def test_every_python_block_of_the_how_to_runs(
+    document: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for place in ("cat.jpg", "pictures/a.png", "pictures/b.png"):
+        (tmp_path / place).write_bytes(CHELSEA.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("python", (ROOT / "docs" / document).read_text(encoding="utf-8")):
+        exec(compile(block, document, "exec"), {"__name__": "how_to"})
+    assert said in capsys.readouterr().out
 
 
 def test_the_how_to_s_method_works_as_written() -> None:

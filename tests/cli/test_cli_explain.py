@@ -142,7 +142,7 @@ def test_a_sweep_on_an_exported_graph_gives_the_same_map(tmp_path: Path) -> None
     assert convlens("export", "scores", *model, "-o", graph).exit_code == 0
     sweep = (PHOTOGRAPHS / "coffee.png", *model, "--methods", "occlusion", "--target", "504")
     convlens("explain", *sweep, "-o", tmp_path / "torch")
-    convlens("explain", *sweep, "-o", tmp_path / "onnx", "--scores", graph)
+    convlens("explain", *sweep, "-o", tmp_path / "onnx", "--graphs", graph)
     by_torch, by_onnx = (
         np.load(tmp_path / name / "coffee" / "occlusion.npz")["values_NCHW"] for name in ("torch", "onnx")
     )
@@ -157,5 +157,45 @@ def test_a_graph_of_other_weights_is_refused(tmp_path: Path) -> None:
     graph = tmp_path / "scores.onnx"
     convlens("export", "scores", "--model", "torchvision:squeezenet1_1:untrained?size=64&resize=64", "-o", graph)
     with pytest.raises(ModelError, match="exported from weights"):
-        convlens("explain", PHOTOGRAPHS / "coffee.png", "--scores", graph, "-o", tmp_path / "out")
+        convlens("explain", PHOTOGRAPHS / "coffee.png", "--graphs", graph, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_graphs_explains_without_the_network(tmp_path: Path) -> None:
+    model = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
+    graphs = tmp_path / "graphs"
+    made = convlens("export", "bundle", "--model", model, "-o", graphs, "--kinds", "embedding", "occlusion")
+    assert made.exit_code == 0
+    asked = (PHOTOGRAPHS / "coffee.png", "--methods", "occlusion", "--target", "504")
+    convlens("explain", *asked, "--model", model, "-o", tmp_path / "torch")
+    convlens("explain", *asked, "--model", f"graphs:{graphs}", "-o", tmp_path / "onnx")
+    by_torch, by_onnx = (
+        json.loads((tmp_path / name / "coffee" / "reply.json").read_text()) for name in ("torch", "onnx")
+    )
+    assert (by_torch["runtime"], by_onnx["runtime"]) == ("torch", "onnxruntime:CPUExecutionProvider")
+    assert [one["index"] for one in by_onnx["predictions"]] == [one["index"] for one in by_torch["predictions"]]
+    maps = [np.load(tmp_path / name / "coffee" / "occlusion.npz")["values_NCHW"] for name in ("torch", "onnx")]
+    scale = abs(by_torch["explanations"][0]["target_score"])
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-4 * scale)
+
+
+def test_an_incremental_sweep_gets_its_graph_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = (PHOTOGRAPHS / "coffee.png", "--model", "torchvision:squeezenet1_1:untrained?size=64&resize=64")
+    windows = ("--methods", "occlusion", "--set", "occlusion.window=8", "--set", "occlusion.stride=4")
+    convlens("explain", *asked, *windows, "--target", "504", "-o", "full")
+    convlens("explain", *asked, *windows, "--target", "504", "--set", "occlusion.strategy=incremental", "-o", "some")
+    full, some = (np.load(Path(name) / "coffee" / "occlusion.npz")["values_NCHW"] for name in ("full", "some"))
+    reply = json.loads((Path("some") / "coffee" / "reply.json").read_text())["explanations"][0]
+    np.testing.assert_allclose(some, full, atol=1e-4 * abs(reply["target_score"]))
+    # Where the plan does not pay on so small a picture, the graph is a full one and says so.
+    assert reply["meta"]["sweep"] == "incremental graph" or reply["meta"]["warnings"]
+    assert (tmp_path / ".convlens" / "graphs").is_dir()
+
+
+def test_graphs_beside_a_model_of_graphs_are_refused(tmp_path: Path) -> None:
+    model = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
+    convlens("export", "bundle", "--model", model, "-o", tmp_path / "graphs", "--kinds", "embedding")
+    given = ("--model", f"graphs:{tmp_path / 'graphs'}", "--graphs", tmp_path / "graphs", "-o", tmp_path / "out")
+    with pytest.raises(RequestError, match="consists of graphs"):
+        convlens("explain", PHOTOGRAPHS / "coffee.png", *given)

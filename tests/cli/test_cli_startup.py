@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "torchvision", "timm", "faiss", "captum", "sklearn", "jinja2", "matplotlib")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "faiss",
+    "captum",
+    "sklearn",
+    "jinja2",
+    "matplotlib",
+    "pyarrow",
+    "onnxruntime",
+)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -26,6 +37,12 @@ def test_a_serving_worker_loads_no_offline_part() -> None:
     loaded = loaded_by("import handlers.convlens_handler")
     assert "torch" in loaded
     assert loaded.isdisjoint({"faiss", "captum", "onnxruntime", "jinja2", "typer", "rich", "skimage", "matplotlib"})
+
+
+def test_a_worker_of_graphs_loads_no_network_library() -> None:
+    loaded = loaded_by("import handlers.onnx_handler")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({"torchvision", "timm", "faiss", "captum", "onnx", "jinja2", "typer", "safetensors"})
 
 
 def test_naming_all_methods_does_not_load_captum() -> None:
