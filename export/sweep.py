@@ -20,20 +20,28 @@ def chunk_size(windows: Windows, batch: int) -> int:
     return math.ceil(len(windows) / math.ceil(len(windows) / batch))
 
 
-def looped(chunk: onnx.ModelProto, windows: Windows, size: int) -> onnx.ModelProto:
+def looped(
+    chunk: onnx.ModelProto,
+    windows: Windows,
+    size: int,
+    *,
+    before: Sequence[onnx.NodeProto] = (),
+    constants: Sequence[onnx.TensorProto] = (),
+) -> onnx.ModelProto:
     """The graph of one chunk of ``size`` windows, made into one of all windows.
 
     ``chunk`` takes picture, target, fill and the corners ``top_B``, ``left_B``, and gives two values a window. The
     result takes picture, target and fill, and gives two grids (R, Q). The weights belong to the loop's body, where ONNX
-    Runtime finds them constant and can lay them out for its kernels.
+    Runtime finds them constant and can lay them out for its kernels. ``before`` are nodes that run once, before the
+    loop, and whose outputs the chunk may use; ``constants`` are theirs.
     """
     turns = math.ceil(len(windows) / size)
     graph = helper.make_graph(
-        [_loop(chunk.graph, size), *_grid(SCORES), *_grid(LOG_SUMS)],
+        [*before, _loop(chunk.graph, size), *_grid(SCORES), *_grid(LOG_SUMS)],
         "occlusion",
         list(chunk.graph.input)[:3],
         [_value(name, TensorProto.FLOAT, [len(windows.tops), len(windows.lefts)]) for name in (SCORES, LOG_SUMS)],
-        initializer=_tables(windows, turns, size),
+        initializer=[*_tables(windows, turns, size), *constants],
     )
     return helper.make_model(
         graph, opset_imports=chunk.opset_import, ir_version=chunk.ir_version, producer_name="convlens"

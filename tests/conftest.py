@@ -12,7 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 
+from convlens.models import load
 from convlens.runtime.torch_ import keep_freed_memory
+from export.bundle import Bundle, bundle
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +31,10 @@ def test_data() -> Path:
 def _as_our_processes_run() -> None:
     keep_freed_memory()
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def default_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The default model's graphs, exported once for all tests: a minute's work."""
+    kinds = ("embedding", "occlusion", "saliency", "guided_backprop")
+    return bundle(load(device="cpu"), tmp_path_factory.mktemp("default") / "graphs", kinds=kinds)

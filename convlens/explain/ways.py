@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convlens.errors import OutOfMemoryError
 from convlens.explain.scores import Scorer, finite, scores_of
 from convlens.explain.windows import Windows
 from convlens.runtime.contract import GraphContract, Precision, Strategy
@@ -106,7 +107,7 @@ class Batches:
         """In halves where memory does not suffice for all at once."""
         try:
             return self._scorer.logits(hidden(x_CHW, corners, window, fill))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, OutOfMemoryError):
             if len(corners) == 1:
                 raise
         middle = len(corners) // 2

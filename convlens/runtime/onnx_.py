@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from convlens.errors import ModelError, OutOfMemoryError, RequestError, TargetError
-from convlens.runtime.arena import SHARED, share_arena
+from convlens.errors import ModelError, RequestError, TargetError
 from convlens.runtime.contract import (
     EMBEDDING,
     GRADIENT,
@@ -25,29 +22,15 @@ from convlens.runtime.contract import (
     read_contract,
 )
 from convlens.runtime.feeds import Feed, batches, empty, fed, place, sizes
+from convlens.runtime.sessions import CUDA, ORT_ERRORS, Providers, open_session, provider_of, run_error
 from convlens.types import Floats, Ints, ScoreKind
 
-Providers = Literal["auto", "cpu", "cuda"]
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+__all__ = ["OnnxRuntime", "Providers"]
 
 # Pictures of one run, for graphs that take any number; a caller's larger batch is cut into these. A GPU wants many. On
 # two cores 4 were fastest (the default model: 4.6 ms each, 5.0 in batches of 14), and a gradient costs the same in any
 # batch; what the largest run needs, the process keeps.
 BATCH, CPU_BATCH, CPU_GRADIENT_BATCH = 32, 4, 2
-
-# What ONNX Runtime raises; they have no common base below Exception.
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,
-)
 
 
 class OnnxRuntime:
@@ -76,9 +59,16 @@ class OnnxRuntime:
         that does not come up: there is no fall-back.
         """
         label = "the graph" if isinstance(graph, bytes) else str(graph)
-        wanted = _wanted(providers)
-        settings, session_options = _settings(wanted, device_id, memory_limit_bytes), _session_options(threads, spin)
-        self._session = _open(graph, label, wanted, settings, session_options)
+        wanted = provider_of(providers)
+        self._session = open_session(
+            graph,
+            label,
+            wanted,
+            device_id=device_id,
+            threads=threads,
+            spin=spin,
+            memory_limit_bytes=memory_limit_bytes,
+        )
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
         _require_ports(self._session, self.contract, label)
         self.device = torch.device("cuda", device_id) if wanted == CUDA else torch.device("cpu")
@@ -155,7 +145,7 @@ class OnnxRuntime:
         try:
             self._session.run_with_iobinding(binding)
         except ORT_ERRORS as error:
-            raise _run_error(error, self.name) from error
+            raise run_error(error, self.name) from error
 
     def _outputs(self, feeds: list[Feed], *names: str) -> dict[str, Floats]:
         missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
@@ -201,53 +191,6 @@ class OnnxRuntime:
             raise ModelError(f"this needs a graph of kind {wanted}; the given one is of kind {self.contract.kind!r}")
 
 
-def _wanted(providers: str) -> str:
-    if providers not in get_args(Providers):
-        raise ModelError(f"no provider {providers!r}; there are: {', '.join(get_args(Providers))}")
-    # get_available_providers() names CUDA on machines without a GPU too: it tells how the wheel was built.
-    return CUDA if providers == "cuda" or (providers == "auto" and torch.cuda.is_available()) else CPU
-
-
-def _settings(provider: str, device_id: int, memory_limit_bytes: int | None) -> dict[str, str]:
-    if provider == CPU:
-        if memory_limit_bytes is not None:
-            raise ModelError("memory_limit_bytes bounds ONNX Runtime's memory on a GPU; leave it out on the CPU")
-        return {}
-    # TF32 keeps three digits of float32's seven; who wants that speed exports with half.
-    settings = {"device_id": str(device_id), "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
-    return settings if memory_limit_bytes is None else settings | {"gpu_mem_limit": str(memory_limit_bytes)}
-
-
-def _open(graph: Path | str | bytes, label: str, provider: str, settings: dict[str, str], session_options: Any) -> Any:
-    if provider == CUDA:
-        ort.preload_dlls()  # the CUDA libraries that came with torch
-    source = graph if isinstance(graph, bytes) else str(graph)
-    try:
-        session = ort.InferenceSession(source, session_options, providers=[(provider, settings)], enable_fallback=0)
-    except ORT_ERRORS as error:
-        raise ModelError(f"{label} cannot be opened by ONNX Runtime {ort.__version__}: {_short(error)}") from error
-    if session.get_providers()[0] != provider:
-        raise ModelError(
-            f"{provider} was asked for, but ONNX Runtime could not start it here (it offers "
-            f"{', '.join(session.get_providers())}); ask for cpu, or see its messages above"
-        )
-    return session
-
-
-def _session_options(threads: int | None, spin: bool) -> Any:
-    if threads is not None and threads < 1:
-        raise ModelError(f"threads={threads} cannot work; use 1 or more, or leave it out for one a core")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.enable_mem_pattern = False  # it lays out each run's memory anew: a fifth more, and no faster
-    share_arena()
-    options.add_session_config_entry(SHARED, "1")
-    return options
-
-
 def _require_ports(session: Any, contract: GraphContract, label: str) -> None:
     """The graph's own inputs and outputs, against what its contract says of them."""
     for given, promised in ((session.get_inputs(), contract.inputs), (session.get_outputs(), contract.outputs)):
@@ -260,13 +203,3 @@ def _require_ports(session: Any, contract: GraphContract, label: str) -> None:
 
 
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}
-
-
-def _run_error(error: Exception, name: str) -> ModelError | OutOfMemoryError:
-    if "allocate" in str(error).lower() or "out of memory" in str(error).lower():
-        return OutOfMemoryError(f"{name} ran out of memory: {_short(error)}; use smaller batches or another device")
-    return ModelError(f"{name} failed: {_short(error)}")
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import RequestError
+from convlens.errors import OutOfMemoryError, RequestError
 from convlens.explain import ForwardPass, run, sweeps_of
 from convlens.explain.half import HalfTorch
 from convlens.explain.sweeps import Sweeps
@@ -147,20 +147,21 @@ class Cramped:
 
     name = "cramped"
 
-    def __init__(self, module: nn.Module, most: int) -> None:
-        self._module, self._most = module, most
+    def __init__(self, module: nn.Module, most: int, error: type[Exception] = torch.OutOfMemoryError) -> None:
+        self._module, self._most, self._error = module, most, error
 
     def logits(self, x_NCHW: Tensor) -> np.ndarray:
         if len(x_NCHW) > self._most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self._error("out of memory")
         with torch.no_grad():
             return self._module(x_NCHW).numpy()
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, OutOfMemoryError])
 @pytest.mark.parametrize("most", [1, 3, 5])
-def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits(most: int) -> None:
+def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits(most: int, error: type[Exception]) -> None:
     model = convolutional()
-    found = swept(model, pictures(1), Sweeps([Batches(Cramped(model.module, most))]), window=3, stride=3)
+    found = swept(model, pictures(1), Sweeps([Batches(Cramped(model.module, most, error))]), window=3, stride=3)
     expected = swept(model, pictures(1), window=3, stride=3)
     np.testing.assert_allclose(found.extras["grid_NRQ"], expected.extras["grid_NRQ"], atol=1e-6)
 

@@ -25,8 +25,8 @@ from convlens.models import Classifier, load
 from convlens.runtime.contract import GRADIENTS, GradientKind
 from convlens.runtime.onnx_ import OnnxRuntime
 from export.__main__ import main
+from export.bundle import Bundle
 from export.gradients import RULES, Gradient, unrolled
-from export.options import resized
 from export.table import Row, markdown, rows
 from export.write import export
 
@@ -424,18 +424,17 @@ def test_a_gradient_that_is_wrong_in_one_corner_only_is_a_disagreement(tmp_path:
 
 @pytest.mark.parametrize("kind", ["saliency", "guided_backprop"])
 def test_the_default_model_on_a_photograph_agrees_with_the_eager_explanation(
-    tmp_path: Path, kind: GradientKind
+    default_bundle: Bundle, kind: GradientKind
 ) -> None:
     net = load(device="cpu")
-    report = export(net, kind, tmp_path / "graph.onnx", input_size=160)
+    (report,) = (one for one in default_bundle.reports if one.contract.kind == kind)
     assert report.worst.relative <= 1e-4
     assert {(one.output, one.pictures) for one in report.deviations} == {
         (output, count) for output in ("gradient_NCHW", "logits_NK") for count in (1, 3, 8)
     }
-    spec = resized(net.spec, 160)
-    x_CHW = image.prepare(Image.fromarray(skimage.data.chelsea()), spec).x_CHW
+    x_CHW = image.prepare(Image.fromarray(skimage.data.chelsea()), net.spec).x_CHW
     found_NCHW, logits_NK = OnnxRuntime(report.path).gradient(x_CHW[None], np.array([282]))
-    assert "cat" in net.spec.labels[logits_NK.argmax()]
+    assert net.spec.labels[logits_NK.argmax()] == "tiger cat"
     double = dataclasses.replace(net, module=copy.deepcopy(net.module).double())
     forward = ForwardPass(double, x_CHW[None].astype(np.float64))
     expected_NCHW = forward.gradient(RULES[kind], np.array([282]), method=kind).numpy()

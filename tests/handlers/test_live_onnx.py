@@ -22,7 +22,7 @@ from convlens.models import load, pack
 from convlens.serving import archive, server
 from convlens.serving.model_config import ArchiveOptions
 from convlens.serving.server import Server
-from export.bundle import bundle
+from export.bundle import Bundle
 
 pytestmark = pytest.mark.live
 
@@ -54,13 +54,12 @@ class Both:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+def both(default_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("onnx")
     classifier = load("packaged:efficientnet_lite0", device="cpu")
     build_from(list(gallery_views()), folder / "gallery", classifier)
     pack(classifier, folder / "model")
-    kinds = ("embedding", "occlusion", "saliency", "guided_backprop")
-    graphs = bundle(classifier, folder / "graphs", kinds=kinds).folder
+    graphs = default_bundle.folder
     (folder / "sweeps").mkdir()
     shutil.copyfile(graphs / "occlusion.onnx", folder / "sweeps" / "occlusion.onnx")
     made: dict[str, dict[str, Any]] = {
