@@ -7,6 +7,9 @@ turns against captum's best. captum runs in a process of its own, as its users r
 freed memory is kept and waiting threads sleep, which helps it, too ("captum N, our process"); ``best`` is of the first
 kind. Graphs are exported, and so compared with torch, beforehand. The maps of all sides are compared with captum's: at
 this size its windows end flush with the edge, as ours do, and both average over the windows.
+
+GFLOP/s is the network's arithmetic times the windows over the seconds. What torch reaches in a product of two matrices
+stands beside it in the result: where a side comes near to it, no other way of computing every window in full is faster.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ import torch
 from captum.attr import Occlusion
 from captum_alone import CaptumAlone
 from PIL import Image
-from table import RESULTS, interleaved, ratios, show, write
+from table import RESULTS, interleaved, matmul_gflops, ratios, show, write
+from torch.utils.flop_counter import FlopCounterMode
 
 from convlens import image
 from convlens.explain import ForwardPass, run
 from convlens.explain.half import HalfTorch
 from convlens.explain.sweeps import Sweeps
 from convlens.explain.ways import Batches, InGraph, Way
+from convlens.explain.windows import Windows
 from convlens.models import DEFAULT, Classifier, load
 from convlens.runtime.onnx_ import OnnxRuntime, Providers
 from convlens.runtime.torch_ import TorchRuntime, keep_freed_memory
@@ -87,6 +92,13 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
     return found
 
 
+def gflop(classifier: Classifier, x_CHW: Floats) -> float:
+    """Of one forward pass; two a multiply-add."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        classifier.module(torch.as_tensor(x_CHW, device=classifier.device)[None])
+    return counter.get_total_flops() / 1e9
+
+
 def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     name = name if name == DEFAULT else f"{name}?size=224"
     classifier = load(name, device=given.device)
@@ -106,12 +118,14 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             differences = {side: _difference(call(), expected_HW) for side, call in each.items()}
             seconds = interleaved(each, repeats=given.repeats, device=given.device)
     best = min((f"captum {n}" for n in CAPTUM), key=lambda side: statistics.median(seconds[side]))
+    work = gflop(classifier, x_CHW) * len(Windows(*x_CHW.shape[1:], WINDOW, STRIDE))
     return [
         {
             "model": classifier.spec.name,
             "side": side,
             "seconds": statistics.median(seconds[side]),
             "fastest": min(seconds[side]),
+            "GFLOP/s": work / statistics.median(seconds[side]),
             "captum's best / this": ratios(seconds[best], seconds[side])[0],
             "captum's best": best,
             "map off by": differences[side],
@@ -141,6 +155,7 @@ def main() -> None:
         device=given.device,
         rows=rows,
         onnxruntime=onnxruntime.__version__,
+        matmul_gflops=matmul_gflops(given.device),
         input="224 × 224, float32, window 32, stride 16",
         keep_freed_memory=kept,
         spin=given.spin,

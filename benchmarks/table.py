@@ -47,6 +47,13 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, 
     return statistics.median(each), low, high
 
 
+def matmul_gflops(device: str, side: int = 2048, repeats: int = 10) -> float:
+    """What torch reaches in the product of two float32 matrices: about what the processor can."""
+    a, b = (torch.randn(side, side, device=device) for _ in range(2))
+    seconds = interleaved({"product": lambda: a @ b}, repeats=repeats, device=device)["product"]
+    return float(2 * side**3 / min(seconds) / 1e9)
+
+
 def machine(device: str) -> dict[str, Any]:
     """The machine in words, without names that tell whose it is."""
     words = {

@@ -30,7 +30,7 @@ from convlens.serving.model_config import ArchiveOptions
 from export.bundle import BESIDE, bundle
 
 EMPTY, TORCH, ONNX = "empty", "torch", "onnx"
-KINDS = ("embedding", "occlusion", "saliency", "guided_backprop")
+KINDS = ("embedding", "saliency", "guided_backprop")
 METHODS = ("saliency", "guided_backprop", "occlusion")
 PICTURES = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
 DATA = Path(skimage.__file__).parent / "data"

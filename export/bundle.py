@@ -17,9 +17,10 @@ from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_mani
 from convlens.runtime.contract import Kind, Strategy, labels_sha256
 from export.write import ExportReport, export
 
-# Beside a network: what makes its sweeps faster. Without one: all that there is.
+# Beside a network: what makes its sweeps faster. Without one: all that there is; sweeps then go through the embedding's
+# graph in batches, on a CPU as fast as in a graph of their own, whose loop ONNX Runtime keeps in memory twice.
 BESIDE: tuple[Kind, ...] = ("scores", "occlusion")
-ALONE: tuple[Kind, ...] = ("embedding", "occlusion", "saliency", "guided_backprop", "deconvnet")
+ALONE: tuple[Kind, ...] = ("embedding", "saliency", "guided_backprop", "deconvnet")
 # Windows of a turn: on two cores as fast as any, and less memory than more.
 CHUNK = 4
 # Defined for ReLU networks only; others simply do without.
@@ -43,7 +44,7 @@ def bundle(
     window: int = 32,
     stride: int = 16,
     strategy: Strategy = "full",
-    on_step: Callable[[str], None] = lambda kind: None,
+    on_step: Callable[[Kind], None] = lambda kind: None,
 ) -> Bundle:
     """Write a graph of each kind (but features) and ``model.json`` into ``folder``; what an earlier call wrote goes.
 
@@ -77,7 +78,7 @@ def cached_bundle(
     window: int = 32,
     stride: int = 16,
     strategy: Strategy = "full",
-    on_step: Callable[[str], None] = lambda kind: None,
+    on_step: Callable[[Kind], None] = lambda kind: None,
 ) -> Path:
     """The folder below ``cache`` with these graphs of these weights, written by this ConvLens; made where it is not."""
     spec = classifier.spec

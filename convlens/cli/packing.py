@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 
 from convlens.cli.console import console, counted, step
-from convlens.errors import UnsupportedModelError
+from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, pack
-from convlens.runtime.contract import Strategy
+from convlens.runtime.contract import Kind, Strategy
 from convlens.service.engine import EngineOptions
 from convlens.serving import archive
 from convlens.serving.model_config import ArchiveOptions
@@ -56,13 +57,22 @@ def current_archive(
             return archive.build(name=name, store=store, version=version, options=options, **inputs)
 
 
-def graphs_for(classifier: Classifier, runtime: Runtime, *, strategy: Strategy = "full") -> Path:
-    """The graphs that an archive of this kind wants, exported where an earlier run has not left them."""
+def graphs_for(classifier: Classifier, runtime: Runtime, *, strategy: Strategy = "full") -> Path | None:
+    """The graphs that an archive of this kind wants, exported where an earlier run has not left them.
+
+    None where onnx is not installed and the network can do without; RequestError where it cannot.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        if runtime == "onnx":
+            raise RequestError("exporting graphs needs onnx; run `pip install 'convlens[onnx]'`")
+        console.print("onnx is not installed: sweeps will run by torch", markup=False, highlight=False)
+        return None
     from export.bundle import ALONE, BESIDE, cached_bundle  # on first use: the exporter takes a second to import
 
-    with counted("exporting graphs", len(kinds := ALONE if runtime == "onnx" else BESIDE)) as bar:
+    kinds = ALONE if runtime == "onnx" else BESIDE
+    with counted("exporting graphs", len(kinds)) as bar:
 
-        def tell(kind: str) -> None:
+        def tell(kind: Kind) -> None:
             bar.update(bar.task_ids[0], description=f"exporting {kind}", completed=kinds.index(kind))
 
         folder = cached_bundle(classifier, CACHE, kinds=kinds, strategy=strategy, on_step=tell)
@@ -72,7 +82,7 @@ def graphs_for(classifier: Classifier, runtime: Runtime, *, strategy: Strategy =
 
 def graph_methods(graphs: Path) -> tuple[str, ...]:
     """What ``/explanations`` answers by itself: the usual methods, less those there are no graphs of."""
-    present = {file.stem for file in graphs.glob("*.onnx")}
+    present = {"occlusion", *(file.stem for file in graphs.glob("*.onnx"))}  # any graph of scores can be swept with
     return tuple(name for name in EngineOptions.default_methods if name in present)
 
 

@@ -119,9 +119,9 @@ class _Sweep:
         """The targets' scores with each window hidden in turn; (N, R, Q)."""
         if self.precision == "half":
             return np.stack([self._half(n, x_CHW, windows) for n, x_CHW in enumerate(self.forward.x_NCHW)])
-        way = self.forward.sweeps.require(windows, self.strategy)
+        way, note = self.forward.sweeps.require(windows, self.strategy)
         self._ways[way.name, way.kind] = None
-        self.warnings += [way.note] if self.strategy == "incremental" and way.note else []
+        self.warnings += [note] if note else []
         timed = self.forward.sweeps.timed
         rows = zip(self.forward.x_NCHW, self.target_N, strict=True)
         return np.stack([timed(way, x, int(k), windows, self.fill, self.score, self._advance) for x, k in rows])

@@ -44,8 +44,12 @@ class Sweeps:
         """Seconds a window when this way was last taken with windows of this size; None where it never was."""
         return self._seconds.get((way, windows.window))
 
-    def require(self, windows: Windows, strategy: Strategy) -> Way:
-        """The way to take now, in full precision. RequestError for ``incremental`` without a graph of these windows."""
+    def require(self, windows: Windows, strategy: Strategy) -> tuple[Way, str]:
+        """The way to take now, in full precision, and what the user should know of it.
+
+        Where the graph for an ``incremental`` sweep says that a full one is faster, any way of making that will do.
+        RequestError for ``incremental`` without a graph of these windows.
+        """
         way = self.choose(windows, strategy=strategy)
         if way is None:
             raise RequestError(
@@ -53,7 +57,9 @@ class Sweeps:
                 f"--strategy {strategy} --window {windows.window} --stride {windows.stride}` and give it by --graphs",
                 field="options.strategy",
             )
-        return way
+        if strategy == "full":
+            return way, ""
+        return (self.choose(windows) or way) if "full" in way.strategies else way, way.note
 
     def timed(
         self,

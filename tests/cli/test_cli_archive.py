@@ -74,7 +74,7 @@ def test_graphs_for_sweeps_travel_along_by_default_and_are_exported_once(elsewhe
 def test_an_archive_of_graphs_holds_no_network(elsewhere: Path) -> None:
     convlens("archive", "--runtime", "onnx", "--model", SMALL, "--store", elsewhere)
     found = names(elsewhere / "convlens.mar")
-    kinds = ("embedding", "occlusion", "saliency", "guided_backprop", "deconvnet")
+    kinds = ("embedding", "saliency", "guided_backprop", "deconvnet")
     assert {f"graphs/{kind}.onnx" for kind in kinds} <= found
     assert "onnx_handler.py" in found
     assert not [name for name in found if name.endswith((".safetensors", "convlens_handler.py"))]

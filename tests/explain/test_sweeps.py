@@ -102,6 +102,25 @@ def test_an_incremental_sweep_without_a_graph_of_it_is_refused_with_the_line_tha
     assert raised.value.field == "options.strategy"
 
 
+class Noted(Batches):
+    """Stands where a graph was to be incremental and is a full sweep, because that is faster."""
+
+    kind, note, strategies = (
+        "graph",
+        "a full sweep: incremental is expected to be 0.9 times as fast",
+        ("full", "incremental"),
+    )
+
+
+def test_where_incremental_does_not_pay_the_fastest_full_sweep_is_made_and_said() -> None:
+    model = convolutional()
+    slow, quick = Delayed("graph", model.module, 0.1), Delayed("scores", model.module, 0.0)
+    sweeps = Sweeps([Noted(slow), Batches(quick)])
+    metas = [swept(model, pictures(1), sweeps, window=6, stride=6, strategy="incremental").meta for _ in range(4)]
+    assert [meta.runtime for meta in metas] == ["graph", "scores", "scores", "scores"]
+    assert all(meta.warnings == (Noted.note,) for meta in metas)
+
+
 # ---- several sizes
 
 

@@ -1,4 +1,4 @@
-"""The handler without a server, but with TorchServe's own Context: what a live one cannot be made to do quickly."""
+"""The handlers without a server, but with TorchServe's own Context: what a live one cannot be made to do quickly."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from ts.context import Context, RequestProcessor
 
 from convlens.errors import GalleryError, ModelError
 from convlens.models import load, pack, weights_sha256
+from convlens.service.worker import Worker
+from export.bundle import bundle
 from export.write import export
 from handlers.convlens_handler import ConvLensHandler
+from handlers.onnx_handler import OnnxHandler
 
 PNG = saved(picture(1), "PNG")
 
@@ -28,7 +31,7 @@ def context(folder: Path, *, batch_size: int = 8, gpu: int | None = None, **conf
     return Context("m", str(folder), manifest, batch_size, gpu, "0.12", model_yaml_config=config)
 
 
-def handled(handler: ConvLensHandler, *items: dict[str, Any], **headers: str) -> list[tuple[int, Any]]:
+def handled(handler: Worker, *items: dict[str, Any], **headers: str) -> list[tuple[int, Any]]:
     """Status and body of each item, as TorchServe would send them."""
     at = context(Path())
     at.request_processor = [RequestProcessor(headers) for _ in items]
@@ -187,6 +190,54 @@ def test_a_gpu_that_was_asked_for_and_not_given_is_an_error(archive: Path) -> No
 def test_a_gpu_that_is_given_and_not_there_is_an_error(archive: Path) -> None:
     with pytest.raises(ModelError, match="finds no CUDA device"):
         ConvLensHandler().initialize(context(archive, gpu=0))
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive's folder that holds graphs and no network."""
+    folder = tmp_path_factory.mktemp("graphs")
+    net = load("torchvision:squeezenet1_1:untrained?size=64&resize=64", device="cpu")
+    bundle(net, folder / "graphs", kinds=("embedding",))
+    return folder
+
+
+def test_graphs_answer_row_by_row_like_a_network(graphs: Path) -> None:
+    handler = OnnxHandler()
+    handler.initialize(context(graphs, convlens={"methods": ["occlusion"]}))
+    found = handled(
+        handler,
+        {"body": bytearray(PNG)},
+        {"body": bytearray(b"none")},
+        {"data": PNG, "params": b'{"methods": ["grad_cam"]}'},
+        {"data": PNG, "params": b'{"methods": [{"method": "occlusion", "options": {"window": 64}}], "topk": 1}'},
+    )
+    assert [status for status, _ in found] == [200, 400, 422, 200]
+    assert {body["runtime"] for status, body in found if status == 200} == {"onnxruntime:CPUExecutionProvider"}
+    assert (found[0][1]["model"]["name"], found[0][1]["model"]["version"]) == ("m", "3.1")
+
+
+def test_graphs_on_a_gpu_that_was_asked_for_and_not_given_are_an_error(graphs: Path) -> None:
+    with pytest.raises(ModelError, match="deviceType is gpu, but TorchServe gave this worker none"):
+        OnnxHandler().initialize(context(graphs, deviceType="gpu", convlens={}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
+def test_graphs_on_a_gpu_that_is_given_and_not_there_are_an_error(graphs: Path) -> None:
+    with pytest.raises(ModelError, match=r"CUDAExecutionProvider was asked for|cannot be opened"):
+        OnnxHandler().initialize(context(graphs, gpu=0))
+
+
+@pytest.mark.parametrize(
+    ("section", "error"),
+    [
+        ({"gallery": "nowhere"}, GalleryError),
+        ({"methods": ["neighbours"]}, GalleryError),
+        ({"graphs": "no"}, ModelError),
+    ],
+)
+def test_an_archive_of_graphs_that_lacks_what_it_names_does_not_start(graphs: Path, section: Any, error: type) -> None:
+    with pytest.raises(error):
+        OnnxHandler().initialize(context(graphs, convlens=section))
 
 
 @pytest.mark.parametrize(

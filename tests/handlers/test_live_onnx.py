@@ -59,12 +59,12 @@ def both(default_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
     classifier = load("packaged:efficientnet_lite0", device="cpu")
     build_from(list(gallery_views()), folder / "gallery", classifier)
     pack(classifier, folder / "model")
-    graphs = default_bundle.folder
-    (folder / "sweeps").mkdir()
-    shutil.copyfile(graphs / "occlusion.onnx", folder / "sweeps" / "occlusion.onnx")
+    # As `convlens archive` packs them: sweeps of their own beside the network, gradients where there is none.
+    graphs = _some(default_bundle, folder / "graphs", "embedding", "saliency", "guided_backprop")
+    sweeps = _some(default_bundle, folder / "sweeps", "embedding", "occlusion")
     made: dict[str, dict[str, Any]] = {
         EMPTY: {"model_dir": None, "options": ArchiveOptions(handler=Path(__file__).with_name("empty_handler.py"))},
-        EAGER: {"model_dir": folder / "model", "gallery": folder / "gallery", "graphs": folder / "sweeps"},
+        EAGER: {"model_dir": folder / "model", "gallery": folder / "gallery", "graphs": sweeps},
         ONNX: {"model_dir": None, "gallery": folder / "gallery", "graphs": graphs},
     }
     usual = {"options": ArchiveOptions(batch_size=8, max_batch_delay_ms=50), "store": folder / "store"}
@@ -74,6 +74,14 @@ def both(default_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
         httpx.Client(timeout=120, trust_env=False) as client,
     ):
         yield Both(started, client)
+
+
+def _some(made: Bundle, folder: Path, *kinds: str) -> Path:
+    """A folder with some of the graphs."""
+    folder.mkdir()
+    for name in ("model.json", *(f"{kind}.onnx" for kind in kinds)):
+        shutil.copyfile(made.folder / name, folder / name)
+    return folder
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -118,7 +118,7 @@ def test_a_reply_is_strict_json_with_the_contracts_keys() -> None:
         assert isinstance(one["timing_ms"], float)
     assert [one["options"] for one in body["explanations"]] == [
         {"score": "logit"},
-        {"window": 8, "stride": 4, "fill": 0.0, "score": "logit"},
+        {"window": 8, "stride": 4, "fill": 0.0, "score": "logit", "strategy": "full", "precision": "float32"},
     ]
 
 

@@ -142,13 +142,13 @@ def test_options_overlay_the_default_configuration(inputs: dict[str, Any], tmp_p
     assert config == {
         "minWorkers": 2, "maxWorkers": 2, "batchSize": 3, "maxBatchDelay": 0, "responseTimeout": 77,
         "startupTimeout": 120, "deviceType": "cpu",
-        "convlens": {"model": "model", "gallery": "gallery", "methods": ["saliency"], "budget": 9},
+        "convlens": {"model": "model", "gallery": "gallery", "graphs": None, "methods": ["saliency"], "budget": 9},
     }  # fmt: skip
 
 
 def test_neighbours_are_explained_by_default_only_where_there_is_a_gallery(inputs: dict[str, Any]) -> None:
     def methods(**given: Any) -> list[str]:
-        text = archive._recipe("x", given["model_dir"], given["gallery"], "1", given["options"]).config
+        text = archive._recipe("x", given["model_dir"], given["gallery"], None, "1", given["options"]).config
         return list(yaml.safe_load(text)["convlens"]["methods"])
 
     assert methods(**inputs)[-1] == "neighbours"
