@@ -149,7 +149,8 @@ class InGraph:
 def hidden(x_CHW: Tensor, corners: Sequence[Corner], window: int, fill: float) -> Tensor:
     """Copies of the picture, each with another window filled; (B, C, H, W)."""
     # clone, not contiguous: of one window alone that would be the picture itself, and the window would stay in it.
-    x_BCHW = x_CHW.expand(len(corners), -1, -1, -1).clone(memory_format=torch.channels_last)
+    # As ONNX Runtime reads it; torch lays it out anew, which costs it less.
+    x_BCHW = x_CHW.expand(len(corners), -1, -1, -1).clone(memory_format=torch.contiguous_format)
     for copy_CHW, (top, left) in zip(x_BCHW, corners, strict=True):
         copy_CHW[:, top : top + window, left : left + window] = fill
     return x_BCHW
