@@ -23,7 +23,7 @@ from convlens.types import Floats, Ints
 from export.gradients import RULES
 
 # Batches of noise that may be drawn to find a picture in which no ReLU switches.
-TRIES = 5
+TRIES = 10
 
 
 def in_double(classifier: Classifier) -> Classifier:
