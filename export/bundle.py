@@ -13,7 +13,7 @@ import convlens
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.folders import replaced
 from convlens.models import Classifier
-from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
+from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
 from convlens.runtime.contract import Kind, Strategy, labels_sha256
 from export.write import ExportReport, export
 
@@ -101,15 +101,16 @@ def _one(
 
 
 def _is_whole(folder: Path) -> bool:
+    """Whether an earlier call wrote it; a packed network has a ``model.json`` as well, of another source."""
     try:
-        read_manifest(folder)
+        source, _ = read_manifest(folder)
     except ModelError:
         return False
-    return True
+    return source == GRAPHS
 
 
 def _require_ours(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_whole(folder):
         raise RequestError(f"{folder} holds other things than graphs; choose a new folder or empty it", field="path")
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file; give a folder", field="path")

@@ -17,7 +17,7 @@ from convlens import ForwardPass, run
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.explain import GraphForward, GraphModel, sweeps_of
 from convlens.explain.graphs import graph_ways
-from convlens.models import Classifier, unpack
+from convlens.models import Classifier, load, pack, unpack
 from convlens.runtime.contract import labels_sha256
 from convlens.runtime.graphs import graph_files, open_graphs
 from convlens.types import Attribution
@@ -163,6 +163,15 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="holds other things than graphs"):
         bundle(small(), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_packed_network_is_left_alone(tmp_path: Path) -> None:
+    net = load("torchvision:squeezenet1_1:untrained?size=64&resize=64", device="cpu")
+    pack(net, tmp_path)
+    before = sorted(file.name for file in tmp_path.iterdir())
+    with pytest.raises(RequestError, match="holds other things than graphs"):
+        bundle(net, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_in_words() -> None:
