@@ -1,19 +1,19 @@
-"""Replies as strict JSON and back: arrays as base64 little-endian, pictures as base64 PNG."""
+"""Replies as strict JSON: arrays as base64 little-endian, pictures as base64 PNG."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from convlens.errors import ConvLensError, ServerError
+from convlens.errors import ConvLensError
 from convlens.service.draw import reduced
 from convlens.service.request import Params
-from convlens.types import Attribution, Explanation, Floats, Meta, Neighbour, Neighbourhood, Prediction, Reply, Result
+from convlens.types import Attribution, Explanation, Floats, Neighbour, Reply
 
 _LAYOUT = {"none": "CHW", "abs_max": "1HW", "sum": "1HW"}
 
@@ -60,12 +60,6 @@ def encode_array(values: Floats, dtype: str, layout: str) -> dict[str, Any]:
     return {"dtype": dtype, "shape": list(values.shape), "layout": layout, "encoding": "base64", "data": data}
 
 
-def decode_array(body: Mapping[str, Any]) -> Floats:
-    """The array that encode_array wrote."""
-    flat = np.frombuffer(base64.b64decode(body["data"]), dtype=np.dtype(body["dtype"]))
-    return flat.reshape(body["shape"])
-
-
 def _explanation(one: Explanation, params: Params) -> dict[str, Any]:
     body: dict[str, Any] = {"id": one.id, "method": one.method, "target": None, "target_label": one.target_label}
     if isinstance(one.result, Attribution):
@@ -109,59 +103,3 @@ def _neighbour(found: Neighbour) -> dict[str, Any]:
         data = base64.b64encode(found.thumbnail).decode()
         body["thumbnail"] = {"media_type": "image/jpeg", "encoding": "base64", "data": data}
     return body
-
-
-# --- and back ---------------------------------------------------------------------------------------------------------
-
-
-def from_json(body: Mapping[str, Any]) -> Reply:
-    """The Reply that ``to_json`` wrote, but for what dtype and reduction took away; ServerError for anything else."""
-    try:
-        return Reply(
-            model_name=body["model"]["name"],
-            model_version=body["model"]["version"],
-            weights_sha256=body["model"]["weights_sha256"],
-            request_id=body["request_id"],
-            device=body["device"],
-            runtime=body["runtime"],
-            predictions=tuple(Prediction(**prediction) for prediction in body["predictions"]),
-            explanations=tuple(_read_explanation(one) for one in body["explanations"]),
-            warnings=tuple(body["warnings"]),
-            timing_ms=dict(body["timing_ms"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ServerError(f"this is no reply of a ConvLens server: {error!r}") from error
-
-
-def _read_explanation(body: Mapping[str, Any]) -> Explanation:
-    return Explanation(
-        body["id"],
-        body["method"],
-        _read_result(body),
-        body["target_label"],
-        body["timing_ms"],
-        _read_png(body.get("overlay")),
-        _read_png(body.get("heatmap")),
-    )
-
-
-def _read_result(body: Mapping[str, Any]) -> Result:
-    known = {field.name for field in fields(Meta)}
-    meta = Meta(
-        **{key: value for key, value in body["meta"].items() if key in known}
-        | {"warnings": tuple(body["meta"]["warnings"])}
-    )
-    if "neighbours" in body:
-        found = tuple(
-            Neighbour(one["id"], one["label"], one["distance"], _read_png(one.get("thumbnail")))
-            for one in body["neighbours"]
-        )
-        return Neighbourhood((found,), body["method"], body["options"], meta)
-    values = decode_array(body["array"])[None] if "array" in body else np.zeros((1, 0, 0, 0), np.float32)
-    extras = {name: decode_array(array)[None] for name, array in body.get("extras", {}).items()}
-    score_N, target_N = np.asarray([body["target_score"]]), np.asarray([body["target"]])
-    return Attribution(values, score_N, target_N, body["method"], body["options"], meta, extras)
-
-
-def _read_png(body: Mapping[str, Any] | None) -> bytes:
-    return base64.b64decode(body["data"]) if body else b""

@@ -57,16 +57,21 @@ class Params(BaseModel):
     dtype: Dtype = "<f4"
     reduce: Reduce = "none"
     neighbours: int | None = Field(default=None, ge=1, le=1000)
+    deadline_ms: float | None = Field(default=None, gt=0, le=86_400_000)
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] = ""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A decoded picture (RGB) and what is asked about it."""
+    """A decoded picture (RGB) and what is asked about it.
+
+    ``sent_at`` is when the client sent it, in seconds since 1970, None where it did not say.
+    """
 
     picture: Image.Image
     params: Params
+    sent_at: float | None = None
 
 
 @dataclass(frozen=True)

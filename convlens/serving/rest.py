@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from convlens.errors import ConvLensError, ServerError
-from convlens.service.reply import from_json
+from convlens.service.reading import from_json
 from convlens.types import Reply
 
 

@@ -14,7 +14,8 @@ from engines import engine, picture, replied, request, small_gallery
 
 from convlens import image
 from convlens.errors import ImageTooLargeError, OutOfMemoryError, RequestError, ServerError, TargetError
-from convlens.service.reply import decode_array, dumps, encode_array, error_json, from_json, to_json
+from convlens.service.reading import decode_array, from_json
+from convlens.service.reply import dumps, encode_array, error_json, to_json
 from convlens.service.request import Params, Request, parse_params
 from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Reply
 
