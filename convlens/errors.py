@@ -8,6 +8,7 @@ ConvLensError               500
 ├── ImageError              400   not a picture, or a damaged one
 │   ├── ImageTooLargeError  413   more bytes or pixels than allowed
 │   └── MediaTypeError      415   a body that is no picture by its declared type
+├── NotAcceptableError      406   a form of reply that does not exist
 ├── OverloadError           503
 ├── DeadlineError           504
 ├── OutOfMemoryError        507
@@ -61,6 +62,10 @@ class ImageTooLargeError(ImageError):
 
 class MediaTypeError(ImageError):
     status = 415
+
+
+class NotAcceptableError(ConvLensError):
+    status = 406
 
 
 class OverloadError(ConvLensError):

@@ -174,6 +174,18 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where in the upright picture the model looked.
+
+    ``size`` is the picture's width and height, ``box`` the left, top, right and bottom of what the model saw, all in
+    the picture's pixels; fractions are meant.
+    """
+
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
 class Reply:
     """The whole answer to one request.
 
@@ -190,3 +202,4 @@ class Reply:
     warnings: tuple[str, ...]
     timing_ms: Mapping[str, float]
     runtime: str = ""
+    placement: Placement | None = None

@@ -1,7 +1,8 @@
 """Maps to RGB: reducing, scaling, colour maps, overlays, grids. numpy only.
 
 ``maps`` turns values into maps and finds their scale; ``palettes`` turns maps into colours; ``pictures`` lays them over
-photographs and side by side. Wrong shapes and NaN are bugs of the caller, hence ValueError.
+photographs and side by side; ``placing`` puts a map back where it was cut from. Wrong shapes and NaN are bugs of the
+caller, hence ValueError.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from convlens.colour.maps import abs_max, resize_map, scale, signed_sum, smoothed
 from convlens.colour.palettes import diverging, sequential
 from convlens.colour.pictures import gradient_picture, grid, overlay
+from convlens.colour.placing import placed
 
 __all__ = [
     "abs_max",
@@ -16,6 +18,7 @@ __all__ = [
     "gradient_picture",
     "grid",
     "overlay",
+    "placed",
     "resize_map",
     "scale",
     "sequential",

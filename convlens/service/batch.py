@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from convlens import explain
 from convlens.errors import ConvLensError
 from convlens.service.request import Job, Request
-from convlens.types import Bytes8, Explanation, Floats, Prediction
+from convlens.types import Bytes8, Explanation, Floats, Placement, Prediction
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Row:
     targets: list[int | None]
     x_CHW: Floats
     view_HWC: Bytes8
+    placement: Placement
     runtime: str = ""
     warnings: list[str] = field(default_factory=list)
     predictions: tuple[Prediction, ...] = ()

@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from convlens import colour, explain
-from convlens.types import Attribution, Bytes8, Floats
+from convlens.types import Attribution, Bytes8, Floats, Placement
 
 
 def overlay(attribution: Attribution, view_HWC: Bytes8) -> Bytes8:
     """One attribution (of one row) over the picture it explains; (H, W, 3)."""
-    # Gradients per channel are a scatter of single pixels, which nobody sees on a photograph unless slightly spread.
-    smooth = 2.0 if attribution.values_NCHW.shape[1] > 1 else 0.0
     signed = _drawing(attribution) == "signed"
-    return colour.overlay(view_HWC, pixel_map(attribution), signed=signed, smooth=smooth)
+    return colour.overlay(view_HWC, pixel_map(attribution), signed=signed, smooth=_smooth(attribution))
+
+
+def overlay_at_place(attribution: Attribution, picture_HWC: Bytes8, placement: Placement) -> Bytes8:
+    """One attribution over the whole picture, of which the model saw a part; (H, W, 3) of the picture."""
+    smooth_HW = colour.smoothed(pixel_map(attribution), sigma=_smooth(attribution))
+    placed_HW = colour.placed(smooth_HW[None], size=placement.size, box=placement.box)[0]
+    return colour.overlay(picture_HWC, placed_HW, signed=_drawing(attribution) == "signed")
 
 
 def heatmap(attribution: Attribution) -> Bytes8:
@@ -40,6 +45,11 @@ def reduced(attribution: Attribution, how: str) -> Floats:
         return values_CHW
     map_HW = colour.abs_max(values_CHW) if how == "abs_max" else colour.signed_sum(values_CHW)
     return np.asarray(map_HW)[None]
+
+
+def _smooth(attribution: Attribution) -> float:
+    """Gradients per channel are a scatter of single pixels, hard to see on a photograph unless slightly spread."""
+    return 2.0 if attribution.values_NCHW.shape[1] > 1 else 0.0
 
 
 def _drawing(attribution: Attribution) -> str:

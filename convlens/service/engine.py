@@ -21,7 +21,7 @@ from convlens.service import draw
 from convlens.service.batch import Row, Share, by_kind, shared_calls
 from convlens.service.model import Model, forward_of, sweeps_for
 from convlens.service.request import Job, Request, at, jobs
-from convlens.types import Attribution, Explanation, Prediction, Reply, Result, Step
+from convlens.types import Attribution, Bytes8, Explanation, Placement, Prediction, Reply, Result, Step
 
 if TYPE_CHECKING:
     from convlens.runtime.graphs import Graphs
@@ -102,7 +102,8 @@ class Engine:
         self._check_cost(wanted)
         targets = [self._target(job) for job in wanted]
         prepared = image.prepare(request.picture, spec)
-        row = Row(request, wanted, targets, prepared.x_CHW, prepared.view_HWC)
+        placement = Placement(request.picture.size, prepared.box)
+        row = Row(request, wanted, targets, prepared.x_CHW, prepared.view_HWC, placement)
         if min(request.picture.size) < spec.crop:
             size = "×".join(map(str, request.picture.size))
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
@@ -212,9 +213,14 @@ class Engine:
             result,
             self.model.spec.labels[int(result.target_N[0])],
             milliseconds,
-            image.encode_png(draw.overlay(result, row.view_HWC)) if "overlay" in wanted else b"",
+            image.encode_png(self._overlay(row, result)) if "overlay" in wanted else b"",
             image.encode_png(draw.heatmap(result)) if "heatmap" in wanted else b"",
         )
+
+    def _overlay(self, row: Row, result: Attribution) -> Bytes8:
+        if row.request.params.size == "model":
+            return draw.overlay(result, row.view_HWC)
+        return draw.overlay_at_place(result, np.asarray(row.request.picture), row.placement)
 
     # --- one row out ------------------------------------------------------------------------------------------------
 
@@ -230,6 +236,7 @@ class Engine:
             explanations=tuple(row.explanations[job.id] for job in row.jobs),
             warnings=tuple(row.warnings),
             timing_ms=timing_ms,
+            placement=row.placement,
         )
 
 

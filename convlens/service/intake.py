@@ -6,29 +6,46 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from convlens import image
-from convlens.errors import ImageError, MediaTypeError, RequestError, near_matches
-from convlens.service.request import Params, Request, parse_params
+from convlens.errors import ImageError, MediaTypeError, NotAcceptableError, RequestError, near_matches
+from convlens.service.kserve import PLAIN, Envelope, unwrapped, version_of
+from convlens.service.media import JSON, NPZ, PNG, SAFETENSORS, Media, negotiated
+from convlens.service.request import Output, Params, Request, at, parse_params
 
 _PARTS = ("data", "params")
+_OUTPUT: dict[Media, list[Output]] = {PNG: ["overlay"], SAFETENSORS: ["array"], NPZ: ["array"]}
 _LONGEST = 100  # of a name that is quoted
 
 
-def read_request(
+@dataclass(frozen=True)
+class Call:
+    """What one message asks: of one picture, or of each picture of a KServe body.
+
+    ``media`` is the form of the answer, ``envelope`` the wrapping of its JSON.
+    """
+
+    requests: tuple[Request, ...]
+    media: Media = JSON
+    envelope: Envelope = PLAIN
+
+
+def read_call(
     parts: Mapping[str, Any],
     headers: Mapping[str, str],
     *,
     explain: bool = False,
     path_method: str = "",
     limits: image.Limits | None = None,
-) -> Request:
-    """The request that these body parts make.
+) -> Call:
+    """What these body parts ask.
 
-    ``parts`` is either ``{"body": …}`` alone with the whole body (picture bytes, or the object of a JSON body), or the
-    fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations, ``path_method`` names one in
-    the URL's path. Raises ImageError, MediaTypeError (415) or RequestError (422) saying what to send instead.
+    ``parts`` is either ``{"body": …}`` alone with the whole body (picture bytes, or the object of a JSON body, which
+    may be KServe's), or the fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations,
+    ``path_method`` names one in the URL's path. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError
+    (413), MediaTypeError (415) or RequestError (422) saying what to send instead.
     """
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
@@ -37,6 +54,32 @@ def read_request(
         )
     if set(parts) == {"body"}:
         parts = _whole_body(parts["body"], content_type)
+    if version_of(parts):
+        envelope, pictures = unwrapped(parts)
+    else:
+        envelope, pictures = PLAIN, [("", parts)]
+    route = _Route(explain, path_method, _header(headers, "accept"), _sent_at(_header(headers, "x-request-start")))
+    requests = []
+    for place, one in pictures:
+        with at(place):
+            requests.append(_request(one, route, limits or image.Limits()))
+    media = requests[0].params.accept or JSON
+    if envelope.version and media != JSON:
+        raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
+    return Call(tuple(requests), media, envelope)
+
+
+@dataclass(frozen=True)
+class _Route:
+    """What the URL and the headers say, beside the body."""
+
+    explain: bool
+    method: str
+    accept: str
+    sent_at: float | None
+
+
+def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> Request:
     unknown = [str(name)[:_LONGEST] for name in parts if name not in _PARTS]
     if unknown:
         hint = near_matches(unknown[0], _PARTS) or ";"
@@ -45,9 +88,24 @@ def read_request(
         raise RequestError(
             "no picture in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data"
         )
-    params = _with_route(_params(parts.get("params")), explain=explain, path_method=path_method)
-    picture = image.decode(_bytes(parts["data"]), limits=limits or image.Limits())
-    return Request(picture, params)
+    params = _with_route(_params(parts.get("params")), route)
+    picture = image.decode(_bytes(parts["data"]), limits=limits)
+    return Request(picture, params, params.sent_at or route.sent_at)
+
+
+def _sent_at(header: str) -> float | None:
+    """Seconds since 1970 of an X-Request-Start header, as proxies set it: t=SECONDS, or in milli- or microseconds.
+
+    None where it is none: a proxy's mistake is not the client's.
+    """
+    try:
+        stamp = float(header.strip().removeprefix("t="))
+    except ValueError:
+        return None
+    for unit in (1.0, 1e3, 1e6):
+        if 1e9 <= stamp / unit < 1e10:  # 2001 to 2286
+            return stamp / unit
+    return None
 
 
 def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
@@ -96,13 +154,17 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _with_route(given: dict[str, Any], *, explain: bool, path_method: str) -> Params:
-    """The parameters together with what the URL asks for."""
-    if path_method:
+def _with_route(given: dict[str, Any], route: _Route) -> Params:
+    """The parameters together with what the URL and the headers ask for."""
+    if route.method:
         if given.get("methods") is not None:
             raise RequestError("methods are named in the path and in params; name them in one place", field="methods")
-        given = given | {"methods": [path_method]}
-    return parse_params({"explain": True} | given if explain else given)
+        given = given | {"methods": [route.method]}
+    params = parse_params({"explain": True} | given if route.explain else given)
+    media = params.accept or negotiated(route.accept)
+    # Nobody wants to wait for pictures that go into no picture file, or for arrays that go into no file of arrays.
+    output = params.output if "output" in params.model_fields_set else _OUTPUT.get(media, params.output)
+    return params.model_copy(update={"accept": media, "output": output})
 
 
 def _bytes(data: Any) -> bytes:

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from convlens.errors import ServerError
-from convlens.types import Attribution, Explanation, Floats, Meta, Neighbour, Neighbourhood, Prediction, Reply, Result
+from convlens.types import (
+    Attribution,
+    Explanation,
+    Floats,
+    Meta,
+    Neighbour,
+    Neighbourhood,
+    Placement,
+    Prediction,
+    Reply,
+    Result,
+)
 
 
 def from_json(body: Mapping[str, Any]) -> Reply:
@@ -27,9 +38,17 @@ def from_json(body: Mapping[str, Any]) -> Reply:
             explanations=tuple(_read_explanation(one) for one in body["explanations"]),
             warnings=tuple(body["warnings"]),
             timing_ms=dict(body["timing_ms"]),
+            placement=_read_placement(body.get("placement")),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"this is no reply of a ConvLens server: {error!r}") from error
+
+
+def _read_placement(body: Mapping[str, Any] | None) -> Placement | None:
+    if body is None:
+        return None
+    (width, height), (left, top, right, bottom) = body["size"], body["box"]
+    return Placement((width, height), (left, top, right, bottom))
 
 
 def _read_explanation(body: Mapping[str, Any]) -> Explanation:

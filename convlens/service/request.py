@@ -14,13 +14,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from convlens import explain
 from convlens.errors import ConvLensError, RequestError, near_matches
+from convlens.service.media import Media
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 Output = Literal["array", "overlay", "heatmap"]
 Dtype = Literal["<f4", "<f2"]
 Reduce = Literal["none", "abs_max", "sum"]
+Size = Literal["model", "original"]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
+# It names arrays in files, so neither slashes nor what a shell or a terminal would take for something else.
+Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 # A class by its index, or by its label. bool is an int to Python, but not to us: hence strict.
 Target = Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(strict=True, min_length=1, max_length=256)]
 
@@ -31,7 +35,7 @@ class MethodParams(BaseModel):
     model_config = STRICT
 
     method: Name
-    id: Name | None = None
+    id: Id | None = None
     target: Target | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -45,6 +49,11 @@ class Params(BaseModel):
 
     ``explain`` without ``methods`` asks for the default explanations. ``target`` holds for every method that names
     none itself; without any, the predicted class is explained.
+
+    ``size``: maps and overlays on the grid the model saw, or at their place in the original picture, 0 around it.
+    ``deadline_ms`` counts from ``sent_at`` (seconds since 1970; over REST also by the header X-Request-Start), where
+    that is not said from when a worker took the request up. ``accept`` is the form of the reply, for clients that send
+    no headers. ``thumbnails``: whether neighbours come with their small pictures.
     """
 
     model_config = STRICT
@@ -56,8 +65,12 @@ class Params(BaseModel):
     output: Annotated[list[Output], Field(max_length=3)] = Field(default=["array", "overlay"])
     dtype: Dtype = "<f4"
     reduce: Reduce = "none"
+    size: Size = "model"
     neighbours: int | None = Field(default=None, ge=1, le=1000)
-    deadline_ms: float | None = Field(default=None, gt=0, le=86_400_000)
+    thumbnails: bool = True
+    accept: Media | None = None
+    deadline_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
+    sent_at: Annotated[float, Field(ge=0)] | None = None
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] = ""
 

@@ -1,4 +1,4 @@
-"""What every handler does with a batch, row by row: bytes to requests, replies to JSON, errors to status codes.
+"""What every handler does with a batch, row by row: bytes to requests, replies to JSON or files, errors to codes.
 
 It needs of its server only the context of a call: headers of a row, and somewhere to put a row's status and type.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convlens.errors import ConvLensError, ModelError, RequestError
+from convlens.errors import ConvLensError, ModelError
 from convlens.image import Limits
+from convlens.service.attempts import attempt
 from convlens.service.engine import Engine, EngineOptions
-from convlens.service.intake import read_request
-from convlens.service.reply import dumps, error_json, to_json
-from convlens.service.request import Request
+from convlens.service.intake import Call, read_call
+from convlens.service.outgoing import encoded, require_sendable, too_large
+from convlens.service.reply import dumps, error_json
 from convlens.types import Reply
 
 # Bytes of all replies to one batch. TorchServe takes them over in time quadratic in their size (8 MB 0.1 s, 80 MB 20 s,
@@ -30,15 +31,18 @@ class Worker:
         self.largest_reply = _LARGEST_BATCH
         self.initialized = False
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
-        """Answer a batch: one strict JSON text per item, each with its own status."""
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str | bytes]:
+        """Answer a batch: for each item the text or bytes of its reply, each with its own status and type."""
         if self.engine is None:
             raise ModelError("the handler was called before it was initialised")
-        items = [self._read(item, context, n) for n, item in enumerate(data)]
-        answers = iter(self.engine.run([item for item in items if isinstance(item, Request)]))
+        calls = [self._read(item, context, n) for n, item in enumerate(data)]
+        requests = [request for call in calls if isinstance(call, Call) for request in call.requests]
+        answers = iter(self.engine.run(requests))
         return [
-            self._answer(item, next(answers), context, n) if isinstance(item, Request) else _error(item, "", context, n)
-            for n, item in enumerate(items)
+            self._answer(call, [next(answers) for _ in call.requests], context, n)
+            if isinstance(call, Call)
+            else _error(call, "", context, n)
+            for n, call in enumerate(calls)
         ]
 
     def start(self, engine: Engine, config: Mapping[str, Any], context: Any) -> None:
@@ -48,27 +52,40 @@ class Worker:
         self.engine = engine
         self.initialized = True
 
-    def _read(self, item: dict[str, Any], context: Any, n: int) -> Request | ConvLensError:
-        headers = context.get_all_request_header(n) or {}
-        try:
-            return read_request(
-                item,
-                headers,
-                explain=str(headers.get("explain", "")).lower() == "true",
-                path_method=str(headers.get("url_path", "")).strip("/"),
-                limits=self.limits,
-            )
-        except ConvLensError as error:
-            return error
+    @property
+    def default_methods(self) -> tuple[str, ...]:
+        return self.engine.options.default_methods if self.engine else ()
 
-    def _answer(self, request: Request, reply: Reply | ConvLensError, context: Any, n: int) -> str:
-        if isinstance(reply, ConvLensError):
-            return _error(reply, request.params.request_id, context, n)
-        text = dumps(to_json(reply, request.params))
-        if len(text) > self.largest_reply:
-            return _error(_too_large(len(text), self.largest_reply), request.params.request_id, context, n)
-        context.set_response_content_type(n, "application/json")
-        return text
+    def _read(self, item: dict[str, Any], context: Any, n: int) -> Call | ConvLensError:
+        headers = context.get_all_request_header(n) or {}
+        return attempt(
+            self._call,
+            item,
+            headers,
+            explain=str(headers.get("explain", "")).lower() == "true",
+            path_method=str(headers.get("url_path", "")).strip("/"),
+        )
+
+    def _call(self, item: dict[str, Any], headers: Mapping[str, str], *, explain: bool, path_method: str) -> Call:
+        call = read_call(item, headers, explain=explain, path_method=path_method, limits=self.limits)
+        for request in call.requests:
+            require_sendable(request, self.default_methods, most=self.largest_reply)
+        return call
+
+    def _answer(self, call: Call, answers: list[Reply | ConvLensError], context: Any, n: int) -> str | bytes:
+        request_id = call.requests[0].params.request_id
+        replies: list[Reply] = []
+        for position, answer in enumerate(answers):
+            if isinstance(answer, ConvLensError):
+                return _error(call.envelope.placed(answer, position), request_id, context, n)
+            replies.append(answer)
+        out = attempt(encoded, call, replies)
+        if isinstance(out, ConvLensError):
+            return _error(out, request_id, context, n)
+        if len(out.body) > self.largest_reply:
+            return _error(too_large(len(out.body), self.largest_reply), request_id, context, n)
+        context.set_response_content_type(n, out.media)
+        return out.body
 
 
 def section(context: Any) -> dict[str, Any]:
@@ -92,14 +109,6 @@ def given_gpu(context: Any) -> int | None:
     if gpu_id is None and (context.model_yaml_config or {}).get("deviceType") == "gpu":
         raise ModelError("deviceType is gpu, but TorchServe gave this worker none; is nvidia-smi on its PATH?")
     return None if gpu_id is None else int(gpu_id)
-
-
-def _too_large(size: int, allowed: int) -> RequestError:
-    return RequestError(
-        f"the reply would have {size / 1e6:.1f} MB and {allowed / 1e6:.1f} are allowed; "
-        "ask for fewer methods, for fewer outputs, or for smaller arrays by reduce or dtype '<f2'",
-        field="methods",
-    )
 
 
 def _error(error: ConvLensError, request_id: str, context: Any, n: int) -> str:

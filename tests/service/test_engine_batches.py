@@ -16,8 +16,10 @@ from convlens import explain, image
 from convlens.explain.sweeps import Sweeps
 from convlens.explain.ways import Batches
 from convlens.models import Classifier
+from convlens.service.reading import decode_array
+from convlens.service.reply import to_json
 from convlens.service.request import Request, parse_params
-from convlens.types import Attribution, Neighbourhood, Reply, Step
+from convlens.types import Attribution, Neighbourhood, Placement, Reply, Step
 
 SMALL = {"window": 8, "stride": 4}
 # Every kind of request at once: no explanation, each need, other targets, other options, the same method twice.
@@ -254,3 +256,22 @@ def test_several_threads_with_one_engine_get_what_one_thread_gets() -> None:
 def test_every_method_in_the_registry_can_be_asked_for(method: str) -> None:
     (answer,) = engine().run([request(0, methods=[method])])
     assert values(answer, method).shape[1:] == (24, 24)
+
+
+def test_in_the_size_of_the_original_map_and_overlay_lie_where_the_model_looked() -> None:
+    """The picture is 48 × 24 and the model sees the square in its middle: pixels 12 to 36."""
+    wide = picture(3, size=(48, 24))
+    same = Request(wide, parse_params({"methods": ["saliency"]}))
+    large = Request(wide, parse_params({"methods": ["saliency"], "size": "original"}))
+    by_model, by_original = (replied(answer) for answer in engine().run([same, large]))
+    assert by_original.placement == Placement((48, 24), (12.0, 0.0, 36.0, 24.0)) == by_model.placement
+    body = to_json(by_original, large.params)["explanations"][0]
+    placed = decode_array(body["array"])
+    np.testing.assert_array_equal(placed[:, :, 12:36], values(by_model, "saliency"))
+    assert not placed[:, :, :12].any() and not placed[:, :, 36:].any()
+    overlay = np.asarray(image.decode(by_original.explanations[0].overlay_png))
+    assert overlay.shape == (24, 48, 3)
+    # Around what the model saw the picture is only dimmed to grey: no colour there, some inside.
+    spread = np.ptp(overlay.astype(int), axis=2)
+    assert not spread[:, :12].any() and not spread[:, 36:].any()
+    assert spread[:, 12:36].max() > 50

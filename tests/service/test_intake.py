@@ -13,7 +13,7 @@ from picturefiles import saved
 
 from convlens.errors import ConvLensError, ImageError, ImageTooLargeError, MediaTypeError, RequestError
 from convlens.image import Limits
-from convlens.service.intake import read_request
+from convlens.service.intake import read_call
 from convlens.service.request import Request, jobs
 
 PNG = saved(picture(1), "PNG")
@@ -22,7 +22,7 @@ JSON = {"content-type": "application/json"}
 
 
 def read(parts: dict[str, Any], headers: dict[str, str] | None = None, **options: Any) -> Request:
-    return read_request(parts, headers or {}, **options)
+    return read_call(parts, headers or {}, **options).requests[0]
 
 
 def refusal(parts: dict[str, Any], headers: dict[str, str] | None = None, **options: Any) -> ConvLensError:
@@ -181,7 +181,7 @@ def test_limits_hold_for_pictures_in_base64_too() -> None:
         ),
         ({"data": PNG, "Data": PNG}, "Data", "unknown part 'Data'; did you mean data?"),
         ({"file": PNG}, "file", "unknown part 'file'"),
-        ({"body": {"instances": [{"b64": BASE64}]}}, "instances", "unknown part 'instances'"),
+        ({"body": {"instance": [{"b64": BASE64}]}}, "instance", "unknown part 'instance'"),
         ({"body": {"data": BASE64, "topk": 3}}, "topk", "unknown part 'topk'"),
         ({"body": PNG, "data": PNG}, "body", "unknown part 'body'"),
     ],

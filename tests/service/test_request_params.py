@@ -59,9 +59,21 @@ def test_an_unknown_key_is_named_with_its_place_and_the_keys_there_are(
     assert error.field == field
 
 
-@pytest.mark.parametrize("key", ["deadline_ms", "size", "accept"])
-def test_keys_that_nothing_answers_to_yet_are_refused_rather_than_ignored(key: str) -> None:
-    assert refusal({key: 1}).field == key
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("deadline_ms", 0), ("deadline_ms", -1), ("deadline_ms", 1e9), ("deadline_ms", "5"), ("deadline_ms", True),
+        ("sent_at", -1.0), ("sent_at", "now"), ("size", "huge"), ("size", 224), ("accept", "text/html"),
+        ("thumbnails", 1), ("thumbnails", None),
+    ],
+)  # fmt: skip
+def test_values_that_no_request_can_mean_are_refused_by_name(key: str, value: Any) -> None:
+    assert refusal({key: value}).field == key
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "-x", "a b", "a\nb", "é", "a\x00", "x" * 129, ""])
+def test_an_id_is_a_plain_name_because_files_are_made_of_it(name: str) -> None:
+    assert refusal({"methods": [{"method": "saliency", "id": name}]}).field == "methods.0.id"
 
 
 @pytest.mark.parametrize(
