@@ -175,10 +175,14 @@ def _forget_origin(proto: onnx.ModelProto) -> None:
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
-        del value.metadata_props[:]
-    del proto.graph.metadata_props[:], proto.metadata_props[:]
-    proto.graph.doc_string = proto.doc_string = ""
+    graph = proto.graph
+    for values in (graph.input, graph.output, graph.value_info):
+        for value in values:
+            del value.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+    del graph.metadata_props[:], proto.metadata_props[:]
+    graph.doc_string = proto.doc_string = ""
 
 
 def _first_line(error: Exception) -> str:

@@ -86,5 +86,7 @@ class Live:
     def pids(self) -> dict[str, list[int]]:
         """The workers' process ids; another one means that a worker died on the way."""
         url, headers = self.server.management_url, self.server.headers("management")
-        described = {name: self.client.get(f"{url}/models/{name}", headers=headers).json() for name in (QUICK, BATCHED)}
+        described = {
+            name: self.client.get(f"{url}/models/{name}", headers=headers).json() for name in self.server.models
+        }
         return {name: [worker["pid"] for worker in model[0]["workers"]] for name, model in described.items()}

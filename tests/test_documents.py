@@ -9,13 +9,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import jsonschema
 import pytest
 import skimage
 from typer.testing import CliRunner
 
 from convlens import explain
 from convlens.cli.main import COMMANDS, build
+from convlens.service.media import Media
+from convlens.service.request import Params
+from convlens.service.schema import STATUSES, json_schema
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -128,3 +133,15 @@ def test_the_how_to_s_method_works_as_written() -> None:
         [sys.executable, "-c", block + script], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_rest_how_to_lists_every_parameter_form_and_status() -> None:
+    text = (ROOT / "docs" / "rest.md").read_text(encoding="utf-8")
+    for name in Params.model_fields:
+        assert f"\n| `{name}` |" in text
+    for form in get_args(Media):
+        assert f"\n| `{form}` |" in text
+    for code in STATUSES:
+        assert f"\n| {code} |" in text
+    (block,) = blocks("json", text)
+    jsonschema.validate(json.loads(block), {**json_schema(), "$ref": "#/$defs/ErrorBody"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from convlens.explain.graphs import GraphModel
 from convlens.gallery import Gallery
 from convlens.models import Classifier, load
 from convlens.service.graphs import graphs_beside
+from convlens.serving.entries import SUFFIX
 from convlens.serving.model_config import ArchiveOptions
 
 
@@ -32,6 +33,10 @@ def archive(
     store: Annotated[Path, typer.Option(help="Folder of archives.")] = Path("model_store"),
     version: Annotated[str, typer.Option(help="Version of the archive.")] = "1.0",
     methods: Annotated[str, typer.Option(help="What /explanations answers by itself, comma-separated.")] = "",
+    sweeps: Annotated[
+        Literal["here", "apart"],
+        typer.Option(help="apart: a second entry NAME_sweep answers what is heavy, so that predictions never wait."),
+    ] = "here",
     batch_size: Annotated[int, typer.Option(help="Most rows of one forward pass.")] = 8,
     max_batch_delay: Annotated[int, typer.Option(help="Milliseconds a request waits for others.")] = 20,
     response_timeout: Annotated[int, typer.Option(help="Seconds after which TorchServe kills a worker.")] = 120,
@@ -48,6 +53,7 @@ def archive(
         max_batch_delay_ms=max_batch_delay,
         response_timeout_s=response_timeout,
         methods=defaults,
+        sweeps_at=name + SUFFIX if sweeps == "apart" else "",
     )
     path = current_archive(
         classifier,

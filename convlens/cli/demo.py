@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from convlens import image
@@ -18,23 +16,25 @@ from convlens.cli.output import Answer, write_report
 from convlens.cli.packing import current_archive, graphs_for
 from convlens.cli.photographs import gallery_views, photographs
 from convlens.cli.table import show_table
+from convlens.client import Client
+from convlens.client.pictures import GREY
+from convlens.client.tokens import VARIABLE
 from convlens.errors import GalleryError, RequestError
 from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
 from convlens.runtime.torch_ import keep_freed_memory
 from convlens.service.request import parse_params
-from convlens.serving import rest, server
+from convlens.serving import server
 
 NAME = "convlens"
 METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"
-TOKEN = "CONVLENS_TOKEN"
 
 
 def demo(
     images: Annotated[list[Path] | None, typer.Argument(help="Pictures; default: scikit-image's photographs.")] = None,
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     url: Annotated[
-        str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${TOKEN}.")
+        str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${VARIABLE}.")
     ] = "",
     name: Annotated[str, typer.Option(help="The model's name on that server.")] = NAME,
     methods: Annotated[str, typer.Option(help="Explanations to ask for, comma-separated.")] = METHODS,
@@ -48,15 +48,18 @@ def demo(
         image.read(path)
     # Of an uncertain answer the probability tells more than the logit: what keeps this class above its rivals.
     settings = ["occlusion.score=probability"] if "occlusion" in wanted_names(methods) else []
-    params = {"methods": method_params(wanted_names(methods), settings), "output": ["array", "overlay", "heatmap"]}
+    params: dict[str, Any] = {
+        "methods": method_params(wanted_names(methods), settings),
+        "output": ["array", "overlay", "heatmap"],
+    }
     with step(f"loading {model}"):
         classifier = load(model, device="cpu")
     if url:
-        token = os.environ.get(TOKEN, "")
-        answers = _ask(url, {"Authorization": f"Bearer {token}"} if token else {}, name, paths, classifier, params)
+        with Client(url, model=name) as client:
+            answers = _ask(client, paths, classifier, params)
     else:
-        with serving(classifier, store=store) as live:
-            answers = _ask(live.inference_url, live.headers("inference"), NAME, paths, classifier, params)
+        with serving(classifier, store=store) as live, client_of(live, NAME) as client:
+            answers = _ask(client, paths, classifier, params)
     output.mkdir(parents=True, exist_ok=True)
     report = output / "report.html"
     write_report(report, answers, model=answers[0].reply.model_name if url else classifier.spec.name)
@@ -79,9 +82,14 @@ def say(message: str) -> None:
 
 def probe(live: server.Server) -> None:
     """A tiny inference: a server that says it is ready has not yet shown that it can answer."""
-    grey = image.encode_png(np.full((8, 8, 3), 128, np.uint8))
     for model in live.models:
-        rest.explain(live.inference_url, grey, model=model, params={"methods": []}, headers=live.headers("inference"))
+        with client_of(live, model) as client:
+            client.predict(GREY)
+
+
+def client_of(live: server.Server, model: str) -> Client:
+    """A client of one of the server's models, with its token where it asks for one."""
+    return Client(live.inference_url, model=model, key_file=live.key_file if live.auth else None)
 
 
 def gallery_for(classifier: Classifier, folder: Path = Path(".convlens") / "demo-gallery") -> Path:
@@ -96,20 +104,13 @@ def gallery_for(classifier: Classifier, folder: Path = Path(".convlens") / "demo
     return folder
 
 
-def _ask(
-    url: str,
-    headers: dict[str, str],
-    name: str,
-    paths: Sequence[Path],
-    classifier: Classifier,
-    params: dict[str, object],
-) -> list[Answer]:
+def _ask(client: Client, paths: Sequence[Path], classifier: Classifier, params: dict[str, Any]) -> list[Answer]:
     answers = []
     with counted("explaining over REST", len(paths)) as bar:
         for path in paths:
-            reply = rest.explain(url, path.read_bytes(), model=name, params=params, headers=headers)
+            reply = client.explain(path, **params)
             if reply.weights_sha256 != classifier.spec.weights_sha256:
-                raise RequestError(f"{url} serves other weights than {classifier.source}; name its model by --model")
+                raise RequestError(f"{client} serves other weights than {classifier.source}; name its model by --model")
             view_HWC = image.prepare(image.read(path), classifier.spec).view_HWC
             answers.append(Answer(path.name, image.encode_png(view_HWC), reply, parse_params(params)))
             bar.advance(bar.task_ids[0])

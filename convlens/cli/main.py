@@ -19,10 +19,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gallery": ("gallery:app", "Galleries for nearest neighbours."),
     "features": ("features:features", "Write the features of many pictures; goes on where a kill cut it short."),
     "models": ("models:models", "List the models by name, or show the spec of one."),
+    "receptive-field": ("receptive_field:receptive_field", "Which pixels the units of each layer look at."),
+    "filters": ("filters:filters", "Draw the filters of a convolution, of several models side by side."),
+    "activations": ("activations:activations", "Draw what a picture makes the channels of a layer say."),
     "archive": ("archive:archive", "Build NAME.mar, which TorchServe serves."),
     "export": ("export:export", "Write ONNX graphs that agreed with torch before they got their name."),
     "serve": ("serve:serve", "Serve an archive on 127.0.0.1 until Ctrl-C."),
     "token": ("serve:token", "Print the token of the server that `convlens serve` started."),
+    "query": ("query:query", "Ask a running server, over REST or gRPC."),
+    "probe": ("probe:probe", "Whether a server answers a tiny inference; for health checks."),
     "demo": ("demo:demo", "Serve, explain photographs over REST, write a report, stop the server."),
 }
 

@@ -17,6 +17,7 @@ from convlens.cli.packing import current_archive, graphs_for
 from convlens.errors import ServerError
 from convlens.models import load
 from convlens.serving import config, server
+from convlens.serving.entries import entries
 from convlens.serving.server import Server
 
 RUN_DIR = Path(".convlens") / "server"
@@ -35,7 +36,7 @@ def serve(
     path = archive or _default_archive(model, store)
     ports = replace(config.free_ports(), inference=port)
     with server.running(
-        archives={path.stem: path}, run_dir=RUN_DIR, ports=ports, auth=auth, probe=probe, on_step=say
+        archives=entries(path, name=path.stem), run_dir=RUN_DIR, ports=ports, auth=auth, probe=probe, on_step=say
     ) as live:
         out.print(lines_to_try(live), markup=False, highlight=False, soft_wrap=True)
         try:

@@ -68,6 +68,10 @@ class Forward(ABC):
     def record(self) -> None:
         """Make ready for gradients now, where that takes another forward, because they will be asked for."""
 
+    @abstractmethod
+    def release(self) -> None:
+        """Let go of what only gradients need, for nobody will ask for more; asked all the same, it is made again."""
+
     @property
     @abstractmethod
     def logits_NK(self) -> Floats:

@@ -57,6 +57,9 @@ class ForwardPass(Forward):
     def record(self) -> None:
         self._shared.record()
 
+    def release(self) -> None:
+        self._shared.release()
+
     @property
     def logits_NK(self) -> Floats:
         return finite(self._shared.logits_NK[self._rows])
@@ -117,6 +120,9 @@ class _Shared:
             with torch.enable_grad(), self._rules:
                 self._graph = x, self._forward(x)
 
+    def release(self) -> None:
+        self._graph = None
+
     def gradient(self, rule: ReluRule, rows: Ints, target_N: Ints, kind: ScoreKind, method: str) -> Tensor:
         self.record()
         x, logits_NK = _require(self._graph)
@@ -146,7 +152,8 @@ class _Shared:
             logits_NK: Tensor = tap.module(x)
         self.forwards += 1
         self._logits_NK = logits_NK.detach().cpu().numpy()
-        self._embedding_ND = pooled(tap.inputs[layer].detach()).cpu().numpy()
+        # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
+        self._embedding_ND = pooled(tap.inputs.pop(layer).detach()).cpu().numpy()
         return logits_NK
 
 

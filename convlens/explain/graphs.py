@@ -105,6 +105,9 @@ class GraphForward(Forward):
     def record(self) -> None:
         """Nothing to do: a graph of gradients makes its own forward."""
 
+    def release(self) -> None:
+        """Nothing to do: nor does it leave anything behind."""
+
     @property
     def logits_NK(self) -> Floats:
         return finite(self._shared.outputs[0][self._rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -11,6 +12,8 @@ from annotated_types import Interval
 
 from convlens.explain.forward import ForwardPass
 from convlens.explain.registry import explainer
+from convlens.explain.watched import Watched
+from convlens.runtime.memory import with_less
 from convlens.types import Attribution, Floats, Ints
 
 BATCH = 16
@@ -25,6 +28,7 @@ TOLERATED = 0.1  # of the rise
     shows="each pixel's share of the score's rise from a grey picture to this one; the shares add up to it.",
     does_not_show="anything where the picture equals the baseline: mean-grey regions always get zero.",
     cost=lambda options, _: 3.0 * options["steps"],
+    cheaper=lambda options: ("steps", range(options["steps"] - 1, 1, -1)),
 )
 def integrated_gradients(
     forward: ForwardPass,
@@ -40,7 +44,7 @@ def integrated_gradients(
     Gauss–Legendre quadrature with ``steps`` nodes, by captum. arXiv:1703.01365.
     """
     started = time.perf_counter()
-    rows = [_one(forward, n, int(target_N[n]), steps, baseline) for n in range(len(forward))]
+    rows = [with_less(partial(_one, forward, n, int(target_N[n]), steps, baseline), BATCH) for n in range(len(forward))]
     values_NCHW = torch.cat([values for values, _ in rows])
     gap_N: Floats = torch.cat([gap for _, gap in rows]).cpu().numpy()
     options = {"steps": steps, "baseline": baseline}
@@ -49,19 +53,21 @@ def integrated_gradients(
     return forward.attribution("integrated_gradients", values_NCHW, target_N, options, meta, {"gap_N": gap_N})
 
 
-def _one(forward: ForwardPass, n: int, target: int, steps: int, baseline: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _one(
+    forward: ForwardPass, n: int, target: int, steps: int, baseline: float, batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     from captum.attr import IntegratedGradients  # on first use: it is slow to import and brings matplotlib
 
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
     # Row by row: captum would cut steps × rows into batches whose make-up, and so the last digits, depend on the
     # neighbours.
-    values, gap = IntegratedGradients(forward.classifier.module).attribute(
+    values, gap = IntegratedGradients(Watched(forward, "integrated_gradients", steps)).attribute(
         x_NCHW,
         baselines=baseline,
         target=target,
         n_steps=steps,
         method="gausslegendre",
-        internal_batch_size=BATCH,
+        internal_batch_size=batch,
         return_convergence_delta=True,
     )
     return values.detach(), gap.detach()

@@ -15,6 +15,7 @@ from convlens.errors import RequestError
 from convlens.explain.base import Forward
 from convlens.explain.half import half_sweep
 from convlens.explain.registry import explainer
+from convlens.explain.sweeps import Sweeps
 from convlens.explain.windows import Windows
 from convlens.runtime.contract import Precision, Strategy
 from convlens.types import Attribution, Floats, Ints, ScoreKind, Step
@@ -30,6 +31,20 @@ def _cost(options: Mapping[str, Any], side: int) -> float:
     return sum(len(Windows(side, side, size, options["stride"])) for size in _sizes(options["window"]))
 
 
+def _pace(options: Mapping[str, Any], side: int, sweeps: Sweeps) -> str:
+    """Which ways it would take now: some are many times faster than others."""
+    names = []
+    for size in _sizes(options["window"]):
+        windows = Windows(side, side, size, options["stride"])
+        way = sweeps.choose(windows, strategy=options["strategy"], precision=options["precision"])
+        names.append(f"{way.name} {way.kind}" if way else "")
+    return ", ".join(dict.fromkeys(names))
+
+
+def _cheaper(options: Mapping[str, Any]) -> tuple[str, range]:
+    return "stride", range(options["stride"] + 1, min(_sizes(options["window"])) + 1)
+
+
 @explainer(
     "occlusion",
     title="Occlusion",
@@ -38,6 +53,8 @@ def _cost(options: Mapping[str, Any], side: int) -> float:
     shows="how far the score falls when a part of the picture is hidden: what the answer really rests on.",
     does_not_show="evidence that is there twice (hiding one copy costs nothing), nor detail finer than the window.",
     cost=_cost,
+    pace=_pace,
+    cheaper=_cheaper,
 )
 def occlusion(
     forward: Forward,

@@ -13,23 +13,36 @@ from typing import Any, Literal, get_type_hints
 from convlens.errors import RequestError, UnsupportedModelError, near_matches
 from convlens.explain.base import Forward
 from convlens.explain.forward import ForwardPass
+from convlens.explain.sweeps import Sweeps
 from convlens.types import Ints, Result
 
 Needs = Literal["gradient", "scores", "embedding", "model"]
 Drawing = Literal["magnitude", "signed", "picture", "thumbnails"]
 Explainer = Callable[..., Result]
 Cost = Callable[[Mapping[str, Any], int], float]
+Pace = Callable[[Mapping[str, Any], int, Sweeps], str]
+Cheaper = Callable[[Mapping[str, Any]], tuple[str, range]]
 
 
 def _few_forwards(_: Mapping[str, Any], __: int) -> float:
     return 3.0  # one forward and one backward, which costs about two
 
 
+def _one_pace(_: Mapping[str, Any], __: int, ___: Sweeps) -> str:
+    return ""
+
+
+def _nothing_cheaper(_: Mapping[str, Any]) -> tuple[str, range]:
+    return "", range(0)
+
+
 @dataclass(frozen=True)
 class Method:
     """``needs`` tells the engine what to share between rows, ``drawing`` how the raw values become a picture.
 
-    ``cost(options, side)`` estimates the work on one picture of ``side`` pixels, in forward passes.
+    ``cost(options, side)`` estimates the work on one picture of ``side`` pixels, in forward passes; calls of the same
+    ``pace(options, side, sweeps)`` take about the same seconds for that. ``cheaper(options)`` names the option that
+    makes it cheaper, and its values from the next cheaper one to the cheapest.
     """
 
     name: str
@@ -40,6 +53,8 @@ class Method:
     shows: str
     does_not_show: str
     cost: Cost
+    pace: Pace
+    cheaper: Cheaper
 
     @functools.cached_property
     def options(self) -> Mapping[str, tuple[Any, Any]]:
@@ -61,11 +76,13 @@ def explainer(
     shows: str,
     does_not_show: str,
     cost: Cost = _few_forwards,
+    pace: Pace = _one_pace,
+    cheaper: Cheaper = _nothing_cheaper,
 ) -> Callable[[Explainer], Explainer]:
     """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``."""
 
     def register(function: Explainer) -> Explainer:
-        _METHODS[name] = Method(name, title, function, needs, drawing, shows, does_not_show, cost)
+        _METHODS[name] = Method(name, title, function, needs, drawing, shows, does_not_show, cost, pace, cheaper)
         return function
 
     return register

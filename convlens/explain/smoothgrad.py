@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -10,7 +11,9 @@ from annotated_types import Interval
 
 from convlens.explain.forward import ForwardPass
 from convlens.explain.registry import explainer
+from convlens.explain.watched import Watched
 from convlens.instrument import own_randomness
+from convlens.runtime.memory import with_less
 from convlens.types import Attribution, Ints
 
 BATCH = 16
@@ -24,6 +27,7 @@ BATCH = 16
     shows="saliency averaged over noisy copies of the picture: what stays when the gradient's flicker is gone.",
     does_not_show="the network's answer to this very picture: every sample is another, noisier one.",
     cost=lambda options, _: 3.0 * options["samples"],
+    cheaper=lambda options: ("samples", range(options["samples"] - 1, 0, -1)),
 )
 def smoothgrad(
     forward: ForwardPass,
@@ -39,24 +43,26 @@ def smoothgrad(
     min, normalised). ``seed`` makes the noise; a row's noise does not depend on the batch it came in.
     """
     started = time.perf_counter()
-    rows = [_one(forward, n, int(target_N[n]), samples, noise, seed) for n in range(len(forward))]
+    rows = [
+        with_less(partial(_one, forward, n, int(target_N[n]), samples, noise, seed), BATCH) for n in range(len(forward))
+    ]
     options = {"samples": samples, "noise": noise, "seed": seed}
     meta = forward.meta("logit", started=started, runtime="torch+captum", seed=seed)
     return forward.attribution("smoothgrad", torch.cat(rows), target_N, options, meta)
 
 
-def _one(forward: ForwardPass, n: int, target: int, samples: int, noise: float, seed: int) -> torch.Tensor:
+def _one(forward: ForwardPass, n: int, target: int, samples: int, noise: float, seed: int, batch: int) -> torch.Tensor:
     from captum.attr import NoiseTunnel, Saliency  # on first use: it is slow to import and brings matplotlib
 
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
-    tunnel = NoiseTunnel(Saliency(forward.classifier.module))
+    tunnel = NoiseTunnel(Saliency(Watched(forward, "smoothgrad", samples)))
     deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
     with own_randomness(seed, forward.device):
         values: torch.Tensor = tunnel.attribute(
             x_NCHW,
             nt_type="smoothgrad",
             nt_samples=samples,
-            nt_samples_batch_size=min(BATCH, samples),
+            nt_samples_batch_size=min(batch, samples),
             stdevs=deviation,
             target=target,
             abs=False,

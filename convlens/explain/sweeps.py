@@ -11,6 +11,7 @@ from convlens.errors import RequestError
 from convlens.explain.ways import OnWindows, Way
 from convlens.explain.windows import Windows
 from convlens.runtime.contract import Precision, Strategy
+from convlens.runtime.memory import RAISED, free, out_of_memory
 from convlens.types import Floats, ScoreKind
 
 
@@ -71,8 +72,18 @@ class Sweeps:
         score: ScoreKind,
         on_windows: OnWindows,
     ) -> Floats:
-        """The scores by this way; how long it took is remembered."""
+        """The scores by this way; how long it took is remembered.
+
+        Where memory does not suffice for a graph of the whole sweep, the windows go in batches, which need less.
+        """
         started = time.perf_counter()
-        score_RQ = way.scores(x_CHW, target, windows, fill, score, on_windows)
-        self._seconds[way, windows.window] = (time.perf_counter() - started) / len(windows)
-        return score_RQ
+        try:
+            score_RQ = way.scores(x_CHW, target, windows, fill, score, on_windows)
+        except RAISED as error:
+            if not out_of_memory(error) or way.kind == "batches" or way.precision != self.reference.precision:
+                raise
+        else:
+            self._seconds[way, windows.window] = (time.perf_counter() - started) / len(windows)
+            return score_RQ
+        free()
+        return self.reference.scores(x_CHW, target, windows, fill, score, on_windows)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.errors import OutOfMemoryError
 from convlens.explain.scores import Scorer, finite, scores_of
 from convlens.explain.windows import Windows
 from convlens.runtime.contract import GraphContract, Precision, Strategy
+from convlens.runtime.memory import RAISED, free, out_of_memory
 from convlens.types import Floats, ScoreKind
 
 BATCH = 32
@@ -96,23 +96,23 @@ class Batches:
         score: ScoreKind,
         on_windows: OnWindows,
     ) -> Floats:
-        parts = []
-        for chunk in _chunks(corners, BATCH):
-            logits_BK = finite(self._logits(x_CHW, chunk, window, fill))
+        parts, done, size = [], 0, BATCH
+        while done < len(corners):
+            logits_BK = finite(self._logits(x_CHW, corners[done : done + size], window, fill))
             parts.append(scores_of(logits_BK, score)[:, target])
-            on_windows(len(chunk))
+            done, size = done + len(logits_BK), min(size, len(logits_BK))
+            on_windows(len(logits_BK))
         return np.concatenate(parts)
 
     def _logits(self, x_CHW: Tensor, corners: Sequence[Corner], window: int, fill: float) -> Floats:
-        """In halves where memory does not suffice for all at once."""
+        """Of all, or of the first quarter where memory does not suffice for all at once, or of a quarter of that."""
         try:
             return self._scorer.logits(hidden(x_CHW, corners, window, fill))
-        except (torch.OutOfMemoryError, OutOfMemoryError):
-            if len(corners) == 1:
+        except RAISED as error:
+            if len(corners) == 1 or not out_of_memory(error):
                 raise
-        middle = len(corners) // 2
-        halves = corners[:middle], corners[middle:]
-        return np.concatenate([self._logits(x_CHW, half, window, fill) for half in halves])
+        free()  # here, where the failed try's tensors are gone with its traceback
+        return self._logits(x_CHW, corners[: max(1, len(corners) // 4)], window, fill)
 
 
 class InGraph:
@@ -154,11 +154,6 @@ def hidden(x_CHW: Tensor, corners: Sequence[Corner], window: int, fill: float) -
     for copy_CHW, (top, left) in zip(x_BCHW, corners, strict=True):
         copy_CHW[:, top : top + window, left : left + window] = fill
     return x_BCHW
-
-
-def _chunks(corners: Sequence[Corner], size: int) -> Iterator[Sequence[Corner]]:
-    for start in range(0, len(corners), size):
-        yield corners[start : start + size]
 
 
 def _unheard(windows: int) -> None:

@@ -31,9 +31,9 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
     """
     tap = Tap(private_tree(module))
     for name in inputs:
-        _layer(tap.module, name).register_forward_pre_hook(_catch_input(tap, name))
+        _layer(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
     for name in outputs:
-        _layer(tap.module, name).register_forward_hook(_catch_output(tap, name))
+        _layer(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
     yield tap
     for name, caught in [*((n, tap.inputs) for n in inputs), *((n, tap.outputs) for n in outputs)]:
         if name not in caught:
@@ -49,19 +49,21 @@ def _layer(module: nn.Module, name: str) -> nn.Module:
     return layer
 
 
-def _catch_input(tap: Tap, name: str) -> Any:
+# The hooks know the dict and not the tap: tap -> module -> hook -> tap would be a cycle, and what was caught, with the
+# whole recorded graph behind it, would stay until the collector comes by.
+def _catch_input(caught: dict[str, Tensor], name: str) -> Any:
     def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        tap.inputs[name] = given[0].clone()
+        caught[name] = given[0].clone()
 
     return hook
 
 
-def _catch_output(tap: Tap, name: str) -> Any:
+def _catch_output(caught: dict[str, Tensor], name: str) -> Any:
     def hook(_: nn.Module, __: Any, out: Any) -> None:
         if not isinstance(out, Tensor):
             raise RequestError(
                 f"layer {name!r} gives a {type(out).__name__} and no tensor; choose another", field="layer"
             )
-        tap.outputs[name] = out.clone()
+        caught[name] = out.clone()
 
     return hook

@@ -9,17 +9,36 @@ from dataclasses import dataclass, field
 
 from convlens import explain
 from convlens.errors import ConvLensError
+from convlens.service.arrival import Arrival
 from convlens.service.request import Job, Request
+from convlens.service.seen import MethodReport
 from convlens.types import Bytes8, Explanation, Floats, Placement, Prediction
+
+# Forward passes: what costs more has windows or samples to go through, one picture after another.
+HEAVY = 10.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job and what the engine knows of it: its class, None for the predicted one, and its cost in forward passes."""
+
+    job: Job
+    target: int | None
+    cost: float
+
+    @property
+    def heavy(self) -> bool:
+        return self.cost > HEAVY
 
 
 @dataclass
 class Row:
-    """One request on its way through the engine. ``targets`` go with ``jobs``; None means the predicted class."""
+    """One request on its way through the engine. ``seconds`` is what it was expected to take, 0 where nobody asked."""
 
     request: Request
-    jobs: list[Job]
-    targets: list[int | None]
+    arrival: Arrival
+    tasks: list[Task]
+    seconds: float
     x_CHW: Floats
     view_HWC: Bytes8
     placement: Placement
@@ -27,20 +46,28 @@ class Row:
     warnings: list[str] = field(default_factory=list)
     predictions: tuple[Prediction, ...] = ()
     explanations: dict[str, Explanation] = field(default_factory=dict)
+    methods: list[MethodReport] = field(default_factory=list)
     error: ConvLensError | None = None
 
     @property
     def wants_gradient(self) -> bool:
-        return any(explain.get(job.method).needs == "gradient" for job in self.jobs)
+        return any(explain.get(task.job.method).needs == "gradient" for task in self.tasks)
+
+    @property
+    def heavy(self) -> bool:
+        return any(task.heavy for task in self.tasks)
 
 
 @dataclass(frozen=True)
 class Share:
-    """One row's part in a call of a method: which row of the batch, which job, which class."""
+    """One row's part in a call of a method: which row of the batch, which task."""
 
     n: int
-    job: Job
-    target: int | None
+    task: Task
+
+    @property
+    def job(self) -> Job:
+        return self.task.job
 
 
 def by_kind(rows: Iterable[Row]) -> list[list[Row]]:
@@ -51,14 +78,21 @@ def by_kind(rows: Iterable[Row]) -> list[list[Row]]:
     return list(kinds.values())
 
 
-def shared_calls(rows: list[Row]) -> list[list[Share]]:
+def light_calls(rows: list[Row]) -> list[list[Share]]:
     """Jobs of the same method with the same options, at most one of each row, in the order they were asked."""
     calls: dict[tuple[str, str, int], list[Share]] = defaultdict(list)
     for n, row in enumerate(rows):
         seen: Counter[tuple[str, str]] = Counter()
-        for job, target in zip(row.jobs, row.targets, strict=True):
-            key = job.method, json.dumps(dict(job.options), sort_keys=True)
+        for task in row.tasks:
+            if task.heavy:
+                continue
+            key = task.job.method, json.dumps(dict(task.job.options), sort_keys=True)
             # The same method twice on one row, for two classes, takes two calls: their gradients would add up.
-            calls[(*key, seen[key])].append(Share(n, job, target))
+            calls[(*key, seen[key])].append(Share(n, task))
             seen[key] += 1
     return list(calls.values())
+
+
+def heavy_calls(rows: list[Row]) -> list[list[Share]]:
+    """Jobs with windows or samples: each alone, for that costs nothing and lets any be refused or stopped by itself."""
+    return [[Share(n, task)] for n, row in enumerate(rows) for task in row.tasks if task.heavy]

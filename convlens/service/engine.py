@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from convlens import explain, image
-from convlens.errors import ConvLensError, GalleryError, OutOfMemoryError, RequestError
+from convlens.errors import ConvLensError, GalleryError
 from convlens.explain.base import Forward, OnStep, ignore
-from convlens.explain.scores import scores_of
 from convlens.gallery import Gallery
 from convlens.models import find_class
-from convlens.service import draw
-from convlens.service.batch import Row, Share, by_kind, shared_calls
+from convlens.service.arrival import Arrival, arrived
+from convlens.service.asking import asked
+from convlens.service.attempts import attempt
+from convlens.service.batch import Row, Task
+from convlens.service.budget import Budget
+from convlens.service.cost import Costs
 from convlens.service.model import Model, forward_of, sweeps_for
-from convlens.service.request import Job, Request, at, jobs
-from convlens.types import Attribution, Bytes8, Explanation, Placement, Prediction, Reply, Result, Step
+from convlens.service.options import EngineOptions
+from convlens.service.planning import Planner
+from convlens.service.request import Job, Params, Request, at
+from convlens.service.running import Run
+from convlens.service.seen import OnRow, RowReport, unseen
+from convlens.types import Floats, Placement, Reply
 
 if TYPE_CHECKING:
     from convlens.runtime.graphs import Graphs
 
-_log = logging.getLogger(__name__)
-T = TypeVar("T")
-P = ParamSpec("P")
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """``default_methods`` answer a request that asks to be explained but names no method.
-
-    ``max_cost`` bounds the work on one request, in forward passes; more is refused before it starts.
-    """
-
-    name: str = "convlens"
-    version: str = "1.0"
-    default_methods: tuple[str, ...] = ("saliency", "guided_backprop", "occlusion")
-    max_cost: float = 2_000.0
+__all__ = ["Engine", "EngineOptions"]
 
 
 class Engine:
@@ -65,45 +54,76 @@ class Engine:
         self.gallery = gallery
         self.sweeps = sweeps_for(model, graphs)
         self.options = options or EngineOptions()
+        self.costs = Costs()
+        self._planner = Planner(
+            self.options, model.spec.crop, self.costs, calibrate=self.calibrate, sweeps=lambda: self.sweeps
+        )
         for name in self.options.default_methods:
             if explain.get(name).needs == "embedding" and gallery is None:
                 raise GalleryError(f"{name} is a default method, but there is no gallery; give one or leave it out")
         if gallery is not None:
             gallery.require_weights(model.spec.weights_sha256)
 
-    def run(self, requests: Sequence[Request], *, on_step: OnStep = ignore) -> list[Reply | ConvLensError]:
+    def run(
+        self, requests: Sequence[Request], *, on_step: OnStep = ignore, on_row: OnRow = unseen
+    ) -> list[Reply | ConvLensError]:
         """The answer to each request, in their order: a Reply, or the error that its row ran into.
 
-        ``on_step`` is told each stage as it begins, "predictions", then the methods' names, and in sweeps how many
-        windows are done.
+        Nothing is answered before the whole batch is; so rows are let in only as far as the batch stays within
+        ``max_seconds``, cheap ones first. ``on_step`` is told each stage as it begins, "predictions", then the methods'
+        names, and in sweeps how many windows are done; ``on_row`` what became of each request, at the end.
         """
-        started = time.perf_counter()
-        answers: dict[int, Reply | ConvLensError] = {}
-        rows: dict[int, Row] = {}
-        for n, request in enumerate(requests):
-            row = _attempt(self._prepare, request)
-            if isinstance(row, ConvLensError):
-                answers[n] = row
-            else:
-                rows[n] = row
-        prepared = time.perf_counter()
-        for group in by_kind(rows.values()):
-            self._run_group(group, on_step)
-        timing_ms = {"prepare": _ms(started, prepared), "explain": _ms(prepared, time.perf_counter())}
-        for n, row in rows.items():
-            answers[n] = row.error or self._reply(row, timing_ms)
-        return [answers[n] for n in range(len(requests))]
+        started, clock = time.perf_counter(), time.time()
+        budget = Budget(self.options.max_seconds, started=started)
+        arrivals = [arrived(request, started=started, clock=clock) for request in requests]
+        timed = self.options.max_seconds is not None or any(arrival.due is not None for arrival in arrivals)
+        prepared = [attempt(self._prepare, *given, timed) for given in zip(requests, arrivals, strict=True)]
+        rows = [row for row in prepared if isinstance(row, Row)]
+        budget.admit(rows)
+        explaining = time.perf_counter()
+        Run(self._forward, planner=self._planner, costs=self.costs, budget=budget, on_step=on_step).through(rows)
+        ended = time.perf_counter()
+        timing_ms = {"prepare": _ms(started, explaining), "explain": _ms(explaining, ended)}
+        answers = [(row.error or self._reply(row, timing_ms)) if isinstance(row, Row) else row for row in prepared]
+        for request, arrival, row, answer in zip(requests, arrivals, prepared, answers, strict=True):
+            methods = tuple(row.methods) if isinstance(row, Row) else ()
+            error = answer if isinstance(answer, ConvLensError) else None
+            on_row(RowReport(request.params.request_id, methods, arrival.waited_s, ended - started, error))
+        return answers
+
+    def calibrate(self) -> None:
+        """Measure what a forward pass takes, by a few of them: about a tenth of a second.
+
+        To be called at start-up; otherwise the first request does that has a limit of time. ModelError where the model
+        cannot answer.
+        """
+        x_NCHW = np.zeros((1, 3, self.model.spec.crop, self.model.spec.crop), np.float32)
+        self.costs.calibrate(lambda: self._forward(x_NCHW, ignore).embedding_ND)
+
+    def estimate(self, params: Params) -> float:
+        """Seconds that answering would take on an idle worker, for a picture of the model's size.
+
+        RequestError for what this engine does not answer.
+        """
+        jobs = [job for job, _ in asked(params, self.options, self.model.spec.crop)[0]]
+        return self._planner.seconds(jobs, params, self.model.spec.crop**2)
+
+    def _forward(self, x_NCHW: Floats, on_step: OnStep) -> Forward:
+        return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
 
     # --- one row in -------------------------------------------------------------------------------------------------
 
-    def _prepare(self, request: Request) -> Row:
+    def _prepare(self, request: Request, arrival: Arrival, timed: bool) -> Row:
         spec = self.model.spec
-        wanted = jobs(request.params, self.options.default_methods)
-        self._check_cost(wanted)
-        targets = [self._target(job) for job in wanted]
+        arrival.require(0.0, now=time.perf_counter())
+        wanted, warnings = asked(request.params, self.options, spec.crop)
+        tasks = [Task(job, self._target(job), cost) for job, cost in wanted]
+        self._planner.require_cost(tasks)
+        seconds = self._planner.require_seconds(request, arrival, [task.job for task in tasks]) if timed else 0.0
         prepared = image.prepare(request.picture, spec)
         placement = Placement(request.picture.size, prepared.box)
-        row = Row(request, wanted, targets, prepared.x_CHW, prepared.view_HWC, placement)
+        row = Row(request, arrival, tasks, seconds, prepared.x_CHW, prepared.view_HWC, placement)
+        row.warnings += [*([arrival.warning] if arrival.warning else []), *warnings]
         if min(request.picture.size) < spec.crop:
             size = "×".join(map(str, request.picture.size))
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
@@ -112,115 +132,6 @@ class Engine:
     def _target(self, job: Job) -> int | None:
         with at(job.target_place):
             return None if job.target is None else find_class(self.model.spec.labels, job.target)
-
-    def _check_cost(self, wanted: Sequence[Job]) -> None:
-        cost = 0.0
-        for job in wanted:
-            with at(job.place):
-                cost += explain.get(job.method).cost(job.options, self.model.spec.crop)
-        if cost > self.options.max_cost:
-            raise RequestError(
-                f"this request costs about {cost:.0f} forward passes and {self.options.max_cost:.0f} are allowed; "
-                "use a larger stride, fewer samples or fewer methods",
-                field="methods",
-            )
-
-    # --- a batch through --------------------------------------------------------------------------------------------
-
-    def _run_group(self, rows: list[Row], on_step: OnStep) -> None:
-        on_step(Step("predictions"))
-        forward = _attempt(self._predict, rows, on_step)
-        if isinstance(forward, ConvLensError):
-            self._run_alone(forward, rows, on_step)
-            return
-        for call in shared_calls(rows):
-            on_step(Step(call[0].job.method))
-            self._explain(forward, rows, call)
-
-    def _run_alone(self, failure: ConvLensError, rows: list[Row], on_step: OnStep) -> None:
-        if len(rows) == 1:
-            rows[0].error = failure
-            return
-        for row in rows:
-            self._run_group([row], on_step)
-
-    def _forward(self, rows: list[Row], on_step: OnStep = ignore) -> Forward:
-        x_NCHW = np.stack([row.x_CHW for row in rows])
-        return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
-
-    def _predict(self, rows: list[Row], on_step: OnStep) -> Forward:
-        """The forward pass of these rows, made, and their predictions; a row without finite scores gets its error."""
-        forward = self._forward(rows, on_step)
-        if rows[0].wants_gradient:
-            forward.record()
-        _ = forward.embedding_ND  # makes the forward now: where it fails, no row is to blame yet
-        for n, row in enumerate(rows):
-            row.runtime = forward.runtime
-            top = _attempt(self._top, forward.select([n]), row.request.params.topk)
-            if isinstance(top, ConvLensError):
-                row.error = top
-            else:
-                row.predictions = top
-        return forward
-
-    def _top(self, forward: Forward, most: int) -> tuple[Prediction, ...]:
-        labels, logits_K = self.model.spec.labels, forward.logits_NK[0]
-        probability_K = scores_of(logits_K[None].astype(np.float64), "probability")[0]
-        # A stable sort: equal logits come in the order of their class index.
-        best = np.argsort(-logits_K, kind="stable")[:most]
-        return tuple(Prediction(int(k), labels[k], float(probability_K[k]), float(logits_K[k])) for k in best)
-
-    def _explain(self, forward: Forward, rows: list[Row], call: list[Share]) -> None:
-        call = [share for share in call if rows[share.n].error is None]
-        if not call:
-            return
-        started = time.perf_counter()
-        result = _attempt(_call, forward, call)
-        if isinstance(result, ConvLensError):
-            self._explain_alone(result, rows, call)
-            return
-        share_ms = _ms(started, time.perf_counter()) / len(call)
-        for position, share in enumerate(call):
-            self._keep(rows[share.n], share.job, result.row(position), share_ms)
-
-    def _explain_alone(self, failure: ConvLensError, rows: list[Row], call: list[Share]) -> None:
-        """What failed once more, each row in a forward pass of its own: smaller, and free of its neighbours' faults."""
-        if len(rows) == 1 or (len(call) == 1 and isinstance(failure, RequestError)):
-            rows[call[0].n].error = failure
-            return
-        for share in call:
-            row = rows[share.n]
-            forward = _attempt(self._forward, [row])
-            if isinstance(forward, ConvLensError):
-                row.error = forward
-            else:
-                self._explain(forward, [row], [replace(share, n=0)])
-
-    def _keep(self, row: Row, job: Job, result: Result, milliseconds: float) -> None:
-        explanation = _attempt(self._explanation, row, job, result, milliseconds)
-        if isinstance(explanation, ConvLensError):
-            row.error = explanation
-        else:
-            row.explanations[job.id] = explanation
-
-    def _explanation(self, row: Row, job: Job, result: Result, milliseconds: float) -> Explanation:
-        if not isinstance(result, Attribution):
-            return Explanation(job.id, job.method, result, "", milliseconds)
-        wanted = row.request.params.output
-        return Explanation(
-            job.id,
-            job.method,
-            result,
-            self.model.spec.labels[int(result.target_N[0])],
-            milliseconds,
-            image.encode_png(self._overlay(row, result)) if "overlay" in wanted else b"",
-            image.encode_png(draw.heatmap(result)) if "heatmap" in wanted else b"",
-        )
-
-    def _overlay(self, row: Row, result: Attribution) -> Bytes8:
-        if row.request.params.size == "model":
-            return draw.overlay(result, row.view_HWC)
-        return draw.overlay_at_place(result, np.asarray(row.request.picture), row.placement)
 
     # --- one row out ------------------------------------------------------------------------------------------------
 
@@ -233,38 +144,11 @@ class Engine:
             device=str(self.model.device),
             runtime=row.runtime,
             predictions=row.predictions,
-            explanations=tuple(row.explanations[job.id] for job in row.jobs),
+            explanations=tuple(row.explanations[task.job.id] for task in row.tasks),
             warnings=tuple(row.warnings),
             timing_ms=timing_ms,
             placement=row.placement,
         )
-
-
-def _call(forward: Forward, call: list[Share]) -> Result:
-    """One call of a method for all rows that share it, each with the class it names or the predicted one."""
-    selected, job = forward.select([share.n for share in call]), call[0].job
-    best = selected.targets(None)
-    target_N = [best[i] if share.target is None else share.target for i, share in enumerate(call)]
-    with at(job.place):
-        return explain.run(job.method, selected, target_N, job.options)
-
-
-def _attempt(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | ConvLensError:
-    """What the action returns, or as an error what it raises."""
-    try:
-        return action(*args, **kwargs)
-    except ConvLensError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - the boundary: a fault in one row must not take its neighbours down
-        if _out_of_memory(error):
-            return OutOfMemoryError("the device has not enough memory for this request; ask for less at a time")
-        _log.exception("a request failed")
-        return ConvLensError("internal error while answering this request; the server's log has the details")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _ms(start: float, end: float) -> float:

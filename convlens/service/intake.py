@@ -57,7 +57,7 @@ def read_call(
     if version_of(parts):
         envelope, pictures = unwrapped(parts)
     else:
-        envelope, pictures = PLAIN, [("", parts)]
+        envelope, pictures = PLAIN, [("", dict(parts))]
     route = _Route(explain, path_method, _header(headers, "accept"), _sent_at(_header(headers, "x-request-start")))
     requests = []
     for place, one in pictures:

@@ -44,6 +44,9 @@ def _bare_name(given: object) -> object:
     return {"method": given} if isinstance(given, str) else given
 
 
+NamedOrFull = Annotated[MethodParams, BeforeValidator(_bare_name, json_schema_input_type=Name | MethodParams)]
+
+
 class Params(BaseModel):
     """The parameters of one request; every one has a default, so that a bare picture is a whole request.
 
@@ -61,7 +64,7 @@ class Params(BaseModel):
     explain: bool = False
     topk: int = Field(default=5, ge=1, le=100)
     target: Target | None = None
-    methods: Annotated[list[Annotated[MethodParams, BeforeValidator(_bare_name)]], Field(max_length=16)] | None = None
+    methods: Annotated[list[NamedOrFull], Field(max_length=16)] | None = None
     output: Annotated[list[Output], Field(max_length=3)] = Field(default=["array", "overlay"])
     dtype: Dtype = "<f4"
     reduce: Reduce = "none"

@@ -20,6 +20,8 @@ from convlens.types import Reply
 # Bytes of all replies to one batch. TorchServe takes them over in time quadratic in their size (8 MB 0.1 s, 80 MB 20 s,
 # 120 MB over 40 s on two cores), and more than max_response_size kills the worker.
 _LARGEST_BATCH = 64_000_000
+_RESPONSE_TIMEOUT_S = 120.0  # TorchServe's own, where the archive has a configuration but does not say
+_BUDGET = 0.8  # of it, for the work on a batch: what is left is for reading requests and sending replies
 
 
 class Worker:
@@ -58,6 +60,10 @@ class Worker:
 
     def _read(self, item: dict[str, Any], context: Any, n: int) -> Call | ConvLensError:
         headers = context.get_all_request_header(n) or {}
+        if not _by_rest(headers):
+            # An answer is the last of its stream: StreamPredictions waits for this, Predictions ignores it, and over
+            # REST it would be the end of a stream that never began.
+            context.set_response_header(n, "ts_stream_next", "false")
         return attempt(
             self._call,
             item,
@@ -94,12 +100,17 @@ def section(context: Any) -> dict[str, Any]:
 
 
 def engine_options(config: Mapping[str, Any], context: Any) -> EngineOptions:
-    """What the archive says of name, version, default methods and budget."""
+    """What the archive says of name, version, default methods, budget, precision and the entry for sweeps."""
+    timeout_s = float((context.model_yaml_config or {}).get("responseTimeout") or _RESPONSE_TIMEOUT_S)
+    sweeps_at = str(config.get("sweeps_at") or "")
     return EngineOptions(
         name=str(context.model_name),
         version=str(context.manifest["model"].get("modelVersion", "1.0")),
         default_methods=tuple(config.get("methods") or EngineOptions.default_methods),
         max_cost=float(config.get("max_cost") or EngineOptions.max_cost),
+        max_seconds=timeout_s * float(config.get("budget") or _BUDGET),
+        sweeps_at="" if sweeps_at == context.model_name else sweeps_at,
+        precision=config.get("precision") or EngineOptions.precision,
     )
 
 
@@ -109,6 +120,11 @@ def given_gpu(context: Any) -> int | None:
     if gpu_id is None and (context.model_yaml_config or {}).get("deviceType") == "gpu":
         raise ModelError("deviceType is gpu, but TorchServe gave this worker none; is nvidia-smi on its PATH?")
     return None if gpu_id is None else int(gpu_id)
+
+
+def _by_rest(headers: Mapping[str, Any]) -> bool:
+    """TorchServe sets this header on each of its REST routes; over gRPC there are only the input's keys, not as text."""
+    return isinstance(headers.get("explain"), str)
 
 
 def _error(error: ConvLensError, request_id: str, context: Any, n: int) -> str:

@@ -20,6 +20,7 @@ from convlens.errors import ServerError
 from convlens.serving import config
 from convlens.serving.config import Ports
 from convlens.serving.manifest import read_manifest
+from convlens.serving.places import handlers_folder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _SOCKET_PATH_BYTES = 107  # a unix socket's path: <temp>/.ts.sock.<number>
@@ -77,9 +78,8 @@ def write_config(run_dir: Path, archives: Mapping[str, Path], *, ports: Ports, a
     store = run_dir / "model_store"
     models = {name: _link(require_name(name), archive, store) for name, archive in archives.items()}
     base = settings.base or config.committed()
-    text = config.effective(
-        base, ports=ports, model_store=store, models=models, auth=auth, overrides=settings.overrides
-    )
+    overrides = {"metrics_config": _metrics_config(base), **settings.overrides}
+    text = config.effective(base, ports=ports, model_store=store, models=models, auth=auth, overrides=overrides)
     (run_dir / "config.properties").write_text(text, encoding="ascii")
 
 
@@ -115,6 +115,15 @@ def _running_in(run_dir: Path) -> int | None:
     return None
 
 
+def _metrics_config(base: Path) -> str:
+    """The file that declares the metrics: the one that ``base`` names, seen from its folder, else that of the handlers.
+
+    Absolute, because the server runs in a folder of its own.
+    """
+    named = config.read(base).get("metrics_config")
+    return str((base.absolute().parent / named).resolve() if named else handlers_folder() / "metrics.yaml")
+
+
 def _link(name: str, archive: Path, store: Path) -> str:
     """Put the archive into the server's own store, so that it can load these and no others; returns the file name."""
     (store / f"{name}.mar").symlink_to(archive.resolve())
@@ -129,6 +138,7 @@ def _command(java: Path, run_dir: Path, temp: Path) -> list[str]:
     home, settings = Path(spec.origin).parents[1], run_dir / "config.properties"
     jvm = ["-XX:-UsePerfData", *shlex.split(config.read(settings).get("vmargs", ""))]
     places = [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={temp}"]
+    places += [f"-Dlog4j.configurationFile={(handlers_folder() / 'log4j2.xml').as_uri()}"]
     program = ["-cp", str(home / "ts" / "frontend" / "*"), "org.pytorch.serve.ModelServer"]
     return [str(java), *jvm, *places, *program, "--python", sys.executable, "-f", str(settings), "-ncs"]
 

@@ -28,6 +28,8 @@ class ArchiveOptions:
     """What to set otherwise than ``default.yaml`` does; None leaves its value.
 
     ``device``: "auto" is the GPU where TorchServe sees one. ``methods``: what ``/explanations`` answers by itself.
+    ``sweeps_at``: the name of a second entry of the same archive, which answers what costs more than a few forward
+    passes; the first then refuses it and names that one. Empty: one entry answers everything.
     ``section``: further keys for the handler, in the configuration's ``convlens`` section. ``handler``: the handler's
     file; unless given ``handlers/convlens_handler.py``, or ``onnx_handler.py`` for an archive of graphs alone.
     """
@@ -40,6 +42,7 @@ class ArchiveOptions:
     startup_timeout_s: int | None = None
     device: Literal["auto", "cpu", "gpu"] = "auto"
     methods: tuple[str, ...] | None = None
+    sweeps_at: str = ""
     section: Mapping[str, Any] = field(default_factory=dict)
     handler: Path | None = None
 
@@ -52,7 +55,7 @@ def model_config(options: ArchiveOptions, *, gallery: str | None, graphs: str | 
             raise ServerError(f"max_workers={values['maxWorkers']} is below min_workers={values['minWorkers']}")
         values["maxWorkers"] = values["minWorkers"]
     methods = _methods(options, values["convlens"], gallery=gallery)
-    section = {**values["convlens"], "gallery": gallery, "graphs": graphs, **methods}
+    section = {**values["convlens"], "gallery": gallery, "graphs": graphs, **methods, "sweeps_at": options.sweeps_at}
     return str(yaml.safe_dump(values | {"convlens": section | dict(options.section)}, sort_keys=True))
 
 

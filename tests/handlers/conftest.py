@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from liveserver import BATCHED, DELAY_MS, QUICK, Live
+from smallserver import SMALL, built, packed
 
 from convlens.cli.photographs import gallery_views
 from convlens.gallery import Gallery, build_from
 from convlens.models import load, pack
 from convlens.service.engine import Engine, EngineOptions
 from convlens.serving import archive, server
+from convlens.serving.launch import Settings
 from convlens.serving.model_config import ArchiveOptions
 from convlens.serving.processes import members
+from convlens.serving.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +49,28 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         with httpx.Client(timeout=60, trust_env=False) as client:
             yield Live(started, engine, folder / "gallery", client)
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+QUEUE = 24  # requests that may wait for the small network's worker
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small network and its gallery, packed."""
+    return packed(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small(small_folder: Path) -> Iterator[Server]:
+    """A small network with a short queue, for what takes many requests or hurts its worker."""
+    archives = {SMALL: built(SMALL, small_folder)}
+    settings = Settings(overrides={"job_queue_size": str(QUEUE)})
+    with server.running(archives=archives, run_dir=small_folder / "run", settings=settings) as started:
+        yield started
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    """Of enough connections, none of which outlives the test."""
+    with httpx.Client(timeout=60, trust_env=False) as made:
+        yield made

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from hostilebodies import corpus
 from liveserver import BATCHED, QUICK, Live, photograph, strict
 
 from convlens import image
@@ -16,7 +16,6 @@ from convlens import image
 pytestmark = pytest.mark.live
 
 PICTURE = photograph()
-JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -30,62 +29,23 @@ def _the_worker_lives_and_predicts_as_before(live: Live, before: tuple[dict[str,
     assert (live.pids(), live.answer(content=PICTURE)["predictions"]) == before
 
 
-# --- parameters -------------------------------------------------------------------------------------------------------
-
-PARAMS: dict[str, tuple[Any, str | None, str]] = {
-    "an unknown key": ({"topK": 3}, "topK", "unknown key 'topK'; did you mean topk? known keys: explain, topk"),
-    "an unknown key of a method": ({"methods": [{"name": "saliency"}]}, "methods.0.method", "field required"),
-    "an unknown option": (
-        {"methods": [{"method": "occlusion", "options": {"windows": 3}}]},
-        "methods.0.options.windows",
-        "did you mean window? known keys: window, stride, fill, score",
-    ),
-    "a key of later": ({"deadline_ms": 100}, "deadline_ms", "unknown key 'deadline_ms'"),
-    "an unknown method": ({"methods": ["occlude"]}, "methods.0.method", "there are: deconvnet, grad_cam, guided_backp"),
-    "17 methods": ({"methods": ["saliency"] * 17}, "methods", "at most 16 items"),
-    "200 methods": ({"methods": [{"method": "saliency", "id": str(n)} for n in range(200)]}, "methods", "at most 16"),
-    "an ambiguous label": (
-        {"target": "CARDIGAN", "methods": ["saliency"]},
-        "target",
-        "2 classes are labelled 'CARDIGAN'",
-    ),
-    "an unknown label": ({"target": "tiger cot", "methods": ["saliency"]}, "target", "did you mean tiger cat"),
-    "a label with a line break": ({"target": "tiger\r\ncat", "methods": ["saliency"]}, "target", "'tiger\\r\\ncat'"),
-    "a label that looks like a metric": (
-        {"target": "\n[METRICS]x.Count:1|#a:b|#hostname:h\n[PID]1", "methods": ["saliency"]},
-        "target",
-        "no class labelled",
-    ),
-    "a class out of range": ({"target": 1000, "methods": ["saliency"]}, "target", "no class 1000; there are 0..999"),
-    "an id with a space": ({"request_id": "a b"}, "request_id", "string should match pattern"),
-    "a stride that skips": (
-        {"methods": [{"method": "occlusion", "options": {"window": 8, "stride": 9}}]},
-        "methods.0.options.stride",
-        "would skip pixels",
-    ),
-    "a sweep of 47,089 windows": (
-        {"methods": [{"method": "occlusion", "options": {"window": 8, "stride": 1}}]},
-        "methods",
-        "costs about 47089 forward passes and 2000 are allowed",
-    ),
-    "more neighbours than there are": ({"neighbours": 999}, "options.k", "the gallery holds 50 pictures; use 1..50"),
-    "not a number": ('{"topk": NaN}', "params", "params is not valid JSON: NaN is not JSON"),
-    "no JSON": ("{'topk': 3}", "params", "params is not valid JSON"),
-    "10,000 levels of JSON": ('{"topk":' + "[" * 10_000 + "]" * 10_000 + "}", "params", "params is not valid JSON"),
-    "950 levels of JSON": ('{"topk":' + "[" * 950 + "]" * 950 + "}", None, ""),
-    "a key of a megabyte": (json.dumps({"\x00" * 1_000_000: 1}), None, "unknown key"),
-    "half a pair of surrogates": (r'{"target": "\ud83d", "methods": ["saliency"]}', None, ""),
-}
+CORPUS = corpus()
 
 
-@pytest.mark.parametrize("what", PARAMS)
-def test_params_that_cannot_be_honoured_are_a_422(live: Live, what: str) -> None:
-    params, field, said = PARAMS[what]
-    body = live.explain(params, status=422)
-    assert set(body) == {"code", "type", "message", "field", "request_id"}
-    assert said in body["message"]
-    assert field is None or body["field"] == field
-    assert len(body["message"]) <= 2000
+def test_the_corpus_is_not_small() -> None:
+    assert len(CORPUS) >= 60
+
+
+@pytest.mark.parametrize("what", CORPUS)
+def test_a_bad_request_gets_its_code_and_is_told_what_to_do(live: Live, what: str) -> None:
+    bad = CORPUS[what]
+    error = live.answer(status=bad.status, **bad.to(QUICK))
+    assert set(error) == {"code", "type", "message", "field", "request_id"}
+    assert any(words in error["message"] for words in bad.said.split("|")), error["message"]
+    assert bad.field in (None, error["field"])
+    # What a request sends must not swell the reply; nor can it colour a terminal or break a line of the log.
+    assert len(error["message"]) <= 5000
+    assert error["message"].isprintable()
 
 
 def test_an_error_carries_the_id_of_its_request(live: Live) -> None:
@@ -93,35 +53,9 @@ def test_an_error_carries_the_id_of_its_request(live: Live) -> None:
     assert body["request_id"] == "id-7"
 
 
-# --- bodies -----------------------------------------------------------------------------------------------------------
-
-BODIES: dict[str, tuple[dict[str, Any], int]] = {
-    "nothing": ({"content": b""}, 400),
-    "nothing, by GET": ({"method": "GET"}, 400),
-    "garbage": ({"content": bytes(range(256)) * 40}, 400),
-    "half a picture": ({"content": PICTURE[: len(PICTURE) // 2]}, 400),
-    "base64 in a form": ({"files": {"data": (None, base64.b64encode(PICTURE), "text/plain")}}, 400),
-    "text": ({"content": b"a picture of a cat", "headers": {"content-type": "text/plain"}}, 415),
-    "no JSON": ({"content": b"{no json", "headers": JSON}, 400),
-    "a hundred thousand brackets": ({"content": b"[" * 100_000, "headers": JSON}, 400),
-    "a JSON list": ({"content": b"[1, 2]", "headers": JSON}, 422),
-    "a JSON number": ({"content": b"5", "headers": JSON}, 400),
-    "JSON without a picture": ({"content": b"{}", "headers": JSON}, 422),
-    "KServe's first protocol": ({"content": b'{"instances": [{"data": "aaaa"}]}', "headers": JSON}, 422),
-    "no base64": ({"content": b'{"data": {"b64": "%%%"}}', "headers": JSON}, 400),
-    "an address instead of a picture": ({"content": b'{"data": {"url": "http://127.0.0.1/"}}', "headers": JSON}, 422),
-    "a form without a picture": ({"files": {"params": (None, "{}")}}, 422),
-    "a form with a part too many": ({"files": {"data": ("a", PICTURE), "extra\r\n": (None, "x")}}, 422),
-    "too many pixels": ({"content": image.encode_png(np.zeros((1, 1, 3), np.uint8))[:16] + b"\0\1\0\0" * 2}, 400),
-    "a strange content type": ({"content": b"x", "headers": {"content-type": "image/png;;;=\t" + "x" * 3000}}, 400),
-}
-
-
-@pytest.mark.parametrize("what", BODIES)
-def test_bodies_that_are_no_picture_are_refused(live: Live, what: str) -> None:
-    sent, status = BODIES[what]
-    body = live.answer(status=status, **sent)
-    assert body["message"]
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_nothing_is_refused_whatever_the_verb(live: Live, method: str) -> None:
+    assert "send a JPEG" in live.answer(status=400, method=method)["message"]
 
 
 @pytest.mark.parametrize("path", ["occlude", "saliency/x", "a%20b", "%F0%9F%98%80", "x" * 1000, "[METRICS]x"])
@@ -136,7 +70,7 @@ def test_odd_methods_in_the_path_are_a_422_with_the_methods_there_are(live: Live
         {"X-Odd": "caf\u00e9".encode("latin-1")},
         {"x-ts-request-id": "a b", "url_path": "occlude"},
         {"explain": "maybe", "ts_stream_next": "true"},
-        {"Accept": "image/png"},
+        {"Accept": "*/*, image/png;q=0.5"},
         {"X-Long": "x" * 6000},
     ],
     ids=["Latin-1", "TorchServe's own", "ours", "Accept", "6,000 letters"],

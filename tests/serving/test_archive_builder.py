@@ -142,7 +142,10 @@ def test_options_overlay_the_default_configuration(inputs: dict[str, Any], tmp_p
     assert config == {
         "minWorkers": 2, "maxWorkers": 2, "batchSize": 3, "maxBatchDelay": 0, "responseTimeout": 77,
         "startupTimeout": 120, "deviceType": "cpu",
-        "convlens": {"model": "model", "gallery": "gallery", "graphs": None, "methods": ["saliency"], "budget": 9},
+        "convlens": {
+            "model": "model", "gallery": "gallery", "graphs": None, "methods": ["saliency"], "sweeps_at": "",
+            "budget": 9, "limits": {"bytes": 20 * 2**20, "pixels": 50_000_000},
+        },
     }  # fmt: skip
 
 

@@ -1,0 +1,78 @@
+"""``Engine.run`` in a process of its own, with the threads and settings of a worker but no server around it.
+
+Reads lines of JSON, the params of a request, from standard input; answers each with the seconds that it took.
+Started by ``benchmarks/serving.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class EngineAlone:
+    """The other process, seen from the benchmark; close it."""
+
+    def __init__(self, folder: Path, picture: Path, *, threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(picture), str(threads)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._said()
+
+    def seconds(self, params: Mapping[str, Any]) -> float:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(dict(params)) + "\n")
+        self._process.stdin.flush()
+        return float(self._said())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"the engine's process ended with code {self._process.wait(timeout=60)}")
+        return line
+
+
+def main() -> None:
+    from convlens import image
+    from convlens.gallery import Gallery
+    from convlens.models import unpack
+    from convlens.runtime.torch_ import keep_freed_memory
+    from convlens.service.engine import Engine
+    from convlens.service.graphs import graphs_beside
+    from convlens.service.request import Request, parse_params
+
+    folder, picture, threads = Path(sys.argv[1]), image.read(sys.argv[2]), int(sys.argv[3])
+    keep_freed_memory()
+    classifier = unpack(folder / "model", device="cpu")
+    graphs = graphs_beside(classifier, [folder / "graphs"], threads=threads)
+    engine = Engine(classifier, gallery=Gallery.open(folder / "gallery"), graphs=graphs)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = Request(picture, parse_params(json.loads(line)))
+        started = time.perf_counter()
+        (answer,) = engine.run([request])
+        seconds = time.perf_counter() - started
+        if isinstance(answer, Exception):
+            raise answer
+        print(seconds, flush=True)
+
+
+if __name__ == "__main__":
+    main()

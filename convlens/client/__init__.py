@@ -1,0 +1,40 @@
+"""Asking a ConvLens server: over REST by ``Client``, over gRPC by ``GrpcClient``; both give the library's own values.
+
+with Client("http://127.0.0.1:8080", key_file="key_file.json") as client:
+    reply = client.explain("cat.jpg", methods=["saliency"])
+    reply.explanations[0].result.values_NCHW
+
+Lazy (PEP 562): neither torch nor, until GrpcClient is named, grpc is imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convlens.client.asking import Asking
+    from convlens.client.errors import FrontendError, RemoteError, UnreachableError
+    from convlens.client.grpc_ import GrpcClient
+    from convlens.client.rest import Client
+
+_HOMES = {
+    "Asking": "convlens.client.asking",
+    "Client": "convlens.client.rest",
+    "FrontendError": "convlens.client.errors",
+    "GrpcClient": "convlens.client.grpc_",
+    "RemoteError": "convlens.client.errors",
+    "UnreachableError": "convlens.client.errors",
+}
+
+__all__ = ["Asking", "Client", "FrontendError", "GrpcClient", "RemoteError", "UnreachableError"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'convlens.client' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

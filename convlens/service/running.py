@@ -1,0 +1,158 @@
+"""A batch on its way through the model: what rows share they compute together, and a row that fails is tried alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from convlens import explain
+from convlens.errors import ConvLensError, DeadlineError, OverloadError, RequestError
+from convlens.explain.base import Forward, OnStep
+from convlens.service.answers import explanation, top
+from convlens.service.attempts import attempt
+from convlens.service.batch import Row, Share, by_kind, heavy_calls, light_calls
+from convlens.service.budget import Budget
+from convlens.service.cost import Costs
+from convlens.service.planning import Planner
+from convlens.service.request import at
+from convlens.service.seen import MethodReport
+from convlens.types import Floats, Result, Step
+
+MakeForward = Callable[[Floats, OnStep], Forward]
+
+
+class Run:
+    """One batch. Rows get their predictions, explanations and errors.
+
+    First come the forward passes with everything light, then, one by one, jobs of many windows or samples, as far as
+    there is time for them.
+    """
+
+    def __init__(
+        self, make_forward: MakeForward, *, planner: Planner, costs: Costs, budget: Budget, on_step: OnStep
+    ) -> None:
+        self._make_forward = make_forward
+        self._planner, self._costs, self._budget = planner, costs, budget
+        self._on_step = on_step
+        self._step = Step("")
+        self._heavy: Row | None = None
+
+    def through(self, rows: Sequence[Row]) -> None:
+        """Answer all rows that have no error yet."""
+        waiting: list[tuple[Forward, list[Row]]] = []
+        for group in by_kind(row for row in rows if row.error is None):
+            waiting += self._light(group)
+        for forward, group in waiting:
+            for call in heavy_calls(group):
+                self._explain(forward, group, call)
+
+    def _light(self, rows: list[Row]) -> list[tuple[Forward, list[Row]]]:
+        """What is quick, for these rows together or, where that fails, for each alone; the forwards for what is not."""
+        self._hear(Step("predictions"))
+        forward = attempt(self._predict, rows)
+        if isinstance(forward, ConvLensError):
+            if len(rows) == 1:
+                rows[0].error = forward
+                return []
+            return [one for row in rows for one in self._light([row])]
+        for call in light_calls(rows):
+            self._explain(forward, rows, call)
+        forward.release()  # the recorded graph is large, and sweeps want memory
+        return [(forward, rows)]
+
+    def _predict(self, rows: list[Row]) -> Forward:
+        """The forward pass of these rows, made, and their predictions; a row without finite scores gets its error."""
+        started = time.perf_counter()
+        forward = self._forward(rows)
+        if rows[0].wants_gradient:
+            forward.record()
+        _ = forward.embedding_ND  # makes the forward now: where it fails, no row is to blame yet
+        if not rows[0].wants_gradient:
+            self._costs.learn_forward((time.perf_counter() - started) / len(rows))
+        for n, row in enumerate(rows):
+            row.runtime = forward.runtime
+            found = attempt(top, forward.select([n]), row.request.params.topk)
+            if isinstance(found, ConvLensError):
+                row.error = found
+            else:
+                row.predictions = found
+        return forward
+
+    def _forward(self, rows: list[Row]) -> Forward:
+        return self._make_forward(np.stack([row.x_CHW for row in rows]), self._hear)
+
+    def _explain(self, forward: Forward, rows: list[Row], call: list[Share]) -> None:
+        call = [share for share in call if self._in_time(rows[share.n], share)]
+        if not call:
+            return
+        self._hear(Step(call[0].job.method))
+        self._heavy = rows[call[0].n] if call[0].task.heavy else None
+        key, started = self._planner.key(call[0].job), time.perf_counter()
+        result = attempt(_call, forward, call)
+        seconds, self._heavy = time.perf_counter() - started, None
+        done = self._step.done / self._step.total if self._step.total else 1.0
+        if not isinstance(result, ConvLensError) or isinstance(result, DeadlineError | OverloadError):
+            self._costs.learn(key, done * sum(share.task.cost for share in call), seconds)
+        if isinstance(result, ConvLensError):
+            self._explain_alone(result, rows, call, seconds)
+            return
+        for position, share in enumerate(call):
+            started = time.perf_counter()
+            self._keep(forward, rows[share.n], share, result.row(position), seconds / len(call))
+            drawn = time.perf_counter() - started
+            rows[share.n].methods.append(self._report(share, seconds / len(call) + drawn, len(call)))
+
+    def _explain_alone(self, failure: ConvLensError, rows: list[Row], call: list[Share], seconds: float) -> None:
+        """What failed once more, each row in a forward pass of its own: smaller, and free of its neighbours' faults."""
+        final = len(call) == 1 and isinstance(failure, RequestError | DeadlineError | OverloadError)
+        if len(rows) == 1 or final:
+            rows[call[0].n].error = failure
+            rows[call[0].n].methods.append(self._report(call[0], seconds, 1))
+            return
+        for share in call:
+            row = rows[share.n]
+            forward = attempt(self._forward, [row])
+            if isinstance(forward, ConvLensError):
+                row.error = forward
+            else:
+                self._explain(forward, [row], [replace(share, n=0)])
+
+    def _keep(self, forward: Forward, row: Row, share: Share, result: Result, seconds: float) -> None:
+        found = attempt(explanation, row, share.job, result, forward.spec.labels, round(seconds * 1e3, 3))
+        if isinstance(found, ConvLensError):
+            row.error = found
+        else:
+            row.explanations[share.job.id] = found
+
+    def _report(self, share: Share, seconds: float, rows: int) -> MethodReport:
+        sweeps = explain.get(share.job.method).needs == "scores"
+        return MethodReport(share.job.method, seconds, self._step.done // rows if sweeps else 0)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def _in_time(self, row: Row, share: Share) -> bool:
+        """Whether to begin with this; the row gets an error where there is no time for it."""
+        if row.error is None and row.arrival.due is not None and not share.task.heavy:
+            row.error = attempt(row.arrival.require, 0.0, now=time.perf_counter())
+        elif row.error is None and share.task.heavy:
+            row.error = attempt(self._budget.require, row.arrival, self._planner.job_seconds(share.job))
+        return row.error is None
+
+    def _hear(self, step: Step) -> None:
+        """Tells the listener, and stops a sweep in its middle when its time is over."""
+        self._step = step
+        self._on_step(step)
+        if self._heavy is not None and step.done < step.total:
+            self._budget.require(self._heavy.arrival, 0.0)
+
+
+def _call(forward: Forward, call: list[Share]) -> Result:
+    """One call of a method for all rows that share it, each with the class it names or the predicted one."""
+    selected, job = forward.select([share.n for share in call]), call[0].job
+    best = selected.targets(None)
+    target_N = [best[i] if share.task.target is None else share.task.target for i, share in enumerate(call)]
+    with at(job.place):
+        return explain.run(job.method, selected, target_N, job.options)

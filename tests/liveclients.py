@@ -1,0 +1,16 @@
+"""What the live tests of the clients share beside their server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from convlens.client import Asking
+
+Connect = Callable[..., Asking]
+
+# The entry of a small network whose labels are no ASCII.
+FOREIGN = "foreign"
+LABELS = (*(f"Gürteltier 犰狳 {number} – „å“" for number in range(999)), "🦔")
+
+# Requests that a worker takes at a time, and how many more may wait.
+BATCH, QUEUE = 4, 12

@@ -1,0 +1,88 @@
+"""Archives of a small network, whole and broken, and a server that is started without waiting for all its models."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+
+from convlens.cli.photographs import gallery_views
+from convlens.gallery import build_from
+from convlens.models import load, pack
+from convlens.serving import archive, config, launch, server
+from convlens.serving.config import LOOPBACK
+from convlens.serving.java import find_java
+from convlens.serving.launch import Settings
+from convlens.serving.model_config import ArchiveOptions
+from convlens.serving.server import Server
+
+SMALL, SLOW = "small", "slow"
+NETWORK = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
+
+
+def packed(folder: Path) -> Path:
+    """The network and a gallery of it, in folders ``model`` and ``gallery``."""
+    classifier = load(NETWORK, device="cpu")
+    build_from(list(gallery_views()), folder / "gallery", classifier)
+    pack(classifier, folder / "model")
+    return folder
+
+
+def built(name: str, folder: Path, **options: object) -> Path:
+    given = {"batch_size": 8, "max_batch_delay_ms": 20, **options}
+    return archive.build(
+        name=name,
+        model_dir=folder / "model",
+        gallery=folder / "gallery",
+        store=folder / "store",
+        options=ArchiveOptions(**given),
+    )
+
+
+@contextmanager
+def hurried(archives: Mapping[str, Path], run_dir: Path, *, first: str) -> Iterator[Server]:
+    """As ``server.running``, which gives up where one model does not load; this waits for the model ``first`` alone."""
+    ports = config.free_ports()
+    run_dir = launch.fresh(run_dir)
+    launch.write_config(run_dir, archives, ports=ports, auth=True, settings=Settings())
+    temp = launch.temp_dir()
+    process = launch.launch(find_java() / "bin" / "java", run_dir, temp, threads=1)
+    started = Server(tuple(archives), ports, run_dir, True, temp, process)
+    try:
+        wait_for(started, first, within_s=60)
+        yield started
+    finally:
+        server.stop(started)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def wait_for(at: Server, model: str, *, within_s: float, picture: bytes = b"none") -> float:
+    """Seconds until the model's worker answers, be it with a refusal; AssertionError where it does not in time."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < within_s:
+        try:
+            got = httpx.post(
+                f"http://{LOOPBACK}:{at.ports.inference}/predictions/{model}",
+                headers=at.headers("inference"),
+                content=picture,
+                timeout=5,
+                trust_env=False,
+            )
+            if got.status_code == 400 and b'"field"' in got.content:
+                return time.monotonic() - begun
+        except (httpx.HTTPError, server.ServerError):
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"{model} did not answer within {within_s:g} s")
+
+
+def worker_of(at: Server, model: str) -> psutil.Process:
+    """The process of the model's only worker."""
+    url = f"{at.management_url}/models/{model}"
+    got = httpx.get(url, headers=at.headers("management"), timeout=10, trust_env=False)
+    return psutil.Process(got.json()[0]["workers"][0]["pid"])
