@@ -1,4 +1,4 @@
-# make demo | test | check | serve | bench | clean — each sets up what it needs and reuses what is there.
+# make demo | test | check | serve | bench | image | clean — each sets up what it needs and reuses what is there.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 DEVICE ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format bench clean
+.PHONY: help demo serve test check format bench image clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ bench: $(READY)  ## every benchmark beside its peer (DEVICE=cpu or cuda); result
 	$(BIN)/python benchmarks/features.py --device $(DEVICE)
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/readme.py
+
+image:  ## a container image with docker, podman or buildah; see scripts/image.sh
+	scripts/image.sh
 
 clean:  ## remove what make built, but not the environment
 	rm -rf .convlens demo/report.html model_store/*.mar .pytest_cache .mypy_cache .ruff_cache

@@ -11,6 +11,7 @@ import torch
 from convlens.gallery import Gallery
 from convlens.models import unpack
 from convlens.runtime.torch_ import keep_freed_memory
+from convlens.service import logs
 from convlens.service.engine import Engine
 from convlens.service.graphs import graphs_beside
 from convlens.service.worker import Worker, engine_options, given_gpu, section
@@ -23,6 +24,7 @@ class ConvLensHandler(Worker):
 
     def initialize(self, context: Any) -> None:
         """Load the archive's model, graphs and gallery; what it raises makes the worker fail to start."""
+        logs.setup()
         config, gpu = section(context), given_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -21,7 +22,8 @@ from convlens.serving.launch import Settings
 from convlens.serving.model_config import ArchiveOptions
 from convlens.serving.server import Server
 
-SMALL, SLOW = "small", "slow"
+SMALL = "small"
+QUEUE = 24  # requests that may wait for its worker
 NETWORK = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 
 
@@ -83,6 +85,15 @@ def wait_for(at: Server, model: str, *, within_s: float, picture: bytes = b"none
 
 def worker_of(at: Server, model: str) -> psutil.Process:
     """The process of the model's only worker."""
+    return psutil.Process(described(at, model)["pid"])
+
+
+def worker_status(at: Server, model: str) -> str:
+    return str(described(at, model)["status"])
+
+
+def described(at: Server, model: str) -> dict[str, Any]:
+    """What the management API says of the model's only worker."""
     url = f"{at.management_url}/models/{model}"
     got = httpx.get(url, headers=at.headers("management"), timeout=10, trust_env=False)
-    return psutil.Process(got.json()[0]["workers"][0]["pid"])
+    return dict(got.json()[0]["workers"][0])

@@ -37,7 +37,7 @@ class Bounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
             return func(*args, **call.kwargs)
         rule = _RULES.get(call.name) or moving_rules.rule_of(call)
         if rule is None:
-            raise self._refusal(call, "it is no step of a feed-forward convolutional network that is known here")
+            raise self._refusal(call, "no rule is known for it")
         try:
             result = rule(call)
         except UnsupportedModelError as error:
@@ -48,8 +48,8 @@ class Bounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
 
     def _refusal(self, call: Call, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"receptive fields cannot be followed through aten::{call.name} in {self._where()}: {reason}; "
-            "layers before it can be had from a network that ends there"
+            f"receptive fields cannot be followed through aten::{call.name} in {self._where()}: {reason}; they can be "
+            "through convolution, pooling, padding, norms, means, fully connected layers, slices and element-wise steps"
         )
 
 

@@ -37,9 +37,9 @@ def setup() -> None:
     """
     ours = logging.getLogger(_PACKAGE)
     if not any(isinstance(handler.formatter, JsonLines) for handler in ours.handlers):
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(JsonLines())
-        ours.addHandler(handler)
+        lines = logging.StreamHandler(sys.stdout)
+        lines.setFormatter(JsonLines())
+        ours.addHandler(lines)
     ours.propagate = False
     ours.setLevel(logging.INFO)
     logging.captureWarnings(True)  # they would go to standard error, where the server obeys markers as well

@@ -114,7 +114,7 @@ def _request_content(request: type[BaseModel], *, plain: bool) -> dict[str, Any]
     binary = {"type": "string", "contentMediaType": "application/octet-stream"}
     form = {"type": "object", "required": ["data"], "properties": {"data": binary, "params": _reference(Params)}}
     encoding = {"params": {"contentType": "application/json"}}
-    pictures = {media: {"schema": {}} for media in ("image/*", "application/octet-stream")}
+    pictures: dict[str, Any] = {media: {"schema": {}} for media in ("image/*", "application/octet-stream")}
     return content | pictures | {"multipart/form-data": {"schema": form, "encoding": encoding}}
 
 

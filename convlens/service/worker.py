@@ -5,6 +5,7 @@ It needs of its server only the context of a call: headers of a row, and somewhe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,10 @@ from convlens.image import Limits
 from convlens.service.attempts import attempt
 from convlens.service.engine import Engine, EngineOptions
 from convlens.service.intake import Call, read_call
-from convlens.service.outgoing import encoded, require_sendable, too_large
+from convlens.service.outgoing import Outgoing, encoded, require_sendable, too_large
 from convlens.service.reply import dumps, error_json
+from convlens.service.seen import RowReport
+from convlens.service.watching import Watch, unread, with_outcome
 from convlens.types import Reply
 
 # Bytes of all replies to one batch. TorchServe takes them over in time quadratic in their size (8 MB 0.1 s, 80 MB 20 s,
@@ -29,6 +32,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
+        self.watch: Watch | None = None
         self.limits = Limits()
         self.largest_reply = _LARGEST_BATCH
         self.initialized = False
@@ -37,20 +41,29 @@ class Worker:
         """Answer a batch: for each item the text or bytes of its reply, each with its own status and type."""
         if self.engine is None:
             raise ModelError("the handler was called before it was initialised")
+        started, reports, seen = time.perf_counter(), list[RowReport](), list[RowReport]()
         calls = [self._read(item, context, n) for n, item in enumerate(data)]
         requests = [request for call in calls if isinstance(call, Call) for request in call.requests]
-        answers = iter(self.engine.run(requests))
-        return [
-            self._answer(call, [next(answers) for _ in call.requests], context, n)
-            if isinstance(call, Call)
-            else _error(call, "", context, n)
-            for n, call in enumerate(calls)
-        ]
+        answers = iter(self.engine.run(requests, on_row=reports.append))
+        rows, bodies = iter(reports), list[str | bytes]()
+        for n, call in enumerate(calls):
+            if isinstance(call, ConvLensError):
+                seen.append(unread(call, time.perf_counter() - started))
+                bodies.append(_sent(call, "", context, n))
+                continue
+            outcome = self._outcome(call, [next(answers) for _ in call.requests])
+            seen += [with_outcome(next(rows), outcome) for _ in call.requests]
+            bodies.append(_sent(outcome, call.requests[0].params.request_id, context, n))
+        if self.watch:
+            self.watch.batch(seen, bodies)
+        return bodies
 
     def start(self, engine: Engine, config: Mapping[str, Any], context: Any) -> None:
         """Ready from now on, with the archive's limits."""
         self.limits = Limits(**(config.get("limits") or {}))
         self.largest_reply = _LARGEST_BATCH // max(1, int(context.system_properties.get("batch_size") or 1))
+        if context.metrics is not None:
+            self.watch = Watch(context.metrics.cache, str(context.model_name))
         self.engine = engine
         self.initialized = True
 
@@ -78,20 +91,17 @@ class Worker:
             require_sendable(request, self.default_methods, most=self.largest_reply)
         return call
 
-    def _answer(self, call: Call, answers: list[Reply | ConvLensError], context: Any, n: int) -> str | bytes:
-        request_id = call.requests[0].params.request_id
+    def _outcome(self, call: Call, answers: list[Reply | ConvLensError]) -> Outgoing | ConvLensError:
+        """The reply to one message as it goes out, or the error that takes its place."""
         replies: list[Reply] = []
         for position, answer in enumerate(answers):
             if isinstance(answer, ConvLensError):
-                return _error(call.envelope.placed(answer, position), request_id, context, n)
+                return call.envelope.placed(answer, position)
             replies.append(answer)
         out = attempt(encoded, call, replies)
-        if isinstance(out, ConvLensError):
-            return _error(out, request_id, context, n)
-        if len(out.body) > self.largest_reply:
-            return _error(too_large(len(out.body), self.largest_reply), request_id, context, n)
-        context.set_response_content_type(n, out.media)
-        return out.body
+        if not isinstance(out, ConvLensError) and len(out.body) > self.largest_reply:
+            return too_large(len(out.body), self.largest_reply)
+        return out
 
 
 def section(context: Any) -> dict[str, Any]:
@@ -123,12 +133,15 @@ def given_gpu(context: Any) -> int | None:
 
 
 def _by_rest(headers: Mapping[str, Any]) -> bool:
-    """TorchServe sets this header on each of its REST routes; over gRPC there are only the input's keys, not as text."""
+    """TorchServe sets this header on each of its REST routes; over gRPC only the input's keys come, and not as text."""
     return isinstance(headers.get("explain"), str)
 
 
-def _error(error: ConvLensError, request_id: str, context: Any, n: int) -> str:
-    # The phrase is a constant of ours: a line break in it would kill the worker.
-    context.set_response_content_type(n, "application/json")
-    context.set_response_status(error.status, type(error).__name__, n)
-    return dumps(error_json(error, request_id=request_id))
+def _sent(outcome: Outgoing | ConvLensError, request_id: str, context: Any, n: int) -> str | bytes:
+    if isinstance(outcome, ConvLensError):
+        # The phrase is a constant of ours: a line break in it would kill the worker.
+        context.set_response_content_type(n, "application/json")
+        context.set_response_status(outcome.status, type(outcome).__name__, n)
+        return dumps(error_json(outcome, request_id=request_id))
+    context.set_response_content_type(n, outcome.media)
+    return outcome.body

@@ -44,14 +44,17 @@ def effective(
     model_store: Path,
     models: Mapping[str, str],
     auth: bool = True,
+    host: str = LOOPBACK,
     overrides: Mapping[str, str] | None = None,
 ) -> str:
     """The text of ``base`` with this server's ports, archives (name -> file inside ``model_store``) and tokens.
 
+    Inference and metrics listen on ``host``, management on the loopback address whatever that is.
+
     Keys of ``base`` that are not ours to set are kept as they are; ``overrides`` comes last. Raises ServerError for a
     base that cannot be read.
     """
-    values = read(base) | _addresses(ports)
+    values = read(base) | _addresses(ports, host)
     values["model_store"] = str(model_store)
     values["load_models"] = ",".join(f"{name}={file}" for name, file in models.items())
     values["disable_token_authorization"] = "false" if auth else "true"
@@ -95,9 +98,10 @@ def require_free(ports: Ports) -> None:
         )
 
 
-def _addresses(ports: Ports) -> dict[str, str]:
-    rest = {f"{name}_address": f"http://{LOOPBACK}:{getattr(ports, name)}" for name in _REST}
-    grpc = {f"{name}_address": LOOPBACK for name in _GRPC}
+def _addresses(ports: Ports, host: str) -> dict[str, str]:
+    hosts = {"management": LOOPBACK, "grpc_management": LOOPBACK}
+    rest = {f"{name}_address": f"http://{hosts.get(name, host)}:{getattr(ports, name)}" for name in _REST}
+    grpc = {f"{name}_address": hosts.get(name, host) for name in _GRPC}
     return rest | grpc | {f"{name}_port": str(getattr(ports, name)) for name in _GRPC}
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +36,15 @@ class Settings:
 
     ``base``: the committed config.properties unless given; ``overrides``: keys of it, for this server only.
     ``threads`` for each worker: OMP_NUM_THREADS where that is set, else the cores shared out among all workers.
+    ``host``: where inference and metrics listen; management stays on the loopback address. ``follow``: what the server
+    prints goes to this process's standard output as well, for containers.
     """
 
     base: Path | None = None
     overrides: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    host: str = config.LOOPBACK
+    follow: bool = False
 
 
 def require_name(name: str) -> str:
@@ -79,23 +84,41 @@ def write_config(run_dir: Path, archives: Mapping[str, Path], *, ports: Ports, a
     models = {name: _link(require_name(name), archive, store) for name, archive in archives.items()}
     base = settings.base or config.committed()
     overrides = {"metrics_config": _metrics_config(base), **settings.overrides}
-    text = config.effective(base, ports=ports, model_store=store, models=models, auth=auth, overrides=overrides)
+    text = config.effective(
+        base, ports=ports, model_store=store, models=models, auth=auth, host=settings.host, overrides=overrides
+    )
     (run_dir / "config.properties").write_text(text, encoding="ascii")
 
 
-def launch(java: Path, run_dir: Path, temp: Path, *, threads: int) -> subprocess.Popen[bytes]:
+def launch(java: Path, run_dir: Path, temp: Path, *, threads: int, follow: bool = False) -> subprocess.Popen[bytes]:
     """The key file is written to the working folder; the session of its own keeps a terminal's Ctrl-C away."""
-    command, environment = _command(java, run_dir, temp), _environment(run_dir, temp, threads)
-    with (run_dir / "logs" / "console.log").open("wb") as console:
-        return subprocess.Popen(
-            command,
+    console = run_dir / "logs" / "console.log"
+    with console.open("wb") as file:
+        process = subprocess.Popen(
+            _command(java, run_dir, temp),
             cwd=run_dir,
-            env=environment,
+            env=_environment(run_dir, temp, threads),
             stdin=subprocess.DEVNULL,
-            stdout=console,
+            stdout=subprocess.PIPE if follow else file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    if follow:
+        threading.Thread(target=_follow, args=(process, console), daemon=True).start()
+    return process
+
+
+def _follow(process: subprocess.Popen[bytes], console: Path) -> None:
+    """To standard output, and until the server has started to the file as well, where a failed start is looked up."""
+    assert process.stdout is not None
+    kept = True
+    with console.open("wb", buffering=0) as file:
+        for line in process.stdout:
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+            if kept:
+                file.write(line)
+            kept = kept and b"Model server started." not in line
 
 
 def thread_share(settings: Settings, archives: Iterable[Path]) -> int:

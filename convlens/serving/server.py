@@ -115,7 +115,7 @@ def start(
     with ExitStack() as undo:
         temp_dir = launch.temp_dir()
         undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
-        process = launch.launch(java, run_dir, temp_dir, threads=threads)
+        process = launch.launch(java, run_dir, temp_dir, threads=threads, follow=settings.follow)
         server = Server(tuple(archives), ports, run_dir, auth, temp_dir, process)
         undo.callback(stop, server)
         wait_until_ready(server, timeout_s=timeout_s, on_step=on_step)

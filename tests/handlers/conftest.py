@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 from liveserver import BATCHED, DELAY_MS, QUICK, Live
-from smallserver import SMALL, built, packed
+from smallserver import QUEUE, SMALL, built, packed
 
 from convlens.cli.photographs import gallery_views
 from convlens.gallery import Gallery, build_from
@@ -49,9 +49,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         with httpx.Client(timeout=60, trust_env=False) as client:
             yield Live(started, engine, folder / "gallery", client)
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
-
-
-QUEUE = 24  # requests that may wait for the small network's worker
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -12,27 +13,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from livegrpc import calls
 from liveserver import photograph
 from picturefiles import saved
-from smallserver import SMALL, built, hurried, wait_for, worker_of
+from sameness import assert_same_reply
+from smallserver import QUEUE, SMALL, built, hurried, wait_for, worker_of, worker_status
 
 from convlens import image
-from convlens.client import Client
+from convlens.client.protocol.inference_pb2 import PredictionsRequest
+from convlens.errors import ServerError
 from convlens.serving import archive
 from convlens.serving.model_config import ArchiveOptions
+from convlens.serving.probe import probe_all
 from convlens.serving.server import Server
 
 pytestmark = pytest.mark.live
 
 PICTURE = saved(image.decode(photograph()).resize((96, 80)), "PNG")
 QUICK = '{"methods": ["saliency"], "output": ["array"], "target": 5}'
-SLOW = '{"methods": [{"method": "smoothgrad", "options": {"samples": 40}}], "output": []}'
+SLOW = '{"methods": [{"method": "smoothgrad", "options": {"samples": 120}}], "output": []}'
+SPARE = "spare"
 RAISES = """
 class Handler:
     def initialize(self, context):
         raise RuntimeError("this archive is broken")
+
+    def handle(self, data, context):
+        return ["{}"] * len(data)
 """
 
 
@@ -62,7 +72,7 @@ def sent(at: Server, params: str = QUICK) -> Sent:
 
 
 def test_pitfall_8_a_killed_worker_costs_the_requests_in_flight_and_is_back_in_ten_seconds(small: Server) -> None:
-    wanted = ask(small).json()["explanations"][0]["array"]["shape"], ask(small).json()["predictions"]
+    wanted = ask(small).json()
     stop, found = threading.Event(), list[Sent]()
 
     def keep_asking(_: int) -> None:
@@ -74,51 +84,43 @@ def test_pitfall_8_a_killed_worker_costs_the_requests_in_flight_and_is_back_in_t
         time.sleep(1.5)
         killed = time.monotonic()
         worker_of(small, SMALL).send_signal(signal.SIGKILL)
-        time.sleep(0.5)
-        back = wait_for(small, SMALL, within_s=10) + 0.5
+        back_s = wait_for(small, SMALL, within_s=10)
         time.sleep(1.5)
         stop.set()
         for one in running:
             one.result()
     failed = [one for one in found if one.status != 200]
-    print(
-        "KILL",
-        len(found),
-        len(failed),
-        [(round(f.begun - killed, 3), round(f.ended - killed, 3), f.status, str(f.said)[:120]) for f in failed],
-        back,
-        max(o.ended - o.begun for o in found),
-    )
-    assert back < 10
-    assert 1 <= len(failed) <= 8
-    assert all(one.begun <= killed + 0.1 for one in failed)
-    assert sum(one.begun > killed for one in found) > 8
+    told = [(round(one.begun - killed, 2), round(one.ended - killed, 2), one.status) for one in failed]
+    assert back_s < 10
+    # TorchServe's words for what was in the worker's hands: 507, "Worker died."; what came later waited and was answered.
+    assert {one.status for one in failed} <= {507} and len(failed) <= 8, told
+    assert all(one.begun < killed + 0.2 for one in failed), told
+    later = [one for one in found if one.begun > killed + 0.2]
+    assert len(later) > 8
     for one in found:
-        assert one.status != 200 or one.said["predictions"] == pytest.approx(wanted[1])
+        if one.status == 200:
+            assert_same_reply(one.said, wanted)
 
 
 def test_pitfall_7_a_full_queue_answers_503_at_once_and_recovers(small: Server) -> None:
-    with ThreadPoolExecutor(70) as pool:
+    with ThreadPoolExecutor(80) as pool:
         slow = [pool.submit(sent, small, SLOW) for _ in range(8)]
-        time.sleep(0.5)
+        time.sleep(1)
         found = [one.result() for one in [pool.submit(sent, small) for _ in range(60)]]
-        assert {one.result().status for one in slow} <= {200, 503}
+        assert {one.result().status for one in slow} == {200}
     refused = [one for one in found if one.status == 503]
-    print(
-        "FULL",
-        len(refused),
-        max(one.ended - one.begun for one in refused),
-        [o.status for o in found],
-        refused[0].said,
-        max(o.result().ended - o.result().begun for o in slow),
-    )
     assert {one.status for one in found} == {200, 503}
-    assert len(refused) >= 20
-    assert max(one.ended - one.begun for one in refused) < 3
+    assert len(refused) >= 60 - QUEUE - 8
+    assert max(one.ended - one.begun for one in refused) < min(one.result().ended - one.result().begun for one in slow)
     assert ask(small).status_code == 200
 
 
-# --- archives that cannot load, and the end ------------------------------------------------------------------------------
+def says_healthy(at: Server) -> bool:
+    got = httpx.get(f"{at.inference_url}/ping", headers=at.headers("inference"), trust_env=False)
+    return got.status_code == 200 and got.json()["status"] == "Healthy"
+
+
+# --- archives that cannot load, and the end -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +132,10 @@ def beside(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     shutil.copytree(small_folder / "model", folder / "model")
     shutil.copytree(small_folder / "gallery", folder / "gallery")
     weights = folder / "model" / "weights.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1000:] = bytes(1000)
-    weights.write_bytes(data)
+    weights.write_bytes(weights.read_bytes()[:-1000] + bytes(1000))
     archives = {
         SMALL: built(SMALL, small_folder),
+        SPARE: built(SPARE, small_folder),
         "raises": archive.build(name="raises", model_dir=None, store=folder / "store", options=raising),
         "damaged": built("damaged", folder),
     }
@@ -142,23 +143,45 @@ def beside(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield started
 
 
-def test_archives_that_cannot_load_leave_the_others_serving(beside: Server) -> None:
-    found = [sent(beside) for _ in range(20)]
-    assert {one.status for one in found} == {200}
-    log = (beside.logs / "model_log.log").read_text()
-    print([line[-200:] for line in log.splitlines() if "Error" in line][:10])
-    assert "this archive is broken" in log
-    assert "weights" in log
+@pytest.mark.parametrize("words", ["this archive is broken", "ModelError"])
+def test_archives_that_cannot_load_say_why_in_the_log_and_leave_the_others_serving(beside: Server, words: str) -> None:
+    until = time.monotonic() + 30
+    while words not in (log := (beside.logs / "model_log.log").read_text()) and time.monotonic() < until:
+        assert sent(beside).status == 200
+    assert words in log
 
 
 @pytest.mark.parametrize("model", ["raises", "damaged"])
 def test_pitfall_8_a_model_that_did_not_load_is_told_by_an_inference_not_by_ping(beside: Server, model: str) -> None:
-    ping = httpx.get(f"{beside.inference_url}/ping", headers=beside.headers("inference"), trust_env=False)
-    got = ask(beside, model=model)
-    print("PING", ping.status_code, ping.text[:100], got.status_code, got.text[:300])
-    key = beside.key_file
-    with Client(beside.inference_url, model=model, key_file=key) as client:
-        assert not client.ready()
-    with Client(beside.inference_url, model=SMALL, key_file=key) as client:
-        assert client.ready()
-    assert got.status_code in (500, 503)
+    assert says_healthy(beside)
+    with pytest.raises(ServerError, match=model):
+        probe_all(beside.inference_url, [SMALL, model], key_file=beside.key_file, timeout_s=2)
+    assert SMALL in probe_all(beside.inference_url, [SMALL], key_file=beside.key_file)
+
+
+def test_pitfall_6_a_stream_of_requests_kills_torchserves_thread_and_only_an_inference_tells(beside: Server) -> None:
+    """TorchServe's own fault, which no handler can mend: a proxy must let StreamPredictions2 through to nobody."""
+    asked = PredictionsRequest(model_name=SPARE, input={"data": PICTURE}, sequenceId="s")
+    token = tuple((name.lower(), value) for name, value in beside.headers("inference").items())
+    with calls(beside) as over:
+        with pytest.raises(grpc.RpcError):
+            list(over.stub.StreamPredictions2(iter([asked]), metadata=token, timeout=5))
+    for _ in range(3):  # nor does it come back by itself, as a worker that is killed does
+        with pytest.raises(ServerError, match="no answer"):
+            probe_all(beside.inference_url, [SPARE], key_file=beside.key_file, timeout_s=1)
+    assert worker_status(beside, SPARE) == "READY"
+    assert says_healthy(beside)
+    assert SMALL in probe_all(beside.inference_url, [SMALL], key_file=beside.key_file)
+
+
+def test_a_server_told_to_end_cuts_off_what_is_in_flight_and_is_gone_in_ten_seconds(beside: Server) -> None:
+    """TorchServe does not drain: whoever ends it must first keep requests away."""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(sent, beside, SLOW)
+        time.sleep(0.5)
+        assert not running.done()
+        told = time.monotonic()
+        os.kill(beside.pid, signal.SIGTERM)
+        beside.process.wait(10)
+    assert running.result().status == 0, "the connection was reset, not answered"
+    assert running.result().ended - told < 2

@@ -102,7 +102,6 @@ def test_a_thousand_requests_of_sixteen_clients_get_what_each_gets_alone(small: 
         after = process.memory_info().rss
         assert worker_of(small, SMALL).pid == process.pid
         assert_each_is_what_it_is_alone(asks[0], asked, replies)
-    print("RSS", before, after, len(batches(replies)))
     assert after <= 1.05 * before, f"{before / 1e6:.0f} MB before, {after / 1e6:.0f} MB after"
     assert len(batches(replies)) < len(replies) / 2, "hardly any request shared a batch"
 

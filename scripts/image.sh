@@ -1,0 +1,62 @@
+#!/bin/sh
+# Build the image with docker, podman or buildah, whichever works here: scripts/image.sh [options of its `build`].
+#
+#   IMAGE=convlens:latest    the image's name
+#   BUILDER=buildah          this one rather than the first that works
+#   BASE_IMAGE, MODEL, NAME, SWEEPS    the Dockerfile's arguments of those names
+#   VOLUMES="/opt/mirror:/opt/mirror:ro"    folders that the build may see (podman and buildah), say one that pip reads
+#
+# pip inside the build uses this machine's pip configuration.
+set -eu
+cd "$(dirname "$0")/.."
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+works() {
+    case $1 in
+        docker) docker info >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 ;; # a client alone builds nothing
+        podman) podman info >/dev/null 2>&1 ;;
+        buildah) buildah info >/dev/null 2>&1 ;;
+        *) fail "BUILDER=$1: one of docker, podman, buildah" ;;
+    esac
+}
+
+builder=${BUILDER:-}
+if [ -n "$builder" ]; then
+    works "$builder" || fail "$builder is not installed, or its service does not run"
+else
+    for one in docker podman buildah; do
+        if works "$one"; then
+            builder=$one
+            break
+        fi
+    done
+    [ -n "$builder" ] || fail "none of docker (running, with buildx), podman, buildah works here; install one of them"
+fi
+
+settings=$(mktemp -d)
+trap 'rm -rf "$settings"' EXIT
+trap 'exit 130' INT TERM
+"${PYTHON:-python3}" scripts/pip_settings.py "$settings"
+
+set -- --file Dockerfile --tag "${IMAGE:-convlens:latest}" "$@" \
+    --secret "id=pip_conf,src=$settings/pip.conf" --secret "id=pip_ca,src=$settings/ca.crt"
+for name in BASE_IMAGE MODEL NAME SWEEPS; do
+    eval "value=\${$name:-}"
+    [ -z "$value" ] || set -- "$@" --build-arg "$name=$value"
+done
+if [ "$builder" = docker ]; then
+    [ -z "${VOLUMES:-}" ] || fail "docker build mounts no volumes; use podman or buildah, or a pip index it can reach"
+    set -- buildx build --load "$@"
+else
+    # OCI's own format has no health check.
+    set -- build --format docker "$@"
+    for volume in ${VOLUMES:-}; do
+        set -- "$@" --volume "$volume"
+    done
+fi
+echo "building ${IMAGE:-convlens:latest} with $builder"
+"$builder" "$@" .
