@@ -11,6 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from convlens.errors import ModelError, OutOfMemoryError
 from convlens.runtime.arena import SHARED, share_arena
+from convlens.runtime.memory import out_of_memory
 
 Providers = Literal["auto", "cpu", "cuda"]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -77,7 +78,7 @@ def _settings(provider: str, device_id: int, memory_limit_bytes: int | None) -> 
 
 def run_error(error: Exception, name: str) -> ModelError | OutOfMemoryError:
     """What a failed run means, as an error of ours."""
-    if "allocate" in str(error).lower() or "out of memory" in str(error).lower():
+    if out_of_memory(error):
         return OutOfMemoryError(f"{name} ran out of memory: {_short(error)}; use smaller batches or another device")
     return ModelError(f"{name} failed: {_short(error)}")
 

@@ -64,6 +64,7 @@ class Worker:
         self.largest_reply = _LARGEST_BATCH // max(1, int(context.system_properties.get("batch_size") or 1))
         if context.metrics is not None:
             self.watch = Watch(context.metrics.cache, str(context.model_name))
+        engine.calibrate()
         self.engine = engine
         self.initialized = True
 

@@ -93,6 +93,15 @@ def test_the_routes_header_decides_for_each_item(small: ConvLensHandler) -> None
     ]
 
 
+def test_only_what_came_over_grpc_is_marked_as_the_last_of_its_stream(small: ConvLensHandler) -> None:
+    """Over gRPC the headers hold the parts' types alone, though a part may be called like one; REST says explain."""
+    at = context(Path())
+    came = [{"explain": "False", "Host": "x"}, {"data": {"content-type": ""}}, {"explain": {"content-type": ""}}]
+    at.request_processor = [RequestProcessor(one) for one in came]
+    small.handle([{"body": PNG}, {"data": PNG}, {"data": PNG, "explain": b"True"}], at)
+    assert [at.get_response_headers(n).get("ts_stream_next") for n in range(3)] == [None, "false", "false"]
+
+
 def test_a_reply_beyond_its_share_of_what_the_server_can_send_is_refused_alone(small: ConvLensHandler) -> None:
     small.largest_reply = 5_000
     found = handled(

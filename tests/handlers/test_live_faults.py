@@ -1,4 +1,4 @@
-"""Through a live TorchServe: a worker that is killed, archives that cannot load, a queue that is full, a server ended."""
+"""Through a live TorchServe: a killed worker, archives that cannot load, a full queue, a server that is ended."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_pitfall_8_a_killed_worker_costs_the_requests_in_flight_and_is_back_in_t
     failed = [one for one in found if one.status != 200]
     told = [(round(one.begun - killed, 2), round(one.ended - killed, 2), one.status) for one in failed]
     assert back_s < 10
-    # TorchServe's words for what was in the worker's hands: 507, "Worker died."; what came later waited and was answered.
+    # TorchServe says 507, "Worker died.", of what was in the worker's hands; what came later waited and was answered.
     assert {one.status for one in failed} <= {507} and len(failed) <= 8, told
     assert all(one.begun < killed + 0.2 for one in failed), told
     later = [one for one in found if one.begun > killed + 0.2]
@@ -120,7 +120,7 @@ def says_healthy(at: Server) -> bool:
     return got.status_code == 200 and got.json()["status"] == "Healthy"
 
 
-# --- archives that cannot load, and the end -----------------------------------------------------------------------------
+# --- archives that cannot load, and the end ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,8 @@ def test_pitfall_6_a_stream_of_requests_kills_torchserves_thread_and_only_an_inf
     """TorchServe's own fault, which no handler can mend: a proxy must let StreamPredictions2 through to nobody."""
     asked = PredictionsRequest(model_name=SPARE, input={"data": PICTURE}, sequenceId="s")
     token = tuple((name.lower(), value) for name, value in beside.headers("inference").items())
-    with calls(beside) as over:
-        with pytest.raises(grpc.RpcError):
-            list(over.stub.StreamPredictions2(iter([asked]), metadata=token, timeout=5))
+    with calls(beside) as over, pytest.raises(grpc.RpcError):
+        list(over.stub.StreamPredictions2(iter([asked]), metadata=token, timeout=5))
     for _ in range(3):  # nor does it come back by itself, as a worker that is killed does
         with pytest.raises(ServerError, match="no answer"):
             probe_all(beside.inference_url, [SPARE], key_file=beside.key_file, timeout_s=1)

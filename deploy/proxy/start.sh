@@ -1,0 +1,87 @@
+#!/bin/sh
+# nginx in front of the server whose key_file.json is given, with that server's token, read anew when it restarts.
+#
+#   CONVLENS_KEY_FILE   the server's key_file.json; waited for, and must be readable for this user
+#   PROXY_TLS           folder with tls.crt and tls.key
+#   PROXY_CLIENTS       file of lines like: "Bearer TOKEN" name;
+#   PROXY_LISTEN        address and port for clients, default 127.0.0.1:8443
+#   PROXY_METRICS       address and port for Prometheus, default 127.0.0.1:9102
+#   PROXY_REST, PROXY_GRPC, PROXY_TORCHSERVE_METRICS    the server's own, by default those of config.properties
+#   PROXY_DIR           folder to write to, default /tmp/proxy
+#
+# SIGTERM answers what is in flight, then ends.
+set -eu
+umask 077
+
+here=$(cd "$(dirname "$0")" && pwd)
+keys=${CONVLENS_KEY_FILE:-/run/convlens/key_file.json}
+tls=${PROXY_TLS:-/etc/convlens/tls}
+clients=${PROXY_CLIENTS:-/etc/convlens/clients/clients.conf}
+folder=${PROXY_DIR:-/tmp/proxy}
+
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# Of what TorchServe writes: {"management": {"key": …}, "inference": {"key": …, …}, "API": …}, in any order.
+server_token() {
+    tr -d ' \n' <"$keys" 2>/dev/null | sed -n 's/.*"inference":{[^}]*"key":"\([A-Za-z0-9_=-]*\)".*/\1/p'
+}
+
+# Certificates and clients change, too, where a Secret is mounted.
+inputs() {
+    cat "$keys" "$tls/tls.crt" "$tls/tls.key" "$clients" 2>/dev/null | cksum
+}
+
+write_token() {
+    token=$(server_token)
+    [ -n "$token" ] || return 1
+    printf 'map "" $server_token { default "Bearer %s"; }\n' "$token" >"$folder/token.conf.new"
+    mv "$folder/token.conf.new" "$folder/token.conf"
+}
+
+pause() {
+    sleep 1 &
+    wait $! || true # a signal ends the wait at once
+}
+
+for file in "$tls/tls.crt" "$tls/tls.key" "$clients"; do
+    [ -r "$file" ] || fail "cannot read $file; docs/serving.md says what belongs there"
+done
+mkdir -p "$folder/temp"
+cp "$here/nginx.conf" "$folder/nginx.conf"
+ln -sfn "$tls" "$folder/tls"
+ln -sfn "$clients" "$folder/clients.conf"
+echo "listen ${PROXY_LISTEN:-127.0.0.1:8443} ssl http2;" >"$folder/listen.conf"
+echo "listen ${PROXY_METRICS:-127.0.0.1:9102};" >"$folder/listen_metrics.conf"
+cat >"$folder/addresses.conf" <<END
+upstream rest { server ${PROXY_REST:-127.0.0.1:8080}; keepalive 16; }
+upstream grpc { server ${PROXY_GRPC:-127.0.0.1:7070}; keepalive 16; }
+upstream metrics { server ${PROXY_TORCHSERVE_METRICS:-127.0.0.1:8082}; }
+END
+
+stopping=
+trap 'stopping=yes' TERM INT
+until write_token; do
+    [ -z "$stopping" ] || exit 0
+    pause
+done
+seen=$(inputs)
+nginx -p "$folder" -c "$folder/nginx.conf" -e stderr -g 'daemon off;' &
+nginx=$!
+
+while kill -0 "$nginx" 2>/dev/null; do
+    if [ -n "$stopping" ]; then
+        kill -QUIT "$nginx"
+        wait "$nginx"
+        exit 0
+    fi
+    now=$(inputs)
+    if [ "$now" != "$seen" ] && write_token; then
+        seen=$now
+        kill -HUP "$nginx"
+    fi
+    pause
+done
+fail "nginx ended by itself"
