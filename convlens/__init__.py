@@ -17,7 +17,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convlens import colour, explain, gallery, image, models
+    from convlens import colour, explain, gallery, image, inside, models
+    from convlens.client import Client, GrpcClient
     from convlens.errors import ConvLensError
     from convlens.explain import ForwardPass, methods, run
     from convlens.models import load
@@ -25,21 +26,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "convlens.client",
     "ConvLensError": "convlens.errors",
     "ForwardPass": "convlens.explain",
+    "GrpcClient": "convlens.client",
     "load": "convlens.models",
     "methods": "convlens.explain",
     "run": "convlens.explain",
 }
-_PARTS = ("colour", "explain", "gallery", "image", "models")
+_PARTS = ("colour", "explain", "gallery", "image", "inside", "models")
 
 __all__ = [
+    "Client",
     "ConvLensError",
     "ForwardPass",
+    "GrpcClient",
     "colour",
     "explain",
     "gallery",
     "image",
+    "inside",
     "load",
     "methods",
     "models",

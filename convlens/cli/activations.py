@@ -45,7 +45,6 @@ def activations(
     prepared = image.prepare(image.read(picture), classifier.spec)
     found = activations_of(classifier, prepared.x_CHW, layer=layer)
     chosen = int(found.ranking[0]) if channel is None else channel
-    found.channel(chosen)  # an unknown one is refused before anything is drawn
     with replaced(output) as draft:
         _write(draft, found, chosen, prepared.view_HWC, picture.name)
     _show(found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import UnsupportedModelError
-from convlens.inside.bounds import joined
+from convlens.inside.bounds import NOTHING, joined
 from convlens.inside.calls import Call, is_marked
 
 Rule = Callable[[Call], Any]
@@ -45,6 +45,8 @@ def rule_of(call: Call) -> Rule | None:
         return _moved
     if _is_pointwise(call):
         return _in_place if call.in_place else _pointwise
+    if call.name in ("fill_", "zero_") and not is_marked(call.given.get("value")):
+        return _blanked
     return constant if call.name in _CONSTANTS else None
 
 
@@ -75,6 +77,11 @@ def _in_place(call: Call) -> Tensor:
     for other in others:
         target.copy_(torch.maximum(target, other))
     return target
+
+
+def _blanked(call: Call) -> Tensor:
+    """A constant is written over what was there."""
+    return call.bounds[0].fill_(NOTHING)
 
 
 def constant(call: Call) -> Any:

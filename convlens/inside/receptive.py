@@ -115,9 +115,12 @@ def _over_channels(bounds: Floats) -> Floats:
 
 
 def _channels_last(bounds: Floats) -> bool:
-    """(N, H, W, C), as inside ConvNeXt: then bounds differ along axis 1, and not along the last."""
-    alike_1, alike_3 = (bool((bounds.max(axis) == bounds.min(axis)).all()) for axis in (1, 3))
-    return alike_3 and not alike_1
+    """(N, H, W, C), as inside ConvNeXt: then bounds differ along axes 1 and 2, and not along the last.
+
+    Along one axis alone they also differ where channels have seen different parts (branches, then a mean over places).
+    """
+    alike_1, alike_2, alike_3 = (bool((bounds.max(axis) == bounds.min(axis)).all()) for axis in (1, 2, 3))
+    return alike_3 and bounds.shape[3] > 1 and not alike_1 and not alike_2
 
 
 def _boxes(sides_4YX: Floats) -> Ints:

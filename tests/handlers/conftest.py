@@ -69,5 +69,6 @@ def small(small_folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
     """Of enough connections, none of which outlives the test."""
-    with httpx.Client(timeout=60, trust_env=False) as made:
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(timeout=60, trust_env=False, limits=limits) as made:
         yield made

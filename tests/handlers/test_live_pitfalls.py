@@ -78,7 +78,7 @@ def test_pitfall_4_whatever_the_numbers_the_answer_is_json_that_any_parser_takes
 
 
 def test_pitfall_7_what_waited_beyond_its_deadline_is_given_up_without_work(small: Server) -> None:
-    slow = {"methods": [{"method": "smoothgrad", "options": {"samples": 120}}], "output": []}
+    slow = {"methods": [{"method": "smoothgrad", "options": {"samples": 300}}], "output": []}
     with ThreadPoolExecutor(13) as pool:
         busy = [pool.submit(ask, small, slow) for _ in range(8)]
         time.sleep(1)

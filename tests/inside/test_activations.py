@@ -53,6 +53,7 @@ def by_hand(*maps: object) -> Activations:
 def test_channels_rank_by_their_largest_value_equals_in_order() -> None:
     found = by_hand([[0, 2], [1, 0]], [[-9, 5], [0, 0]], [[2, 2], [2, 2]], [[-1, -2], [-3, -4]])
     assert found.ranking.tolist() == [1, 0, 2, 3]
+    assert by_hand(*[[[n % 3]] for n in range(60)]).ranking[:20].tolist() == list(range(2, 60, 3))
     assert [found.peak(channel) for channel in range(4)] == [(2, 0, 1), (5, 0, 1), (2, 0, 0), (-1, 0, 0)]
 
 

@@ -203,6 +203,16 @@ class Overwriting(nn.Module):
         return x[:, :1]
 
 
+class Blanked(nn.Module):
+    """Some rows are overwritten and forget what was there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        x[:, :, 3:5] = 0
+        x[:, :, :1] = torch.ones(2, 3, 1, 12)[:1]
+        return x
+
+
 STEPS: dict[str, Callable[[], nn.Module]] = {
     "dilation": lambda: nn.Conv2d(3, 3, 3, padding=2, dilation=2),
     "a stride that leaves pixels over": lambda: nn.Conv2d(3, 3, 3, stride=3, padding=1),
@@ -224,6 +234,14 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "statistics of groups": lambda: nn.GroupNorm(1, 3),
     "statistics of pictures": lambda: nn.InstanceNorm2d(3),
     "statistics of channels": lambda: nets.Call(lambda x: F.layer_norm(x.movedim(1, 3), (3,)).movedim(3, 1)),
+    "means of unlike branches": lambda: nets.Call(
+        lambda x: torch.cat([x.mean((2, 3), keepdim=True), x[:, :, 2:].mean((2, 3), keepdim=True)], 1)
+    ),
+    "statistics of unlike groups": lambda: nets.Call(
+        lambda x: F.group_norm(torch.cat([x, F.pad(x[:, :, 3:], (0, 0, 3, 0))], 1), 2)
+    ),
+    "constants put before": lambda: nets.Call(lambda x: torch.cat([torch.ones_like(x[:, :, :2]), x], 2)),
+    "constants written over": Blanked,
     "slices": lambda: nets.Call(lambda x: x[:, :, 1:, :-2]),
     "turned over": lambda: nets.Call(lambda x: x.flip(3)),
 }
