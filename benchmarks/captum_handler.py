@@ -54,7 +54,7 @@ class CaptumHandler:
         answer = {
             "predictions": [
                 {"index": k, "label": self.spec.labels[k], "probability": p}
-                for p, k in zip(best.values.tolist(), best.indices.tolist())
+                for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
             ]
         }
         if "neighbours" in asked["methods"]:
@@ -79,7 +79,7 @@ class CaptumHandler:
         squared, rows = self.index.search(unit.numpy(), k)
         return [
             {"id": self.entries[row].id, "label": self.entries[row].label, "distance": float(distance) ** 0.5}
-            for distance, row in zip(squared[0], rows[0].tolist())
+            for distance, row in zip(squared[0], rows[0].tolist(), strict=True)
         ]
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from convlens.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from convlens import colour, explain, gallery, image, inside, models
     from convlens.client import Client, GrpcClient
     from convlens.errors import ConvLensError
     from convlens.explain import ForwardPass, methods, run
     from convlens.models import load
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Client": "convlens.client",

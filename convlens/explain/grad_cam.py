@@ -45,8 +45,12 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
 
 
 def _require_map(forward: ForwardPass, layer: str) -> None:
-    with torch.no_grad(), tapped(forward.classifier.module, outputs=[layer]) as tap:
-        tap.module(forward.x_NCHW[:1])
+    try:
+        with torch.no_grad(), tapped(forward.classifier.module, outputs=[layer]) as tap:
+            tap.module(forward.x_NCHW[:1])
+    except RequestError as error:
+        error.field = f"options.{error.field}"  # here the layer is an option of the method
+        raise
     shape = tuple(tap.outputs[layer].shape)
     if len(shape) != 4:
         raise RequestError(

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from convlens.errors import RequestError
+from convlens.errors import ModelError, RequestError
 from convlens.instrument import layer_of, require_eval, tapped
 from convlens.models import Classifier
 from convlens.types import Floats, Ints
@@ -56,7 +56,7 @@ def activations(classifier: Classifier, x_CHW: Floats, *, layer: str) -> Activat
     """Run one picture, prepared as ``image.prepare`` does, and keep what the layer gave.
 
     RequestError for a layer that there is not (with near matches), that did not run, or whose output is no map of
-    channels first.
+    channels first; ModelError where it gave values that are not finite.
     """
     require_eval(classifier.module)
     kind = type(layer_of(classifier.module, layer)).__name__
@@ -71,5 +71,7 @@ def activations(classifier: Classifier, x_CHW: Floats, *, layer: str) -> Activat
             field="layer",
         )
     maps_CHW = out[0].float().cpu().numpy()
+    if not np.isfinite(maps_CHW).all():
+        raise ModelError(f"layer {layer!r} gave values that are not finite; there is nothing to rank or to draw")
     maps_CHW.flags.writeable = False
     return Activations(classifier.spec.name, classifier.spec.weights_sha256, layer, kind, maps_CHW)

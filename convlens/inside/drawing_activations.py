@@ -34,7 +34,7 @@ def strongest_channels(found: Activations, *, most: int = 24, columns: int = 6) 
     tiles = []
     for channel in map(int, shown):
         tile = enlarged(_drawn(found, found.maps_CHW[channel], limit_of(found)), factor)
-        words = lettered(f"{channel}: {found.peak(channel)[0]:.3g}", size=_CAPTION, width=max(tile.shape[1], 80))
+        words = lettered(f"{channel}: {found.peak(channel)[0]:.4g}", size=_CAPTION, width=max(tile.shape[1], 80))
         tiles.append(stacked([words, tile]))
     rows = [side_by_side(tiles[n : n + columns], gap=8) for n in range(0, len(tiles), columns)]
     what = f"the {len(shown)} of {len(found.maps_CHW)} channels with the largest values, largest first"

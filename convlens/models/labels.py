@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import reprlib
 import unicodedata
 from collections.abc import Sequence
 from numbers import Integral
@@ -31,7 +32,7 @@ def find_class(labels: Sequence[str], wanted: int | str) -> int:
 
 def _in_range(labels: Sequence[str], index: int) -> int:
     if not 0 <= index < len(labels):
-        raise TargetError(f"no class {index}; there are 0..{len(labels) - 1}")
+        raise TargetError(f"no class {reprlib.repr(index)}; there are 0..{len(labels) - 1}")
     return index
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from convlens.service.reply import dumps, flat_array, to_json
 from convlens.service.request import Params
@@ -35,6 +34,8 @@ def to_file(reply: Reply, params: Params, pack: Pack) -> bytes:
 
 def safetensors(arrays: Mapping[str, Floats], reply: str) -> bytes:
     """A safetensors file; the reply's JSON is the metadata entry ``reply``."""
+    from safetensors.numpy import save  # on first use: a worker that nobody asks for such files does without
+
     return bytes(save(dict(arrays), metadata={"reply": reply}))
 
 

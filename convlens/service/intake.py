@@ -177,7 +177,10 @@ def _bytes(data: Any) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"data is not valid base64: {error}", field="data") from error
+        raise ImageError(
+            f"data is not valid base64 ({error}); encode the picture file anew, or send it as it is by -T cat.jpg",
+            field="data",
+        ) from error
 
 
 def _header(headers: Mapping[str, str], wanted: str) -> str:

@@ -23,7 +23,7 @@ class EngineOptions:
     name: str = "convlens"
     version: str = "1.0"
     default_methods: tuple[str, ...] = ("saliency", "guided_backprop", "occlusion")
-    max_cost: float = 50_000.0
+    max_cost: float = 2_000.0
     max_seconds: float | None = None
     sweeps_at: str = ""
     precision: Precision = "float32"

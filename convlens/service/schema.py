@@ -19,6 +19,7 @@ from convlens.service.bodies import ErrorBody, ReplyBody, V1Reply, V2Reply
 from convlens.service.kserve import Base64, V1Body, V2Body
 from convlens.service.media import JSON, Media
 from convlens.service.request import Params, options_model
+from convlens.version import __version__
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -54,8 +55,6 @@ def json_schema() -> dict[str, Any]:
 
 def openapi() -> dict[str, Any]:
     """The inference API as an OpenAPI 3.1 document."""
-    from convlens import __version__
-
     return {
         "openapi": "3.1.0",
         "info": {

@@ -2,7 +2,7 @@
 # nginx in front of the server whose key_file.json is given, with that server's token, read anew when it restarts.
 #
 #   CONVLENS_KEY_FILE   the server's key_file.json; waited for, and must be readable for this user
-#   PROXY_TLS           folder with tls.crt and tls.key
+#   PROXY_TLS           folder with tls.crt and tls.key; "none" behind a gateway that brings TLS (no gRPC then)
 #   PROXY_CLIENTS       file of lines like: "Bearer TOKEN" name;
 #   PROXY_LISTEN        address and port for clients, default 127.0.0.1:8443
 #   PROXY_METRICS       address and port for Prometheus, default 127.0.0.1:9102
@@ -11,7 +11,6 @@
 #
 # SIGTERM answers what is in flight, then ends.
 set -eu
-umask 077
 
 here=$(cd "$(dirname "$0")" && pwd)
 keys=${CONVLENS_KEY_FILE:-/run/convlens/key_file.json}
@@ -37,7 +36,7 @@ inputs() {
 write_token() {
     token=$(server_token)
     [ -n "$token" ] || return 1
-    printf 'map "" $server_token { default "Bearer %s"; }\n' "$token" >"$folder/token.conf.new"
+    (umask 077 && printf 'map "" $server_token { default "Bearer %s"; }\n' "$token" >"$folder/token.conf.new")
     mv "$folder/token.conf.new" "$folder/token.conf"
 }
 
@@ -46,14 +45,28 @@ pause() {
     wait $! || true # a signal ends the wait at once
 }
 
-for file in "$tls/tls.crt" "$tls/tls.key" "$clients"; do
-    [ -r "$file" ] || fail "cannot read $file; docs/serving.md says what belongs there"
-done
+listen() {
+    if [ "$tls" = none ]; then
+        echo "listen ${PROXY_LISTEN:-127.0.0.1:8443};"
+    else
+        echo "listen ${PROXY_LISTEN:-127.0.0.1:8443} ssl http2;"
+        echo "ssl_certificate $tls/tls.crt;"
+        echo "ssl_certificate_key $tls/tls.key;"
+    fi
+}
+
+require_readable() {
+    [ -r "$1" ] || fail "cannot read $1; docs/serving.md says what belongs there"
+}
+
+require_readable "$clients"
+[ "$tls" = none ] || { require_readable "$tls/tls.crt" && require_readable "$tls/tls.key"; }
+# Enterable: started as root, nginx gives its workers to another user, who must reach the uploads below.
 mkdir -p "$folder/temp"
+chmod 711 "$folder"
 cp "$here/nginx.conf" "$folder/nginx.conf"
-ln -sfn "$tls" "$folder/tls"
 ln -sfn "$clients" "$folder/clients.conf"
-echo "listen ${PROXY_LISTEN:-127.0.0.1:8443} ssl http2;" >"$folder/listen.conf"
+listen >"$folder/listen.conf"
 echo "listen ${PROXY_METRICS:-127.0.0.1:9102};" >"$folder/listen_metrics.conf"
 cat >"$folder/addresses.conf" <<END
 upstream rest { server ${PROXY_REST:-127.0.0.1:8080}; keepalive 16; }

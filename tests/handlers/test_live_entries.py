@@ -44,7 +44,8 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Entries]:
     """The default model by torch alone, so that its sweep takes a second or two."""
     folder = tmp_path_factory.mktemp("entries")
     pack(load("packaged:efficientnet_lite0", device="cpu"), folder / "model")
-    options = ArchiveOptions(sweeps_at="apart_sweep", response_timeout_s=TIMEOUT_S)
+    section = {"max_cost": 1e6}  # so that seconds are what refuses
+    options = ArchiveOptions(sweeps_at="apart_sweep", response_timeout_s=TIMEOUT_S, section=section)
     path = archive.build(name="apart", model_dir=folder / "model", store=folder / "store", options=options)
     with (
         server.running(archives=entries(path), run_dir=folder / "run") as started,

@@ -44,7 +44,7 @@ def test_a_bad_request_gets_its_code_and_is_told_what_to_do(live: Live, what: st
     assert any(words in error["message"] for words in bad.said.split("|")), error["message"]
     assert bad.field in (None, error["field"])
     # What a request sends must not swell the reply; nor can it colour a terminal or break a line of the log.
-    assert len(error["message"]) <= 5000
+    assert len(error["message"]) <= 2000
     assert error["message"].isprintable()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens import load
-from convlens.errors import RequestError
+from convlens.errors import ModelError, RequestError
 from convlens.inside import Activations, activations
 from convlens.inside.drawing_activations import all_channels, one_channel, over_picture, strongest_channels
 
@@ -85,6 +85,13 @@ def test_channels_that_come_last_are_not_taken_for_rows() -> None:
     convnext = load("torchvision:convnext_tiny:untrained", device="cpu")
     with pytest.raises(RequestError, match="no map of channels"):
         activations(convnext, np.zeros((3, 224, 224), np.float32), layer="features.1.0.block.3")
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    module = InPlace()
+    module.first.bias.data[1] = torch.inf
+    with pytest.raises(ModelError, match="'first' gave values that are not finite"):
+        activations(nets.classifier(module, classes=2), picture(), layer="first")
 
 
 # ---- drawn: colours at places known beforehand

@@ -172,6 +172,22 @@ def test_what_lies_outside_a_crop_does_not_matter(name: str, layer: str) -> None
             torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
+def test_a_layer_without_a_map_has_the_picture_for_a_box_also_where_its_input_reached_beyond() -> None:
+    fields = receptive_fields(load("torchvision:alexnet:untrained", device="cpu"))
+    assert fields["avgpool"].box(0, 0) == (-66, -66, 129, 129)
+    for layer in ("classifier.0", "classifier.6"):  # flattened, fully connected
+        assert fields[layer].grid == (1, 1)
+        assert fields[layer].box(0, 0) == fields[layer].clipped(0, 0) == (0, 0, 224, 224)
+
+
+def test_where_channels_come_last_rows_and_columns_are_still_told_from_them() -> None:
+    fields = receptive_fields(load("torchvision:convnext_tiny:untrained", device="cpu"))
+    convolution, *others = (fields[f"features.1.0.block.{n}"] for n in (0, 2, 3, 4, 5))
+    for field in others:
+        np.testing.assert_array_equal(field.reach_4YX, convolution.reach_4YX)
+        np.testing.assert_array_equal(field.seen_4YX, convolution.seen_4YX)
+
+
 # ---- one difficulty each
 
 
@@ -240,6 +256,11 @@ STEPS: dict[str, Callable[[], nn.Module]] = {
     "statistics of unlike groups": lambda: nets.Call(
         lambda x: F.group_norm(torch.cat([x, F.pad(x[:, :, 3:], (0, 0, 3, 0))], 1), 2)
     ),
+    "rows' means of unlike branches": lambda: nets.Call(
+        lambda x: torch.cat([x.mean(3, keepdim=True), x[..., 2:].mean(3, keepdim=True)], 1)
+    ),
+    "pooling by its own size": lambda: nets.Call(lambda x: F.avg_pool2d(x, 3)),
+    "max pooling with dilation and ceil_mode": lambda: nn.MaxPool2d(3, 2, 1, dilation=2, ceil_mode=True),
     "constants put before": lambda: nets.Call(lambda x: torch.cat([torch.ones_like(x[:, :, :2]), x], 2)),
     "constants written over": Blanked,
     "slices": lambda: nets.Call(lambda x: x[:, :, 1:, :-2]),
@@ -261,23 +282,30 @@ class Around(nn.Module):
 
 
 def by_changing_pixels(module: nn.Module, shape: tuple[int, int], layer: str) -> dict[tuple[int, int], Box]:
-    """Each unit's rectangle found by changing one pixel after another: no gradient, no positive weights needed."""
+    """Each unit's rectangle found by changing one pixel after another: no gradient, no positive weights needed.
+
+    Far up and far down, so that one of them gets past every maximum.
+    """
     kept: list[Tensor] = []
     watched = copy.deepcopy(module)
     watched.get_submodule(layer).register_forward_hook(lambda *given: kept.append(given[2].clone()))
     x = nets.pictures(1, 3, *shape)
-    places = [(y, column) for y in range(shape[0]) for column in range(shape[1])]
-    one_a_picture = x.repeat(len(places), 1, 1, 1)
-    for n, (y, column) in enumerate(places):
-        one_a_picture[n, :, y, column] += torch.tensor([1.0, -2.0, 3.0], dtype=x.dtype)
+    change = torch.zeros(shape[0] * shape[1], 3, *shape, dtype=x.dtype)
+    for n, (y, column) in enumerate(np.ndindex(shape)):
+        change[n, :, y, column] = torch.tensor([100.0, -200.0, 300.0])
     with torch.no_grad():
-        watched(x)
-        watched(one_a_picture)
-    touched = ((kept[1] - kept[0]).abs() > 1e-12).any(1).numpy().reshape(*shape, *kept[0].shape[2:])
+        for picture in (x, x + change, x - change):
+            watched(picture)
+    touched = [((changed - kept[0]).abs() > 1e-12).any(1) for changed in kept[1:]]
+    return _boxes(torch.logical_or(*touched).numpy().reshape(*shape, *kept[0].shape[2:]))
+
+
+def _boxes(touched_HWYX: np.ndarray) -> dict[tuple[int, int], Box]:
     boxes = {}
-    for y, column in np.ndindex(touched.shape[2:]):
-        rows, columns = np.nonzero(touched[:, :, y, column])
-        boxes[y, column] = (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) if len(rows) else (0, 0, 0, 0)
+    for unit in np.ndindex(touched_HWYX.shape[2:]):
+        rows, columns = np.nonzero(touched_HWYX[:, :, *unit])
+        sides = (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) if len(rows) else (0, 0, 0, 0)
+        boxes[unit] = sides
     return boxes
 
 
