@@ -78,7 +78,9 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def throughput(server: Server, model: str, picture: bytes, params: Mapping[str, Any], *, clients: int, each: int) -> float:
+def throughput(
+    server: Server, model: str, picture: bytes, params: Mapping[str, Any], *, clients: int, each: int
+) -> float:
     """Answers a second, that many clients asking one after another, each ``each`` times."""
     doors = [Rest(server, model) for _ in range(clients)]
 

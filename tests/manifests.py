@@ -16,7 +16,9 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def of_kind(kind: str, folder: str = "kubernetes") -> dict[str, Any]:
-    found = [one for path in sorted((DEPLOY / folder).glob("*.yaml")) for one in documents(path) if one.get("kind") == kind]
+    found = [
+        one for path in sorted((DEPLOY / folder).glob("*.yaml")) for one in documents(path) if one.get("kind") == kind
+    ]
     assert len(found) == 1, f"{len(found)} of {kind}"
     return found[0]
 

@@ -12,10 +12,11 @@ import yaml
 from convlens.errors import ServerError
 from convlens.serving.places import handlers_folder
 
-# Option -> (TorchServe's key, least value). TorchServe only warns of a value it does not like, and uses another.
+# Option -> (TorchServe's key, least value). TorchServe only warns of a value it does not like, and uses another: a delay
+# of 0 became one of 100 ms.
 _NUMBERS = {
     "batch_size": ("batchSize", 1),
-    "max_batch_delay_ms": ("maxBatchDelay", 0),
+    "max_batch_delay_ms": ("maxBatchDelay", 1),
     "min_workers": ("minWorkers", 1),
     "max_workers": ("maxWorkers", 1),
     "response_timeout_s": ("responseTimeout", 1),

@@ -38,7 +38,11 @@ def test_the_validator_does_find_what_is_wrong() -> None:
 
 # What KServe's v1beta1 predictor has beside the fields of a PodSpec, of those that are used here. A wheel of its Python
 # models would check no more: they take any value.
-PREDICTOR = {"minReplicas": {"type": "integer", "minimum": 0}, "maxReplicas": {"type": "integer"}, "timeout": {"type": "integer"}}
+PREDICTOR = {
+    "minReplicas": {"type": "integer", "minimum": 0},
+    "maxReplicas": {"type": "integer"},
+    "timeout": {"type": "integer"},
+}
 
 
 def test_the_inference_service_is_kserve_s_fields_around_a_pod() -> None:

@@ -34,7 +34,11 @@ def test_the_image_exposes_what_clients_and_prometheus_need() -> None:
 
 
 def test_the_proxy_asks_where_the_server_listens() -> None:
-    for name, port in {"REST": PORTS.inference, "GRPC": PORTS.grpc_inference, "TORCHSERVE_METRICS": PORTS.metrics}.items():
+    for name, port in {
+        "REST": PORTS.inference,
+        "GRPC": PORTS.grpc_inference,
+        "TORCHSERVE_METRICS": PORTS.metrics,
+    }.items():
         assert f"${{PROXY_{name}:-127.0.0.1:{port}}}" in START
 
 

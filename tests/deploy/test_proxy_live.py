@@ -63,7 +63,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("behind")
     handler = folder / "echoes.py"
     handler.write_text(ECHOES)
-    options = ArchiveOptions(handler=handler, batch_size=1, max_batch_delay_ms=0)
+    options = ArchiveOptions(handler=handler, batch_size=1, max_batch_delay_ms=1)
     built = archive.build(name="convlens", model_dir=None, store=folder / "store", options=options)
     with server.running(archives={"convlens": built}, run_dir=folder / "run") as live:
         yield live
