@@ -12,8 +12,8 @@ import yaml
 from convlens.errors import ServerError
 from convlens.serving.places import handlers_folder
 
-# Option -> (TorchServe's key, least value). TorchServe only warns of a value it does not like, and uses another: a delay
-# of 0 became one of 100 ms.
+# Option -> (TorchServe's key, least value). TorchServe only warns of a value it does not like, and takes another: of a
+# delay of 0 it made one of 100 ms.
 _NUMBERS = {
     "batch_size": ("batchSize", 1),
     "max_batch_delay_ms": ("maxBatchDelay", 1),

@@ -120,8 +120,9 @@ def test_a_builder_that_is_none_is_refused(builders: Path) -> None:
     assert "podman is not installed" in image_sh(builders, BUILDER="podman").stderr
 
 
-def test_a_docker_client_without_its_service_is_passed_over(builders: Path) -> None:
-    put(builders, "docker", "exit 1")
+@pytest.mark.parametrize("missing", ["info", "buildx"])
+def test_a_docker_without_its_service_or_without_buildx_is_passed_over(builders: Path, missing: str) -> None:
+    put(builders, "docker", f"[ $1 != {missing} ]")
     put(builders, "buildah", 'echo "$@"')
     done = image_sh(
         builders, "--isolation", "chroot", BASE_IMAGE="localhost/base", NAME="net", VOLUMES="/a:/a:ro /b:/b:ro"

@@ -152,6 +152,7 @@ def test_the_autoscaler_scales_by_a_metric_the_adapter_makes_from_declared_ones(
     (metric,) = of_kind("HorizontalPodAutoscaler")["spec"]["metrics"]
     rules = yaml.safe_load((DEPLOY / "kubernetes" / "prometheus-adapter.yaml").read_text(encoding="utf-8"))
     (rule,) = rules["rules"]["custom"]
+    assert metric["type"] == "Pods", "no schema says which types there are"
     assert metric["pods"]["metric"]["name"] == rule["name"]["as"]
     declared = yaml.safe_load((ROOT / "handlers" / "metrics.yaml").read_text(encoding="utf-8"))
     names = {one["name"] for one in declared["ts_metrics"]["counter"]}
