@@ -38,6 +38,7 @@ bench: $(READY)  ## every benchmark beside its peer (DEVICE=cpu or cuda); result
 	$(BIN)/python benchmarks/explanation_graphs.py --device $(DEVICE)
 	$(BIN)/python benchmarks/features.py --device $(DEVICE)
 	$(BIN)/python benchmarks/workers.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/readme.py
 
 image:  ## a container image with docker, podman or buildah; see scripts/image.sh

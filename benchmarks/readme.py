@@ -123,6 +123,25 @@ def workers(result: dict[str, Any]) -> str:
     return _table(heads, rows) + _machine(result) + f" The empty worker itself: {empty:.0f} MB."
 
 
+def serving(result: dict[str, Any]) -> str:
+    """benchmarks/serving.py"""
+    heads = ("", "ours", "beside", "")
+    rows = [
+        (row["what"], _amount(row["ours"], row), _amount(row["beside"], row), _result(row)) for row in result["rows"]
+    ]
+    return _table(heads, rows) + _machine(result)
+
+
+def _amount(value: float, row: dict[str, Any]) -> str:
+    return f"{value:.1f} answers/s" if "answers" in row["unit"] else f"{value * 1e3:.0f} ms"
+
+
+def _result(row: dict[str, Any]) -> str:
+    return (
+        f"{row['result']:.1f} {row['unit']}" if row["unit"].startswith("ms") else f"{row['result']:.2f} {row['unit']}"
+    )
+
+
 RATIO, SHARE, TORCHS = "captum's best / this", "reading's share", "share of torch's"
 # Name of the mark -> (result file, table).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
@@ -132,6 +151,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "explanation_graphs": ("explanation_graphs-cpu", explanation_graphs),
     "features": ("features-cpu", features),
     "workers": ("workers", workers),
+    "serving": ("serving-cpu", serving),
 }
 # The README, and the how-tos that hold tables of their own.
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "speed.md")
