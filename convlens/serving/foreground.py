@@ -7,6 +7,7 @@ server ends. Needs no torch, so that beside the workers it takes next to no memo
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import signal
 import sys
@@ -100,6 +101,10 @@ def _plan(arguments: Sequence[str] | None) -> Plan:
     parser.add_argument("--linger", type=float, default=float(linger), help="seconds to serve on after SIGTERM")
     parser.add_argument("--drain", type=float, default=float(drained), help="seconds to wait for requests in flight")
     given = parser.parse_args(arguments)
+    try:
+        ipaddress.IPv4Address(given.host)
+    except ValueError:
+        parser.error(f"--host {given.host!r} is no IPv4 address; use 127.0.0.1, or 0.0.0.0 for every network")
     return Plan(tuple(given.archives), given.run_dir, given.host, given.linger, given.drain, base=given.config)
 
 

@@ -1,151 +1,27 @@
-"""The proxy of deploy/proxy, run by nginx in front of a real TorchServe."""
+"""What the proxy lets through to a real TorchServe, and what it refuses."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import socket
 import ssl
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import grpc
 import httpx
 import pytest
+from proxied import ALICE, BOB, INSTALLED, Proxy, proxied
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.serving import archive, config, server
-from convlens.serving.model_config import ArchiveOptions
+from convlens.serving import config
 from convlens.serving.server import Server
-
-ROOT = Path(__file__).parent.parent.parent
-START = ROOT / "deploy" / "proxy" / "start.sh"
-PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])  # where nginx lies, for root alone
 
 pytestmark = [
     pytest.mark.live,
-    pytest.mark.skipif(
-        not (shutil.which("nginx", path=PATH) and shutil.which("openssl")), reason="needs nginx and openssl"
-    ),
+    pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl"),
 ]
-
-ALICE, BOB = "alice-1234567890", "bob-1234567890"
-# Says what reached it. A body that is a number is so many seconds of work.
-ECHOES = """
-import json, time
-
-class Handler:
-    def initialize(self, context):
-        pass
-
-    def handle(self, data, context):
-        return [self.answer(row, context.get_all_request_header(at)) for at, row in enumerate(data)]
-
-    def answer(self, row, headers):
-        body = bytes(row.get("data") or row.get("body") or b"")
-        if len(body) < 4:
-            time.sleep(float(body))
-        return json.dumps({"bytes": len(body), "headers": dict(headers)})
-"""
-
-
-@pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("behind")
-    handler = folder / "echoes.py"
-    handler.write_text(ECHOES)
-    options = ArchiveOptions(handler=handler, batch_size=1, max_batch_delay_ms=1)
-    built = archive.build(name="convlens", model_dir=None, store=folder / "store", options=options)
-    with server.running(archives={"convlens": built}, run_dir=folder / "run") as live:
-        yield live
-
-
-@dataclass(frozen=True)
-class Proxy:
-    process: subprocess.Popen[str]
-    folder: Path
-    key_file: Path
-    port: int
-    metrics_port: int
-
-    @property
-    def certificate(self) -> Path:
-        return self.folder / "tls" / "tls.crt"
-
-    def client(self, **settings: Any) -> httpx.Client:
-        trusted = ssl.create_default_context(cafile=str(self.certificate))
-        return httpx.Client(
-            base_url=f"https://localhost:{self.port}", verify=trusted, trust_env=False, timeout=20, **settings
-        )
-
-    def ask(self, path: str = "predictions/convlens", *, token: str | None = ALICE, **sent: Any) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        method, body = sent.pop("method", "POST"), sent.pop("body", b"0")
-        with self.client() as client:
-            return client.request(method, f"/{path}", content=body, headers=headers | sent)
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
-
-
-@pytest.fixture
-def proxy(behind: Server) -> Iterator[Proxy]:
-    # Not below pytest's folder, which is root's alone: nginx gives its workers to another user.
-    folder = Path(tempfile.mkdtemp(prefix="convlens-proxy-"))
-    folder.chmod(0o711)
-    key_file = folder / "key_file.json"
-    shutil.copy(behind.key_file, key_file)
-    subprocess.run([START.with_name("test_certificate.sh"), folder / "tls"], check=True, capture_output=True)
-    (folder / "clients.conf").write_text(f'"Bearer {ALICE}" alice;\n"Bearer {BOB}" bob;\n')
-    port, metrics_port = two_free_ports()
-    environment = {
-        "PATH": PATH,
-        "CONVLENS_KEY_FILE": str(key_file),
-        "PROXY_TLS": str(folder / "tls"),
-        "PROXY_CLIENTS": str(folder / "clients.conf"),
-        "PROXY_DIR": str(folder / "run"),
-        "PROXY_LISTEN": f"127.0.0.1:{port}",
-        "PROXY_METRICS": f"127.0.0.1:{metrics_port}",
-        "PROXY_REST": behind.inference_url.removeprefix("http://"),
-        "PROXY_GRPC": behind.grpc_address,
-        "PROXY_TORCHSERVE_METRICS": behind.metrics_url.removeprefix("http://"),
-    }
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(["sh", START], env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
-    try:
-        started = Proxy(process, folder, key_file, port, metrics_port)
-        assert until(lambda: listens(port), within_s=20), started.log()
-        yield started
-    finally:
-        process.terminate()
-        process.wait(30)
-        shutil.rmtree(folder)
-
-
-def two_free_ports() -> tuple[int, int]:
-    ports = config.free_ports()
-    return ports.inference, ports.metrics
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
-
-
-def until(right: Callable[[], bool], *, within_s: float) -> bool:
-    ends = time.monotonic() + within_s
-    while not (found := right()) and time.monotonic() < ends:
-        time.sleep(0.1)
-    return found
 
 
 def refused(answer: httpx.Response, code: int) -> str:
@@ -234,6 +110,16 @@ def test_plain_text_and_a_certificate_of_somebody_else_are_refused(proxy: Proxy)
         httpx.get(f"https://localhost:{proxy.port}/ping", trust_env=False)
 
 
+def test_behind_a_gateway_it_asks_for_the_token_in_plain_text(behind: Server) -> None:
+    with proxied(behind, PROXY_TLS="none") as proxy:
+        url = f"http://127.0.0.1:{proxy.port}/v1/models/convlens:predict"
+        answers = [
+            httpx.post(url, content=b"picture", headers=headers, trust_env=False, timeout=20)
+            for headers in ({}, {"Authorization": f"Bearer {BOB}"})
+        ]
+    assert [answer.status_code for answer in answers] == [401, 200]
+
+
 def stub(proxy: Proxy) -> InferenceAPIsServiceStub:
     trusted = grpc.ssl_channel_credentials(proxy.certificate.read_bytes())
     return InferenceAPIsServiceStub(grpc.secure_channel(f"localhost:{proxy.port}", trusted))
@@ -250,49 +136,3 @@ def test_grpc_without_a_token_is_unauthenticated(proxy: Proxy) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub(proxy).Predictions(request, timeout=20)
     assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
-
-
-def test_metrics_have_a_port_of_their_own(proxy: Proxy) -> None:
-    proxy.ask()
-    url = f"http://127.0.0.1:{proxy.metrics_port}"
-    assert 'ts_inference_requests_total{model_name="convlens"' in httpx.get(f"{url}/metrics", trust_env=False).text
-    assert httpx.post(f"{url}/predictions/convlens", content=b"0", trust_env=False).status_code == 404
-
-
-def test_a_server_that_restarts_brings_another_token(proxy: Proxy) -> None:
-    rightly = proxy.key_file.read_text()
-    keys = json.loads(rightly)
-    keys["inference"]["key"] = "other-key"
-    proxy.key_file.write_text(json.dumps(keys))
-    assert until(lambda: proxy.ask().status_code == 400, within_s=10), "TorchServe's answer to a wrong token"
-    proxy.key_file.write_text(rightly)
-    assert until(lambda: proxy.ask().status_code == 200, within_s=10)
-
-
-def test_no_token_is_in_the_log_or_readable_for_others(proxy: Proxy, behind: Server) -> None:
-    proxy.ask(body=b"0", **{"X-Secret": "in-a-header"})
-    proxy.ask("predictions/convlens?in-a-query=1")
-    assert until(lambda: '"client":"alice"' in proxy.log(), within_s=5)
-    for secret in (ALICE, behind.token("inference"), "in-a-header", "in-a-query"):
-        assert secret not in proxy.log()
-    line = next(line for line in proxy.log().splitlines() if line.startswith("{"))
-    assert json.loads(line)["path"] == "/predictions/convlens"
-    assert (proxy.folder / "run" / "token.conf").stat().st_mode & 0o077 == 0
-
-
-def test_sigterm_answers_what_is_in_flight_and_takes_nothing_new(proxy: Proxy) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(proxy.ask, body=b"3")
-        time.sleep(1.0)
-        proxy.process.send_signal(signal.SIGTERM)
-        assert until(lambda: not listens(proxy.port), within_s=2)
-        assert not answer.done()
-        assert answer.result().status_code == 200
-    assert proxy.process.wait(10) == 0
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    environment = {"PATH": PATH, "PROXY_CLIENTS": str(tmp_path / "clients.conf"), "PROXY_DIR": str(tmp_path / "run")}
-    done = subprocess.run(["sh", START], env=environment, capture_output=True, text=True, check=False, timeout=20)
-    assert done.returncode == 2
-    assert f"cannot read {tmp_path / 'clients.conf'}" in done.stderr

@@ -138,3 +138,10 @@ def test_a_missing_archive_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: no archive {tmp_path / 'none.mar'}; build one with `convlens archive`\n"
+
+
+def test_a_host_that_is_no_address_is_refused_by_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "convlens.serving.foreground", "net.mar", "--host", "example"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--host 'example' is no IPv4 address" in done.stderr
