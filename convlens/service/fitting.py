@@ -12,23 +12,32 @@ from convlens.service.request import Job
 Seconds = Callable[[Job], float]
 
 
-def what_fits(jobs: Sequence[Job], seconds_of: Seconds, limit_s: float) -> tuple[str, str]:
+def said(seconds: float) -> str:
+    """Two or three figures: 210 s, 9.6 s, 35 ms."""
+    if seconds >= 10:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def what_fits(
+    jobs: Sequence[Job], seconds_of: Seconds, limit_s: float, *, say: Callable[[float], str] = said
+) -> tuple[str, str]:
     """Advice, and the field of the request that it is about: one option that alone makes it fit, else what each takes.
 
-    ``limit_s`` is for all jobs together.
+    ``limit_s`` is for all jobs together. Another unit than seconds will do, where ``say`` names it.
     """
     over = sum(map(seconds_of, jobs)) - limit_s
     fits = [(text, job) for job in jobs if (text := _cheaper(job, seconds_of, seconds_of(job) - over))]
     if not fits:
-        return _what_each_takes(jobs, seconds_of), "methods"
+        return _what_each_takes(jobs, seconds_of, say), "methods"
     first, job = fits[0]
     option = f"{job.place}.options.{first.partition('=')[0]}" if len(fits) == 1 and job.place else "methods"
     return f"{', or '.join(f'{job.id} with {text}' for text, job in fits)} would fit", option
 
 
-def _what_each_takes(jobs: Sequence[Job], seconds_of: Seconds) -> str:
+def _what_each_takes(jobs: Sequence[Job], seconds_of: Seconds, say: Callable[[float], str]) -> str:
     if len(jobs) > 1:
-        each = ", ".join(f"{job.id} {said(seconds_of(job))}" for job in jobs)
+        each = ", ".join(f"{job.id} {say(seconds_of(job))}" for job in jobs)
         return f"of this {each}; ask for fewer at a time"
     for job in jobs:
         option, values = explain.get(job.method).cheaper(job.options)
@@ -36,13 +45,6 @@ def _what_each_takes(jobs: Sequence[Job], seconds_of: Seconds) -> str:
             return f"not even {job.id} with {option}={values[-1]} would fit"
         return f"no one option makes {job.id} cheaper; ask for larger windows or another method"
     return ""
-
-
-def said(seconds: float) -> str:
-    """Two or three figures: 210 s, 9.6 s, 35 ms."""
-    if seconds >= 10:
-        return f"{seconds:.0f} s"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _cheaper(job: Job, seconds_of: Seconds, limit_s: float) -> str:

@@ -57,14 +57,18 @@ class Planner:
         return work + (overlays + heatmaps) * _DRAWN_S
 
     def require_cost(self, tasks: Sequence[Task]) -> None:
-        """RequestError for more forward passes than ``max_cost``."""
-        cost = sum(task.cost for task in tasks)
-        if cost > self._options.max_cost:
-            raise RequestError(
-                f"this request costs about {cost:.0f} forward passes and {self._options.max_cost:.0f} are allowed; "
-                "use a larger stride, fewer samples or fewer methods",
-                field="methods",
-            )
+        """RequestError for more forward passes than ``max_cost``, with what would fit."""
+        cost, limit = sum(task.cost for task in tasks), self._options.max_cost
+        if cost <= limit:
+            return
+
+        def passes(job: Job) -> float:
+            return explain.get(job.method).cost(job.options, self._side)
+
+        advice, about = what_fits([task.job for task in tasks], passes, limit, say=lambda n: f"{n:.0f} forward passes")
+        raise RequestError(
+            f"this request costs about {cost:.0f} forward passes and {limit:.0f} are allowed; {advice}", field=about
+        )
 
     def require_seconds(self, request: Request, arrival: Arrival, jobs: Sequence[Job]) -> float:
         """What it is expected to take.

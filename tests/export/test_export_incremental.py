@@ -397,12 +397,13 @@ def test_what_a_crop_gets_right_is_what_torch_gets_right(name: str, length: int)
         begin = start // reach.stride
         made = Span(np.array([begin]), np.array([min(begin + len(crop), len(whole))]))
         found = reach.trusted(Span(np.array([start]), np.array([stop])), length, made)
-        right = [y for y in range(begin, int(made.stop[0])) if abs(crop[y - begin] - whole[y]) < 1e-12]
+        # In float32: what is right differs in its last digit at most, what is wrong by a whole value above 1.
+        right = [y for y in range(begin, int(made.stop[0])) if abs(crop[y - begin] - whole[y]) < 1e-5]
         assert list(range(int(found.start[0]), int(found.stop[0]))) == right
 
 
 def layer_64(layer: Callable[[Tensor], Tensor], x_11L: Tensor) -> np.ndarray:
-    return np.asarray(layer(x_11L.float())[0, 0].double().numpy().round(5))
+    return np.asarray(layer(x_11L.float())[0, 0].double().numpy())
 
 
 def _intervals(length: int) -> list[tuple[int, int]]:
