@@ -81,7 +81,7 @@ class JsonLines(logging.Formatter):
             line |= given
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, separators=(",", ":"), default=str).replace("\x7f", "\\u007f")
+        return json.dumps(line, separators=(",", ":"), default=str)
 
 
 class Guarded(logging.Formatter):

@@ -181,8 +181,10 @@ def test_torchserves_own_metrics_are_still_there(watched: Watched) -> None:
     for metric in ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"):
         assert watched.count(metric, model_name=NAME) > 0
     settled(lambda: watched.count("PredictionTime", ModelName=NAME) > 0, True)
-    for metric in ("PredictionTime", "WorkerThreadTime", "WorkerLoadTime", "Requests2XX"):
-        assert watched.count(metric) > 0
+    # By name alone: the last request may have spent 0 ms between server and worker.
+    assert {"PredictionTime", "WorkerThreadTime", "WorkerLoadTime", "Requests2XX"} <= {
+        name for name, _ in watched.scraped()
+    }
 
 
 def test_one_line_tells_of_each_request_what_it_cost(watched: Watched) -> None:
