@@ -10,7 +10,7 @@ import numpy as np
 
 from convlens.colour import gradient_picture, grid
 from convlens.errors import RequestError
-from convlens.inside.figures import enlarged, framed, lettered, side_by_side, stacked
+from convlens.figures import enlarged, framed, lettered, side_by_side, stacked
 from convlens.inside.filters import Filters
 from convlens.types import Bytes8, Floats
 

@@ -10,6 +10,7 @@ from convlens.instrument.guard import refuse_unruled
 from convlens.instrument.modules import layer_of, private_tree, require_eval
 from convlens.instrument.randomness import own_randomness
 from convlens.instrument.relu import RULES, ReluRule, RuledRelus
+from convlens.instrument.stopping import UpTo
 from convlens.instrument.taps import Tap, tapped
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ReluRule",
     "RuledRelus",
     "Tap",
+    "UpTo",
     "layer_of",
     "own_randomness",
     "private_tree",

@@ -31,9 +31,9 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
     """
     tap = Tap(private_tree(module))
     for name in inputs:
-        _layer(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
+        tappable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
     for name in outputs:
-        _layer(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
+        tappable(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
     yield tap
     for name, caught in [*((n, tap.inputs) for n in inputs), *((n, tap.outputs) for n in outputs)]:
         if name not in caught:
@@ -42,7 +42,8 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
             )
 
 
-def _layer(module: nn.Module, name: str) -> nn.Module:
+def tappable(module: nn.Module, name: str) -> nn.Module:
+    """The layer of that name; RequestError for an unknown one, with near matches, and for one that takes no hooks."""
     layer = layer_of(module, name)
     if isinstance(layer, torch.jit.ScriptModule):
         raise RequestError(f"layer {name!r} is scripted, and what flows through it cannot be caught", field="layer")
