@@ -39,7 +39,7 @@ from convlens import image
 from convlens.explain import ForwardPass, run
 from convlens.explain.half import HalfTorch
 from convlens.explain.sweeps import Sweeps
-from convlens.explain.ways import Batches, InGraph, Way
+from convlens.explain.ways import Batches, InGraph, SideBySide, Way
 from convlens.explain.windows import Windows
 from convlens.models import DEFAULT, Classifier, load
 from convlens.runtime.onnx_ import OnnxRuntime, Providers
@@ -80,7 +80,7 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
     found: dict[str, Way] = {
         "torch": Batches(TorchRuntime(module, classifier.spec.embedding_layer, device)),
         "torch, half": Batches(HalfTorch(module, device)),
-        "onnx scores": Batches(scores),
+        "onnx scores": SideBySide(scores),
     }
     for batch in given.batch:
         for half in (False, True) if providers == "cuda" else (False,):

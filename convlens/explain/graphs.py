@@ -14,7 +14,7 @@ from convlens.errors import ModelError, RequestError, UnsupportedModelError
 from convlens.explain.base import Forward, OnStep, ignore
 from convlens.explain.scores import finite
 from convlens.explain.sweeps import Sweeps
-from convlens.explain.ways import Batches, InGraph, Way
+from convlens.explain.ways import InGraph, SideBySide, Way
 from convlens.gallery import Gallery
 from convlens.instrument import ReluRule
 from convlens.models.manifest import GRAPHS, read_manifest
@@ -156,12 +156,11 @@ class _Shared:
 
 
 def graph_ways(graphs: Graphs) -> Sequence[Way]:
-    """The ways of sweeping that graphs offer: whole sweeps first, then scores in batches."""
-    scorers = [*graphs.of("scores"), *graphs.of("embedding")]
-    return [
-        *(InGraph(runtime) for runtime in graphs.of("occlusion")),
-        *(Batches(runtime, precision=runtime.contract.precision) for runtime in scorers[:1]),
-    ]
+    """The ways of sweeping that graphs offer: runs side by side first, where there are cores for them; whole sweeps."""
+    scorers = [*graphs.of("scores"), *graphs.of("embedding")][:1]
+    batches = [SideBySide(runtime, precision=runtime.contract.precision) for runtime in scorers]
+    whole = [InGraph(runtime) for runtime in graphs.of("occlusion")]
+    return [*batches, *whole] if any(runtime.lanes > 1 for runtime in scorers) else [*whole, *batches]
 
 
 def graph_sweeps(model: GraphModel) -> Sweeps:

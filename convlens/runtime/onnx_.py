@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,6 +24,7 @@ from convlens.runtime.contract import (
     read_contract,
 )
 from convlens.runtime.feeds import Feed, batches, empty, fed, place, sizes
+from convlens.runtime.lanes import Lanes, cores
 from convlens.runtime.sessions import CUDA, ORT_ERRORS, Providers, open_session, provider_of, run_error
 from convlens.types import Floats, Ints, ScoreKind
 
@@ -31,6 +34,8 @@ __all__ = ["OnnxRuntime", "Providers"]
 # two cores 4 were fastest (the default model: 4.6 ms each, 5.0 in batches of 14), and a gradient costs the same in any
 # batch; what the largest run needs, the process keeps.
 BATCH, CPU_BATCH, CPU_GRADIENT_BATCH = 32, 4, 2
+# Runs side by side need a second session, and with it the weights once more.
+LARGEST_TWICE_BYTES = 256 * 2**20
 
 
 class OnnxRuntime:
@@ -60,19 +65,24 @@ class OnnxRuntime:
         """
         label = "the graph" if isinstance(graph, bytes) else str(graph)
         wanted = provider_of(providers)
-        self._session = open_session(
+        self._open = partial(
+            open_session,
             graph,
             label,
             wanted,
             device_id=device_id,
-            threads=threads,
             spin=spin,
             memory_limit_bytes=memory_limit_bytes,
         )
+        self._session = self._open(threads=threads)
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
         _require_ports(self._session, self.contract, label)
         self.device = torch.device("cuda", device_id) if wanted == CUDA else torch.device("cpu")
         self.name = f"onnxruntime:{wanted}"
+        self._label = label
+        self._lanes = self._lanes_for(graph, threads or cores())
+        self._narrow: Any = None
+        self._lock = threading.Lock()
 
     def require_weights(self, weights_sha256: str) -> None:
         """ModelError where the graph was exported from other weights, with both hashes."""
@@ -85,6 +95,22 @@ class OnnxRuntime:
     def logits(self, x_NCHW: Feed) -> Floats:
         """Logits (N, K), from a graph of scores or of embeddings."""
         return self._outputs([x_NCHW], LOGITS)[LOGITS]
+
+    @property
+    def lanes(self) -> int:
+        """How many runs ``logits_of`` makes at once."""
+        return self._lanes.count if self._lanes else 1
+
+    def logits_of(self, makers: Sequence[Callable[[], Feed]]) -> Iterator[Floats]:
+        """Logits (N, K) of the pictures that each maker gives, in order; several at once on a CPU of several cores.
+
+        Makers are called when their turn comes, in the threads that run the graph. For a graph that takes any number of
+        pictures; give few by a maker: they are not cut into smaller batches.
+        """
+        if self._lanes is None:
+            return (self.logits(maker()) for maker in makers)
+        session = self._single_threaded()
+        return self._lanes.results([partial(self._made, session, maker) for maker in makers])
 
     def embeddings(self, x_NCHW: Feed) -> Floats:
         """Embeddings (N, D), from a graph of embeddings."""
@@ -146,6 +172,35 @@ class OnnxRuntime:
             self._session.run_with_iobinding(binding)
         except ORT_ERRORS as error:
             raise run_error(error, self.name) from error
+
+    def _lanes_for(self, graph: Path | str | bytes, count: int) -> Lanes | None:
+        """None where one run at a time is better, or the weights are too large to be held twice."""
+        large = (len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size) > LARGEST_TWICE_BYTES
+        takes_any_number = self.contract.batch is None and any(port.name == LOGITS for port in self.contract.outputs)
+        if large or count == 1 or self.device.type != "cpu" or len(self.contract.inputs) > 1 or not takes_any_number:
+            return None
+        return Lanes(count)
+
+    def _single_threaded(self) -> Any:
+        """A session whose runs take one thread each; opened when first needed."""
+        with self._lock:
+            if self._narrow is None:
+                narrow = self._open(threads=1)
+                if narrow.get_modelmeta().custom_metadata_map != self._session.get_modelmeta().custom_metadata_map:
+                    raise ModelError(
+                        f"{self._label} was replaced by another graph after it was opened; open it again"
+                    )
+                self._narrow = narrow
+            return self._narrow
+
+    def _made(self, session: Any, maker: Callable[[], Feed]) -> Floats:
+        # Not bound: outputs are small, and to bind them took a twentieth of such a short run.
+        (port,) = self.contract.inputs
+        try:
+            (found,) = session.run([LOGITS], {port.name: fed(maker(), port, self.device).numpy()})
+        except ORT_ERRORS as error:
+            raise run_error(error, self.name) from error
+        return np.asarray(found)
 
     def _outputs(self, feeds: list[Feed], *names: str) -> dict[str, Floats]:
         missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
