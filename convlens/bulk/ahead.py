@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from convlens.runtime.lanes import cores
 
-__all__ = ["cores", "in_order"]
+__all__ = ["cores", "grouped", "in_order"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,3 +35,10 @@ def in_order(
                 begun.extend(pool.submit(function, item) for item in itertools.islice(waiting, 1))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def grouped(items: Iterable[Item], size: int) -> Generator[tuple[Item, ...]]:
+    """The items in tuples of ``size``, the last one shorter."""
+    waiting = iter(items)
+    while some := tuple(itertools.islice(waiting, size)):
+        yield some

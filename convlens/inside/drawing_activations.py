@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from convlens.colour import diverging, overlay, resize_map, scale, sequential
-from convlens.inside.activations import Activations
 from convlens.figures import enlarged, framed, lettered, side_by_side, stacked
+from convlens.inside.activations import Activations
 from convlens.types import Bytes8, Floats
 
 _SHEET, _TILE, _SIDE = 960, 150, 448  # pixels: a sheet's width, a ranked tile's side, an enlarged channel's side

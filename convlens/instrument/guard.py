@@ -54,9 +54,10 @@ _CHOICES = {
 _RULED = "_RuledReluBackward"
 
 
-def refuse_unruled(output: Tensor, *, method: str) -> None:
+def refuse_unruled(output: Tensor, *, method: str, even_none: bool = False) -> None:
     """Raise UnsupportedModelError unless every non-linearity behind ``output`` obeys the ReLU rule.
 
+    ``even_none``: that there is no non-linearity at all will do, as there is none before a first convolution.
     ``output`` was computed inside RuledRelus. Looking at the graph rather than at the modules also finds activations
     hidden in functions, in scripted modules and in custom autograd functions.
     """
@@ -69,7 +70,7 @@ def refuse_unruled(output: Tensor, *, method: str) -> None:
                 f"{method} is defined for ReLU networks only, and this one {reason}; "
                 "saliency, integrated_gradients, smoothgrad, grad_cam and occlusion work on any network"
             )
-    if ruled == 0:
+    if ruled == 0 and not even_none:
         raise UnsupportedModelError(
             f"{method} changes how gradients pass a ReLU, and this network calls none; use saliency"
         )

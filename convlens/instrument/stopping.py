@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,10 +37,8 @@ class UpTo:
     def __call__(self, x_NCHW: Tensor) -> dict[str, Tensor]:
         self._calls = dict.fromkeys(self._layers, 0)
         self._found = {}
-        try:
+        with contextlib.suppress(_AllThereError):
             self._tree(x_NCHW)
-        except _AllThereError:
-            pass
         found, self._found = self._found, {}
         return found
 

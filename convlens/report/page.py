@@ -36,7 +36,7 @@ def render(
     names than the method's own. ``notes`` are printed under the heading, ``date`` as it stands. Text may be hostile.
     Raises ConvLensError for a method without a description, ImageError for bytes that are neither PNG nor JPEG.
     """
-    template = _environment().get_template("report.html.j2")
+    template = environment().get_template("report.html.j2")
     return template.render(
         title=title,
         model=model,
@@ -46,17 +46,17 @@ def render(
         weights=_distinct(row.reply.weights_sha256 for row in rows),
         devices=_distinct(row.reply.device for row in rows),
         sections=sections(rows, Wording(descriptions, titles)),
-        style=_asset("report.css"),
-        script=_asset("report.js"),
+        style=asset("report.css"),
+        script=asset("report.js"),
         csp_hash=csp_hash,
     )
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """Escapes every value and cleans it before, so that no template line can forget to."""
     filters: dict[str, Callable[..., Any]] = {"percent": percent, "score": score, "milliseconds": milliseconds}
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(_read),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -64,8 +64,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(filters)
-    return environment
+    made.filters.update(filters)
+    return made
 
 
 def csp_hash(inline: str) -> str:
@@ -78,7 +78,8 @@ def _read(name: str) -> str:
     return resources.files("convlens.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
+    """A style or a script of ours, as it stands."""
     return Markup(_read(name))  # our own file, not a value
 
 

@@ -187,9 +187,7 @@ class OnnxRuntime:
             if self._narrow is None:
                 narrow = self._open(threads=1)
                 if narrow.get_modelmeta().custom_metadata_map != self._session.get_modelmeta().custom_metadata_map:
-                    raise ModelError(
-                        f"{self._label} was replaced by another graph after it was opened; open it again"
-                    )
+                    raise ModelError(f"{self._label} was replaced by another graph after it was opened; open it again")
                 self._narrow = narrow
             return self._narrow
 

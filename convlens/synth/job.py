@@ -21,7 +21,7 @@ from convlens.models import Classifier
 from convlens.types import Bytes8
 
 State = dict[str, Any]
-"""Tensors, numbers, strings, None, lists, tuples and dicts of them: what ``torch.load(weights_only=True)`` gives back."""
+"""Tensors, numbers, strings, None, lists, tuples, dicts of them: what ``torch.load(weights_only=True)`` gives back."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import nn
 
 from convlens import load
 from convlens.errors import RequestError
+from convlens.figures import lettered
 from convlens.inside import Filters, layer_filters
 from convlens.inside.drawing_filters import filter_pictures, filters_figure, grey_pictures
-from convlens.figures import lettered
 
 # A filter that is red at the upper left, blue at the lower right and takes green away between; and one half as strong.
 BY_HAND = np.zeros((2, 3, 2, 2), np.float32)
