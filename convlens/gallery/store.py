@@ -26,6 +26,7 @@ class Gallery:
     def __init__(self, manifest: Manifest, vectors_ND: NDArray[np.float32], entries: StoredEntries) -> None:
         self._manifest = manifest
         self._entries = entries
+        self._vectors_ND = vectors_ND
         self._search = ExactSearch(vectors_ND)
 
     @classmethod
@@ -71,6 +72,11 @@ class Gallery:
     @property
     def dimensions(self) -> int:
         return self._manifest.dimensions
+
+    @property
+    def features_ND(self) -> NDArray[np.float32]:
+        """As they are compared, in the gallery's order; memory-mapped, not to be written to."""
+        return self._vectors_ND
 
     @property
     def feature_space(self) -> FeatureSpace:

@@ -1,0 +1,50 @@
+"""How well neighbours survive: on a map, and between pictures of one label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from convlens.types import Floats, Ints
+
+NEIGHBOURS = 5
+_CHUNK = 256
+
+
+def trustworthiness(features_ND: Floats, map_N2: Floats) -> float:
+    """How many of each point's 5 nearest on the map are near in the features, too (Venna & Kaski 2001); 1 is all."""
+    from sklearn.manifold import trustworthiness as measured  # slow to load
+
+    fewer = min(NEIGHBOURS, (len(map_N2) - 1) // 2)
+    return float(measured(np.asarray(features_ND, np.float64), map_N2, n_neighbors=fewer))
+
+
+def label_agreement(vectors_ND: Floats, labels: Sequence[str], judged_M: Ints) -> float | None:
+    """Of the 5 nearest of each judged vector, itself left out, the share that bears its label.
+
+    Only vectors whose label is there twice are judged: others cannot have a neighbour of their own. None where there
+    are none, and where all bear one label.
+    """
+    label_N = np.unique(np.asarray(labels, str), return_inverse=True)[1]
+    counts = np.bincount(label_N)
+    judged = judged_M[counts[label_N[judged_M]] > 1]
+    if not len(judged) or len(counts) == 1:
+        return None
+    nearest_MK = nearest_others(vectors_ND, judged, k=min(NEIGHBOURS, len(label_N) - 1))
+    return float((label_N[nearest_MK] == label_N[judged][:, None]).mean())
+
+
+def nearest_others(vectors_ND: Floats, rows_M: Ints, *, k: int) -> Ints:
+    """For each of the rows the ``k`` nearest other rows by L2 distance (M, K), nearest first, in float64."""
+    found = []
+    wide_ND = np.asarray(vectors_ND, np.float64)
+    square_N = (wide_ND**2).sum(axis=1)
+    for first in range(0, len(rows_M), _CHUNK):
+        rows = rows_M[first : first + _CHUNK]
+        distance_MN = square_N - 2 * wide_ND[rows] @ wide_ND.T
+        distance_MN[np.arange(len(rows)), rows] = np.inf
+        near_MK = np.argpartition(distance_MN, k - 1, axis=1)[:, :k]
+        order_MK = np.take_along_axis(distance_MN, near_MK, axis=1).argsort(axis=1, kind="stable")
+        found.append(np.take_along_axis(near_MK, order_MK, axis=1))
+    return np.concatenate(found)
