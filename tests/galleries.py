@@ -12,7 +12,7 @@ from convlens.gallery import Gallery, GalleryEntry, write
 SHA = "0123456789abcdef" * 4
 
 
-def make(folder: Path, vectors_ND, *, feature_space: str = "raw") -> Gallery:
+def make(folder: Path, vectors_ND, *, feature_space: str = "raw", index: str = "auto") -> Gallery:
     """Pictures p0, p1, … in this order, with three labels in turn."""
     entries = [GalleryEntry(f"p{n}", f"label {n % 3}", b"\xff\xd8 picture %d" % n) for n in range(len(vectors_ND))]
     return write(
@@ -23,6 +23,7 @@ def make(folder: Path, vectors_ND, *, feature_space: str = "raw") -> Gallery:
         model="tiny",
         embedding_layer="head",
         feature_space=feature_space,
+        index=index,
     )
 
 

@@ -61,6 +61,25 @@ class RowFiles:
             _shorten(self._folder / name, self._layout.header_bytes + rows * dimensions * 4)
 
 
+class Blob:
+    """A file of bytes that grows; goes on behind the first ``size`` of them, what lies behind is cut off."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        if size:
+            _shorten(path, size)
+        self._file = path.open("ab" if size else "wb")
+
+    def append(self, data: bytes) -> None:
+        """Not safe before ``sync``."""
+        self._file.write(data)
+
+    def sync(self) -> None:
+        flush(self._file)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def _shorten(path: Path, size: int) -> None:
     if not path.is_file() or path.stat().st_size < size:
         raise ConvLensError(f"{path} has lost rows that were written; delete {path.parent} to begin anew")

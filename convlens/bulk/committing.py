@@ -7,17 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.bulk.appending import RowFiles
+from convlens.bulk.appending import Blob, RowFiles
 from convlens.bulk.batches import Batch
 from convlens.bulk.journal import Entry, Journal, entry
 from convlens.bulk.layouts import Layout
 
 
 class Committer:
-    """Takes batches in order and commits them together, at most every ``seconds``: flushing to disk takes time."""
+    """Takes batches in order and commits them together, at most every ``seconds``: flushing to disk takes time.
 
-    def __init__(self, folder: Path, layout: Layout, before: Entry, *, seconds: float) -> None:
+    The pictures' thumbnails go into ``blob``, where there is to be one, one after the other.
+    """
+
+    def __init__(
+        self, folder: Path, layout: Layout, before: Entry, *, seconds: float, blob: Path | None = None
+    ) -> None:
         self._rows = RowFiles(folder, layout, rows=before.total, dimensions=before.dimensions)
+        self._blob = Blob(blob, before.thumbnail_bytes) if blob else None
         self._journal = Journal(folder)
         self._last, self._seconds = before, seconds
         self._waiting: list[Entry] = []
@@ -28,6 +34,9 @@ class Committer:
         self._last = entry(self._last, batch.outcomes, batch.logits_NK, batch.embeddings_ND)
         finite_N = np.isfinite(batch.embeddings_ND).all(axis=1)
         self._rows.append(batch.embeddings_ND[finite_N].astype(np.float32, copy=False))
+        if self._blob:
+            some = [batch.pictures[n].thumbnail for n in np.flatnonzero(finite_N)]
+            self._blob.append(b"".join(some))
         self._waiting.append(self._last)
         if time.monotonic() - self._committed >= self._seconds:
             self.commit()
@@ -36,6 +45,8 @@ class Committer:
     def commit(self) -> None:
         """What was added so far stays, whatever happens from here on."""
         self._rows.sync()
+        if self._blob:
+            self._blob.sync()
         self._journal.commit(self._waiting)
         self._waiting.clear()
         self._committed = time.monotonic()
@@ -43,4 +54,6 @@ class Committer:
     def close(self) -> None:
         """Without committing."""
         self._rows.close()
+        if self._blob:
+            self._blob.close()
         self._journal.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ from convlens.bulk.appending import fill_headers
 from convlens.bulk.batches import BATCH, embedded_files
 from convlens.bulk.committing import Committer
 from convlens.bulk.embedder import Embedder
-from convlens.bulk.folder import PARTIAL, begun, discard, finish, held
+from convlens.bulk.folder import MANIFEST, PARTIAL, begun, discard, finish, finished, held
 from convlens.bulk.journal import JOURNAL, Entry, Failure, entries, recover
 from convlens.bulk.layouts import SHARD_ROWS, Format, Layout, layout
 from convlens.bulk.manifest import manifest
 from convlens.bulk.settings import settings
-from convlens.bulk.tables import ROWS, UNREADABLE, write_tables
+from convlens.bulk.tables import ROWS, THUMBNAILS, UNREADABLE, read_failures, write_tables
 from convlens.errors import ConvLensError, RequestError
 
 OnStep = Callable[[int, int], None]
@@ -50,21 +51,30 @@ def extract(
     overwrite: bool = False,
     shard_rows: int = SHARD_ROWS,
     commit_seconds: float = 1.0,
+    thumbnail_side: int = 0,
+    reuse: bool = False,
     on_step: OnStep = ignore,
 ) -> Extraction:
     """The features of all pictures, in their order, as float32 files with a table of what each row is.
 
     Killed at any moment and called again, it goes on where it was, losing at most ``commit_seconds`` of work, and ends
     with the very bytes that one run would have written. What cannot be read is listed with the reason and left out.
+    With ``thumbnail_side`` (in pixels) small pictures are kept beside, as JPEG one after the other; with ``reuse`` a
+    finished folder of these very settings is taken as it is.
     Raises RequestError where ``out`` is finished, was begun with other settings or holds other things, and when no
     picture can be used; ConvLensError where the disk refuses, after which it can go on as well.
     """
     if batch < 1 or shard_rows < 1 or (workers is not None and workers < 1):
         raise RequestError(f"batch={batch}, workers={workers}, shard_rows={shard_rows}; use 1 or more of each")
-    job = _Job(files, out, embedder, layout(format, shard_rows=shard_rows), batch, workers, commit_seconds, on_step)
-    asked = settings(files, embedder, format=format, batch=batch) | {"shard_rows": job.layout.rows}
+    made = layout(format, shard_rows=shard_rows)
+    job = _Job(files, out, embedder, made, batch, workers, commit_seconds, thumbnail_side, on_step)
+    asked = settings(files, embedder, format=format, batch=batch, thumbnail_side=thumbnail_side)
+    asked |= {"shard_rows": job.layout.rows}
     try:
         with held(out):
+            if reuse and finished(out, asked):
+                on_step(len(files), len(files))
+                return job.found()
             resumed = recover(begun(out, asked, overwrite=overwrite) / JOURNAL)
             on_step(resumed.next, len(files))
             if resumed.next < len(files):
@@ -86,6 +96,7 @@ class _Job:
     batch: int
     workers: int | None
     commit_seconds: float
+    thumbnail_side: int
     on_step: OnStep
 
     @property
@@ -95,8 +106,11 @@ class _Job:
     def go_on(self, resumed: Entry) -> None:
         """Embed and commit everything behind what is done."""
         remaining = itertools.islice(self.files.items(), resumed.next, None)
-        batches = embedded_files(remaining, self.embedder, batch=self.batch, workers=self.workers)
-        committer = Committer(self.partial, self.layout, resumed, seconds=self.commit_seconds)
+        batches = embedded_files(
+            remaining, self.embedder, batch=self.batch, workers=self.workers, thumbnail_side=self.thumbnail_side
+        )
+        blob = self.partial / THUMBNAILS if self.thumbnail_side else None
+        committer = Committer(self.partial, self.layout, resumed, seconds=self.commit_seconds, blob=blob)
         with contextlib.closing(committer), contextlib.closing(batches):
             for each in batches:
                 self.on_step(committer.add(each), len(self.files))
@@ -109,11 +123,18 @@ class _Job:
         if not last.total:
             self._refuse(failures)
         fill_headers(self.partial, self.layout, rows=last.total, dimensions=last.dimensions)
-        write_tables(self.partial, self.partial / JOURNAL, self.layout, self.embedder.spec.labels)
+        small = bool(self.thumbnail_side)
+        write_tables(self.partial, self.partial / JOURNAL, self.layout, self.embedder.spec.labels, thumbnails=small)
         features = [self.layout.file_name(number) for number, _ in enumerate(self.layout.counts(last.total))]
-        names = [*features, ROWS, UNREADABLE]
+        names = [*features, ROWS, UNREADABLE, *([THUMBNAILS] if small else [])]
         finish(self.out, names, manifest(asked, last, names, (self.partial, self.out)))
         return Extraction(self.out, last.total, last.dimensions, resumed, failures)
+
+    def found(self) -> Extraction:
+        """A finished folder, as the run that made it would have told of it."""
+        rows = json.loads((self.out / MANIFEST).read_bytes())
+        failures = tuple(Failure(0, id, reason) for id, reason in read_failures(self.out))
+        return Extraction(self.out, rows["rows"], rows["dimensions"], len(self.files), failures)
 
     def _refuse(self, failures: Sequence[Failure]) -> NoReturn:
         discard(self.partial)

@@ -1,7 +1,7 @@
 """The folder that features are written to, and the order in which its files appear.
 
 out/.partial/       everything while it grows: settings.json, journal.jsonl, the feature files, the tables
-out/features*, out/manifest.parquet, out/unreadable.parquet     renamed into place when all pictures are done
+out/features*, out/*.parquet, out/thumbnails.bin     renamed into place when all pictures are done
 out/manifest.json   comes last: a folder that has it is finished
 """
 
@@ -18,11 +18,11 @@ from typing import Any
 
 from convlens.bulk.appending import flush, flush_folder
 from convlens.bulk.settings import differences
-from convlens.bulk.tables import ROWS, UNREADABLE
+from convlens.bulk.tables import ROWS, THUMBNAILS, UNREADABLE
 from convlens.errors import RequestError
 
 PARTIAL, SETTINGS, MANIFEST = ".partial", "settings.json", "manifest.json"
-_NAMES = "|".join(map(re.escape, (ROWS, UNREADABLE, MANIFEST)))
+_NAMES = "|".join(map(re.escape, (ROWS, UNREADABLE, THUMBNAILS, MANIFEST)))
 _OURS = re.compile(rf"features\.npy|features-\d{{5,}}\.safetensors|{_NAMES}")
 
 
@@ -72,6 +72,15 @@ def begun(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Path:
     partial.mkdir()
     _write(partial / SETTINGS, settings)
     return partial
+
+
+def finished(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a whole run with these very settings lies there."""
+    try:
+        found = json.loads((out / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and all(found.get(name) == value for name, value in settings.items())
 
 
 def finish(out: Path, names: Sequence[str], manifest: Mapping[str, Any]) -> None:

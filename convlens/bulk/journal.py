@@ -24,7 +24,10 @@ JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Row:
-    """A picture that has features; ``position`` is its place among all pictures, ``top1`` the likeliest class."""
+    """A picture that has features; ``position`` is its place among all pictures, ``top1`` the likeliest class.
+
+    ``thumbnail`` is how many bytes its small picture has, 0 where none is kept.
+    """
 
     position: int
     id: str
@@ -34,6 +37,7 @@ class Row:
     height: int
     top1: int
     probability: float
+    thumbnail: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,21 @@ class Failure:
 
 @dataclass(frozen=True)
 class Entry:
-    """One batch. After it, the pictures before ``next`` are done, and ``total`` of them have a row each."""
+    """One batch. After it, the pictures before ``next`` are done, and ``total`` of them have a row each.
+
+    ``thumbnail_bytes`` is what the small pictures of all of these come to.
+    """
 
     next: int
     total: int
     dimensions: int
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...]
+    thumbnail_bytes: int = 0
 
     def line(self) -> bytes:
-        values = [self.next, self.total, self.dimensions, _plain(self.rows), _plain(self.failures)]
+        rows, failures = _plain(self.rows), _plain(self.failures)
+        values = [self.next, self.total, self.dimensions, rows, failures, self.thumbnail_bytes]
         return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -78,7 +87,9 @@ def entry(before: Entry, outcomes: Sequence[Ready | Unreadable], logits_NK: Floa
             rows.append(_row(position, outcome, logits_NK[n]))
             n += 1
     dimensions = embeddings_ND.shape[1] if n else before.dimensions
-    return Entry(before.next + len(outcomes), before.total + len(rows), dimensions, tuple(rows), tuple(failures))
+    small = before.thumbnail_bytes + sum(row.thumbnail for row in rows)
+    done, total = before.next + len(outcomes), before.total + len(rows)
+    return Entry(done, total, dimensions, tuple(rows), tuple(failures), small)
 
 
 def recover(path: Path) -> Entry:
@@ -88,7 +99,7 @@ def recover(path: Path) -> Entry:
         for found, size in _read(path):
             last, end = found, end + size
         os.truncate(path, end)
-    return Entry(last.next, last.total, last.dimensions, (), ())
+    return Entry(last.next, last.total, last.dimensions, (), (), last.thumbnail_bytes)
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -114,7 +125,9 @@ def _row(position: int, picture: Ready, logits_K: Floats) -> Row:
     shifted_K = np.asarray(logits_K, np.float64) - logits_K.max()
     top1 = int(shifted_K.argmax())
     probability = float(np.float32(1 / np.exp(shifted_K).sum()))
-    return Row(position, picture.id, picture.size, picture.sha256, picture.width, picture.height, top1, probability)
+    size = picture.width, picture.height
+    small = len(picture.thumbnail)
+    return Row(position, picture.id, picture.size, picture.sha256, *size, top1, probability, small)
 
 
 def _plain(values: Sequence[Row] | Sequence[Failure]) -> list[list[Any]]:
@@ -134,9 +147,14 @@ def _parsed(line: bytes) -> Entry | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        next, total, dimensions, rows, failures = json.loads(line)
+        next, total, dimensions, rows, failures, small = json.loads(line)
         return Entry(
-            next, total, dimensions, tuple(Row(*row) for row in rows), tuple(Failure(*failure) for failure in failures)
+            next,
+            total,
+            dimensions,
+            tuple(Row(*row) for row in rows),
+            tuple(Failure(*failure) for failure in failures),
+            small,
         )
     except (ValueError, TypeError):
         return None

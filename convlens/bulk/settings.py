@@ -11,17 +11,20 @@ from typing import Any
 from convlens.bulk.embedder import Embedder
 from convlens.bulk.layouts import Format
 
-VERSION = 1
+VERSION = 2
 _LIBRARIES = ("convlens", "numpy", "pillow", "torch")
 
 
-def settings(files: Mapping[str, Path], embedder: Embedder, *, format: Format, batch: int) -> dict[str, Any]:
+def settings(
+    files: Mapping[str, Path], embedder: Embedder, *, format: Format, batch: int, thumbnail_side: int = 0
+) -> dict[str, Any]:
     """By name, fit for JSON. The batch size belongs to them: it moves the last digits of float32."""
     spec = embedder.spec
     return {
         "version": VERSION,
         "format": format,
         "batch": batch,
+        "thumbnail_side": thumbnail_side,
         "pictures": len(files),
         "list_sha256": _list_sha256(files),
         "model": spec.name,

@@ -11,7 +11,7 @@ from convlens.bulk.appending import flush
 from convlens.bulk.journal import Row, entries
 from convlens.bulk.layouts import Layout
 
-ROWS, UNREADABLE = "manifest.parquet", "unreadable.parquet"
+ROWS, UNREADABLE, THUMBNAILS = "manifest.parquet", "unreadable.parquet", "thumbnails.bin"
 
 # Rows of a table that are held at a time.
 _GROUP = 65536
@@ -31,21 +31,44 @@ _ROW_COLUMNS = {
     "label": "string",
     "probability": "float",
 }
+# Where thumbnails are kept: how many bytes of them are each picture's.
+_SMALL_COLUMNS = {"thumbnail": "int64"}
 _FAILURE_COLUMNS = {"position": "int64", "id": "string", "reason": "string"}
 
 
-def write_tables(folder: Path, journal: Path, layout: Layout, labels: Sequence[str]) -> None:
+def write_tables(folder: Path, journal: Path, layout: Layout, labels: Sequence[str], *, thumbnails: bool) -> None:
     """Both tables, in the order of the pictures; the same journal makes the same bytes."""
     rows = (row for entry in entries(journal) for row in entry.rows)
+    columns = _ROW_COLUMNS | _SMALL_COLUMNS if thumbnails else _ROW_COLUMNS
     failures = (failure for entry in entries(journal) for failure in entry.failures)
-    _write(folder / ROWS, _ROW_COLUMNS, (_cells(number, row, layout, labels) for number, row in enumerate(rows)))
+    cells = (_cells(number, row, layout, labels) for number, row in enumerate(rows))
+    _write(folder / ROWS, columns, (some[: len(columns)] for some in cells))
     _write(folder / UNREADABLE, _FAILURE_COLUMNS, ((each.position, each.id, each.reason) for each in failures))
 
 
 def _cells(number: int, row: Row, layout: Layout, labels: Sequence[str]) -> tuple[Any, ...]:
     file, file_row = layout.place(number)
     place = (number, layout.file_name(file), file_row, row.position)
-    return (*place, row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability)
+    known = row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability
+    return (*place, *known, row.thumbnail)
+
+
+def read_rows(folder: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Those columns of a finished folder's pictures, row by row."""
+    return _read(folder / ROWS, columns)
+
+
+def read_failures(folder: Path) -> Iterator[tuple[str, str]]:
+    """Id and reason of each picture that has no row."""
+    return ((id, reason) for id, reason in _read(folder / UNREADABLE, ("id", "reason")))
+
+
+def _read(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=list(columns)):
+            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
 def _write(path: Path, columns: Mapping[str, str], rows: Iterator[tuple[Any, ...]]) -> None:

@@ -1,8 +1,10 @@
 """Pictures to find neighbours among: a folder with their embeddings, names, labels and thumbnails, tied to the weights.
 
     building.py  pictures -> a gallery            store.py     the Gallery: open, query
-    sources.py   folders and lists of pictures    search.py    exact nearest vectors (faiss)
+    sources.py   folders and lists of pictures    search.py    nearest vectors (faiss)
     labels.py    where labels come from           features.py  which vectors may be compared, and how
+    indexing.py  HNSW and IVF-PQ for big ones     hubness.py   whether some are everybody's neighbours
+    nearest.py   nearest rows among rows          extracted.py features on disk -> parts of a gallery
     writing.py   files of one version             versions.py  swapping versions so that a kill cannot hurt
     manifest.py  what a version must hold         entries.py   names, labels and thumbnails on disk
 
@@ -19,11 +21,11 @@ from convlens.gallery.store import Gallery
 from convlens.gallery.writing import write
 
 if TYPE_CHECKING:
-    from convlens.gallery.building import BuildReport, build, build_from
+    from convlens.gallery.building import BuildReport, add, build, build_from
 
-__all__ = ["BuildReport", "Gallery", "GalleryEntry", "build", "build_from", "write"]
+__all__ = ["BuildReport", "Gallery", "GalleryEntry", "add", "build", "build_from", "write"]
 
-_BUILDING = ("BuildReport", "build", "build_from")
+_BUILDING = ("BuildReport", "add", "build", "build_from")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+import io
+import itertools
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from convlens.bulk.batches import BATCH, Batch, embedded, embedded_files
+from convlens.bulk.batches import BATCH, Batch, embedded
 from convlens.bulk.embedder import Embedder, open_embedder
+from convlens.bulk.extracting import extract
 from convlens.bulk.pictures import Reader, Ready
-from convlens.errors import GalleryError
+from convlens.errors import GalleryError, RequestError
 from convlens.gallery.entries import GalleryEntry
+from convlens.gallery.extracted import Extracted, read_extracted
 from convlens.gallery.features import FeatureSpace, flaws, require_space
+from convlens.gallery.indexing import Wanted, kind_for
 from convlens.gallery.labels import LabelFrom, labels_of
 from convlens.gallery.sources import picture_files
 from convlens.gallery.store import Gallery
-from convlens.gallery.writing import write
+from convlens.gallery.versions import require_ours
+from convlens.gallery.writing import Made, Part, write, write_parts
 from convlens.models import Classifier
 from convlens.types import Floats, ModelSpec
 
 NamedPicture = tuple[str, str, Image.Image]
 OnStep = Callable[[int, int | None], None]
+EXTRACTION, _CHUNK = ".extraction", 4096
 
 
 def ignore(done: int, total: int | None) -> None:
@@ -47,6 +56,7 @@ def build(
     graph: Path | None = None,
     label_from: LabelFrom = "folder",
     feature_space: FeatureSpace = "unit",
+    index: Wanted = "auto",
     thumbnail_side: int = 96,
     batch: int = BATCH,
     workers: int | None = None,
@@ -57,17 +67,65 @@ def build(
     An id is the path relative to the folder, with forward slashes; its label the folder's part of that, or what the CSV
     table ``label_from`` says (columns file, label). A file that cannot be decoded is reported and skipped. Files are
     read by ``workers`` threads (default: one a core) while others are embedded: by the model, or by its ``graph``.
-    ``thumbnail_side`` is in pixels, 0 keeps none; ``on_step`` gets the pictures done and how many there are. Raises
-    GalleryError when no picture can be used, ModelError for a graph of another model, and as ``write`` does.
+    ``index`` is ``auto`` (by size), ``exact``, ``hnsw`` or ``ivfpq``. ``thumbnail_side`` is in pixels, 0 keeps none;
+    ``on_step`` gets the pictures done and how many there are. Killed and called again, it goes on where it was and ends
+    with the gallery that one run would have made; until then the old gallery stays. Raises GalleryError when no picture
+    can be used, ModelError for a graph of another model, and as ``write`` does.
     """
     files = picture_files(pictures)
     labels = dict(zip(files, labels_of(list(files), label_from), strict=True))
-    builder = _Builder(classifier.spec, feature_space, thumbnail_side, batch, on_step, len(files), labels)
-    embedder = _embedder(classifier, graph, batch)
-    builder.collect(
-        embedded_files(files.items(), embedder, batch=batch, workers=workers, thumbnail_side=thumbnail_side)
-    )
-    return builder.report(out)
+    _require(feature_space, batch, thumbnail_side)
+    kind_for(index, len(files))
+    found = _extract(files, out, classifier, graph, batch, workers, thumbnail_side, feature_space, on_step)
+    if not found.usable.count:
+        raise GalleryError(_none_used(len(files), found.unreadable))
+    made = _made(classifier.spec, feature_space)
+    count, dimensions = found.usable.count, found.usable.dimensions
+    parts = found.usable.parts(labels.__getitem__)
+    gallery = write_parts(out, parts, made, count=count, dimensions=dimensions, index=index)
+    shutil.rmtree(out / EXTRACTION, ignore_errors=True)
+    return BuildReport(gallery, count, found.unreadable)
+
+
+def add(
+    pictures: Path | Sequence[Path],
+    folder: Path,
+    classifier: Classifier,
+    *,
+    graph: Path | None = None,
+    label_from: LabelFrom = "folder",
+    replace: bool = False,
+    batch: int = BATCH,
+    workers: int | None = None,
+    on_step: OnStep = ignore,
+) -> BuildReport:
+    """More pictures for the gallery in that folder, behind those it has; otherwise as ``build``.
+
+    With ``replace`` a picture takes the place of the one of the same id, which moves to the end. The feature space, the
+    kind of index and the size of thumbnails stay, an index is built anew. Raises GalleryError for other weights than
+    the gallery's, and for an id that it has already.
+    """
+    old = Gallery.open(folder)
+    old.require_weights(classifier.spec.weights_sha256)
+    files = picture_files(pictures)
+    labels = dict(zip(files, labels_of(list(files), label_from), strict=True))
+    there = [entry.id for entry in old.entries if entry.id in files]
+    if there and not replace:
+        raise GalleryError(
+            f"the gallery has {there[0]}{f' and {len(there) - 1} more' if there[1:] else ''} already; name other "
+            "pictures, or replace them"
+        )
+    _require(old.feature_space, batch, 0)
+    side = _side_of(old)
+    found = _extract(files, folder, classifier, graph, batch, workers, side, old.feature_space, on_step)
+    unusable = {id for id, _ in found.unreadable}
+    leaving = {id for id in there if id not in unusable}
+    count = len(old) - len(leaving) + found.usable.count
+    parts = itertools.chain(_kept(old, leaving), found.usable.parts(labels.__getitem__))
+    made = _made(classifier.spec, old.feature_space)
+    gallery = write_parts(folder, parts, made, count=count, dimensions=old.dimensions, index=_again(old, count))
+    shutil.rmtree(folder / EXTRACTION, ignore_errors=True)
+    return BuildReport(gallery, found.usable.count, found.unreadable)
 
 
 def build_from(
@@ -77,17 +135,107 @@ def build_from(
     *,
     graph: Path | None = None,
     feature_space: FeatureSpace = "unit",
+    index: Wanted = "auto",
     thumbnail_side: int = 96,
     batch: int = BATCH,
     on_step: OnStep = ignore,
 ) -> BuildReport:
-    """A gallery of (id, label, RGB picture), in the order given; otherwise as ``build``."""
+    """A gallery of (id, label, RGB picture), in the order given; made at once; otherwise as ``build``."""
     total = len(pictures) if isinstance(pictures, Sequence) else None
     builder = _Builder(classifier.spec, feature_space, thumbnail_side, batch, on_step, total)
     embedder = _embedder(classifier, graph, batch)
     reader = Reader(embedder.spec, not embedder.normalises, thumbnail_side)
     builder.collect(embedded(builder.ready(pictures, reader), embedder, batch=batch))
-    return builder.report(out)
+    return builder.report(out, index)
+
+
+@dataclass(frozen=True)
+class _Found:
+    usable: Extracted
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def _extract(
+    files: Mapping[str, Path],
+    out: Path,
+    classifier: Classifier,
+    graph: Path | None,
+    batch: int,
+    workers: int | None,
+    side: int,
+    space: FeatureSpace,
+    on_step: OnStep,
+) -> _Found:
+    """The pictures' embeddings, in a hidden folder of the gallery's; as far as an earlier run came, from there."""
+    existed = out.exists()
+    require_ours(out)
+    try:
+        done = extract(
+            files,
+            out / EXTRACTION,
+            _embedder(classifier, graph, batch),
+            batch=batch,
+            workers=workers,
+            thumbnail_side=side,
+            overwrite=True,
+            reuse=True,
+            on_step=on_step,
+        )
+    except RequestError as error:
+        if not existed:
+            _remove_empty(out)
+        raise GalleryError(error.message) from error
+    usable = read_extracted(done.folder, space)
+    unreadable = (*((failure.id, failure.reason) for failure in done.unreadable), *usable.flawed)
+    if not usable.count:
+        shutil.rmtree(out / EXTRACTION, ignore_errors=True)
+        if not existed:
+            _remove_empty(out)
+    order = {id: n for n, id in enumerate(files)}
+    return _Found(usable, tuple(sorted(unreadable, key=lambda pair: order[pair[0]])))
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _kept(gallery: Gallery, leaving: set[str]) -> Iterator[Part]:
+    """What a gallery holds, but for some pictures."""
+    for first in range(0, len(gallery), _CHUNK):
+        entries = gallery.entries[first : first + _CHUNK]
+        rows = [n for n, entry in enumerate(entries) if entry.id not in leaving]
+        if rows:
+            features_BD = np.asarray(gallery.features_ND[first : first + _CHUNK])[rows]
+            yield Part(features_BD, [entries[n] for n in rows])
+
+
+def _side_of(gallery: Gallery) -> int:
+    small = gallery.entries[0].thumbnail
+    if not small:
+        return 0
+    with Image.open(io.BytesIO(small)) as picture:
+        return picture.width
+
+
+def _again(gallery: Gallery, count: int) -> Wanted:
+    """The gallery's own kind of index, or by size where it was exact and may have outgrown that."""
+    return "auto" if gallery.index.kind == "exact" and count >= len(gallery) else gallery.index.kind
+
+
+def _made(spec: ModelSpec, space: FeatureSpace) -> Made:
+    return Made(spec.weights_sha256, spec.name, spec.embedding_layer, space)
+
+
+def _require(space: str, batch: int, side: int) -> None:
+    require_space(space)
+    if batch < 1 or side < 0:
+        raise GalleryError(f"batch={batch}, thumbnail_side={side}; use at least 1, and at least 0")
+
+
+def _none_used(count: int, unreadable: Sequence[tuple[str, str]]) -> str:
+    reasons = "".join(f"; {id}: {reason}" for id, reason in unreadable[:3])
+    return f"none of {count} pictures could be used{reasons}"
 
 
 def _embedder(classifier: Classifier, graph: Path | None, batch: int) -> Embedder:
@@ -119,9 +267,7 @@ class _Builder:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        require_space(self.space)
-        if self.batch < 1 or self.side < 0:
-            raise GalleryError(f"batch={self.batch}, thumbnail_side={self.side}; use at least 1, and at least 0")
+        _require(self.space, self.batch, self.side)
 
     def ready(self, pictures: Iterable[NamedPicture], reader: Reader) -> Iterator[Ready]:
         """Made ready one by one, so that never more than one picture is held at its full size."""
@@ -135,10 +281,9 @@ class _Builder:
             self._add(batch.pictures, batch.embeddings_ND)
             self.on_step(len(self.entries) + len(self.unreadable), self.total)
 
-    def report(self, out: Path) -> BuildReport:
+    def report(self, out: Path, index: Wanted) -> BuildReport:
         if not self.entries:
-            reasons = "".join(f"; {id}: {reason}" for id, reason in self.unreadable[:3])
-            raise GalleryError(f"none of {len(self.unreadable)} pictures could be used{reasons}")
+            raise GalleryError(_none_used(len(self.unreadable), self.unreadable))
         gallery = write(
             out,
             vectors_ND=np.stack(self.vectors),
@@ -147,6 +292,7 @@ class _Builder:
             model=self.spec.name,
             embedding_layer=self.spec.embedding_layer,
             feature_space=self.space,
+            index=index,
         )
         return BuildReport(gallery, len(self.entries), tuple(self.unreadable))
 

@@ -53,14 +53,23 @@ class StoredEntries(Sequence[GalleryEntry]):
         return GalleryEntry(row.id, row.label, self._thumbnails[row.offset : row.offset + row.length])
 
 
-def write_entries(entries: Iterable[GalleryEntry], lines: BinaryIO, thumbnails: BinaryIO) -> None:
-    """One JSON line an entry, and all thumbnails one after the other."""
-    offset = 0
-    for entry in entries:
-        length = thumbnails.write(entry.thumbnail)
-        fields = {"id": entry.id, "label": entry.label, "offset": offset, "length": length}
-        lines.write(json.dumps(fields).encode() + b"\n")
-        offset += length
+class EntryWriter:
+    """One JSON line an entry, and all thumbnails one after the other. GalleryError for an id that was there already."""
+
+    def __init__(self, lines: BinaryIO, thumbnails: BinaryIO) -> None:
+        self._lines, self._thumbnails = lines, thumbnails
+        self._offset = 0
+        self._ids: set[str] = set()
+
+    def add(self, entries: Iterable[GalleryEntry]) -> None:
+        for entry in entries:
+            if entry.id in self._ids:
+                raise GalleryError(f"id {entry.id!r} is given more than once; ids must be unique")
+            self._ids.add(entry.id)
+            length = self._thumbnails.write(entry.thumbnail)
+            fields = {"id": entry.id, "label": entry.label, "offset": self._offset, "length": length}
+            self._lines.write(json.dumps(fields).encode() + b"\n")
+            self._offset += length
 
 
 def read_entries(lines: Path, thumbnails: Path) -> StoredEntries:

@@ -13,9 +13,12 @@ import numpy as np
 
 from convlens.errors import GalleryError
 from convlens.gallery.features import FeatureSpace, require_space
+from convlens.gallery.hubness import Hubness
+from convlens.gallery.indexing import EXACT, IndexRecord
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, VECTORS, ENTRIES, THUMBNAILS = "manifest.json", "vectors.npy", "entries.jsonl", "thumbnails.bin"
+INDEX = "index.faiss"
 FILES = (VECTORS, ENTRIES, THUMBNAILS)
 
 
@@ -29,7 +32,10 @@ class Stored:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``count`` pictures with ``dimensions`` features each. ``files`` lists every other file of the version."""
+    """``count`` pictures with ``dimensions`` features each. ``files`` lists every other file of the version.
+
+    ``index`` says how neighbours are found, ``hubness`` how evenly they are spread.
+    """
 
     count: int
     dimensions: int
@@ -38,6 +44,8 @@ class Manifest:
     model: str
     embedding_layer: str
     files: Mapping[str, Stored]
+    index: IndexRecord = EXACT
+    hubness: Hubness | None = None
     created_by: Mapping[str, str] = field(default_factory=lambda: _versions())
     format: int = FORMAT
 
@@ -60,8 +68,11 @@ def read_manifest(folder: Path) -> Manifest:
         fields = json.loads(data)
         if fields["format"] != FORMAT:
             raise _refused(path, f"has format {fields['format']}, this version reads {FORMAT}")
-        files = {name: Stored(**fields["files"][name]) for name in FILES}
-        manifest = Manifest(**{**fields, "files": files})
+        index = IndexRecord(**fields["index"])
+        names = FILES if index.kind == "exact" else (*FILES, INDEX)
+        files = {name: Stored(**fields["files"][name]) for name in names}
+        hubness = Hubness(**fields["hubness"]) if fields["hubness"] else None
+        manifest = Manifest(**{**fields, "files": files, "index": index, "hubness": hubness})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _refused(path, f"is missing or damaged ({type(error).__name__})") from error
     require_space(manifest.feature_space)
@@ -104,7 +115,7 @@ def _refused(path: Path, reason: str) -> GalleryError:
 
 
 def _versions() -> dict[str, str]:
-    return {"convlens": _version("convlens"), "numpy": np.__version__}
+    return {"convlens": _version("convlens"), "numpy": np.__version__, "faiss": _version("faiss-cpu")}
 
 
 def _version(package: str) -> str:

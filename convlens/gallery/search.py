@@ -1,18 +1,23 @@
-"""Exact nearest vectors. The one home of faiss."""
+"""Nearest vectors: exactly, or as an index proposes them; distances are exact either way."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.errors import GalleryError
+from convlens.gallery.indexing import IndexRecord, candidates, set_breadth
 from convlens.types import Floats, Ints
 
 _MORE = 32  # candidates beyond those asked for; on real embeddings one round then nearly always suffices
 _GROWTH = 8
+# Larger ones are looked through where they lie, chunk by chunk, instead of being copied into an index.
+LARGEST_COPY_BYTES, _CHUNK = 2**30, 65_536
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,26 @@ class Nearest:
     distance_M: Floats
 
 
+class Search(Protocol):
+    """A way of finding nearest vectors; safe to use from several threads."""
+
+    def nearest(self, query_ND: NDArray[np.float32], k: int) -> list[Nearest]:
+        """For each query its k nearest; 1 ≤ k ≤ the number of vectors."""
+
+
 class ExactSearch:
     """The k nearest of ``vectors_ND`` (float32) by true L2 distance; ties go to the earlier row.
 
     faiss proposes: its squared distances are float32, and for large batches made by matrix products, where cancellation
     leaves near duplicates no right digit (measured: 2 of the 20 nearest found). Float64 decides: candidates are
     measured again, and their number grows until no other vector can be nearer, however faiss rounded. The faiss index
-    (a second copy in memory) is made at the first search, once for all threads.
+    (a second copy in memory, up to a gigabyte; larger ones stay on disk) is made at the first search, once for all
+    threads; on the GPU of that number where ``gpu`` is given.
     """
 
-    def __init__(self, vectors_ND: NDArray[np.float32]) -> None:
+    def __init__(self, vectors_ND: NDArray[np.float32], *, gpu: int | None = None) -> None:
         self._vectors_ND = vectors_ND
+        self._gpu = gpu
         self._lock = threading.Lock()
         self._index: Any = None
         self._largest_norm = 0.0
@@ -41,8 +55,8 @@ class ExactSearch:
     def nearest(self, query_ND: NDArray[np.float32], k: int) -> list[Nearest]:
         """For each query its k nearest; 1 ≤ k ≤ the number of vectors."""
         index = self._built()
-        candidates = min(k + _MORE, len(self._vectors_ND))
-        squared_NM, rows_NM = index.search(query_ND, candidates)
+        wanted = min(k + _MORE, len(self._vectors_ND))
+        squared_NM, rows_NM = index.search(query_ND, wanted)
         return [
             self._settled(query_D, k, rows_M, squared_M)
             for query_D, rows_M, squared_M in zip(query_ND, rows_NM, squared_NM, strict=True)
@@ -52,22 +66,15 @@ class ExactSearch:
         total = len(self._vectors_ND)
         error = self._error_of_faiss(query_D)
         while True:
-            found, kth_squared = self._measured(query_D, rows_M, k)
+            found, kth_squared = measured(self._vectors_ND, query_D, rows_M, k)
             # Whatever faiss left out is, by its own account, no nearer than the last candidate.
             if len(rows_M) == total or float(squared_M[-1]) - error > kth_squared:
                 return found
-            candidates = len(rows_M) * _GROWTH
-            if candidates >= total:
+            wanted = len(rows_M) * _GROWTH
+            if wanted >= total:
                 rows_M = np.arange(total)
             else:
-                (squared_M,), (rows_M,) = self._built().search(query_D[None], candidates)
-
-    def _measured(self, query_D: NDArray[np.float32], rows_M: Ints, k: int) -> tuple[Nearest, float]:
-        """The k nearest of the candidates, and the squared distance of the last of them."""
-        difference_MD = self._vectors_ND[rows_M].astype(np.float64) - query_D.astype(np.float64)
-        squared_M = (difference_MD**2).sum(axis=1)
-        order = np.lexsort((rows_M, squared_M))[:k]
-        return Nearest(rows_M[order], np.sqrt(squared_M[order])), float(squared_M[order[-1]])
+                (squared_M,), (rows_M,) = self._built().search(query_D[None], wanted)
 
     def _error_of_faiss(self, query_D: NDArray[np.float32]) -> float:
         """Bound on the error of |x|² + |y|² - 2xy in float32, summed in any order (Higham 2002, 3.1), doubled."""
@@ -78,10 +85,104 @@ class ExactSearch:
     def _built(self) -> Any:
         with self._lock:
             if self._index is None:
-                import faiss  # here, so that a worker without neighbours never loads it
+                self._largest_norm = max(float(np.linalg.norm(chunk, axis=1).max()) for chunk in self._chunks())
+                self._index = self._copied() if self._vectors_ND.nbytes <= LARGEST_COPY_BYTES else _Scan(self)
+            return self._index
 
-                index = faiss.IndexFlatL2(self._vectors_ND.shape[1])
-                index.add(self._vectors_ND)
-                self._largest_norm = float(np.linalg.norm(self._vectors_ND, axis=1).max())
+    def _copied(self) -> Any:
+        import faiss  # here, so that a worker without neighbours never loads it
+
+        index = faiss.IndexFlatL2(self._vectors_ND.shape[1])
+        if self._gpu is not None:
+            index = _on_gpu(index, self._gpu)
+        index.add(self._vectors_ND)
+        return index
+
+    def _chunks(self) -> Any:
+        return (self._vectors_ND[n : n + _CHUNK] for n in range(0, len(self._vectors_ND), _CHUNK))
+
+
+class _Scan:
+    """As a flat index, but the vectors stay where they are, and are read once for all queries of a search."""
+
+    def __init__(self, search: ExactSearch) -> None:
+        self._chunks = search._chunks
+
+    def search(self, query_ND: NDArray[np.float32], wanted: int) -> tuple[Floats, Ints]:
+        import faiss
+
+        squared_NM: NDArray[Any] = np.empty((len(query_ND), 0), np.float32)
+        rows_NM: NDArray[Any] = np.empty((len(query_ND), 0), np.int64)
+        first = 0
+        for chunk_BD in self._chunks():
+            more = faiss.knn(query_ND, np.ascontiguousarray(chunk_BD), min(wanted, len(chunk_BD)))
+            squared_NM, rows_NM = (
+                np.concatenate(pair, axis=1) for pair in ((squared_NM, more[0]), (rows_NM, more[1] + first))
+            )
+            order_NM = squared_NM.argsort(axis=1, kind="stable")[:, :wanted]
+            squared_NM, rows_NM = (np.take_along_axis(each, order_NM, axis=1) for each in (squared_NM, rows_NM))
+            first += len(chunk_BD)
+        return squared_NM, rows_NM
+
+
+class IndexedSearch:
+    """The k nearest that an index of kind HNSW or IVF-PQ proposes, measured again by the vectors themselves.
+
+    So distances and order are exact; a true neighbour may be missing, about as often as ``record.recall`` says. The
+    index is opened at the first search; IVF-PQ's lists stay on disk, memory-mapped.
+    """
+
+    def __init__(self, vectors_ND: NDArray[np.float32], path: Path, record: IndexRecord) -> None:
+        self._vectors_ND, self._record, self._path = vectors_ND, record, path
+        self._exact = ExactSearch(vectors_ND)
+        self._lock = threading.Lock()
+        self._index: Any = None
+
+    def nearest(self, query_ND: NDArray[np.float32], k: int) -> list[Nearest]:
+        """For each query its k nearest; 1 ≤ k ≤ the number of vectors."""
+        _, rows_NM = self._opened().search(query_ND, candidates(k))
+        return [
+            self._measured(query_D, rows_M[rows_M >= 0], k) for query_D, rows_M in zip(query_ND, rows_NM, strict=True)
+        ]
+
+    def _measured(self, query_D: NDArray[np.float32], rows_M: Ints, k: int) -> Nearest:
+        if len(rows_M) < k:  # the lists looked at hold too few
+            return self._exact.nearest(query_D[None], k)[0]
+        return measured(self._vectors_ND, query_D, rows_M, k)[0]
+
+    def _opened(self) -> Any:
+        with self._lock:
+            if self._index is None:
+                import faiss
+
+                mapped = faiss.IO_FLAG_MMAP if self._record.kind == "ivfpq" else 0
+                index = faiss.read_index(str(self._path), mapped | faiss.IO_FLAG_READ_ONLY)
+                if (index.ntotal, index.d) != self._vectors_ND.shape:
+                    raise GalleryError(
+                        f"{self._path} holds {index.ntotal}×{index.d} vectors instead of "
+                        f"{'×'.join(map(str, self._vectors_ND.shape))}; build the gallery again"
+                    )
+                set_breadth(index, self._record.kind, self._record.breadth)
                 self._index = index
             return self._index
+
+
+def measured(
+    vectors_ND: NDArray[np.float32], query_D: NDArray[np.float32], rows_M: Ints, k: int
+) -> tuple[Nearest, float]:
+    """The k nearest of the candidates in float64, ties in the vectors' order, and the last one's squared distance."""
+    difference_MD = vectors_ND[rows_M].astype(np.float64) - query_D.astype(np.float64)
+    squared_M = (difference_MD**2).sum(axis=1)
+    order = np.lexsort((rows_M, squared_M))[:k]
+    return Nearest(rows_M[order], np.sqrt(squared_M[order])), float(squared_M[order[-1]])
+
+
+def _on_gpu(index: Any, gpu: int) -> Any:
+    import faiss
+
+    count = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+    if not 0 <= gpu < count:
+        raise GalleryError(
+            f"GPU {gpu} was asked for, but this faiss finds {count}; install a faiss for GPUs, or leave gpu out"
+        )
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)

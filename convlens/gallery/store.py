@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 from convlens.errors import GalleryError, RequestError
 from convlens.gallery.entries import GalleryEntry, StoredEntries, read_entries
 from convlens.gallery.features import FeatureSpace, as_features, require_matrix
-from convlens.gallery.manifest import ENTRIES, THUMBNAILS, VECTORS, Manifest, read_manifest, verify_hashes, verify_sizes
-from convlens.gallery.search import ExactSearch, Nearest
+from convlens.gallery.hubness import Hubness
+from convlens.gallery.indexing import IndexRecord
+from convlens.gallery.manifest import (
+    ENTRIES,
+    INDEX,
+    THUMBNAILS,
+    VECTORS,
+    Manifest,
+    read_manifest,
+    verify_hashes,
+    verify_sizes,
+)
+from convlens.gallery.search import ExactSearch, IndexedSearch, Nearest, Search
 from convlens.gallery.versions import current
 from convlens.types import Floats, Neighbour
 
@@ -23,29 +34,32 @@ class Gallery:
     Any number of threads may query one Gallery at once. It keeps working when its folder is replaced or deleted.
     """
 
-    def __init__(self, manifest: Manifest, vectors_ND: NDArray[np.float32], entries: StoredEntries) -> None:
+    def __init__(
+        self, manifest: Manifest, vectors_ND: NDArray[np.float32], entries: StoredEntries, search: Search
+    ) -> None:
         self._manifest = manifest
         self._entries = entries
         self._vectors_ND = vectors_ND
-        self._search = ExactSearch(vectors_ND)
+        self._search = search
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = True) -> Gallery:
+    def open(cls, folder: Path, *, verify: bool = True, exact: bool = False, gpu: int | None = None) -> Gallery:
         """The gallery in that folder, which is only read.
 
         ``verify`` hashes every file (about a second for each gigabyte); without it only their sizes are checked.
-        Raises GalleryError, naming the file, for a missing gallery and for a damaged one.
+        ``exact`` looks through all vectors even where there is an index; ``gpu`` does so on that GPU. Raises
+        GalleryError, naming the file, for a missing gallery and for a damaged one.
         """
         while True:
             version = current(folder)
             try:
-                return cls._load(version, verify=verify)
+                return cls._load(version, verify=verify, exact=exact or gpu is not None, gpu=gpu)
             except GalleryError:
                 if current(folder) == version:  # else replaced, and deleted, while being read
                     raise
 
     @classmethod
-    def _load(cls, version: Path, *, verify: bool) -> Gallery:
+    def _load(cls, version: Path, *, verify: bool, exact: bool, gpu: int | None) -> Gallery:
         manifest = read_manifest(version)
         verify_sizes(manifest, version)
         if verify:
@@ -59,7 +73,9 @@ class Gallery:
             raise GalleryError(
                 f"{version / ENTRIES} has {len(entries)} entries for {manifest.count} embeddings; build it again"
             )
-        return cls(manifest, vectors_ND, entries)
+        if exact or manifest.index.kind == "exact":
+            return cls(manifest, vectors_ND, entries, ExactSearch(vectors_ND, gpu=gpu))
+        return cls(manifest, vectors_ND, entries, IndexedSearch(vectors_ND, version / INDEX, manifest.index))
 
     def __len__(self) -> int:
         return self._manifest.count
@@ -81,6 +97,21 @@ class Gallery:
     @property
     def feature_space(self) -> FeatureSpace:
         return self._manifest.feature_space
+
+    @property
+    def index(self) -> IndexRecord:
+        """How neighbours are found, and how many of them."""
+        return self._manifest.index
+
+    @property
+    def hubness(self) -> Hubness | None:
+        """None for fewer than 3 pictures."""
+        return self._manifest.hubness
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(stored.bytes for stored in self._manifest.files.values())
 
     @property
     def weights_sha256(self) -> str:
@@ -107,8 +138,8 @@ class Gallery:
         """For each embedding (N, D) its ``k`` nearest pictures, nearest first, ties in the gallery's order.
 
         Distances are exact and Euclidean, not squared, in the gallery's feature space; embeddings are given as the
-        model makes them. Raises RequestError for ``k`` outside 1..size, GalleryError for embeddings of another
-        length, for NaN, and for zeros in the ``unit`` space.
+        model makes them. With an index a true neighbour may be missing, see ``index.recall``. Raises RequestError for
+        ``k`` outside 1..size, GalleryError for embeddings of another length, for NaN, and for zeros in ``unit``.
         """
         self._require_k(k)
         require_matrix(embedding_ND)

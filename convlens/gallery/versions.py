@@ -46,7 +46,7 @@ def new_version(folder: Path) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        _require_ours(folder)
+        require_ours(folder)
         building = folder / _BUILDING
         shutil.rmtree(building, ignore_errors=True)  # left there by a kill
         building.mkdir()
@@ -94,7 +94,12 @@ def _intact(version: Path) -> bool:
     return True
 
 
-def _require_ours(folder: Path) -> None:
+def require_ours(folder: Path) -> None:
+    """GalleryError for a file, and for a folder that holds other things than a gallery."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise GalleryError(f"{folder} cannot be written (it is a file); choose another folder")
     foreign = sorted(path.name for path in folder.iterdir() if not _is_ours(path.name))
     if foreign:
         raise GalleryError(

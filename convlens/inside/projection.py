@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from convlens.errors import RequestError
+from convlens.gallery.nearest import sampled
 from convlens.inside.principal import principal_components
 from convlens.inside.trust import label_agreement, trustworthiness
 from convlens.types import Floats
@@ -67,7 +68,7 @@ def project(
         coordinates_N2 = _tsne(found.coordinates_NP, perplexity, seed, threads)
         explained = (float(found.explained_P.sum()),)
         options = {"perplexity": perplexity, "seed": seed, "dimensions": found.coordinates_NP.shape[1]}
-    judged_N = _judged(count)
+    judged_N = sampled(count, MOST_JUDGED)
     return Projection(
         method,
         coordinates_N2,
@@ -99,10 +100,3 @@ def _tsne(reduced_NP: Floats, perplexity: float, seed: int, threads: int | None)
 
 
 MOST_JUDGED = 2000
-
-
-def _judged(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """All, or that many of them, evenly spread and always the same."""
-    if count <= MOST_JUDGED:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(0).choice(count, MOST_JUDGED, replace=False))

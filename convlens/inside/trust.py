@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from convlens.gallery.nearest import nearest_others
 from convlens.types import Floats, Ints
 
 NEIGHBOURS = 5
-_CHUNK = 256
 
 
 def trustworthiness(features_ND: Floats, map_N2: Floats) -> float:
@@ -33,18 +33,3 @@ def label_agreement(vectors_ND: Floats, labels: Sequence[str], judged_M: Ints) -
         return None
     nearest_MK = nearest_others(vectors_ND, judged, k=min(NEIGHBOURS, len(label_N) - 1))
     return float((label_N[nearest_MK] == label_N[judged][:, None]).mean())
-
-
-def nearest_others(vectors_ND: Floats, rows_M: Ints, *, k: int) -> Ints:
-    """For each of the rows the ``k`` nearest other rows by L2 distance (M, K), nearest first, in float64."""
-    found = []
-    wide_ND = np.asarray(vectors_ND, np.float64)
-    square_N = (wide_ND**2).sum(axis=1)
-    for first in range(0, len(rows_M), _CHUNK):
-        rows = rows_M[first : first + _CHUNK]
-        distance_MN = square_N - 2 * wide_ND[rows] @ wide_ND.T
-        distance_MN[np.arange(len(rows)), rows] = np.inf
-        near_MK = np.argpartition(distance_MN, k - 1, axis=1)[:, :k]
-        order_MK = np.take_along_axis(distance_MN, near_MK, axis=1).argsort(axis=1, kind="stable")
-        found.append(np.take_along_axis(near_MK, order_MK, axis=1))
-    return np.concatenate(found)

@@ -201,7 +201,7 @@ def test_progress_counts_all_pictures_and_batches_are_as_asked(tmp_path, picture
     steps = []
     build(pictures, tmp_path / "gallery", net, batch=3, on_step=lambda done, total: steps.append((done, total)))
     assert net.module.batches == [3, 1]
-    assert steps == [(4, 5), (5, 5)]
+    assert steps == [(0, 5), (4, 5), (5, 5)]
 
 
 def test_the_size_of_the_batch_changes_nothing(tmp_path, net):

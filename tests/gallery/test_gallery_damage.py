@@ -92,7 +92,7 @@ def forge(folder: Path, **fields) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"format": 2}, "has format 2, this version reads 1"),
+        ({"format": 1}, "has format 1, this version reads 2"),
         ({"count": 19}, "instead of float32 \\(19, 16\\)"),
         ({"dimensions": 17}, "instead of float32 \\(20, 17\\)"),
         ({"feature_space": "cosine"}, "there are: unit, raw"),

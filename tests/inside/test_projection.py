@@ -14,11 +14,12 @@ from sklearn.neighbors import NearestNeighbors
 from convlens import load
 from convlens.errors import RequestError
 from convlens.gallery import build
+from convlens.gallery.nearest import nearest_others
 from convlens.inside import principal
 from convlens.inside.pixels import nearest_by_pixels, views_of_files
 from convlens.inside.principal import principal_components
 from convlens.inside.projection import project
-from convlens.inside.trust import label_agreement, nearest_others
+from convlens.inside.trust import label_agreement
 
 RANDOM = np.random.default_rng(0)
 
