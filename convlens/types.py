@@ -19,6 +19,7 @@ Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Bytes8 = NDArray[np.uint8]
 ScoreKind = Literal["logit", "probability"]
+TargetKind = Literal["logit", "probability", "activation"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -60,6 +61,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Neuron:
+    """One unit of a layer. Without ``y`` and ``x``: where its channel is strongest, or where the layer has no map."""
+
+    layer: str
+    channel: int
+    y: int | None = None
+    x: int | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.y is None else f" at {self.y}, {self.x}"
+        return f"{self.layer} channel {self.channel}{place}"
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One class of one picture. ``probability`` is the softmax over all classes."""
 
@@ -79,7 +94,7 @@ class Meta:
     """
 
     weights_sha256: str
-    target_kind: ScoreKind
+    target_kind: TargetKind
     input_space: str
     dtype: str
     device: str
@@ -101,7 +116,8 @@ class Attribution:
 
     ``values_NCHW`` lives on the model's input grid (C is 3 for gradients, 1 for maps per pixel). ``score_N`` is the
     target's score (of ``meta.target_kind``) on the unchanged picture. ``extras`` holds what a method gives beside
-    the map, such as occlusion's ``grid_NRQ`` of raw drops.
+    the map, such as occlusion's ``grid_NRQ`` of raw drops. Where neurons were explained and no classes, ``neurons_N``
+    holds them, one a row, ``target_N`` is -1 and the score their activation.
     """
 
     values_NCHW: Floats
@@ -111,6 +127,7 @@ class Attribution:
     options: Mapping[str, Any]
     meta: Meta
     extras: Mapping[str, Floats] = field(default_factory=dict)
+    neurons_N: tuple[Neuron, ...] = ()
 
     def row(self, n: int) -> Attribution:
         """The n-th row alone, still batch first."""
@@ -124,6 +141,7 @@ class Attribution:
             self.options,
             self.meta,
             extras,
+            self.neurons_N[keep],
         )
 
 

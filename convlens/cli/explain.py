@@ -12,7 +12,7 @@ import typer
 from convlens import image
 from convlens.cli.console import console, counted, out, step
 from convlens.cli.graphs import open_model, opened_graphs
-from convlens.cli.options import METHODS, MODEL, method_params, wanted_names
+from convlens.cli.options import MODEL, NEURON, asked_target, method_params, wanted_names
 from convlens.cli.output import Answer, write_folder
 from convlens.cli.table import show_table
 from convlens.errors import ConvLensError
@@ -24,6 +24,7 @@ from convlens.service.request import Params, Request, parse_params
 from convlens.types import Reply, Step
 
 BATCH = 4
+METHODS_OF_CLASSES = "saliency,guided_backprop,occlusion"
 
 
 def explain(
@@ -31,10 +32,17 @@ def explain(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write; replaced when a run of this command made it.")
     ],
-    methods: Annotated[str, METHODS] = "saliency,guided_backprop,occlusion",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Explanations, comma-separated; or `all`. Default: saliency,guided_backprop,occlusion, of a neuron "
+            "saliency,guided_backprop,deconvnet."
+        ),
+    ] = "",
     target: Annotated[
         str, typer.Option(help="Class to explain: a label or an index. Default: the predicted class.")
     ] = "",
+    neuron: Annotated[str, NEURON] = "",
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     gallery: Annotated[Path | None, typer.Option(help="Gallery to look for neighbours in.")] = None,
     graphs: Annotated[
@@ -46,7 +54,7 @@ def explain(
 ) -> None:
     """Explain pictures without a server: arrays, overlays and one HTML report."""
     keep_freed_memory()
-    params = _params(wanted_names(methods), option, target, topk)
+    params = _params(_methods(methods, neuron), option, asked_target(target, neuron), topk)
     paths = list(_pictures(images))
     with step(f"loading {model}"):
         classifier = open_model(model, device=device)
@@ -66,11 +74,14 @@ def explain(
         raise typer.Exit(1)
 
 
-def _params(methods: Sequence[str], option: Sequence[str], target: str, topk: int) -> Params:
+def _methods(given: str, neuron: str) -> list[str]:
+    """Of a neuron by default what a neuron can be explained by."""
+    return wanted_names(given or ("saliency,guided_backprop,deconvnet" if neuron else METHODS_OF_CLASSES))
+
+
+def _params(methods: Sequence[str], option: Sequence[str], target: dict[str, Any], topk: int) -> Params:
     given: dict[str, Any] = {"methods": method_params(methods, option), "topk": topk}
-    if target:
-        given["target"] = int(target) if target.isdigit() else target
-    return parse_params(given | {"output": ["array", "overlay", "heatmap"]})
+    return parse_params(given | target | {"output": ["array", "overlay", "heatmap"]})
 
 
 def _pictures(given: Sequence[Path]) -> Iterator[Path]:

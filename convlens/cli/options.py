@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,32 @@ def method_params(names: Sequence[str], settings: Sequence[str]) -> list[dict[st
             )
         asked[name]["options"][key] = _value(value)
     return list(asked.values())
+
+
+NEURON = typer.Option(
+    help="A neuron to explain instead of a class: LAYER:CHANNEL, where that channel is strongest, or LAYER:CHANNEL@Y,X."
+)
+
+
+def asked_target(target: str, neuron: str) -> dict[str, Any]:
+    """The request's ``target``, of a class by label or index or of a neuron; empty where neither is given."""
+    if target and neuron:
+        raise RequestError("--target names a class and --neuron a neuron; give one of them", field="target")
+    if neuron:
+        return {"target": _neuron(neuron)}
+    if target:
+        return {"target": int(target) if target.isdigit() else target}
+    return {}
+
+
+def _neuron(text: str) -> dict[str, Any]:
+    found = re.fullmatch(r"(?P<layer>[^:@]+):(?P<channel>[0-9]+)(?:@(?P<y>[0-9]+),(?P<x>[0-9]+))?", text)
+    if found is None:
+        raise RequestError(
+            f"--neuron {text} should read LAYER:CHANNEL or LAYER:CHANNEL@Y,X, such as blocks.2.0:12@5,7", field="target"
+        )
+    numbers = {name: int(found[name]) for name in ("channel", "y", "x") if found[name] is not None}
+    return {"layer": found["layer"], **numbers}
 
 
 def _value(text: str) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from convlens import client, image
 from convlens.cli.console import console, counted, out
-from convlens.cli.options import method_params, wanted_names
+from convlens.cli.options import NEURON, asked_target, method_params, wanted_names
 from convlens.cli.output import Answer, write_folder
 from convlens.cli.table import show_table
 from convlens.client.tokens import VARIABLE
@@ -37,6 +37,7 @@ def query(
     target: Annotated[
         str, typer.Option(help="Class to explain: a label or an index. Default: the predicted class.")
     ] = "",
+    neuron: Annotated[str, NEURON] = "",
     topk: Annotated[int, typer.Option(help="How many classes to list.")] = 5,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for arrays, overlays and a report.")
@@ -48,7 +49,7 @@ def query(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 120.0,
 ) -> None:
     """Ask a running server, over REST or gRPC, to predict and explain pictures."""
-    params = _params(methods, option, target, topk, with_pictures=output is not None)
+    params = _params(methods, option, asked_target(target, neuron), topk, with_pictures=output is not None)
     given: dict[str, Any] = {"model": model, "key_file": key_file, "timeout_s": timeout}
     asked = client.GrpcClient(address, **given) if grpc else client.Client(url, **given)
     with asked:
@@ -66,15 +67,13 @@ def query(
         raise typer.Exit(1)
 
 
-def _params(methods: str, option: Sequence[str], target: str, topk: int, *, with_pictures: bool) -> Params:
+def _params(methods: str, option: Sequence[str], target: dict[str, Any], topk: int, *, with_pictures: bool) -> Params:
     given: dict[str, Any] = {"topk": topk, "explain": True}
     if names := wanted_names(methods):
         given["methods"] = method_params(names, option)
     elif option:
         raise RequestError(f"--set {option[0]} needs its method named by --methods")
-    if target:
-        given["target"] = int(target) if target.isdigit() else target
-    return parse_params(given | {"output": ["array", "overlay", "heatmap"] if with_pictures else []})
+    return parse_params(given | target | {"output": ["array", "overlay", "heatmap"] if with_pictures else []})
 
 
 def _answer_all(

@@ -19,11 +19,11 @@ class Asked(TypedDict, total=False):
     """The parameters of one request, each as docs/rest.md describes it; the server checks them.
 
     ``output`` is ["array"] unless said otherwise: maps come as numbers, to draw or to reckon with. ``target`` is a
-    class by index or by label.
+    class by index or by label, or a neuron: {"layer": "blocks.2.0", "channel": 3}, with "y" and "x" or without.
     """
 
     topk: int
-    target: int | str | None
+    target: int | str | Mapping[str, Any] | None
     methods: Sequence[str | Mapping[str, Any]]
     output: Sequence[Literal["array", "overlay", "heatmap"]]
     dtype: Literal["<f4", "<f2"]

@@ -66,7 +66,7 @@ class Asking(ABC):
         method: str,
         *,
         options: Mapping[str, Any] | None = None,
-        target: int | str | None = None,
+        target: int | str | Mapping[str, Any] | None = None,
         kind: Literal["overlay", "heatmap"] = "overlay",
         size: Literal["model", "original"] = "model",
         deadline_ms: float | None = None,

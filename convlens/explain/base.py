@@ -140,5 +140,5 @@ class Forward(ABC):
         values = values_NCHW.detach().cpu().numpy() if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
         if not np.isfinite(values).all():
             raise ModelError(f"{method} gave NaN or infinity for this picture; the weights may be damaged")
-        score_N = self.scores(target_N, meta.target_kind)
+        score_N = self.scores(target_N, "probability" if meta.target_kind == "probability" else "logit")
         return Attribution(values, score_N, target_N, method, dict(options), meta, dict(extras or {}))

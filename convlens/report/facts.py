@@ -26,7 +26,10 @@ def _options(options: Mapping[str, Any]) -> Iterator[Fact]:
 
 def _target(result: Result) -> Iterator[Fact]:
     if isinstance(result, Attribution):
-        yield Fact("target class", str(int(result.target_N[0])))
+        if result.neurons_N:
+            yield Fact("neuron", str(result.neurons_N[0]))
+        else:
+            yield Fact("target class", str(int(result.target_N[0])))
         yield Fact("target score", f"{result.score_N[0]!s} ({result.meta.target_kind})")
         yield Fact("map size", " × ".join(str(length) for length in result.values_NCHW.shape[1:]))
 

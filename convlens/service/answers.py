@@ -31,7 +31,7 @@ def explanation(row: Row, job: Job, result: Result, labels: tuple[str, ...], mil
         job.id,
         job.method,
         result,
-        labels[int(result.target_N[0])],
+        str(result.neurons_N[0]) if result.neurons_N else labels[int(result.target_N[0])],
         milliseconds,
         image.encode_png(_overlay(row, result)) if "overlay" in wanted else b"",
         image.encode_png(draw.heatmap(result)) if "heatmap" in wanted else b"",

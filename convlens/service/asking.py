@@ -9,6 +9,9 @@ from convlens.errors import RequestError
 from convlens.service.batch import HEAVY
 from convlens.service.options import EngineOptions
 from convlens.service.request import Job, Params, at, jobs
+from convlens.types import Neuron
+
+_FOR_NEURONS = ("gradient", "embedding")  # neighbours are about no target at all
 
 
 def asked(params: Params, options: EngineOptions, side: int) -> tuple[list[tuple[Job, float]], list[str]]:
@@ -16,10 +19,11 @@ def asked(params: Params, options: EngineOptions, side: int) -> tuple[list[tuple
 
     Where sweeps have an entry of their own, those among the default methods are left out, with a warning.
     """
-    found = [_in_precision(job, params, options) for job in jobs(params, options.default_methods)]
+    wanted, warnings = _of_neurons(jobs(params, options.default_methods))
+    found = [_in_precision(job, params, options) for job in wanted]
     costs = [(job, _cost(job, side)) for job in found]
     if not options.sweeps_at:
-        return costs, []
+        return costs, warnings
     elsewhere = [job for job, cost in costs if cost > HEAVY]
     for job in elsewhere:
         if job.place:
@@ -28,8 +32,20 @@ def asked(params: Params, options: EngineOptions, side: int) -> tuple[list[tuple
                 f"/explanations/{options.sweeps_at}, or name it as the model over gRPC",
                 field=job.place,
             )
-    warnings = [f"{job.method} is left out here: ask the model entry {options.sweeps_at!r} for it" for job in elsewhere]
+    entry = options.sweeps_at
+    warnings += [f"{job.method} is left out here: ask the model entry {entry!r} for it" for job in elsewhere]
     return [(job, cost) for job, cost in costs if job not in elsewhere], warnings
+
+
+def _of_neurons(wanted: list[Job]) -> tuple[list[Job], list[str]]:
+    """Without the default methods that explain classes only, where a neuron is asked about; a warning for each."""
+    kept, warnings = [], []
+    for job in wanted:
+        if isinstance(job.target, Neuron) and not job.place and explain.get(job.method).needs not in _FOR_NEURONS:
+            warnings.append(f"{job.method} is left out: it explains classes, and a neuron was asked about")
+        else:
+            kept.append(job)
+    return kept, warnings
 
 
 def _cost(job: Job, side: int) -> float:

@@ -12,7 +12,7 @@ from convlens.errors import ConvLensError
 from convlens.service.arrival import Arrival
 from convlens.service.request import Job, Request
 from convlens.service.seen import MethodReport
-from convlens.types import Bytes8, Explanation, Floats, Placement, Prediction
+from convlens.types import Bytes8, Explanation, Floats, Neuron, Placement, Prediction
 
 # Forward passes: what costs more has windows or samples to go through, one picture after another.
 HEAVY = 10.0
@@ -20,10 +20,13 @@ HEAVY = 10.0
 
 @dataclass(frozen=True)
 class Task:
-    """A job and what the engine knows of it: its class, None for the predicted one, and its cost in forward passes."""
+    """A job and what the engine knows of it: its class, None for the predicted one, or neuron, and its cost.
+
+    ``cost`` is in forward passes.
+    """
 
     job: Job
-    target: int | None
+    target: int | Neuron | None
     cost: float
 
     @property
@@ -51,7 +54,11 @@ class Row:
 
     @property
     def wants_gradient(self) -> bool:
-        return any(explain.get(task.job.method).needs == "gradient" for task in self.tasks)
+        """Of a class; neurons have a forward pass of their own."""
+        return any(
+            explain.get(task.job.method).needs == "gradient" and not isinstance(task.target, Neuron)
+            for task in self.tasks
+        )
 
     @property
     def heavy(self) -> bool:
@@ -79,14 +86,18 @@ def by_kind(rows: Iterable[Row]) -> list[list[Row]]:
 
 
 def light_calls(rows: list[Row]) -> list[list[Share]]:
-    """Jobs of the same method with the same options, at most one of each row, in the order they were asked."""
-    calls: dict[tuple[str, str, int], list[Share]] = defaultdict(list)
+    """Jobs of the same method with the same options, at most one of each row, in the order they were asked.
+
+    Those of classes together, and those of neurons of one layer.
+    """
+    calls: dict[tuple[str, str, str, int], list[Share]] = defaultdict(list)
     for n, row in enumerate(rows):
-        seen: Counter[tuple[str, str]] = Counter()
+        seen: Counter[tuple[str, str, str]] = Counter()
         for task in row.tasks:
             if task.heavy:
                 continue
-            key = task.job.method, json.dumps(dict(task.job.options), sort_keys=True)
+            layer = task.target.layer if isinstance(task.target, Neuron) else ""
+            key = task.job.method, json.dumps(dict(task.job.options), sort_keys=True), layer
             # The same method twice on one row, for two classes, takes two calls: their gradients would add up.
             calls[(*key, seen[key])].append(Share(n, task))
             seen[key] += 1

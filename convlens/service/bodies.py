@@ -81,7 +81,7 @@ class MetaBody(BaseModel):
 
     model_config = _CLOSED
     weights_sha256: str
-    target_kind: Literal["logit", "probability"]
+    target_kind: Literal["logit", "probability", "activation"]
     input_space: str
     dtype: str
     device: str
@@ -97,8 +97,18 @@ class MetaBody(BaseModel):
     warnings: list[str]
 
 
+class NeuronBody(BaseModel):
+    """The neuron that was explained; ``y`` and ``x`` as found where the request left them out, null without a map."""
+
+    model_config = _CLOSED
+    layer: str
+    channel: int
+    y: int | None
+    x: int | None
+
+
 class ExplanationBody(BaseModel):
-    """One method's answer: a map with its pictures, or neighbours."""
+    """One method's answer: a map with its pictures, or neighbours. ``target`` is null where a neuron was explained."""
 
     model_config = _CLOSED
     id: str
@@ -106,6 +116,7 @@ class ExplanationBody(BaseModel):
     target: int | None
     target_label: str
     target_score: float | None = None
+    neuron: NeuronBody | None = None
     array: ArrayBody | None = None
     extras: dict[str, ArrayBody] | None = None
     stats: Stats | None = None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convlens import explain, image
-from convlens.errors import ConvLensError, GalleryError
+from convlens.errors import ConvLensError, GalleryError, RequestError
 from convlens.explain.base import Forward, OnStep, ignore
 from convlens.gallery import Gallery
-from convlens.models import find_class
+from convlens.instrument import layer_of
+from convlens.models import Classifier, find_class
 from convlens.service.arrival import Arrival, arrived
 from convlens.service.asking import asked
 from convlens.service.attempts import attempt
@@ -25,7 +26,7 @@ from convlens.service.planning import Planner
 from convlens.service.request import Job, Params, Request, at
 from convlens.service.running import Run
 from convlens.service.seen import OnRow, RowReport, unseen
-from convlens.types import Floats, Placement, Reply
+from convlens.types import Floats, Neuron, Placement, Reply
 
 if TYPE_CHECKING:
     from convlens.runtime.graphs import Graphs
@@ -129,9 +130,25 @@ class Engine:
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
         return row
 
-    def _target(self, job: Job) -> int | None:
+    def _target(self, job: Job) -> int | Neuron | None:
+        if isinstance(job.target, Neuron):
+            if explain.get(job.method).needs == "embedding":  # neighbours are about no target at all
+                return None
+            self._require_neuron(job, job.target)
+            return job.target
         with at(job.target_place):
             return None if job.target is None else find_class(self.model.spec.labels, job.target)
+
+    def _require_neuron(self, job: Job, neuron: Neuron) -> None:
+        """What can be told before anything runs."""
+        try:
+            explain.require_neurons(job.method)
+        except RequestError as error:
+            error.field = job.target_place
+            raise
+        if isinstance(self.model, Classifier):
+            with at(job.target_place):
+                layer_of(self.model.module, neuron.layer)
 
     # --- one row out ------------------------------------------------------------------------------------------------
 

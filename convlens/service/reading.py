@@ -20,6 +20,7 @@ from convlens.types import (
     Meta,
     Neighbour,
     Neighbourhood,
+    Neuron,
     Placement,
     Prediction,
     Reply,
@@ -115,8 +116,9 @@ class _Reader:
             return Neighbourhood((found,), body["method"], body["options"], meta)
         values = self._row(body["array"]) if "array" in body else np.zeros((1, 0, 0, 0), np.float32)
         extras = {name: self._row(array) for name, array in body.get("extras", {}).items()}
-        score_N, target_N = np.asarray([body["target_score"]]), np.asarray([body["target"]])
-        return Attribution(values, score_N, target_N, body["method"], body["options"], meta, extras)
+        neurons = (Neuron(**body["neuron"]),) if body.get("neuron") else ()
+        score_N, target_N = np.asarray([body["target_score"]]), np.asarray([-1 if neurons else body["target"]])
+        return Attribution(values, score_N, target_N, body["method"], body["options"], meta, extras, neurons)
 
     def _row(self, body: Mapping[str, Any]) -> Floats:
         """Batch first, as everywhere in the library."""

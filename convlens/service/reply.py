@@ -107,6 +107,8 @@ class _Writer:
 
     def _attribution(self, name: str, result: Attribution) -> dict[str, Any]:
         body: dict[str, Any] = {"target": int(result.target_N[0]), "target_score": float(result.score_N[0])}
+        if result.neurons_N:
+            body |= {"target": None, "neuron": asdict(result.neurons_N[0])}
         if "array" in self.params.output:
             map_CHW = self._sized(reduced(result, self.params.reduce))
             body["array"] = self.encode(map_CHW, _LAYOUT[self.params.reduce], name)

@@ -7,14 +7,25 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from convlens import explain
 from convlens.errors import ConvLensError, RequestError, near_matches
 from convlens.service.media import Media
+from convlens.types import Neuron
 
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -26,7 +37,40 @@ Name = Annotated[str, Field(min_length=1, max_length=128)]
 # It names arrays in files, so neither slashes nor what a shell or a terminal would take for something else.
 Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 # A class by its index, or by its label. bool is an int to Python, but not to us: hence strict.
-Target = Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+ClassTarget = (
+    Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+)
+Place = Annotated[int, Field(strict=True, ge=0)]
+
+
+class NeuronTarget(BaseModel):
+    """One unit of a layer: ``layer`` by its dotted name; without ``y`` and ``x`` where its channel is strongest."""
+
+    model_config = STRICT
+
+    layer: Annotated[str, Field(min_length=1, max_length=256)]
+    channel: Place
+    y: Place | None = None
+    x: Place | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.y is None) != (self.x is None):
+            raise ValueError("y and x go together: give both or neither")
+        return self
+
+    def as_neuron(self) -> Neuron:
+        return Neuron(self.layer, self.channel, self.y, self.x)
+
+
+def _kind_of_target(given: object) -> str:
+    return "neuron" if isinstance(given, Mapping | NeuronTarget) else "class"
+
+
+# A class by its index or label, or a neuron.
+Target = Annotated[
+    Annotated[ClassTarget, Tag("class")] | Annotated[NeuronTarget, Tag("neuron")], Discriminator(_kind_of_target)
+]
 
 
 class MethodParams(BaseModel):
@@ -100,7 +144,7 @@ class Job:
 
     id: str
     method: str
-    target: int | str | None
+    target: int | str | Neuron | None
     options: Mapping[str, Any]
     place: str = ""
     target_place: str = "target"
@@ -148,8 +192,12 @@ def _job(one: MethodParams, name: str, place: str, params: Params) -> Job:
     except ValidationError as error:
         _refuse(error, model, where=f"{place or one.method}.options")
     if one.target is None:
-        return Job(name, one.method, params.target, options, place)
-    return Job(name, one.method, one.target, options, place, f"{place}.target")
+        return Job(name, one.method, _plain(params.target), options, place)
+    return Job(name, one.method, _plain(one.target), options, place, f"{place}.target")
+
+
+def _plain(target: int | str | NeuronTarget | None) -> int | str | Neuron | None:
+    return target.as_neuron() if isinstance(target, NeuronTarget) else target
 
 
 @functools.cache
@@ -193,15 +241,18 @@ def _refuse(error: ValidationError, model: type[BaseModel], *, where: str = "") 
 
 def _said(path: list[str], kind: str) -> str:
     """In words of the request where pydantic has only words of our classes."""
-    if path[-1:] == ["target"]:
-        return "should be a class index from 0 or a label"
+    if path[-1:] == ["target"] and kind != "value_error":
+        return "should be a class index from 0, a label, or a neuron's layer and channel"
     return "should be a method's name, or an object that names it" if kind == "model_type" else ""
 
 
 def _path(loc: tuple[int | str, ...]) -> list[str]:
     """Keys and positions, without the branch of a union that pydantic puts after ``target``."""
     path = [str(part) for part in loc if not str(part).startswith("function-")]
-    return path[: path.index("target") + 1] if "target" in path else path
+    if "target" not in path:
+        return path
+    end = path.index("target") + 1
+    return [*path[:end], *path[end + 1 :]] if path[end : end + 1] == ["neuron"] else path[:end]
 
 
 def _option_path(loc: tuple[int | str, ...]) -> list[str]:
@@ -210,4 +261,6 @@ def _option_path(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    if "target" in loc[:-1]:
+        return NeuronTarget
     return MethodParams if model is Params and loc[0] == "methods" and len(loc) > 2 else model

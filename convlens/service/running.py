@@ -17,10 +17,11 @@ from convlens.service.batch import Row, Share, by_kind, heavy_calls, light_calls
 from convlens.service.budget import Budget
 from convlens.service.cost import Costs
 from convlens.service.planning import Planner
-from convlens.service.request import at
+from convlens.service.request import Job, at
 from convlens.service.seen import MethodReport
-from convlens.types import Floats, Result, Step
+from convlens.types import Floats, Neuron, Result, Step
 
+_OF_TARGETS = ("target", "layer", "channel", "y", "x")
 MakeForward = Callable[[Floats, OnStep], Forward]
 
 
@@ -150,9 +151,25 @@ class Run:
 
 
 def _call(forward: Forward, call: list[Share]) -> Result:
-    """One call of a method for all rows that share it, each with the class it names or the predicted one."""
+    """One call of a method for all rows that share it, each with the class it names, the predicted one, or a neuron."""
     selected, job = forward.select([share.n for share in call]), call[0].job
+    neurons = [share.task.target for share in call if isinstance(share.task.target, Neuron)]
+    if neurons:
+        return _call_for_neurons(selected, job, neurons)
     best = selected.targets(None)
-    target_N = [best[i] if share.task.target is None else share.task.target for i, share in enumerate(call)]
+    named = [share.task.target for share in call]
+    target_N = [target if isinstance(target, int) else int(best[n]) for n, target in enumerate(named)]
     with at(job.place):
         return explain.run(job.method, selected, target_N, job.options)
+
+
+def _call_for_neurons(forward: Forward, job: Job, neurons: Sequence[Neuron]) -> Result:
+    try:
+        return explain.run_neurons(job.method, forward, neurons, job.options)
+    except ConvLensError as error:
+        place = job.target_place if error.field in _OF_TARGETS else job.place
+        if error.field == "target":
+            error.field = place
+        else:
+            error.field = ".".join(part for part in (place, error.field) if part) or None
+        raise

@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 from convlens import ForwardPass, image, load, run
 from convlens.cli.main import build
 from convlens.errors import ConvLensError, ModelError, RequestError
+from convlens.explain import run_neurons
+from convlens.types import Attribution, Neuron
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -54,6 +56,37 @@ def test_the_array_written_is_the_library_s(tmp_path: Path) -> None:
     with np.load(tmp_path / "out" / "coffee" / "saliency.npz", allow_pickle=False) as arrays:
         # The same float32 arithmetic, but for threads that may add in another order.
         np.testing.assert_allclose(arrays["values_NCHW"], expected.values_NCHW, rtol=1e-3, atol=1e-5)
+
+
+def test_a_neuron_is_explained_where_it_is_strongest(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = convlens("explain", PHOTOGRAPHS / "chelsea.png", "--neuron", "blocks.1.0:3", "-o", out)
+    assert result.exit_code == 0, result.output
+    classifier = load(device="cpu")
+    x_CHW = image.prepare(image.read(PHOTOGRAPHS / "chelsea.png"), classifier.spec).x_CHW
+    forward = ForwardPass(classifier, x_CHW[None])
+    for method in ("saliency", "guided_backprop", "deconvnet"):
+        wanted = run_neurons(method, forward, [Neuron("blocks.1.0", 3)])
+        assert isinstance(wanted, Attribution)
+        with np.load(out / "chelsea" / f"{method}.npz", allow_pickle=False) as arrays:
+            np.testing.assert_allclose(arrays["values_NCHW"], wanted.values_NCHW, rtol=1e-3, atol=1e-5)
+    reply = json.loads((out / "chelsea" / "reply.json").read_text())
+    assert reply["explanations"][0]["neuron"]["y"] == wanted.neurons_N[0].y
+    assert str(wanted.neurons_N[0]) in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--neuron", "blocks.1.0"), "should read LAYER:CHANNEL or LAYER:CHANNEL@Y,X"),
+        (("--neuron", "blocks.1.0:3@1"), "should read LAYER:CHANNEL or LAYER:CHANNEL@Y,X"),
+        (("--neuron", "blocks.1.0:3", "--target", "cup"), "give one of them"),
+    ],
+)
+def test_what_names_no_neuron_is_refused(tmp_path: Path, given: tuple[str, ...], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        convlens("explain", PHOTOGRAPHS / "chelsea.png", *given, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_reach_their_method(tmp_path: Path) -> None:

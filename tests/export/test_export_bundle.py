@@ -88,10 +88,12 @@ def test_selected_rows_share_the_one_run(model: GraphModel) -> None:
     assert one.meta.forwards == 1
 
 
-@pytest.mark.parametrize(("options", "sweep"), [({"window": 5, "stride": 3}, "graph"), ({"window": 4}, "batches")])
-def test_it_sweeps_in_its_graph_where_that_has_these_windows_else_in_batches(
-    model: GraphModel, options: dict[str, Any], sweep: str
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize(("options", "whole"), [({"window": 5, "stride": 3}, True), ({"window": 4}, False)])
+def test_it_sweeps_in_its_graph_where_that_has_these_windows_and_no_runs_go_side_by_side(
+    folder: Path, options: dict[str, Any], whole: bool, lanes: int
 ) -> None:
+    model, sweep = GraphModel.open(folder, threads=lanes), "graph" if whole and lanes == 1 else "batches"
     options = {"stride": 4, "fill": 0.5, "score": "probability"} | options
     by_graph = run("occlusion", GraphForward(model, pictures(2)), [1, 2], options)
     by_torch = run("occlusion", ForwardPass(small(), pictures(2)), [1, 2], options)
@@ -111,13 +113,15 @@ def test_it_refuses_what_no_graph_gives(model: GraphModel) -> None:
         run("saliency", forward, options={"score": "probability"})
 
 
-def test_graphs_beside_a_network_sweep_for_it(folder: Path) -> None:
+@pytest.mark.parametrize(("threads", "sweep"), [(1, "graph"), (2, "batches")])
+def test_graphs_beside_a_network_sweep_for_it(folder: Path, threads: int, sweep: str) -> None:
     net = small()
-    graphs = open_graphs([folder], weights_sha256="0" * 64, labels_sha256=labels_sha256(net.spec.labels))
+    labels = labels_sha256(net.spec.labels)
+    graphs = open_graphs([folder], weights_sha256="0" * 64, labels_sha256=labels, threads=threads)
     forward = ForwardPass(net, pictures(1), sweeps=sweeps_of(net, graph_ways(graphs)))
     found = run("occlusion", forward, [0], {"window": 5, "stride": 3})
     assert isinstance(found, Attribution)
-    assert (found.meta.runtime, found.meta.sweep) == (PROVIDER, "graph")
+    assert (found.meta.runtime, found.meta.sweep) == (PROVIDER, sweep)
 
 
 # ---- the folder

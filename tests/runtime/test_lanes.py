@@ -1,0 +1,135 @@
+"""Runs of a graph side by side: in order, with the same answers, and with nothing left running after an error."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nets
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from convlens import ForwardPass, run
+from convlens.errors import ModelError, RequestError
+from convlens.explain.sweeps import Sweeps
+from convlens.explain.ways import SideBySide
+from convlens.runtime.lanes import Lanes
+from convlens.runtime.onnx_ import OnnxRuntime
+from convlens.types import Attribution
+from export.write import export
+
+
+def small(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return nets.classifier(nets.Sequential(nn.ReLU()), classes=3, crop=12)
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 3, 12, 12)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(small(), "scores", tmp_path_factory.mktemp("lanes") / "scores.onnx").path
+
+
+def test_results_come_in_order_whatever_order_they_are_done_in() -> None:
+    def late(n: int) -> Callable[[], int]:
+        def call() -> int:
+            time.sleep(0.002 * (7 - n % 8))
+            return n
+
+        return call
+
+    assert list(Lanes(3).results([late(n) for n in range(24)])) == list(range(24))
+
+
+def test_as_many_run_at_once_as_there_are_lanes() -> None:
+    both = threading.Barrier(2, timeout=10)
+    assert list(Lanes(2).results([both.wait] * 4)) is not None  # one at a time would wait for ever
+
+
+def test_after_an_error_no_more_begin() -> None:
+    begun: list[int] = []
+
+    def call(n: int) -> Callable[[], int]:
+        def made() -> int:
+            begun.append(n)
+            time.sleep(0.01)
+            if n == 2:
+                raise RequestError("the third")
+            return n
+
+        return made
+
+    results, found = Lanes(2).results([call(n) for n in range(50)]), []
+    with pytest.raises(RequestError, match="the third"):
+        for value in results:
+            found.append(value)
+    assert found == [0, 1]
+    time.sleep(0.1)
+    assert len(begun) < 10
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_logits_side_by_side_are_torch_s_in_order(scores: Path, threads: int) -> None:
+    x_NCHW = pictures(11)
+    runtime = OnnxRuntime(scores, providers="cpu", threads=threads)
+    assert runtime.lanes == threads
+    parts = list(runtime.logits_of([lambda few=x_NCHW[n : n + 3]: few for n in range(0, 11, 3)]))
+    with torch.no_grad():
+        wanted = small().module(torch.tensor(x_NCHW)).numpy()
+    assert [len(part) for part in parts] == [3, 3, 3, 2]
+    np.testing.assert_allclose(np.concatenate(parts), wanted, atol=1e-6)
+
+
+def test_a_graph_that_was_replaced_meanwhile_is_refused(scores: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scores.onnx"
+    path.write_bytes(scores.read_bytes())
+    runtime = OnnxRuntime(path, providers="cpu", threads=2)
+    other = small(1)
+    other = replace(other, spec=replace(other.spec, weights_sha256="1" * 64))
+    path.write_bytes(export(other, "scores", tmp_path / "other.onnx").path.read_bytes())
+    with pytest.raises(ModelError, match="was replaced by another graph after it was opened; open it again"):
+        list(runtime.logits_of([lambda: pictures(1)]))
+
+
+class ShortOfMemory:
+    """As ``OnnxRuntime``, but after some runs there is no memory for more at once."""
+
+    def __init__(self, runtime: OnnxRuntime, after: int) -> None:
+        self.name, self.lanes, self.contract = runtime.name, 2, runtime.contract
+        self.runtime, self.after, self.alone = runtime, after, 0
+
+    def logits(self, x_NCHW: Any) -> Any:
+        self.alone += len(x_NCHW)
+        return self.runtime.logits(x_NCHW)
+
+    def logits_of(self, makers: Any) -> Any:
+        for n, maker in enumerate(makers):
+            if n == self.after:
+                raise MemoryError("bad allocation")
+            yield self.runtime.logits(maker())
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_sweep_that_runs_out_of_memory_goes_on_one_run_at_a_time(scores: Path, after: int) -> None:
+    scorer = ShortOfMemory(OnnxRuntime(scores, providers="cpu"), after)
+    seen: list[int] = []
+    options = {"window": 4, "stride": 2}
+    forward = ForwardPass(
+        small(), pictures(1), sweeps=Sweeps([SideBySide(scorer)]), on_step=lambda step: seen.append(step.done)
+    )
+    found = run("occlusion", forward, [1], options)
+    wanted = run("occlusion", ForwardPass(small(), pictures(1)), [1], options)
+    assert isinstance(found, Attribution)
+    assert isinstance(wanted, Attribution)
+    np.testing.assert_allclose(found.extras["grid_NRQ"], wanted.extras["grid_NRQ"], atol=1e-6)
+    assert scorer.alone > 0
+    assert seen == sorted(seen)
