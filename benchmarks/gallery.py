@@ -151,6 +151,7 @@ def row(
         "distances off by": off,
         "recall said at build": galleries[name].index.recall if ours else 1.0,
         "breadth": galleries[name].index.breadth if ours else 0,
+        "candidates": galleries[name].index.candidates if ours else 0,
         "built in seconds": built.get(name, 0.0),
         "index MB": galleries[name]._manifest.files["index.faiss"].bytes / 1e6 if ours and name != "exact" else 0.0,
     }

@@ -157,7 +157,7 @@ def _index(gallery: Gallery) -> str:
         return "exact"
     return (
         f"{record.kind}, finds {record.recall:.1%} of the {record.k} nearest (measured on {record.queries} pictures, "
-        f"looking {record.breadth} wide)"
+        f"looking {record.breadth} wide, {record.candidates} measured)"
     )
 
 

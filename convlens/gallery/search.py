@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import GalleryError
-from convlens.gallery.indexing import IndexRecord, candidates, set_breadth
+from convlens.gallery.indexing import IndexRecord, set_breadth
 from convlens.types import Floats, Ints
 
 _MORE = 32  # candidates beyond those asked for; on real embeddings one round then nearly always suffices
@@ -140,7 +140,7 @@ class IndexedSearch:
 
     def nearest(self, query_ND: NDArray[np.float32], k: int) -> list[Nearest]:
         """For each query its k nearest; 1 ≤ k ≤ the number of vectors."""
-        _, rows_NM = self._opened().search(query_ND, candidates(k))
+        _, rows_NM = self._opened().search(query_ND, max(self._record.candidates, 10 * k))
         return [
             self._measured(query_D, rows_M[rows_M >= 0], k) for query_D, rows_M in zip(query_ND, rows_NM, strict=True)
         ]

@@ -9,12 +9,14 @@ from __future__ import annotations
 from convlens.instrument.guard import refuse_unruled
 from convlens.instrument.modules import layer_of, private_tree, require_eval
 from convlens.instrument.randomness import own_randomness
+from convlens.instrument.redirect import RedirectedRelus
 from convlens.instrument.relu import RULES, ReluRule, RuledRelus
 from convlens.instrument.stopping import UpTo
 from convlens.instrument.taps import Tap, tapped
 
 __all__ = [
     "RULES",
+    "RedirectedRelus",
     "ReluRule",
     "RuledRelus",
     "Tap",

@@ -47,6 +47,12 @@ class RuledRelus(TorchFunctionMode):
             raise RequestError(f"no ReLU rule {rule!r}; there are: {', '.join(RULES)}")
         self.rule = rule
 
+    def passed(self, grad: Tensor, kept: Tensor, upper: float | None) -> Tensor:
+        """What of ``grad`` passes a ReLU of which ``kept``, its input or its output, was kept."""
+        if self.rule != "plain":
+            grad = grad.clamp_min(0.0)
+        return grad if self.rule == "deconvnet" else masked(grad, kept, upper)
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -92,15 +98,11 @@ class _RuledRelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (kept,) = ctx.saved_tensors
-        rule = ctx.rules.rule
-        if rule != "plain":
-            grad = grad.clamp_min(0.0)
-        if rule != "deconvnet":
-            grad = _mask(grad, kept, ctx.upper)
-        return grad, None, None, None, None
+        return ctx.rules.passed(grad, kept, ctx.upper), None, None, None, None
 
 
-def _mask(grad: Tensor, kept: Tensor, upper: float | None) -> Tensor:
+def masked(grad: Tensor, kept: Tensor, upper: float | None) -> Tensor:
+    """The true gradient: ``grad`` where the ReLU is neither off nor at its upper end."""
     if upper is None:
         return cast(Tensor, torch.ops.aten.threshold_backward(grad, kept, 0.0))
     return cast(Tensor, torch.ops.aten.hardtanh_backward(grad, kept, 0.0, upper))

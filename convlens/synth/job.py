@@ -90,7 +90,7 @@ class Job(ABC):
     seed: int = 0
 
     @abstractmethod
-    def start(self, classifier: Classifier | None) -> Work:
+    def begin(self, classifier: Classifier | None) -> Work:
         """The work, at step 0; ``classifier`` is None only where the job needs no model.
 
         RequestError for layers, classes and pictures that will not do.

@@ -1,0 +1,79 @@
+"""Pictures of a work: from files, to 8 bits, and what the network says of them then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from convlens import image
+from convlens.errors import RequestError
+from convlens.figures import lettered, side_by_side, stacked
+from convlens.models import Classifier
+from convlens.types import Bytes8, ModelSpec
+
+_GAP, _MOST_ABREAST = 8, 6
+
+
+def read_rgb(path: str, *, field: str) -> Bytes8:
+    """A picture file, upright (H, W, 3). RequestError that names the job's option where there is none."""
+    if not Path(path).is_file():
+        raise RequestError(f"{field}: no picture {path}", field=field)
+    return np.asarray(image.read(path).convert("RGB"))
+
+
+def resized(picture_HWC: Bytes8, size: tuple[int, int]) -> Bytes8:
+    """To (height, width), by Lanczos."""
+    if picture_HWC.shape[:2] == size:
+        return picture_HWC
+    found = Image.fromarray(picture_HWC).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(found)
+
+
+def to_tensor(picture_HWC: Bytes8, spec: ModelSpec, device: torch.device) -> Tensor:
+    """As the network takes it (1, 3, H, W)."""
+    return torch.from_numpy(image.normalise(picture_HWC, spec))[None].to(device)
+
+
+def to_uint8(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
+    """Each row as RGB, rounded and cut at black and white; values that are not finite become 0."""
+    rows = torch.nan_to_num(x_NCHW.detach().float(), 0.0, 0.0, 0.0).cpu().numpy()
+    return [image.denormalise(row, spec) for row in rows]
+
+
+def judged(classifier: Classifier, pictures: Sequence[Bytes8]) -> list[list[tuple[int, str, float, float]]]:
+    """What the network says of each picture: every class as (index, label, probability, logit), the likeliest first.
+
+    Pictures are taken as they are, not resized: all of one size.
+    """
+    labels = classifier.spec.labels
+    found = []
+    for picture in pictures:
+        with torch.no_grad():
+            (logits_K,) = classifier.module(to_tensor(picture, classifier.spec, classifier.device)).double().cpu()
+        probability_K = logits_K.softmax(0)
+        order = logits_K.argsort(descending=True, stable=True).tolist()
+        found.append([(k, labels[k], float(probability_K[k]), float(logits_K[k])) for k in order])
+    return found
+
+
+def top(ranking: Sequence[tuple[int, str, float, float]], count: int = 5) -> list[dict[str, Any]]:
+    """The first few as plain values."""
+    return [{"index": k, "label": label, "probability": p, "logit": s} for k, label, p, s in ranking[:count]]
+
+
+def sheet(pictures: Sequence[Bytes8], captions: Sequence[str]) -> Bytes8:
+    """Pictures in rows, each with its caption below."""
+    tiles = [
+        stacked([picture, lettered(caption, size=13, width=picture.shape[1])], gap=4)
+        for picture, caption in zip(pictures, captions, strict=True)
+    ]
+    rows = [
+        side_by_side(tiles[first : first + _MOST_ABREAST], gap=_GAP) for first in range(0, len(tiles), _MOST_ABREAST)
+    ]
+    return stacked(rows, gap=_GAP)

@@ -1,0 +1,62 @@
+"""Regularisers of Yosinski et al. 2015 (arXiv:1506.06579), applied in this order after each step of ascent.
+
+Decay, Gaussian blur, setting pixels of small norm to 0, and those of small contribution. All work on pictures
+(N, C, H, W) that are 0 at the mean grey.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def blurred(x_NCHW: Tensor, sigma: float) -> Tensor:
+    """Convolved with a Gaussian of ``sigma`` pixels, cut off at four sigma; the border repeats the outermost pixel."""
+    if sigma <= 0:
+        return x_NCHW
+    reach = max(1, round(4 * sigma))
+    at = torch.arange(-reach, reach + 1, dtype=x_NCHW.dtype, device=x_NCHW.device)
+    kernel = torch.exp(-(at**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    channels = x_NCHW.shape[1]
+    padded = F.pad(x_NCHW, (reach, reach, reach, reach), mode="replicate")
+    across = F.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
+
+
+def without_small_pixels(x_NCHW: Tensor, percentile: float) -> Tensor:
+    """Pixels whose norm over the channels is below that percentile of their picture's become 0."""
+    return _without_smallest(x_NCHW, x_NCHW.norm(dim=1), percentile)
+
+
+def without_small_contributions(x_NCHW: Tensor, grad_NCHW: Tensor, percentile: float) -> Tensor:
+    """Pixels become 0 whose |Σ x · gradient| over the channels is below that percentile of their picture's.
+
+    That is, to first order, how little the objective would change were the pixel 0.
+    """
+    return _without_smallest(x_NCHW, (x_NCHW * grad_NCHW).sum(1).abs(), percentile)
+
+
+def total_variation(x_NCHW: Tensor, beta: float = 2.0) -> Tensor:
+    """Σ ((x[i, j+1] − x)² + (x[i+1, j] − x)²)^(β/2) of each picture (N,) (Mahendran & Vedaldi 2015, equation 4).
+
+    Differences beyond the border count as 0. The gradient is finite on flat pictures also for β < 2.
+    """
+    across, down = x_NCHW.diff(dim=3), x_NCHW.diff(dim=2)
+    if beta == 2.0:
+        return (across**2).flatten(1).sum(1) + (down**2).flatten(1).sum(1)
+    squared = F.pad(across, (0, 1)) ** 2 + F.pad(down, (0, 0, 0, 1)) ** 2
+    flat = squared == 0
+    # Twice: what is masked only behind the power has a gradient of 0 · infinity there.
+    return torch.where(flat, 0.0, torch.where(flat, 1.0, squared) ** (beta / 2)).flatten(1).sum(1)
+
+
+def _without_smallest(x_NCHW: Tensor, size_NHW: Tensor, percentile: float) -> Tensor:
+    if percentile <= 0:
+        return x_NCHW
+    ranked = size_NHW.flatten(1)
+    # kthvalue: torch.quantile refuses pictures of more than 16 million pixels, and sorts where a selection will do.
+    k = max(1, min(ranked.shape[1], round(percentile / 100 * ranked.shape[1])))
+    limit_N = ranked.kthvalue(k, dim=1).values
+    return x_NCHW * (size_NHW > limit_N[:, None, None])[:, None]
