@@ -4,7 +4,8 @@ ConvLensError               500
 ├── RequestError            422   parameters that cannot be honoured
 │   ├── TargetError         422   no such class, or more than one of that name
 │   ├── UnsupportedModelError 422 the method is not defined for this network
-│   └── GalleryError        422   no gallery, a gallery of other weights, a damaged one
+│   ├── GalleryError        422   no gallery, a gallery of other weights, a damaged one
+│   └── JobError            422   a job's folder that cannot be used, a job that diverged
 ├── ImageError              400   not a picture, or a damaged one
 │   ├── ImageTooLargeError  413   more bytes or pixels than allowed
 │   └── MediaTypeError      415   a body that is no picture by its declared type
@@ -50,6 +51,10 @@ class UnsupportedModelError(RequestError):
 
 class GalleryError(RequestError):
     pass
+
+
+class JobError(RequestError):
+    status = 422
 
 
 class ImageError(ConvLensError):

@@ -1,1 +1,13 @@
-"""Jobs run to their end: steps, checkpoints, resuming, pictures, the page, and the manifest last; one or a batch."""
+"""Running synthesis jobs so that nothing is lost: checkpoints, resuming, pages, manifests, batches.
+
+from convlens.jobs import run_job
+run_job(Ascent(classes=("koala",)), Path("koala"))
+"""
+
+from __future__ import annotations
+
+from convlens.jobs.batches import Entry, read_batch, run_batch
+from convlens.jobs.describing import from_mapping, to_mapping
+from convlens.jobs.running import run_job
+
+__all__ = ["Entry", "from_mapping", "read_batch", "run_batch", "run_job", "to_mapping"]

@@ -97,6 +97,9 @@ class Ascent(Job):
         place = "" if self.y is None else f" at {self.y}, {self.x}"
         return [Goal(f"{self.layer} {n}{place}", self.layer, n, self.y, self.x) for n in self.channels]
 
+    def inputs(self) -> tuple[str, ...]:
+        return () if self.settings.start in ("noise", "zeros") else (self.settings.start,)
+
     def begin(self, classifier: Classifier | None) -> AscentWork:
         if classifier is None:
             raise RequestError("ascent needs a model", field="model")

@@ -89,6 +89,10 @@ class Job(ABC):
     model: str = "packaged:efficientnet_lite0"
     seed: int = 0
 
+    def inputs(self) -> tuple[str, ...]:
+        """Paths of the files that the job reads: where one has changed, an interrupted run does not go on."""
+        return ()
+
     @abstractmethod
     def begin(self, classifier: Classifier | None) -> Work:
         """The work, at step 0; ``classifier`` is None only where the job needs no model.

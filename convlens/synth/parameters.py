@@ -85,9 +85,10 @@ class Fourier(Parameter):
         frequency = (
             torch.fft.fftfreq(height, device=device)[:, None] ** 2 + torch.fft.rfftfreq(width, device=device) ** 2
         )
-        lowest = 1 / max(height, width)
-        # A quarter: Lucid's, so that rates of both parameterisations mean about the same.
-        scale = (height * width) ** 0.5 / frequency.sqrt().clamp_min(lowest) ** smoothness / 4
+        inverse = 1 / frequency.sqrt().clamp_min(1 / max(height, width))
+        scale = inverse**smoothness
+        # As bright as of power 1, and a quarter of that, which is Lucid's.
+        scale = scale * (inverse.norm() / scale.norm()) * (height * width) ** 0.5 / 4
         self._scale_HW1 = scale[..., None]
         colours = torch.tensor(_COLOURS, device=device)
         colours = colours / colours.norm(dim=0).max()

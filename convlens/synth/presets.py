@@ -15,12 +15,13 @@ class Settings:
     """How ascent goes.
 
     ``rate`` is Adam's step, or what ``optimizer`` "gradient" multiplies the gradient with, on pixels from 0 to 255.
-    ``l2`` is λ of −λ‖I‖² and ``tv`` that of −λ R_V2(I), on normalised pictures. ``jitter`` is in pixels, ``scale`` a
-    share, ``rotate`` in degrees: each either way. ``grain`` is the standard deviation of noise that each step's pictures
-    get, in normalised units. ``smoothness`` is the power of the frequency that Fourier coefficients are divided by. ``decay``, ``blur`` (sigma in pixels, every ``blur_every`` steps),
-    ``norm_percentile`` and ``contribution_percentile`` are Yosinski's and need ``parameter`` "pixels".
-    ``redirect_steps``: for so many steps gradients pass dead ReLUs. ``start_spread`` is the standard deviation of a
-    start from noise, in units of the parameter.
+    ``smoothness`` is the power of the frequency that Fourier coefficients are divided by. ``l2`` is λ of −λ‖I‖² and
+    ``tv`` that of −λ R_V2(I), on normalised pictures. ``jitter`` is in pixels, ``scale`` a share, ``rotate`` in
+    degrees: each either way. ``grain`` is the standard deviation of noise that each step's pictures get, in normalised
+    units. ``decay``, ``blur`` (sigma in pixels, every ``blur_every`` steps), ``norm_percentile`` and
+    ``contribution_percentile`` are Yosinski's and need ``parameter`` "pixels". ``redirect_steps``: for so many steps
+    gradients pass dead ReLUs. ``start_spread`` is the standard deviation of a start from noise, in units of the
+    parameter.
     """
 
     steps: int

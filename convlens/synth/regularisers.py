@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 def blurred(x_NCHW: Tensor, sigma: float) -> Tensor:
@@ -20,9 +20,9 @@ def blurred(x_NCHW: Tensor, sigma: float) -> Tensor:
     kernel = torch.exp(-(at**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     channels = x_NCHW.shape[1]
-    padded = F.pad(x_NCHW, (reach, reach, reach, reach), mode="replicate")
-    across = F.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
+    padded = functional.pad(x_NCHW, (reach, reach, reach, reach), mode="replicate")
+    across = functional.conv2d(padded, kernel.expand(channels, 1, 1, -1), groups=channels)
+    return functional.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
 def without_small_pixels(x_NCHW: Tensor, percentile: float) -> Tensor:
@@ -46,7 +46,7 @@ def total_variation(x_NCHW: Tensor, beta: float = 2.0) -> Tensor:
     across, down = x_NCHW.diff(dim=3), x_NCHW.diff(dim=2)
     if beta == 2.0:
         return (across**2).flatten(1).sum(1) + (down**2).flatten(1).sum(1)
-    squared = F.pad(across, (0, 1)) ** 2 + F.pad(down, (0, 0, 0, 1)) ** 2
+    squared = functional.pad(across, (0, 1)) ** 2 + functional.pad(down, (0, 0, 0, 1)) ** 2
     flat = squared == 0
     # Twice: what is masked only behind the power has a gradient of 0 · infinity there.
     return torch.where(flat, 0.0, torch.where(flat, 1.0, squared) ** (beta / 2)).flatten(1).sum(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Movements:
 
 
 def drawn(movements: Movements, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Affine maps (N, 2, 3) from places in the moved picture to places in the picture, as ``affine_grid`` wants them."""
+    """Affine maps (N, 2, 3) from places in the moved picture to places in the picture, for ``affine_grid``."""
     uniform = torch.rand(count, 4, generator=generator) * 2 - 1
     angle = uniform[:, 0] * math.radians(movements.rotate)
     zoom = 1 + uniform[:, 1] * movements.scale
@@ -40,5 +40,5 @@ def drawn(movements: Movements, count: int, size: tuple[int, int], generator: to
 
 def moved(x_NCHW: Tensor, maps_N23: Tensor) -> Tensor:
     """The pictures seen through the maps, bilinearly; what comes in from beyond the border is 0, the mean grey."""
-    grid = F.affine_grid(maps_N23.to(x_NCHW), list(x_NCHW.shape), align_corners=False)
-    return F.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = functional.affine_grid(maps_N23.to(x_NCHW), list(x_NCHW.shape), align_corners=False)
+    return functional.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,94 @@
+"""What a finished work leaves, as files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import convlens
+from convlens import image
+from convlens.jobs import files
+from convlens.jobs.losses import curve
+from convlens.jobs.video import write_video
+from convlens.models import Classifier
+from convlens.report.job import Curve, Shown, render_job
+from convlens.synth.job import Job, Outcome, Work
+
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+
+
+def write_outcome(out: Path, outcome: Outcome, *, video: bool) -> dict[str, str]:
+    """Pictures and figures as PNG, arrays as .npy; each file's sha256 by name."""
+    made = {}
+    for stem, picture in (*outcome.pictures.items(), *outcome.figures.items()):
+        made[f"{stem}.png"] = files.write(out / f"{stem}.png", image.encode_png(picture, level=6))
+    for stem, values in outcome.arrays.items():
+        memory = io.BytesIO()
+        np.save(memory, np.asarray(values), allow_pickle=False)
+        made[f"{stem}.npy"] = files.write(out / f"{stem}.npy", memory.getvalue())
+    if video and outcome.frames:
+        path = out / "video.mp4"
+        write_video(path, outcome.frames)
+        made[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return made
+
+
+def write_page(
+    out: Path, job: Job, work: Work, classifier: Classifier | None, outcome: Outcome, made: Mapping[str, str]
+) -> None:
+    """One page: results, curve, snapshots, description. Its pictures are files beside it."""
+    said = files.DESCRIPTION
+    snapshots = sorted((out / files.SNAPSHOTS).glob("step-*.jpg")) if (out / files.SNAPSHOTS).is_dir() else []
+    values = curve(out)
+    page = render_job(
+        title=f"{job.kind}: {_subject(job, outcome)}",
+        facts=[
+            ("model", classifier.spec.name if classifier else "none"),
+            ("weights", classifier.spec.weights_sha256[:12] if classifier else "none"),
+            ("steps", str(work.done)),
+            ("seed", str(job.seed)),
+        ],
+        figures=[Shown(f"{stem}.png", stem) for stem in outcome.figures],
+        pictures=[Shown(f"{stem}.png", stem) for stem in outcome.pictures],
+        snapshots=[
+            Shown(f"{files.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
+            for path in snapshots
+        ],
+        curve=Curve("objective", values.get("objective", [])),
+        video="video.mp4" if "video.mp4" in made else "",
+        found=_plain(outcome.facts),
+        description=(out / said).read_text(encoding="utf-8"),
+    )
+    files.write(out / files.PAGE, page.encode())
+
+
+def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
+    """Last: it says that all else is there."""
+    files.write(out / files.MANIFEST, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False).encode())
+
+
+def versions() -> dict[str, str]:
+    return {"convlens": convlens.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
+
+
+def _subject(job: Job, outcome: Outcome) -> str:
+    names = [stem.lstrip("0123456789-") or stem for stem in outcome.pictures]
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+
+
+def _plain(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Numbers and words as they are, everything deeper as JSON."""
+    return [(name, _said(value)) for name, value in facts.items()]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
