@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from convlens.instrument.guard import refuse_unruled
 from convlens.instrument.modules import layer_of, private_tree, require_eval
+from convlens.instrument.pooling import AveragePools
 from convlens.instrument.randomness import own_randomness
 from convlens.instrument.redirect import RedirectedRelus
 from convlens.instrument.relu import RULES, ReluRule, RuledRelus
@@ -16,6 +17,7 @@ from convlens.instrument.taps import Tap, tapped
 
 __all__ = [
     "RULES",
+    "AveragePools",
     "RedirectedRelus",
     "ReluRule",
     "RuledRelus",

@@ -19,15 +19,18 @@ Values = Mapping[str, "Tensor | float"]
 
 
 class Losses:
-    """Those of the first ``done`` steps are kept, later ones, of steps that are made again, cut off."""
+    """Those of the first ``steps`` are kept; later ones, of steps that are made again, are cut off.
 
-    def __init__(self, out: Path, done: int, blame: Sequence[str]) -> None:
+    ``added`` counts all that came in, ``steps`` those that were read and written.
+    """
+
+    def __init__(self, out: Path, steps: int, blame: Sequence[str]) -> None:
         self._path, self._blame = out / LOSSES, blame
         self._waiting: list[Values] = []
-        self._done = done
+        self.steps = self.added = steps
         with told(self._path):
-            kept = self._path.read_bytes().splitlines(keepends=True)[:done] if self._path.is_file() else []
-            if len(kept) < done:
+            kept = self._path.read_bytes().splitlines(keepends=True)[:steps] if self._path.is_file() else []
+            if len(kept) < steps:
                 raise JobError(f"{self._path} is damaged; remove {out} and start anew")
             with self._path.open("wb") as file:
                 file.writelines(kept)
@@ -36,6 +39,7 @@ class Losses:
     def add(self, values: Values) -> bool:
         """Of one more step; True where a group was read, so that ``last`` is new."""
         self._waiting.append(values)
+        self.added += 1
         waits = any(isinstance(value, Tensor) and value.device.type != "cpu" for value in values.values())
         if waits and len(self._waiting) < _GROUP:
             return False
@@ -51,9 +55,9 @@ class Losses:
         for values in _read(waiting):
             if not math.isfinite(values["objective"]):
                 self._append(lines)
-                raise diverged(self._done, self._blame)
+                raise diverged(self.steps, self._blame)
             lines.append(json.dumps({name: value if math.isfinite(value) else None for name, value in values.items()}))
-            self._done += 1
+            self.steps += 1
             self.last = values["objective"]
         self._append(lines)
 

@@ -52,7 +52,7 @@ def write_page(
         facts=[
             ("model", classifier.spec.name if classifier else "none"),
             ("weights", classifier.spec.weights_sha256[:12] if classifier else "none"),
-            ("steps", str(work.done)),
+            ("steps", str(len(values.get("objective", [])))),
             ("seed", str(job.seed)),
         ],
         figures=[Shown(f"{stem}.png", stem) for stem in outcome.figures],

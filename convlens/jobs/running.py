@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from convlens import image
@@ -75,12 +76,12 @@ def _run(
     work = job.begin(classifier)
     notes: list[str] = []
     saved = checkpoints.latest(out, on_damaged=notes.append)
-    before_s = 0.0
+    before_s, made_before = 0.0, 0
     if saved is not None:
         work.restore(saved["work"])
-        work.total, before_s = saved["total"], saved["seconds"]
-        notes.append(f"goes on after step {work.done}")
-    losses = Losses(out, work.done, work.blame)
+        work.total, before_s, made_before = saved["total"], saved["seconds"], saved["steps"]
+        notes.append(f"goes on after {work.done} of {work.total}")
+    losses = Losses(out, made_before, work.blame)
     on_progress(Progress(work.done, work.total, losses.last, "; ".join(notes)))
     began = time.monotonic()
     seconds = _steps(work, out, losses, on_progress, checkpoint_s, before_s, began)
@@ -95,7 +96,7 @@ def _run(
         "device": str(classifier.device) if classifier else "cpu",
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "steps": work.done,
+        "steps": losses.steps,
         "seconds": round(seconds, 3),
         "objective": losses.last,
         "facts": outcome.facts,
@@ -120,14 +121,15 @@ def _steps(
         losses.flush()
         state = work.state()
         if not checkpoints.finite(state):
-            raise diverged(work.done, work.blame)
+            raise diverged(losses.steps, work.blame)
         spent = before_s + time.monotonic() - began
-        checkpoints.save(out, work.done, {"work": state, "total": work.total, "seconds": spent})
+        checkpoints.save(out, work.done, {"work": state, "total": work.total, "seconds": spent, "steps": losses.steps})
 
     while work.done < work.total:
         told = losses.add(work.step())
-        if work.done & (work.done - 1) == 0:
-            files.write(out / files.SNAPSHOTS / f"step-{work.done:06}.jpg", image.encode_jpeg(work.snapshot()))
+        if losses.added & (losses.added - 1) == 0:
+            path = out / files.SNAPSHOTS / f"step-{losses.added:06}.jpg"
+            files.write(path, image.encode_jpeg(np.ascontiguousarray(work.snapshot())))
         if told or work.done == work.total:
             on_progress(Progress(work.done, work.total, losses.last))
         if work.done < work.total and time.monotonic() - last >= checkpoint_s:

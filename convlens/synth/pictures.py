@@ -35,6 +35,21 @@ def resized(picture_HWC: Bytes8, size: tuple[int, int]) -> Bytes8:
     return np.asarray(found)
 
 
+def middle_square(picture_HWC: Bytes8, side: int) -> Bytes8:
+    """The middle of a picture, resized so that its shorter side is ``side``; RequestError for an empty one."""
+    height, width = picture_HWC.shape[:2]
+    scale = side / min(height, width)
+    found = resized(picture_HWC, (max(side, round(height * scale)), max(side, round(width * scale))))
+    top, left = (found.shape[0] - side) // 2, (found.shape[1] - side) // 2
+    return found[top : top + side, left : left + side]
+
+
+def require_texture(picture_HWC: Bytes8) -> None:
+    """RequestError for a picture of one colour: there is no texture in it."""
+    if (picture_HWC == picture_HWC[0, 0]).all():
+        raise RequestError("the source is of one colour: there is no texture in it; choose another", field="source")
+
+
 def to_tensor(picture_HWC: Bytes8, spec: ModelSpec, device: torch.device) -> Tensor:
     """As the network takes it (1, 3, H, W)."""
     return torch.from_numpy(image.normalise(picture_HWC, spec))[None].to(device)
