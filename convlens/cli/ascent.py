@@ -19,7 +19,7 @@ def ascent(
     ] = None,
     layer: Annotated[str, typer.Option(help="Maximise channels of this layer instead, or all of it.")] = "",
     channels: Annotated[str, typer.Option(help="Comma-separated; each gets a picture.")] = "",
-    preset: Annotated[str, typer.Option(help="lucid, simonyan, yosinski1 to yosinski4.")] = "lucid",
+    preset: Annotated[str, typer.Option(help="robust, lucid, simonyan, yosinski1 to yosinski4.")] = "robust",
     steps: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
     seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",

@@ -43,7 +43,7 @@ class Ascent(Job):
     y: int | None = None
     x: int | None = None
     size: int | None = None
-    preset: str = "lucid"
+    preset: str = "robust"
 
     steps: int | None = None
     optimizer: str | None = None
@@ -56,6 +56,7 @@ class Ascent(Job):
     scale: float | None = None
     rotate: float | None = None
     grain: float | None = None
+    settle: float | None = None
     smoothness: float | None = None
     l2: float | None = None
     tv: float | None = None
@@ -147,7 +148,7 @@ class AscentWork(Work):
         grad, parts = torch.zeros_like(values), []
         maps_N23 = drawn(self._movements, len(self.goals), self._size, self._generator) if self._movements.any else None
         shape = (len(self.goals), len(self._classifier.spec.mean), *self._size)
-        grain = self._settings.grain
+        grain = self._grain
         grain_NCHW = noise(shape, self._generator, values.device) * grain if grain else None
         redirected = self.done < self._settings.redirect_steps
         for first in range(0, len(self.goals), _AT_ONCE):
@@ -217,6 +218,13 @@ class AscentWork(Work):
         if given.tv:
             total = total - given.tv * total_variation(x_NCHW).sum()
         return said_N, total
+
+    @property
+    def _grain(self) -> float:
+        """Of the next step."""
+        given = self._settings
+        settling = given.settle * self.total
+        return given.grain * min(1.0, (self.total - 1 - self.done) / settling) if settling else given.grain
 
     def _begin(self, start: str) -> None:
         """Noise is drawn in any case, so that the same seed moves pictures the same way from every start."""

@@ -241,4 +241,5 @@ def _figure(before: Bytes8, after: Bytes8, said: Any, says: Any, psnr: float) ->
 
 
 def _about_grey(difference: Floats) -> Bytes8:
-    return np.clip(np.rint(127.5 + difference), 0, 255).astype(np.uint8)
+    found: Bytes8 = np.clip(np.rint(127.5 + difference), 0, 255).astype(np.uint8)
+    return found

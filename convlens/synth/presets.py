@@ -18,7 +18,7 @@ class Settings:
     ``smoothness`` is the power of the frequency that Fourier coefficients are divided by. ``l2`` is λ of −λ‖I‖² and
     ``tv`` that of −λ R_V2(I), on normalised pictures. ``jitter`` is in pixels, ``scale`` a share, ``rotate`` in
     degrees: each either way. ``grain`` is the standard deviation of noise that each step's pictures get, in normalised
-    units. ``decay``, ``blur`` (sigma in pixels, every ``blur_every`` steps), ``norm_percentile`` and
+    units; over the last ``settle`` of the steps it falls to 0. ``decay``, ``blur`` (sigma in pixels, every ``blur_every`` steps), ``norm_percentile`` and
     ``contribution_percentile`` are Yosinski's and need ``parameter`` "pixels". ``redirect_steps``: for so many steps
     gradients pass dead ReLUs. ``start_spread`` is the standard deviation of a start from noise, in units of the
     parameter.
@@ -35,6 +35,7 @@ class Settings:
     scale: float = 0.0
     rotate: float = 0.0
     grain: float = 0.0
+    settle: float = 0.0
     smoothness: float = 1.0
     l2: float = 0.0
     tv: float = 0.0
@@ -56,6 +57,21 @@ PRESETS: Mapping[str, Settings] = MappingProxyType(
         # Olah et al. 2017 and Lucid's defaults (optvis/transform.py, render.py): jitter 8 and 4 in a row.
         "lucid": Settings(
             512, "adam", 0.05, "fourier", jitter=12.0, scale=0.1, rotate=10.0, redirect_steps=16, start_spread=0.01
+        ),
+        # Found here, by what an independent network makes of the pictures (benchmarks/ascent_transfer.py): grain that
+        # drowns fine patterns, coarse scales first, and wider movements.
+        "robust": Settings(
+            512,
+            "adam",
+            0.04,
+            "fourier",
+            jitter=24.0,
+            scale=0.5,
+            rotate=12.0,
+            grain=0.25,
+            settle=0.15,
+            smoothness=1.35,
+            redirect_steps=16,
         ),
         # Simonyan et al. 2013: logit - λ‖I‖², from zeros.
         "simonyan": Settings(512, "adam", 0.05, "pixels", start="zeros", l2=1e-4, decorrelated=False),
@@ -91,7 +107,7 @@ def _check(given: Settings) -> None:
     for name in ("jitter", "rotate", "grain", "smoothness", "l2", "tv", "blur", "start_spread", "redirect_steps"):
         if not getattr(given, name) >= 0:
             raise RequestError(f"{name} should be 0 or more, not {getattr(given, name)}", field=name)
-    for name, end in (("scale", 0.9), ("decay", 1.0), ("norm_percentile", 100.0), ("contribution_percentile", 100.0)):
+    for name, end in (("scale", 0.9), ("settle", 1.0), ("decay", 1.0), ("norm_percentile", 100.0), ("contribution_percentile", 100.0)):
         if not 0 <= getattr(given, name) <= end:
             raise RequestError(f"{name} should be from 0 to {end:g}, not {getattr(given, name)}", field=name)
     after = [name for name in ("decay", "blur", "norm_percentile", "contribution_percentile") if getattr(given, name)]

@@ -1,0 +1,52 @@
+"""Running synthesis works in tests: to the end, and in pieces that were put away in between."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from convlens.synth.job import Outcome, Work
+
+
+def finished(work: Work) -> Outcome:
+    while work.done < work.total:
+        work.step()
+    return work.finish()
+
+
+def put_away(work: Work, fresh: Work) -> Work:
+    """``fresh`` where ``work`` stood, by way of a file's bytes."""
+    memory = io.BytesIO()
+    torch.save({"work": work.state(), "total": work.total}, memory)
+    memory.seek(0)
+    saved: Any = torch.load(memory, weights_only=True)
+    fresh.restore(saved["work"])
+    fresh.total = saved["total"]
+    return fresh
+
+
+def assert_resumes(begin: Callable[[], Work], *, every: int = 1) -> None:
+    """Put away after every so many steps, it ends with the same values and the same pictures, bit by bit."""
+    whole, values = begin(), []
+    while whole.done < whole.total:
+        values.append(plain(whole.step()))
+    work, again = begin(), []
+    while work.done < work.total:
+        for _ in range(every):
+            if work.done < work.total:
+                again.append(plain(work.step()))
+        work = put_away(work, begin())
+    assert again == values
+    wanted, found = whole.finish(), work.finish()
+    assert found.pictures.keys() == wanted.pictures.keys()
+    for name, picture in wanted.pictures.items():
+        np.testing.assert_array_equal(found.pictures[name], picture)
+    assert found.facts == wanted.facts
+
+
+def plain(values: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
