@@ -50,3 +50,15 @@ def assert_resumes(begin: Callable[[], Work], *, every: int = 1) -> None:
 
 def plain(values: Any) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
+
+
+def stripes(side: int, period: int) -> np.ndarray:
+    wave = 128 + 90 * np.sign(np.sin(2 * np.pi * (np.arange(side) + 0.5) / period))
+    return np.broadcast_to(wave[None, :, None], (side, side, 3))
+
+
+def period_of(picture: np.ndarray) -> float:
+    """The strongest frequency across, as a period."""
+    rows = picture.astype(float).mean(2)
+    power = np.abs(np.fft.rfft(rows - rows.mean(), axis=1)).mean(0)
+    return rows.shape[1] / int(power[1:].argmax() + 1)

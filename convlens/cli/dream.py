@@ -18,7 +18,7 @@ def dream(
     layers: Annotated[str, typer.Option(help="Comma-separated; what they see is exaggerated.")] = "",
     guide: Annotated[Path | None, typer.Option(help="A picture whose features to dream of.")] = None,
     octaves: Annotated[int, typer.Option(help="Sizes, each 1.4 times the one before.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps at each size.")] = 10,
+    steps: Annotated[int, typer.Option(help="Steps at each size.")] = 20,
     side: Annotated[int | None, typer.Option(help="Resize the longer side to so many pixels first.")] = None,
     frames: Annotated[int, typer.Option(help="Frames of a zoom into the dream, written as video.mp4.")] = 0,
     seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,

@@ -34,7 +34,7 @@ class Dream(Job):
     ``jitter`` pixels. Pictures larger than ``tile`` go through the network in tiles that see ``overlap`` pixels more
     each way. ``side`` resizes the picture's longer side first. ``frames`` pictures follow for a video, each the one
     before enlarged by ``zoom`` about the middle and dreamt on for ``frame_steps``. Defaults of octaves, rate and jitter
-    are those of the authors' notebook.
+    are those of the authors' notebook, which makes 10 steps; 20 raise the default model's layers threefold.
     """
 
     picture: str
@@ -43,7 +43,7 @@ class Dream(Job):
     guide: str = ""
     octaves: int = 4
     octave_scale: float = 1.4
-    steps: int = 10
+    steps: int = 20
     rate: float = 1.5
     jitter: int = 32
     tile: int = 512

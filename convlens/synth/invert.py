@@ -37,7 +37,7 @@ class Invert(Job):
     """
 
     picture: str
-    layers: tuple[str, ...] = ("conv_stem", "blocks.1.1", "blocks.2.2", "blocks.4.2", "blocks.6.0")
+    layers: tuple[str, ...] = ("conv_stem", "blocks.1.1", "blocks.2.1", "blocks.4.2", "blocks.6.0")
     others: tuple[str, ...] = ()
     steps: int = 200
     optimizer: str = "lbfgs"

@@ -107,7 +107,13 @@ def _check(given: Settings) -> None:
     for name in ("jitter", "rotate", "grain", "smoothness", "l2", "tv", "blur", "start_spread", "redirect_steps"):
         if not getattr(given, name) >= 0:
             raise RequestError(f"{name} should be 0 or more, not {getattr(given, name)}", field=name)
-    for name, end in (("scale", 0.9), ("settle", 1.0), ("decay", 1.0), ("norm_percentile", 100.0), ("contribution_percentile", 100.0)):
+    for name, end in (
+        ("scale", 0.9),
+        ("settle", 1.0),
+        ("decay", 1.0),
+        ("norm_percentile", 100.0),
+        ("contribution_percentile", 100.0),
+    ):
         if not 0 <= getattr(given, name) <= end:
             raise RequestError(f"{name} should be from 0 to {end:g}, not {getattr(given, name)}", field=name)
     after = [name for name in ("decay", "blur", "norm_percentile", "contribution_percentile") if getattr(given, name)]

@@ -36,7 +36,7 @@ class Texture(Job):
     """
 
     source: str
-    layers: tuple[str, ...] = ("conv_stem", "blocks.0.0", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.2")
+    layers: tuple[str, ...] = ("conv_stem", "blocks.0.0", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1")
     weights: tuple[float, ...] = ()
     source_side: int = 256
     height: int = 256

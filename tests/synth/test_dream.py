@@ -182,6 +182,6 @@ def test_missing_pictures_and_layers_are_named(saved: Callable[..., str]) -> Non
 
 def test_on_real_weights_the_layer_s_energy_rises_threefold(default_model: Classifier) -> None:
     """Of the 8-bit picture."""
-    outcome = finished(Dream(picture=CHELSEA, side=224, octaves=2).begin(default_model))
+    outcome = finished(Dream(picture=CHELSEA, side=224, layers=("blocks.3.1",), octaves=3).begin(default_model))
     assert outcome.facts["energy_ratio"] >= 3
     assert outcome.pictures["dream"].shape == (149, 224, 3)
