@@ -54,9 +54,8 @@ def main() -> None:
     show(rows)
     for preset in given.presets:
         ranks = [row["judge's rank"] for row in rows if row["preset"] == preset]
-        print(
-            f"{preset}: {sum(r < 20 for r in ranks)} of {len(ranks)} in the first 20, {sum(r < 5 for r in ranks)} in the first 5"
-        )
+        near, nearer = sum(one < 20 for one in ranks), sum(one < 5 for one in ranks)
+        print(f"{preset}: of {len(ranks)} the judge ranks {near} in its first 20, {nearer} in its first 5")
     write(
         given.out or RESULTS / f"ascent_transfer-{given.device}.json",
         device=given.device,

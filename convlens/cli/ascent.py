@@ -9,6 +9,7 @@ import typer
 
 from convlens.cli.jobs import DEVICE, OUTPUT, SET, run_with_bar, settings
 from convlens.cli.options import MODEL
+from convlens.errors import RequestError
 from convlens.jobs import from_mapping
 
 
@@ -31,10 +32,17 @@ def ascent(
         "kind": "ascent",
         "classes": [int(one) if one.isdigit() else one for one in targets or []],
         "layer": layer,
-        "channels": [int(one) for one in channels.split(",") if one.strip().isdigit()],
+        "channels": _numbers(channels),
         "preset": preset,
         "steps": steps,
         "seed": seed,
         "model": model,
     }
     run_with_bar(from_mapping(given | settings(option)), output, device=device)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise RequestError(f"--channels {text} should read like 0,3,8", field="channels")
+    return [int(part) for part in parts]

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from convlens.cli.jobs import DEVICE, OUTPUT, SET, run_with_bar, settings
-from convlens.cli.options import MODEL, wanted_names
+from convlens.cli.jobs import DEVICE, OUTPUT, SET, layer_names, run_with_bar, settings
+from convlens.cli.options import MODEL
 from convlens.jobs import from_mapping
 
 
@@ -35,7 +35,7 @@ def invert(
         "model": model,
     }
     if layers:
-        given["layers"] = wanted_names(layers)
+        given["layers"] = layer_names(layers)
     run_with_bar(from_mapping(given | settings(option)), output, device=device)
 
 

@@ -82,6 +82,11 @@ def run_with_bar(job: Job, output: Path, *, device: str, video: bool = False) ->
     return manifest
 
 
+def layer_names(text: str) -> list[str]:
+    """Of a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def settings(given: Sequence[str]) -> dict[str, Any]:
     """Those of ``--set``, with numbers, true, false, null and lists as such and everything else as words."""
     found = {}

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from convlens.cli.jobs import DEVICE, OUTPUT, SET, run_with_bar, settings
-from convlens.cli.options import MODEL, wanted_names
+from convlens.cli.jobs import DEVICE, OUTPUT, SET, layer_names, run_with_bar, settings
+from convlens.cli.options import MODEL
 from convlens.errors import RequestError
 from convlens.jobs import from_mapping
 
@@ -40,7 +40,7 @@ def texture(
     if method == "gram":
         given["model"] = model
         if layers:
-            given["layers"] = wanted_names(layers)
+            given["layers"] = layer_names(layers)
         if steps is not None:
             given["steps"] = steps
     elif layers or steps is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from convlens.errors import JobError
 from convlens.jobs.batches import Ended, Entry, run_entry
 from convlens.jobs.describing import from_mapping, to_mapping
+
+_CONNECT_S = 5.0
 
 
 def run_batch_on(
@@ -59,6 +62,13 @@ def _spread(ray: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, .
     return found
 
 
+def _require_reachable(address: str) -> None:
+    """OSError at once where nobody listens: ray itself tries for minutes. ``auto`` is ray's to resolve."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+
+
 @contextlib.contextmanager
 def _cluster(address: str, workers: int | None) -> Iterator[Any]:
     try:
@@ -78,8 +88,9 @@ def _cluster(address: str, workers: int | None) -> Iterator[Any]:
                 **quiet,
             )
         else:
+            _require_reachable(address)
             ray.init(address=address, runtime_env=threads, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError, TimeoutError) as error:
         raise JobError(f"no Ray cluster at {address}: {error}; say `local`, or start one with `ray start`") from error
     try:
         yield ray

@@ -18,10 +18,10 @@ class Settings:
     ``smoothness`` is the power of the frequency that Fourier coefficients are divided by. ``l2`` is λ of −λ‖I‖² and
     ``tv`` that of −λ R_V2(I), on normalised pictures. ``jitter`` is in pixels, ``scale`` a share, ``rotate`` in
     degrees: each either way. ``grain`` is the standard deviation of noise that each step's pictures get, in normalised
-    units; over the last ``settle`` of the steps it falls to 0. ``decay``, ``blur`` (sigma in pixels, every ``blur_every`` steps), ``norm_percentile`` and
-    ``contribution_percentile`` are Yosinski's and need ``parameter`` "pixels". ``redirect_steps``: for so many steps
-    gradients pass dead ReLUs. ``start_spread`` is the standard deviation of a start from noise, in units of the
-    parameter.
+    units; over the last ``settle`` of the steps it falls to 0. ``decay``, ``blur`` (sigma in pixels, every
+    ``blur_every`` steps), ``norm_percentile`` and ``contribution_percentile`` are Yosinski's and need ``parameter``
+    "pixels". ``redirect_steps``: for so many steps gradients pass dead ReLUs. ``start_spread`` is the standard
+    deviation of a start from noise, in units of the parameter.
     """
 
     steps: int

@@ -255,7 +255,7 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Pat
 def test_where_all_are_damaged_it_says_what_to_do(tmp_path: Path) -> None:
     for path in interrupted(tmp_path / "out"):
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(JobError, match="all checkpoints in .* are damaged; remove .* and start anew"):
+    with pytest.raises(JobError, match=r"all checkpoints in .* are damaged; remove .* and start anew"):
         run_job(Descent(), tmp_path / "out")
 
 

@@ -218,7 +218,7 @@ def test_what_the_network_does_not_have_is_refused_with_what_it_has() -> None:
         Ascent(layer="first", channels=(16,)).begin(mixed())
     with pytest.raises(RequestError, match=r"has x of 0\.\.15; got 40"):
         Ascent(layer="first", channels=(1,), y=0, x=40).begin(mixed())
-    with pytest.raises(RequestError, match="start: no picture /nowhere.png"):
+    with pytest.raises(RequestError, match=r"start: no picture /nowhere\.png"):
         Ascent(classes=(0,), start="/nowhere.png").begin(mixed())
 
 

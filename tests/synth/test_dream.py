@@ -172,7 +172,7 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], field: str, said: 
 
 
 def test_missing_pictures_and_layers_are_named(saved: Callable[..., str]) -> None:
-    with pytest.raises(RequestError, match="picture: no picture /nowhere.png"):
+    with pytest.raises(RequestError, match=r"picture: no picture /nowhere\.png"):
         Dream(picture="/nowhere.png").begin(same())
     with pytest.raises(RequestError, match="did you mean first"):
         Dream(picture=saved(pixels(64, 64)), layers=("firts",), octaves=1).begin(same())

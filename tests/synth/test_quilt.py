@@ -139,6 +139,6 @@ def test_small_and_empty_sources_are_refused(saved: Callable[..., str]) -> None:
         Quilt(source=saved(RANDOM.integers(0, 255, (40, 40, 3)))).begin(None)
     with pytest.raises(RequestError, match="of one colour"):
         Quilt(source=saved(np.zeros((60, 60, 3)))).begin(None)
-    with pytest.raises(RequestError, match="source: no picture /no.png"):
+    with pytest.raises(RequestError, match=r"source: no picture /no\.png"):
         Quilt(source="/no.png").begin(None)
     assert Image.MAX_IMAGE_PIXELS  # untouched
