@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,24 @@ def embedded_files(
     reader = Reader(embedder.spec, not embedder.normalises, thumbnail_side)
     with contextlib.closing(in_order(reader.file, files, workers=workers or cores(), ahead=2 * batch)) as outcomes:
         yield from embedded(outcomes, embedder, batch=batch)
+
+
+def joined(batches: Iterable[Batch]) -> Batch:
+    """As one, without the pictures' pixels: what became of them is all that is still to be told."""
+    every = list(batches)
+    outcomes = tuple(_told(outcome) for each in every for outcome in each.outcomes)
+    full = [each for each in every if len(each.embeddings_ND)]
+    if not full:
+        return Batch(outcomes, every[0].logits_NK, every[0].embeddings_ND)
+    return Batch(
+        outcomes,
+        np.concatenate([each.logits_NK for each in full]),
+        np.concatenate([each.embeddings_ND for each in full]),
+    )
+
+
+def _told(outcome: Ready | Unreadable) -> Ready | Unreadable:
+    return replace(outcome, pixels=np.empty(0, np.uint8)) if isinstance(outcome, Ready) else outcome
 
 
 def embedded(outcomes: Iterable[Ready | Unreadable], embedder: Embedder, *, batch: int = BATCH) -> Iterator[Batch]:

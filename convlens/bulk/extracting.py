@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from convlens.bulk.appending import fill_headers
-from convlens.bulk.batches import BATCH, embedded_files
+from convlens.bulk.batches import BATCH, Batch, embedded_files
 from convlens.bulk.committing import Committer
 from convlens.bulk.embedder import Embedder
 from convlens.bulk.folder import MANIFEST, PARTIAL, begun, discard, finish, finished, held
@@ -23,6 +23,15 @@ from convlens.bulk.tables import ROWS, THUMBNAILS, UNREADABLE, read_failures, wr
 from convlens.errors import ConvLensError, RequestError
 
 OnStep = Callable[[int, int], None]
+
+
+class Spread(Protocol):
+    """Several processes that embed parts of the list, ``part`` pictures each."""
+
+    part: int
+
+    def batches(self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int) -> Generator[Batch]:
+        """One for each part of the files, in their order."""
 
 
 def ignore(done: int, total: int) -> None:
@@ -53,6 +62,7 @@ def extract(
     commit_seconds: float = 1.0,
     thumbnail_side: int = 0,
     reuse: bool = False,
+    spread: Spread | None = None,
     on_step: OnStep = ignore,
 ) -> Extraction:
     """The features of all pictures, in their order, as float32 files with a table of what each row is.
@@ -60,16 +70,18 @@ def extract(
     Killed at any moment and called again, it goes on where it was, losing at most ``commit_seconds`` of work, and ends
     with the very bytes that one run would have written. What cannot be read is listed with the reason and left out.
     With ``thumbnail_side`` (in pixels) small pictures are kept beside, as JPEG one after the other; with ``reuse`` a
-    finished folder of these very settings is taken as it is.
+    finished folder of these very settings is taken as it is. ``spread`` has other processes do the work.
     Raises RequestError where ``out`` is finished, was begun with other settings or holds other things, and when no
     picture can be used; ConvLensError where the disk refuses, after which it can go on as well.
     """
     if batch < 1 or shard_rows < 1 or (workers is not None and workers < 1):
         raise RequestError(f"batch={batch}, workers={workers}, shard_rows={shard_rows}; use 1 or more of each")
     made = layout(format, shard_rows=shard_rows)
-    job = _Job(files, out, embedder, made, batch, workers, commit_seconds, thumbnail_side, on_step)
+    job = _Job(files, out, embedder, made, batch, workers, commit_seconds, thumbnail_side, on_step, spread)
     asked = settings(files, embedder, format=format, batch=batch, thumbnail_side=thumbnail_side)
     asked |= {"shard_rows": job.layout.rows}
+    if spread is not None:  # batches end where a part of the list ends, which is a matter of the last bits
+        asked |= {"part": spread.part}
     try:
         with held(out):
             if reuse and finished(out, asked):
@@ -98,6 +110,7 @@ class _Job:
     commit_seconds: float
     thumbnail_side: int
     on_step: OnStep
+    spread: Spread | None = None
 
     @property
     def partial(self) -> Path:
@@ -106,15 +119,20 @@ class _Job:
     def go_on(self, resumed: Entry) -> None:
         """Embed and commit everything behind what is done."""
         remaining = itertools.islice(self.files.items(), resumed.next, None)
-        batches = embedded_files(
-            remaining, self.embedder, batch=self.batch, workers=self.workers, thumbnail_side=self.thumbnail_side
-        )
+        batches = self._batches(remaining)
         blob = self.partial / THUMBNAILS if self.thumbnail_side else None
         committer = Committer(self.partial, self.layout, resumed, seconds=self.commit_seconds, blob=blob)
         with contextlib.closing(committer), contextlib.closing(batches):
             for each in batches:
                 self.on_step(committer.add(each), len(self.files))
             committer.commit()
+
+    def _batches(self, files: Iterable[tuple[str, Path]]) -> Generator[Batch]:
+        if self.spread is not None:
+            return self.spread.batches(files, batch=self.batch, thumbnail_side=self.thumbnail_side)
+        return embedded_files(
+            files, self.embedder, batch=self.batch, workers=self.workers, thumbnail_side=self.thumbnail_side
+        )
 
     def finish(self, asked: Mapping[str, Any], resumed: int) -> Extraction:
         """Headers, tables and the manifest, from the journal alone; may be repeated after a kill."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,11 +33,17 @@ def features(
     batch: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = BATCH,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read pictures. Default: one a core.")] = None,
+    ray: Annotated[
+        str, typer.Option(help="Spread over a Ray cluster: its address, or `local` for one on this machine.")
+    ] = "",
     overwrite: Annotated[bool, typer.Option(help="Replace what a finished or other run left there.")] = False,
 ) -> None:
     """Write the features of many pictures, with a table of which picture each row is."""
     keep_freed_memory()
     files = pictures_of(pictures)
+    if ray:
+        _spread(ray, files, output, model, graph, format=format, batch=batch, device=device, overwrite=overwrite)
+        return
     with step(f"loading {model}"):
         embedder = open_embedder(load(model, device=device), graph, batch=batch)
     with rated("extracting", len(files)) as show:
@@ -51,6 +57,15 @@ def features(
             overwrite=overwrite,
             on_step=lambda pictures, _: show(pictures),
         )
+    _report(done)
+
+
+def _spread(ray: str, files: dict[str, Path], output: Path, model: str, graph: Path | None, **options: Any) -> None:
+    from convlens.jobs.ray_ import extract_on
+
+    with rated("extracting", len(files)) as show:
+        watched: dict[str, Any] = {"on_step": lambda pictures, _: show(pictures)}
+        done = extract_on(ray, files, output, model=model, graph=graph, **options, **watched)
     _report(done)
 
 

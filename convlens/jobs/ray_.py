@@ -6,15 +6,23 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convlens.bulk.ahead import grouped
+from convlens.bulk.batches import BATCH, Batch, embedded_files, joined
+from convlens.bulk.embedder import open_embedder
+from convlens.bulk.extracting import Extraction, extract
 from convlens.errors import JobError
 from convlens.jobs.batches import Ended, Entry, run_entry
 from convlens.jobs.describing import from_mapping, to_mapping
+from convlens.models import load
 
 _CONNECT_S = 5.0
+_PART = 4  # batches that a worker gets at a time
 
 
 def run_batch_on(
@@ -42,10 +50,87 @@ def run_batch_on(
     ]
 
 
-def _run_one(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> Ended:
+def extract_on(
+    address: str,
+    files: Mapping[str, Path],
+    out: Path,
+    *,
+    model: str,
+    graph: Path | None = None,
+    device: str = "auto",
+    batch: int = BATCH,
+    workers: int | None = None,
+    **options: Any,
+) -> Extraction:
+    """As ``convlens.bulk.extracting.extract``, with the pictures read and embedded by the workers of a cluster.
+
+    What is written, and how it goes on after a kill, is as without one. The pictures, and a ``graph``, must lie where
+    every machine of the cluster finds them. JobError as ``run_batch_on``; a worker that dies ends the run, and the same
+    call goes on from there.
+    """
+    embedder = open_embedder(load(model, device=device), graph, batch=batch)
+    with _cluster(address, workers) as ray:
+        spread = _Spread(ray, _Embedding(model, graph, device), _PART * batch, device)
+        return extract(files, out, embedder, batch=batch, spread=spread, **options)
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """What a worker embeds with."""
+
+    model: str
+    graph: Path | None
+    device: str
+
+
+class _Spread:
+    """Two parts a worker are under way, so that none waits; they come back in order."""
+
+    def __init__(self, ray: Any, embedding: _Embedding, part: int, device: str) -> None:
+        self._ray, self._embedding, self.part = ray, embedding, part
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
+        actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(_Embedder)
+        self._workers = [actor.remote(embedding) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
+
+    def batches(self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int) -> Generator[Batch]:
+        """One for each part. JobError where a worker died."""
+        parts = enumerate(grouped(files, self.part))
+        waiting: deque[Any] = deque()
+        while True:
+            while len(waiting) < 2 * len(self._workers) and (one := next(parts, None)) is not None:
+                number, part = one
+                worker = self._workers[number % len(self._workers)]
+                waiting.append(worker.embed.remote(part, batch, thumbnail_side))
+            if not waiting:
+                return
+            try:
+                yield self._ray.get(waiting.popleft())
+            except self._ray.exceptions.RayActorError as error:
+                raise JobError(f"a worker died: {error}; the same command goes on from there") from error
+
+
+class _Embedder:
+    """A worker: holds the model for as long as it lives."""
+
+    def __init__(self, embedding: _Embedding) -> None:
+        _one_thread_each()
+        self._classifier = load(embedding.model, device=embedding.device)
+        self._graph = embedding.graph
+
+    def embed(self, files: Sequence[tuple[str, Path]], batch: int, thumbnail_side: int) -> Batch:
+        embedder = open_embedder(self._classifier, self._graph, batch=batch)
+        return joined(embedded_files(files, embedder, batch=batch, workers=1, thumbnail_side=thumbnail_side))
+
+
+def _one_thread_each() -> None:
     import torch
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+
+
+def _run_one(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> Ended:
+    _one_thread_each()
     return run_entry(Entry(name, from_mapping(description)), Path(out), device=device, video=video)
 
 

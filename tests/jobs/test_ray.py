@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from extractions import photographs
 from PIL import Image
 
+from convlens.bulk.embedder import open_embedder
+from convlens.bulk.extracting import extract
+from convlens.bulk.sources import pictures_of
 from convlens.errors import JobError
 from convlens.jobs import Entry, run_batch
+from convlens.models import load
 from convlens.synth.quilt import Quilt
 
 pytest.importorskip("ray", reason="the optional package ray")
 
-from convlens.jobs.ray_ import run_batch_on
+from convlens.jobs.ray_ import extract_on, run_batch_on
 
 
 @pytest.fixture
@@ -45,3 +51,30 @@ def test_a_batch_over_two_workers_ends_as_one_after_another(entries: list[Entry]
 def test_a_cluster_that_is_not_there_is_told(entries: list[Entry], tmp_path: Path) -> None:
     with pytest.raises(JobError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         run_batch_on("127.0.0.1:1", entries, tmp_path / "out")
+
+
+def test_extraction_over_two_workers_is_one_process_s(tmp_path: Path) -> None:
+    """With a picture that cannot be read, and after it was cut short; features to the last bits of float32."""
+    pictures = photographs(tmp_path / "pictures", 30, broken=(3, 17))
+    files = pictures_of([pictures])
+    model = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
+    embedder = open_embedder(load(model, device="cpu"), None, batch=4)
+    alone = extract(files, tmp_path / "alone", embedder, batch=4)
+
+    def spread(out: Path, **options: Any) -> Any:
+        return extract_on("local", files, out, model=model, device="cpu", batch=4, workers=2, **options)
+
+    def cut(done: int, _: int) -> None:
+        if done >= 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        spread(tmp_path / "cut", on_step=cut, commit_seconds=0.0)
+    went_on = spread(tmp_path / "cut")
+    assert went_on.resumed >= 16
+    whole = spread(tmp_path / "whole")
+    for name in ("features.npy", "manifest.parquet", "unreadable.parquet"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [one.id for one in whole.unreadable] == [one.id for one in alone.unreadable]
+    there, here = (np.load(tmp_path / where / "features.npy") for where in ("whole", "alone"))
+    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
