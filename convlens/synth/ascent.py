@@ -145,7 +145,7 @@ class AscentWork(Work):
 
     def step(self) -> Mapping[str, Tensor | float]:
         values = self._parameter.values
-        grad, parts = torch.zeros_like(values), []
+        grads, parts = [], []
         maps_N23 = drawn(self._movements, len(self.goals), self._size, self._generator) if self._movements.any else None
         shape = (len(self.goals), len(self._classifier.spec.mean), *self._size)
         grain = self._grain
@@ -156,8 +156,9 @@ class AscentWork(Work):
             with RedirectedRelus() if redirected else contextlib.nullcontext():
                 said_N, total = self._total(rows, maps_N23, grain_NCHW)
                 (part,) = torch.autograd.grad(total, values)
-            grad = part if len(self.goals) <= _AT_ONCE else grad + part
+            grads.append(part)
             parts.append(said_N.detach())
+        grad = grads[0] if len(grads) == 1 else torch.stack(grads).sum(0)
         values.grad = grad
         self._optimizer.step()
         values.grad = None

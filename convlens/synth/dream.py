@@ -15,7 +15,7 @@ from convlens.instrument import UpTo, require_eval
 from convlens.models import Classifier
 from convlens.synth.job import Job, Outcome, State, Work, job
 from convlens.synth.octaves import SMALLEST, at_size, carried, octave_sizes
-from convlens.synth.pictures import read_rgb, resized, to_tensor, to_uint8
+from convlens.synth.pictures import channels_last, read_rgb, resized, to_tensor, to_uint8
 from convlens.synth.tiles import tiled_gradient
 from convlens.types import Bytes8
 
@@ -181,7 +181,7 @@ class DreamWork(Work):
         return self._x
 
     def _gradient(self, x_NCHW: Tensor) -> Tensor:
-        x_NCHW = x_NCHW.detach().requires_grad_()
+        x_NCHW = channels_last(x_NCHW.detach()).requires_grad_()
         with torch.enable_grad():
             total = self._objective(x_NCHW)
         (grad,) = torch.autograd.grad(total, x_NCHW)

@@ -16,11 +16,13 @@ from convlens.image import prepare, read
 from convlens.instrument import UpTo, require_eval
 from convlens.models import Classifier
 from convlens.synth.job import Job, Outcome, State, Work, job
-from convlens.synth.parameters import noise
-from convlens.synth.pictures import sheet, to_tensor, to_uint8
+from convlens.synth.parameters import KINDS, make_parameter, noise
+from convlens.synth.pictures import channels_last, sheet, to_tensor, to_uint8
 from convlens.synth.quasi_newton import QuasiNewton
 from convlens.synth.regularisers import total_variation
 from convlens.types import Bytes8
+
+_SHALLOW, _DEEP = 0.001, 20.0  # weights of total variation
 
 
 @job("invert")
@@ -30,39 +32,56 @@ class Invert(Job):
 
     ``picture`` is seen as the model sees it. R_α is the mean of |x / b|^α over pixels and channels, b the range of the
     normalised pixels; R_Vβ the mean over pixels of the total variation to the power ``beta``, x in units of b: so that
-    weights mean the same at any size. ``tv`` holds a weight for each layer, or one for all. ``others`` are other
-    pictures' paths: the second error is the distance over the mean distance between features of different pictures.
-    ``optimizer``: lbfgs, or sgd with momentum .9 at ``rate``, which falls to a tenth after half of the steps and to a
-    hundredth after three quarters.
+    weights mean the same at any size. ``tv`` holds a weight for each layer, or one for all; without any they rise from
+    layer to layer, from .001 to 20, as the authors' do: the less a layer tells, the more has to be filled in.
+    ``others`` are other pictures' paths: the second error is the distance over the mean distance between features of
+    different pictures. ``parameter`` fourier seeks the picture by its frequencies (as ascent does), which keeps deep
+    layers from being matched by noise; pixels as the authors do. ``optimizer``: lbfgs, or sgd with momentum .9 at
+    ``rate``, which falls to a tenth after half of the steps and to a hundredth after three quarters.
     """
 
     picture: str
-    layers: tuple[str, ...] = ("conv_stem", "blocks.1.1", "blocks.2.1", "blocks.4.2", "blocks.6.0")
+    layers: tuple[str, ...] = ("conv_stem", "blocks.1.1", "blocks.3.1", "blocks.5.1", "blocks.6.0")
     others: tuple[str, ...] = ()
     steps: int = 200
+    parameter: str = "fourier"
     optimizer: str = "lbfgs"
     rate: float = 0.2
-    tv: tuple[float, ...] = (0.01,)
+    tv: tuple[float, ...] = ()
     beta: float = 2.0
     norm: float = 1e-4
     alpha: float = 6.0
-    start_spread: float = 0.1
+    start_spread: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise RequestError("invert needs a layer or several", field="layers")
-        if len(self.tv) not in (1, len(self.layers)):
+        if len(self.tv) not in (0, 1, len(self.layers)):
             raise RequestError(f"tv should be one weight, or one for each of {len(self.layers)} layers", field="tv")
+        if self.parameter not in KINDS:
+            raise RequestError(f"no parameter {self.parameter!r}; there are: {', '.join(KINDS)}", field="parameter")
         if self.optimizer not in ("lbfgs", "sgd"):
             raise RequestError(f"no optimizer {self.optimizer!r}; there are: lbfgs, sgd", field="optimizer")
         if self.steps < 1:
             raise RequestError(f"steps should be 1 or more, not {self.steps}", field="steps")
-        for name, number in (("norm", self.norm), ("tv", min(self.tv)), ("start_spread", self.start_spread)):
+        for name, number in (
+            ("norm", self.norm),
+            ("tv", min(self.tv, default=0.0)),
+            ("start_spread", self.start_spread),
+        ):
             if not number >= 0:
                 raise RequestError(f"{name} should be 0 or more, not {number}", field=name)
         for name, number in (("beta", self.beta), ("alpha", self.alpha), ("rate", self.rate)):
             if not number > 0:
                 raise RequestError(f"{name} should be above 0, not {number}", field=name)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of total variation, one for each layer."""
+        if len(self.tv) == 1:
+            return self.tv * len(self.layers)
+        last = max(1, len(self.layers) - 1)
+        return self.tv or tuple(_SHALLOW * (_DEEP / _SHALLOW) ** (n / last) for n in range(len(self.layers)))
 
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, *self.others)
@@ -95,7 +114,7 @@ class InvertWork(Work):
     def step(self) -> Mapping[str, Tensor | float]:
         at, layer = divmod(self.done, self._job.steps)[::-1]
         if at == 0 and layer > 0:
-            self._found.append(self._now.detach().clone())
+            self._found.append(self._now)
             self._open(layer)
         if self._newton is not None:
             value = self._newton.step()
@@ -118,10 +137,10 @@ class InvertWork(Work):
             self._x, self._velocity = (state["moving"][name].to(self._target) for name in ("x", "velocity"))
 
     def snapshot(self) -> Bytes8:
-        return side_by_side([*to_uint8(torch.cat([*self._found, self._now.detach()]), self._classifier.spec)], gap=4)
+        return side_by_side([*to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)], gap=4)
 
     def finish(self) -> Outcome:
-        pictures = to_uint8(torch.cat([*self._found, self._now.detach()]), self._classifier.spec)
+        pictures = to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)
         errors = [self._errors(layer, picture) for layer, picture in zip(self._layers, pictures, strict=True)]
         captions = [_caption(layer, error) for layer, error in zip(self._layers, errors, strict=True)]
         names = [f"{n:02}-{layer.replace('.', '-')}" for n, layer in enumerate(self._layers)]
@@ -135,26 +154,33 @@ class InvertWork(Work):
 
     @property
     def _now(self) -> Tensor:
-        return self._newton.x if self._newton is not None else self._x
+        with torch.no_grad():
+            return self._parameter.of(self._newton.x if self._newton is not None else self._x).detach()
 
     def _open(self, layer: int) -> None:
         """Start with a layer, from noise of its own."""
         name = self._layers[layer]
         self._up_to = UpTo(self._classifier.module, [name], self._target)
-        self._tv = self._job.tv[layer if len(self._job.tv) > 1 else 0]
+        self._tv = self._job.weights[layer]
         self._name = name
         generator = torch.Generator().manual_seed(self._job.seed * 1000 + layer)
-        x = noise(self._target.shape, generator, self._target.device) * self._job.start_spread
+        size = (self._target.shape[2], self._target.shape[3])
+        spec, device = self._classifier.spec, self._target.device
+        self._parameter = make_parameter(self._job.parameter, 1, size, spec, device, decorrelated=True)
+        x = noise(self._parameter.values.shape, generator, device) * self._job.start_spread
         self._newton = QuasiNewton(x, self._loss) if self._job.optimizer == "lbfgs" else None
         self._x, self._velocity = x, torch.zeros_like(x)
 
-    def _loss(self, x_NCHW: Tensor) -> Tensor:
+    def _loss(self, values: Tensor) -> Tensor:
+        x_NCHW = self._parameter.of(values)
         wanted, job = self._wanted[self._name], self._job
-        error = ((self._up_to(x_NCHW)[self._name] - wanted) ** 2).sum() / (wanted**2).sum().clamp_min(1e-30)
+        error = ((self._up_to(channels_last(x_NCHW))[self._name] - wanted) ** 2).sum() / (wanted**2).sum().clamp_min(
+            1e-30
+        )
         unit = x_NCHW / self._range
         total = error
         if job.norm:
-            total = total + job.norm * (unit.abs() ** job.alpha).mean()
+            total = total + job.norm * ((unit**2) ** (job.alpha / 2)).mean()  # powers of whole numbers are fast
         if self._tv:
             total = total + self._tv * total_variation(unit, job.beta).sum() / unit[0, 0].numel()
         return total

@@ -11,6 +11,7 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.instrument import UpTo
 from convlens.models import Classifier
+from convlens.synth.pictures import channels_last
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Objective:
         return torch.stack([_value(one, goal) for one, goal in zip(out, self._goals[rows], strict=True)])
 
     def _out(self, x_NCHW: Tensor) -> Tensor:
+        x_NCHW = channels_last(x_NCHW)
         found: Tensor = self._module(x_NCHW) if self._up_to is None else self._up_to(x_NCHW)[self._layer]
         return found
 

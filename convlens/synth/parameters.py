@@ -29,9 +29,13 @@ class Parameter(ABC):
 
     values: Tensor
 
-    @abstractmethod
     def pictures(self, rows: slice = slice(None)) -> Tensor:
         """Normalised pictures (N, 3, H, W) of these rows."""
+        return self.of(self.values[rows])
+
+    @abstractmethod
+    def of(self, values: Tensor) -> Tensor:
+        """The pictures that such values stand for."""
 
     @abstractmethod
     def begin_with(self, x_NCHW: Tensor) -> None:
@@ -50,8 +54,8 @@ class Pixels(Parameter):
         mean_C11, std_C11 = (torch.tensor(each, device=device)[:, None, None] for each in (spec.mean, spec.std))
         self.low_C11, self.high_C11 = -mean_C11 / std_C11, (1 - mean_C11) / std_C11
 
-    def pictures(self, rows: slice = slice(None)) -> Tensor:
-        return self.values[rows]
+    def of(self, values: Tensor) -> Tensor:
+        return values
 
     def begin_with(self, x_NCHW: Tensor) -> None:
         with torch.no_grad():
@@ -95,8 +99,8 @@ class Fourier(Parameter):
         self._colours = colours if decorrelated else torch.eye(3, device=device)
         self._mean, self._std = (torch.tensor(each, device=device)[:, None, None] for each in (spec.mean, spec.std))
 
-    def pictures(self, rows: slice = slice(None)) -> Tensor:
-        spectrum = torch.view_as_complex(self.values[rows] * self._scale_HW1)
+    def of(self, values: Tensor) -> Tensor:
+        spectrum = torch.view_as_complex(values * self._scale_HW1)
         plain_NCHW = torch.fft.irfft2(spectrum, s=self._size)
         count, channels, height, width = plain_NCHW.shape
         # As a product of matrices: einsum took four times as long.

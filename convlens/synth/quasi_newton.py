@@ -61,5 +61,5 @@ class QuasiNewton:
             self.evaluations += 1
             self._seen = self.x.detach().clone(), value.detach(), grad
         _, value, grad = self._seen
-        self.x.grad = grad.clone()
+        self.x.grad = grad.clone(memory_format=torch.contiguous_format)
         return value

@@ -17,7 +17,15 @@ from convlens.models import Classifier
 from convlens.synth.gram import GramLoss
 from convlens.synth.job import Job, Outcome, State, Work, job
 from convlens.synth.parameters import noise
-from convlens.synth.pictures import middle_square, read_rgb, require_texture, resized, to_tensor, to_uint8
+from convlens.synth.pictures import (
+    channels_last,
+    middle_square,
+    read_rgb,
+    require_texture,
+    resized,
+    to_tensor,
+    to_uint8,
+)
 from convlens.synth.quasi_newton import QuasiNewton
 from convlens.types import Bytes8
 
@@ -102,8 +110,7 @@ class TextureWork(Work):
         at, scale = self.done % self._job.steps, self.done // self._job.steps
         if at == 0 and scale > 0:
             self._open(scale, self._x)
-        with self._pools():
-            value = self._newton.step() if self._newton else self._descend()
+        value = self._newton.step() if self._newton else self._descend()
         self._hold()
         self.done += 1
         return {"objective": value}
@@ -181,7 +188,9 @@ class TextureWork(Work):
         return (mean + spread * noise((1, whole.shape[1], *size), generator, whole.device)).clamp(self._low, self._high)
 
     def _value(self, x_NCHW: Tensor) -> Tensor:
-        return self._loss(self._up_to(x_NCHW))
+        with self._pools():
+            found = self._up_to(channels_last(x_NCHW))
+        return self._loss(found)
 
     def _descend(self) -> Tensor:
         with torch.enable_grad():

@@ -55,6 +55,12 @@ def test_a_gram_matrix_is_the_mean_of_products() -> None:
     np.testing.assert_allclose(gram(f).numpy(), wanted, atol=1e-12)
 
 
+def test_it_is_the_same_however_the_numbers_lie() -> None:
+    f = features().contiguous(memory_format=torch.channels_last)
+    assert not f.is_contiguous()
+    torch.testing.assert_close(gram(f), gram(f.contiguous()))
+
+
 def test_it_does_not_see_where_things_are() -> None:
     f = features()
     order = torch.randperm(24, generator=RANDOM)
