@@ -111,10 +111,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         picture = str(Path(folder) / "picture.png")
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (320, 320, 3), dtype=np.uint8)).save(picture)
-        inverted, texture = (
-            Invert(picture=picture, layers=("blocks.2.1",), steps=LONG),
-            Texture(source=picture, scales=1, steps=LONG),
-        )
+        shallow, deep = (Invert(picture=picture, layers=(layer,), steps=LONG) for layer in ("blocks.2.1", "blocks.6.0"))
+        texture = Texture(source=picture, scales=1, steps=LONG)
         side = classifier.spec.crop
         kinds = {
             "ascent, lucid": ascent(classifier, 1, "lucid"),
