@@ -37,6 +37,9 @@ bench: $(READY)  ## every benchmark beside its peer (DEVICE=cpu or cuda); result
 	$(BIN)/python benchmarks/incremental.py --device $(DEVICE)
 	$(BIN)/python benchmarks/explanation_graphs.py --device $(DEVICE)
 	$(BIN)/python benchmarks/features.py --device $(DEVICE)
+	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/synthesis.py --device $(DEVICE)
+	$(BIN)/python benchmarks/ascent_transfer.py --device $(DEVICE)
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/readme.py

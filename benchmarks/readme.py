@@ -132,6 +132,53 @@ def serving(result: dict[str, Any]) -> str:
     return _table(heads, rows) + _machine(result)
 
 
+def gallery(result: dict[str, Any]) -> str:
+    """benchmarks/gallery.py"""
+    heads = ("", "a query", "numpy ÷ this", "recall@10", "index", "built in")
+    rows = [
+        (
+            "numpy, all vectors in memory" if row["side"] == "numpy" else row["side"],
+            f"{row['milliseconds a query']:.1f} ms",
+            f"{row['numpy / this']:.1f}",
+            f"{row['recall@10']:.3f}",
+            f"{row['index MB']:.0f} MB" if row["index MB"] else "",
+            f"{row['built in seconds']:.0f} s" if row["built in seconds"] else "",
+        )
+        for row in result["rows"]
+    ]
+    return f"{result['vectors']} numbers (`benchmarks/gallery.py`):\n\n" + _table(heads, rows) + _machine(result)
+
+
+def synthesis(result: dict[str, Any]) -> str:
+    """benchmarks/synthesis.py"""
+    heads = ("", "bare", "a step", "step ÷ bare")
+    rows = [
+        (row["work"], f"{row['bare ms']:.1f} ms", f"{row['step ms']:.1f} ms", f"{row['step / bare']:.2f}")
+        for row in result["rows"]
+    ]
+    quilt = f" Quilting 512² from 192²: {result['quilting 512 from 192, s']:.2f} s."
+    return _table(heads, rows) + _machine(result) + quilt
+
+
+def ascent_transfer(result: dict[str, Any]) -> str:
+    """benchmarks/ascent_transfer.py"""
+    heads = (
+        "preset",
+        "maker's probability, the least",
+        "first by the judge",
+        "in its first 5",
+        "in its first 20",
+        "of",
+    )
+    rows = []
+    for preset in dict.fromkeys(row["preset"] for row in result["rows"]):
+        some = [row for row in result["rows"] if row["preset"] == preset]
+        ranks = [row["judge's rank"] for row in some]
+        counts = [str(sum(rank < most for rank in ranks)) for most in (1, 5, 20)]
+        rows.append((preset, f"{min(row[MAKERS] for row in some):.3f}", *counts, str(len(some))))
+    return _table(heads, rows)
+
+
 def _amount(value: float, row: dict[str, Any]) -> str:
     return f"{value:.1f} answers/s" if "answers" in row["unit"] else f"{value * 1e3:.0f} ms"
 
@@ -143,6 +190,7 @@ def _result(row: dict[str, Any]) -> str:
 
 
 RATIO, SHARE, TORCHS = "captum's best / this", "reading's share", "share of torch's"
+MAKERS = "maker's probability"
 # Name of the mark -> (result file, table).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "relu_rules": ("relu_rules", relu_rules),
@@ -152,9 +200,12 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "features": ("features-cpu", features),
     "workers": ("workers", workers),
     "serving": ("serving-cpu", serving),
+    "gallery": ("gallery-cpu", gallery),
+    "synthesis": ("synthesis-cpu", synthesis),
+    "ascent_transfer": ("ascent_transfer-cpu", ascent_transfer),
 }
 # The README, and the how-tos that hold tables of their own.
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "speed.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speed", "galleries", "synthesis")))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

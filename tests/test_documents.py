@@ -48,7 +48,7 @@ def test_every_make_target_named_exists(line: str) -> None:
 def test_every_convlens_line_names_a_command_and_its_options(line: str) -> None:
     _, command, *arguments = shlex.split(line)
     assert command in COMMANDS
-    nested = command in ("export", "gallery")
+    nested = command in ("export", "gallery", "jobs")
     asked = [command, *([arguments[0]] if nested else []), "--help"]
     said = CliRunner().invoke(build([command]), asked, env={"COLUMNS": "200"}).output
     for argument in arguments:

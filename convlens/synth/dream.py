@@ -15,7 +15,7 @@ from convlens.instrument import UpTo, require_eval
 from convlens.models import Classifier
 from convlens.synth.job import Job, Outcome, State, Work, job
 from convlens.synth.octaves import SMALLEST, at_size, carried, octave_sizes
-from convlens.synth.pictures import channels_last, read_rgb, resized, to_tensor, to_uint8
+from convlens.synth.pictures import channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
 from convlens.synth.tiles import tiled_gradient
 from convlens.types import Bytes8
 
@@ -190,7 +190,9 @@ class DreamWork(Work):
 
     def _objective(self, x_NCHW: Tensor) -> Tensor:
         parts = []
-        for name, out in self._up_to(x_NCHW).items():
+        with half_on_gpus(x_NCHW.device):
+            found = self._up_to(x_NCHW)
+        for name, out in ((name, out.float()) for name, out in found.items()):
             if name in self._guides:
                 values = out.flatten(2)[0]
                 like = (self._guides[name].T @ values.detach()).argmax(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.instrument import UpTo
 from convlens.models import Classifier
-from convlens.synth.pictures import channels_last
+from convlens.synth.pictures import channels_last, half_on_gpus
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Objective:
 
     def _out(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW = channels_last(x_NCHW)
-        found: Tensor = self._module(x_NCHW) if self._up_to is None else self._up_to(x_NCHW)[self._layer]
-        return found
+        with half_on_gpus(x_NCHW.device):
+            found: Tensor = self._module(x_NCHW) if self._up_to is None else self._up_to(x_NCHW)[self._layer]
+        return found.float()
 
 
 def _value(out: Tensor, goal: Goal) -> Tensor:

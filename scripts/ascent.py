@@ -1,0 +1,11 @@
+"""The same as ``convlens ascent``: python scripts/ascent.py --help"""
+
+from __future__ import annotations
+
+import sys
+
+from convlens.cli.main import main
+
+if __name__ == "__main__":
+    sys.argv = [sys.argv[0], "ascent", *sys.argv[1:]]
+    main()
