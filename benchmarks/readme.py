@@ -146,7 +146,7 @@ def gallery(result: dict[str, Any]) -> str:
         )
         for row in result["rows"]
     ]
-    return f"{result['vectors']} numbers (`benchmarks/gallery.py`):\n\n" + _table(heads, rows) + _machine(result)
+    return f"{result['vectors']} (`benchmarks/gallery.py`):\n\n" + _table(heads, rows) + _machine(result)
 
 
 def synthesis(result: dict[str, Any]) -> str:

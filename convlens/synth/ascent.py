@@ -145,7 +145,7 @@ class AscentWork(Work):
 
     def step(self) -> Mapping[str, Tensor | float]:
         values = self._parameter.values
-        grads, parts = [], []
+        grad, parts = None, []
         maps_N23 = drawn(self._movements, len(self.goals), self._size, self._generator) if self._movements.any else None
         shape = (len(self.goals), len(self._classifier.spec.mean), *self._size)
         grain = self._grain
@@ -156,9 +156,9 @@ class AscentWork(Work):
             with RedirectedRelus() if redirected else contextlib.nullcontext():
                 said_N, total = self._total(rows, maps_N23, grain_NCHW)
                 (part,) = torch.autograd.grad(total, values)
-            grads.append(part)
+            grad = part if grad is None else grad.add_(part)
             parts.append(said_N.detach())
-        grad = grads[0] if len(grads) == 1 else torch.stack(grads).sum(0)
+        assert grad is not None, "there is at least one goal"
         values.grad = grad
         self._optimizer.step()
         values.grad = None

@@ -252,6 +252,15 @@ def test_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tmp_path: Pat
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_a_checkpoint_is_known_by_its_hash(tmp_path: Path) -> None:
+    """A state that can be read but is not the one that was written."""
+    newest, older = interrupted(tmp_path / "out")
+    newest.write_bytes(newest.read_bytes()[:64] + older.read_bytes()[64:])
+    seen: list[Progress] = []
+    run_job(Descent(), tmp_path / "out", on_progress=seen.append)
+    assert "its hash is not that of its contents" in seen[0].note
+
+
 def test_where_all_are_damaged_it_says_what_to_do(tmp_path: Path) -> None:
     for path in interrupted(tmp_path / "out"):
         path.write_bytes(path.read_bytes()[:100])

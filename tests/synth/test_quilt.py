@@ -91,6 +91,19 @@ def test_stripes_keep_their_period_and_have_no_break(saved: Callable[..., str], 
     np.testing.assert_array_equal(found, np.broadcast_to(found[:1], found.shape))  # each column is of one colour
 
 
+def test_a_corner_is_cut_by_both_seams(saved: Callable[..., str]) -> None:
+    """The new block shows where it lies beyond the seam above and beyond the one beside."""
+    work = Quilt(source=saved(RANDOM.integers(0, 255, (40, 40, 3))), block=20, overlap=8).begin(None)
+    old, new = (RANDOM.integers(0, 255, (20, 20, 3)).astype(np.uint8) for _ in range(2))
+    error = ((old.astype(float) - new) ** 2).sum(2)
+    beside, above = least_seam(error[:, :8]), least_seam(error[:8].T)
+    shown = work._shown(old, new, above=True, beside=True)
+    for i in range(20):
+        for j in range(20):
+            assert shown[i, j] == ((j >= 8 or j >= beside[i]) and (i >= 8 or i >= above[j]))
+    assert not shown[:8, :8].all()
+
+
 def test_the_source_itself_comes_out_where_there_is_no_choice(saved: Callable[..., str]) -> None:
     """A source whose blocks all differ: the only block that fits is the next one."""
     source = RANDOM.integers(0, 255, (64, 64, 3)).astype(np.uint8)
