@@ -23,6 +23,7 @@ from convlens.synth.regularisers import blurred, total_variation, without_small_
 from convlens.synth.transforms import Movements, drawn, moved
 from convlens.types import Bytes8, ModelSpec
 
+_TINY = 1e-30
 _AT_ONCE = 4  # rows a forward pass: more do not go faster on a CPU, and take memory
 
 
@@ -133,7 +134,7 @@ class AscentWork(Work):
             smoothness=given.smoothness,
         )
         self._begin(given.start)
-        self._rate = given.rate if given.optimizer == "adam" else given.rate * self._gradient_unit()
+        self._rate = given.rate * self._unit()
         kind = torch.optim.Adam if given.optimizer == "adam" else torch.optim.SGD
         self._optimizer: Any = kind([self._parameter.values], lr=self._rate, maximize=True)
 
@@ -159,7 +160,8 @@ class AscentWork(Work):
             grad = part if grad is None else grad.add_(part)
             parts.append(said_N.detach())
         assert grad is not None, "there is at least one goal"
-        values.grad = grad
+        normalised = self._settings.optimizer == "normalised"
+        values.grad = grad / grad.abs().mean((1, 2, 3), keepdim=True).clamp_min(_TINY) if normalised else grad
         self._optimizer.step()
         values.grad = None
         self.done += 1
@@ -239,12 +241,12 @@ class AscentWork(Work):
             x_1CHW = to_tensor(picture, self._classifier.spec, self._classifier.device)
             self._parameter.begin_with(x_1CHW.expand(len(self.goals), -1, -1, -1))
 
-    def _gradient_unit(self) -> float:
-        """Plain ascent steps in pixels from 0 to 255, whose gradient is 1 / (255 σ) of ours, and so is a step."""
-        if not isinstance(self._parameter, Pixels):
+    def _unit(self) -> float:
+        """Of the rate: a level of 255 is 1 / (255 σ) of ours, and so is a gradient by levels."""
+        if self._settings.optimizer == "adam" or not isinstance(self._parameter, Pixels):
             return 1.0
-        spread = sum(self._classifier.spec.std) / len(self._classifier.spec.std)
-        return 1 / (255 * spread) ** 2
+        level = len(self._classifier.spec.std) / (255 * sum(self._classifier.spec.std))
+        return level if self._settings.optimizer == "normalised" else level**2
 
     def _regularise(self, grad: Tensor) -> None:
         """In Yosinski's order."""

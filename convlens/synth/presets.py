@@ -14,7 +14,8 @@ from convlens.errors import RequestError, near_matches
 class Settings:
     """How ascent goes.
 
-    ``rate`` is Adam's step, or what ``optimizer`` "gradient" multiplies the gradient with, on pixels from 0 to 255.
+    ``rate`` is Adam's step; of ``optimizer`` "gradient" what the gradient is multiplied with, on pixels from 0 to 255;
+    of "normalised" by how many of those levels the gradient moves a pixel on average, however strong it is.
     ``smoothness`` is the power of the frequency that Fourier coefficients are divided by. ``l2`` is λ of −λ‖I‖² and
     ``tv`` that of −λ R_V2(I), on normalised pictures. ``jitter`` is in pixels, ``scale`` a share, ``rotate`` in
     degrees: each either way. ``grain`` is the standard deviation of noise that each step's pictures get, in normalised
@@ -47,9 +48,11 @@ class Settings:
     redirect_steps: int = 0
 
 
-def _yosinski(steps: int, **more: Any) -> Settings:
-    """Pixels from 0 to 255 about the mean, plain gradient ascent from noise; the values of the authors' toolbox."""
-    return Settings(steps, "gradient", 100.0, "pixels", decorrelated=False, start_spread=0.04, **more)
+def _yosinski(steps: int, levels: float, **more: Any) -> Settings:
+    """Pixels from 0 to 255 about the mean, gradient ascent from noise; the values of the authors' toolbox, but for the
+    rate: its 100 is meant for CaffeNet's gradients, and leaves the pictures of other networks grey.
+    """
+    return Settings(steps, "normalised", levels, "pixels", decorrelated=False, start_spread=0.04, **more)
 
 
 PRESETS: Mapping[str, Settings] = MappingProxyType(
@@ -76,12 +79,13 @@ PRESETS: Mapping[str, Settings] = MappingProxyType(
         # Simonyan et al. 2013: logit - λ‖I‖², from zeros.
         "simonyan": Settings(512, "adam", 0.05, "pixels", start="zeros", l2=1e-4, decorrelated=False),
         # Yosinski et al. 2015, the four of their figure 4 (github.com/yosinski/deep-visualization-toolbox).
-        "yosinski1": _yosinski(500, blur=0.5, blur_every=4, norm_percentile=50.0),
-        "yosinski2": _yosinski(750, decay=0.3, norm_percentile=20.0),
-        "yosinski3": _yosinski(1000, decay=1e-4, blur=1.0, blur_every=4),
-        "yosinski4": _yosinski(1000, blur=0.5, blur_every=4, contribution_percentile=90.0),
+        "yosinski1": _yosinski(500, 3.0, blur=0.5, blur_every=4, norm_percentile=50.0),
+        "yosinski2": _yosinski(750, 1.0, decay=0.3, norm_percentile=20.0),
+        "yosinski3": _yosinski(1000, 3.0, decay=1e-4, blur=1.0, blur_every=4),
+        "yosinski4": _yosinski(1000, 0.3, blur=0.5, blur_every=4, contribution_percentile=90.0),
     }
 )
+OPTIMIZERS = ("adam", "gradient", "normalised")
 OVERRIDABLE = tuple(field.name for field in fields(Settings))
 
 
@@ -97,8 +101,8 @@ def settings_of(preset: str, overrides: Mapping[str, Any]) -> Settings:
 
 
 def _check(given: Settings) -> None:
-    if given.optimizer not in ("adam", "gradient"):
-        raise RequestError(f"no optimizer {given.optimizer!r}; there are: adam, gradient", field="optimizer")
+    if given.optimizer not in OPTIMIZERS:
+        raise RequestError(f"no optimizer {given.optimizer!r}; there are: {', '.join(OPTIMIZERS)}", field="optimizer")
     for name in ("steps", "blur_every"):
         if getattr(given, name) < 1:
             raise RequestError(f"{name} should be 1 or more, not {getattr(given, name)}", field=name)
@@ -116,6 +120,8 @@ def _check(given: Settings) -> None:
     ):
         if not 0 <= getattr(given, name) <= end:
             raise RequestError(f"{name} should be from 0 to {end:g}, not {getattr(given, name)}", field=name)
+    if given.optimizer == "normalised" and given.parameter != "pixels":
+        raise RequestError("optimizer=normalised moves pixels by levels; use parameter=pixels", field="optimizer")
     after = [name for name in ("decay", "blur", "norm_percentile", "contribution_percentile") if getattr(given, name)]
     if after and given.parameter != "pixels":
         raise RequestError(f"{after[0]} works on pixels; use parameter=pixels, or a yosinski preset", field=after[0])

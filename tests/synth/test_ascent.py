@@ -60,6 +60,16 @@ def test_a_linear_unit_s_picture_is_its_weights_over_twice_the_penalty(optimizer
         np.testing.assert_allclose(row.flatten(), weights / (2 * penalty), atol=0.02)
 
 
+def test_a_normalised_step_moves_pixels_by_levels_whatever_the_gradient_s_scale() -> None:
+    """The first step from grey: the rate in levels on average, along the weights."""
+    for weight in (1e-4, 1e-2):
+        classifier = linear(weight)
+        job = Ascent(classes=(1,), preset="simonyan", optimizer="normalised", rate=5.0, l2=0.0, steps=1)
+        found = ended(job, classifier).x_NCHW * 255 * 0.25
+        assert float(found.abs().mean()) == pytest.approx(5.0, rel=1e-3)
+        assert cosine(found, classifier.module.head.weight[1]) > 0.999
+
+
 def test_fourier_ascent_of_a_linear_unit_is_its_weights_too() -> None:
     """Where pixels are far from black and white the sigmoid is nearly straight."""
     classifier = linear()
@@ -145,7 +155,7 @@ def test_a_dead_unit_is_reached_by_redirected_gradients_alone(redirect_steps: in
 
 def test_the_presets_are_those_of_the_sources() -> None:
     third = PRESETS["yosinski3"]
-    assert (third.steps, third.rate, third.decay, third.blur, third.blur_every) == (1000, 100.0, 1e-4, 1.0, 4)
+    assert (third.steps, third.decay, third.blur, third.blur_every) == (1000, 1e-4, 1.0, 4)
     assert (PRESETS["yosinski1"].norm_percentile, PRESETS["yosinski1"].steps) == (50.0, 500)
     assert (PRESETS["yosinski2"].decay, PRESETS["yosinski2"].norm_percentile) == (0.3, 20.0)
     assert PRESETS["yosinski4"].contribution_percentile == 90.0
@@ -200,7 +210,7 @@ def test_it_starts_from_a_picture(saved: Callable[..., str]) -> None:
         ({"classes": (1,), "rate": 0.0}, "rate", "above 0"),
         ({"classes": (1,), "steps": 0}, "steps", "1 or more"),
         ({"classes": (1,), "size": 8}, "size", "from 16 to 4096"),
-        ({"classes": (1,), "optimizer": "sgd"}, "optimizer", "there are: adam, gradient"),
+        ({"classes": (1,), "optimizer": "sgd"}, "optimizer", "there are: adam, gradient, normalised"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(options: dict[str, Any], field: str, said: str) -> None:
