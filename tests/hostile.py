@@ -62,7 +62,7 @@ _DEEP = "[" * 10_000 + "]" * 10_000
 _WRONG: dict[str, tuple[list[Any], str]] = {
     "explain": ([1, "true", None, []], "valid boolean"),
     "topk": ([0, -1, 101, 2**63, MOST, 5.5, 1e308, True, "5", None, [5]], "valid integer|less than|greater than"),
-    "target": ([-1, True, 1.5, [1], {}, "", "x" * 257], "a class index from 0 or a label"),
+    "target": ([-1, True, 1.5, [1], {}, "", "x" * 257], "a class index from 0, a label, or a neuron"),
     "methods": (["saliency", 5, {"method": "saliency"}], "valid list"),
     "output": (["array", {}, ["array"] * 4], "valid list|at most 3"),
     "dtype": (["<f8", ">f4", "", CONTROL, 4], "'<f4' or '<f2'"),
@@ -106,7 +106,7 @@ def params() -> dict[str, Bad]:
         "10,000 levels": asked("params", not_json, f'{{"topk": {_DEEP}}}'),
         "950 levels": asked("topk", "valid integer", f'{{"topk": {_DEEP[9050:10950]}}}'),
         "half a surrogate": asked(
-            "target", "class index from 0 or a label", r'{"target": "\ud83d", "methods": ["saliency"]}'
+            "target", "a class index from 0, a label, or a neuron", r'{"target": "\ud83d", "methods": ["saliency"]}'
         ),
         "a label of control characters": asked("target", "no class", {"target": CONTROL, "methods": ["saliency"]}),
         "a class out of range": asked("target", "there are 0..999", {"target": 1000, "methods": ["saliency"]}),

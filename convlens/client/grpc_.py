@@ -57,11 +57,11 @@ class GrpcClient(Asking):
     def _send(self, message: Message, *, timeout_s: float) -> bytes:
         token = self._tokens.header()
         metadata = (("authorization", token),) if token else ()
-        request = self._request(message)
+        request, begun = self._request(message), time.monotonic()
         try:
             answer: PredictionResponse = self._stub.Predictions(request, metadata=metadata, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise told(error, self._address, timeout_s=timeout_s) from error
+            raise told(error, self._address, after_s=time.monotonic() - begun, timeout_s=timeout_s) from error
         _require_no_error(answer.prediction)
         return answer.prediction
 

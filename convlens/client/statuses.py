@@ -28,15 +28,20 @@ _HTTP = {
 _EXCEPTION = re.compile(r"(?:[\w.]+\.)?(\w+Exception)(?:\.\(\))?")
 
 
-def told(error: grpc.RpcError, address: str, *, timeout_s: float) -> ServerError:
-    """The error of a call that brought no answer."""
+# The server counts the same seconds by a clock of its own, and may break off a late call before the client notices.
+_NEARLY = 0.95
+
+
+def told(error: grpc.RpcError, address: str, *, after_s: float, timeout_s: float) -> ServerError:
+    """The error of a call that brought no answer, ``after_s`` seconds after it was made."""
     code, details = error.code(), str(error.details() or "")
-    if code == _Code.DEADLINE_EXCEEDED:
+    broken_off = code == _Code.CANCELLED and "RST_STREAM" in details
+    if code == _Code.DEADLINE_EXCEEDED or (broken_off and after_s > _NEARLY * timeout_s):
         return late(address, timeout_s)
     message, kind = _split(details)
     if code == _Code.UNAVAILABLE and not kind:
         return unreachable(address, message)
-    if code == _Code.CANCELLED and "RST_STREAM" in details:  # Netty says no more of a message beyond its limit
+    if broken_off:  # Netty says no more of a message beyond its limit
         return FrontendError(413, f"{address} broke off the request, which it does with one that is too large")
     return FrontendError(_status(code, message, kind), message or code.name, type=kind or code.name)
 

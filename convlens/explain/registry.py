@@ -8,7 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from convlens.errors import RequestError, UnsupportedModelError, near_matches
 from convlens.explain.base import Forward
@@ -112,17 +112,21 @@ def run(
 ) -> Result:
     """Explain each row of ``forward`` for its own target (None: the predicted class).
 
-    Raises RequestError for an unknown method or option, TargetError for a class the model does not have.
+    Raises RequestError for an unknown method or option and for a word that is not among an option's, TargetError for a
+    class the model does not have.
     """
     method = get(name)
     given = dict(options or {})
-    for key in given:
+    for key, value in given.items():
         if key not in method.options:
             raise RequestError(
                 f"{name} has no option {key!r}{near_matches(key, method.options)}; "
                 f"there are: {', '.join(method.options) or 'none'}",
                 field=f"options.{key}",
             )
+        words = _words(method.options[key][0])
+        if words and value not in words:
+            raise RequestError(f"no {key} {value!r}; there are: {', '.join(words)}", field=f"options.{key}")
     if method.needs == "model" and not isinstance(forward, ForwardPass):
         raise UnsupportedModelError(
             f"{name} needs the network itself, and this model consists of graphs; serve it with --runtime torch",
@@ -131,6 +135,11 @@ def run(
     if method.needs == "gradient":
         forward.record()  # before the targets are looked up in the logits, lest a second forward be made for them
     return method.run(forward, forward.targets(target_N), **given)
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    """The words an option takes, where it takes only certain ones."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 @functools.cache

@@ -30,7 +30,7 @@ def drain(server: Server, *, within_s: float) -> bool:
         before = {worker.pid: _seconds(worker) for worker in workers}
         time.sleep(_EVERY_S)
         busy = any(_seconds(worker) - before[worker.pid] > _BUSY * _EVERY_S for worker in workers)
-        quiet = 0 if busy or _waiting(server) else quiet + 1
+        quiet = 0 if busy or _any_waiting(server) else quiet + 1
     return True
 
 
@@ -45,9 +45,12 @@ def _workers(server: Server) -> list[int]:
     return [int(worker["pid"]) for one in _described(server) for worker in one["workers"]]
 
 
-def _waiting(server: Server) -> int:
-    """Requests in the queues of all entries."""
-    return sum(int(one["jobQueueStatus"]["pendingRequests"]) for one in _described(server))
+def _any_waiting(server: Server) -> bool:
+    """Whether requests wait in the queue of any entry; also where a server does not say, being too busy to."""
+    try:
+        return any(int(one["jobQueueStatus"]["pendingRequests"]) for one in _described(server))
+    except httpx.HTTPError:
+        return True
 
 
 def _processes(pids: list[int]) -> list[psutil.Process]:

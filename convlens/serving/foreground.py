@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import queue
 import signal
 import sys
-import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,8 @@ class Plan:
     startup_s: float = 300.0
 
 
-def serve(plan: Plan, *, stop: threading.Event) -> int:
-    """Serve until ``stop`` is set; 0 then, and ServerError where the server ends by itself."""
+def serve(plan: Plan, *, stop: queue.SimpleQueue[int]) -> int:
+    """Serve until something is put into ``stop``; 0 then, and ServerError where the server ends by itself."""
     archives = {name: path for archive in plan.archives for name, path in entries(archive).items()}
     with server.running(
         archives=archives,
@@ -58,7 +59,7 @@ def serve(plan: Plan, *, stop: threading.Event) -> int:
         on_step=_say,
     ) as live:
         _say(f"serving {', '.join(live.models)} on {plan.host}:{live.ports.inference}")
-        while not stop.wait(_LOOK_EVERY_S):
+        while not asked_within(stop, _LOOK_EVERY_S):
             if live.ended() is not None:
                 raise ServerError(f"TorchServe ended by itself with code {live.ended()}; its logs are in {live.logs}")
         stop_after_answers(live, linger_s=plan.linger_s, drain_s=plan.drain_s)
@@ -69,22 +70,30 @@ def serve(plan: Plan, *, stop: threading.Event) -> int:
 def stop_after_answers(live: Server, *, linger_s: float, drain_s: float) -> None:
     """Wait for whoever has not heard yet that this server goes away, then for what is in flight."""
     _say(f"asked to stop: serving on for {linger_s:g} s, then waiting up to {drain_s:g} s for requests in flight")
-    threading.Event().wait(linger_s)
+    time.sleep(linger_s)
     if not drain(live, within_s=drain_s):
         _say(f"requests are still in flight after {drain_s:g} s; they are cut off")
 
 
+def heard(*signals: int) -> queue.SimpleQueue[int]:
+    """Where these signals go from now on instead of ending this process; only its main thread may call this."""
+    # No threading.Event: where a signal comes while this very thread holds the event's lock, set() waits for ever.
+    # A SimpleQueue may be put into from anywhere.
+    came: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def put(number: int, _: FrameType | None) -> None:
+        came.put(number)
+
+    for each in signals:
+        signal.signal(each, put)
+    return came
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 2 and one line on standard error for an error of ours."""
-    plan, stop = _plan(arguments), threading.Event()
-
-    def asked(_: int, __: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, asked)
+    plan = _plan(arguments)
     try:
-        return serve(plan, stop=stop)
+        return serve(plan, stop=heard(signal.SIGTERM, signal.SIGINT))
     except ConvLensError as error:
         print(f"error: {error.message}", file=sys.stderr)  # noqa: T201 - it is a command
         return 2
@@ -106,6 +115,15 @@ def _plan(arguments: Sequence[str] | None) -> Plan:
     except ValueError:
         parser.error(f"--host {given.host!r} is no IPv4 address; use 127.0.0.1, or 0.0.0.0 for every network")
     return Plan(tuple(given.archives), given.run_dir, given.host, given.linger, given.drain, base=given.config)
+
+
+def asked_within(stop: queue.SimpleQueue[int], seconds: float) -> bool:
+    """Whether a signal came, waiting for one that long."""
+    try:
+        stop.get(timeout=seconds)
+    except queue.Empty:
+        return False
+    return True
 
 
 def _probe(live: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import grpc
 
@@ -21,12 +22,13 @@ def probe_grpc(address: str, model: str, *, tokens: Tokens, timeout_s: float) ->
     token = tokens.header()
     request = PredictionsRequest(model_name=model, input={"data": grey_png(), "params": json.dumps(PARAMS).encode()})
     with grpc.insecure_channel(address, options=options) as channel:
+        begun = time.monotonic()
         try:
             answer: PredictionResponse = InferenceAPIsServiceStub(channel).Predictions(
                 request, metadata=(("authorization", token),) if token else (), timeout=timeout_s
             )
         except grpc.RpcError as error:
-            raise told(error, address, timeout_s=timeout_s) from error
+            raise told(error, address, after_s=time.monotonic() - begun, timeout_s=timeout_s) from error
     # An error of the handler comes as an answer like any other, with its code inside.
     code = error_object(answer.prediction).get("code", 200)
     require_predictions(int(code), answer.prediction)

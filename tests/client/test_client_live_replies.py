@@ -151,7 +151,7 @@ def test_a_neuron_is_explained_by_the_server_as_by_the_engine(connect: Connect, 
     assert_same_map(found.result.values_NCHW, expected.result.values_NCHW)
     with pytest.raises(RemoteError, match=r"did you mean blocks\.2\.1, blocks\.2\.0") as caught:
         connect().explain(photograph(), methods=["saliency"], target={"layer": "blocks.2.O", "channel": 7})
-    assert (caught.value.status, caught.value.field) == (422, "target")
+    assert (caught.value.status, caught.value.field) == (422, "target.layer")
 
 
 def test_an_overlay_is_the_engine_s_png(connect: Connect, live: Live) -> None:

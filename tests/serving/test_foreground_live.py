@@ -125,6 +125,25 @@ def test_it_waits_no_longer_than_it_is_allowed(archived: Path, tmp_path: Path) -
         assert isinstance(failure, httpx.HTTPError) or answer.result().status_code >= 500
 
 
+def test_a_signal_at_any_moment_is_heard() -> None:
+    """Python runs its handler wherever the main thread is, so also within whatever it waits by."""
+    waits = (
+        "import signal; from convlens.serving.foreground import asked_within, heard; count = 0\n"
+        "came = heard(signal.SIGTERM); print('waiting', flush=True)\n"
+        "while count < 2000: count += asked_within(came, 1e-4)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "waiting\n"
+        until = time.monotonic() + 60
+        while child.poll() is None and time.monotonic() < until:
+            child.send_signal(signal.SIGTERM)
+            time.sleep(1e-5)
+        child.kill()
+        assert child.wait(10) == 0, "it hangs"
+
+
 def test_what_the_workers_say_is_on_its_standard_output(archived: Path, tmp_path: Path) -> None:
     with foreground(archived, tmp_path / "f") as live:
         live.wait_for("convlens serves packaged:efficientnet_lite0")
