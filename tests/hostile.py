@@ -62,7 +62,7 @@ _DEEP = "[" * 10_000 + "]" * 10_000
 _WRONG: dict[str, tuple[list[Any], str]] = {
     "explain": ([1, "true", None, []], "valid boolean"),
     "topk": ([0, -1, 101, 2**63, MOST, 5.5, 1e308, True, "5", None, [5]], "valid integer|less than|greater than"),
-    "target": ([-1, True, 1.5, [1], {}, "", "x" * 257], "a class index from 0, a label, or a neuron"),
+    "target": ([-1, True, 1.5, [1], {}, "", "x" * 257], "a class index from 0, a label, or a neuron|field required"),
     "methods": (["saliency", 5, {"method": "saliency"}], "valid list"),
     "output": (["array", {}, ["array"] * 4], "valid list|at most 3"),
     "dtype": (["<f8", ">f4", "", CONTROL, 4], "'<f4' or '<f2'"),
