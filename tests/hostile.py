@@ -62,7 +62,7 @@ _DEEP = "[" * 10_000 + "]" * 10_000
 _WRONG: dict[str, tuple[list[Any], str]] = {
     "explain": ([1, "true", None, []], "valid boolean"),
     "topk": ([0, -1, 101, 2**63, MOST, 5.5, 1e308, True, "5", None, [5]], "valid integer|less than|greater than"),
-    "target": ([-1, True, 1.5, [1], {}, "", "x" * 257], "a class index from 0, a label, or a neuron|field required"),
+    "target": ([-1, True, 1.5, [1], "", "x" * 257], "a class index from 0, a label, or a neuron"),
     "methods": (["saliency", 5, {"method": "saliency"}], "valid list"),
     "output": (["array", {}, ["array"] * 4], "valid list|at most 3"),
     "dtype": (["<f8", ">f4", "", CONTROL, 4], "'<f4' or '<f2'"),
@@ -85,6 +85,27 @@ def wrong_types() -> dict[str, Bad]:
         for key, (values, said) in _WRONG.items()
         for n, value in enumerate(values)
     }
+
+
+def neurons() -> dict[str, Bad]:
+    """Neurons that are none, and methods that know none."""
+    first = {"layer": "conv_stem", "channel": 0}
+    wrong: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "nothing": ("target.layer", "field required", {}),
+        "no channel": ("target.channel", "field required", {"layer": "conv_stem"}),
+        "a channel below 0": ("target.channel", "greater than", first | {"channel": -1}),
+        "a channel in words": ("target.channel", "valid integer", first | {"channel": "0"}),
+        "a row alone": ("target", "target: y and x go together", first | {"y": 1}),
+        "half a row": ("target.y", "valid integer", first | {"y": 0.5, "x": 1}),
+        "a key too many": ("target.z", "known keys: layer, channel", first | {"z": 1}),
+        "a layer of control characters": ("target.layer", "no layer", first | {"layer": CONTROL}),
+        "a layer that is no text": ("target.layer", "valid string", first | {"layer": 5}),
+    }
+    found = {
+        f"a neuron: {what}": asked(field, said, {"target": target, "methods": ["saliency"]})
+        for what, (field, said, target) in wrong.items()
+    }
+    return found | {"a neuron's occlusion": asked(None, "neuron", {"target": first, "methods": ["occlusion"]})}
 
 
 def params() -> dict[str, Bad]:
@@ -176,4 +197,4 @@ def methods() -> dict[str, Bad]:
     }
 
 
-KINDS = pictures, wrong_types, params, methods
+KINDS = pictures, wrong_types, neurons, params, methods

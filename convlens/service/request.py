@@ -234,7 +234,7 @@ def _refuse(error: ValidationError, model: type[BaseModel], *, where: str = "") 
         raise RequestError(
             f"unknown key {key!r}{hint} known keys: {', '.join(known) or 'none'}", field=field
         ) from error
-    said = _said(path, first["type"]) or first["msg"].lower()
+    said = _said(path, first["type"]) or first["msg"].removeprefix("Value error, ").lower()
     # reprlib: repr fails on what is nested deeply, and JSON may be.
     raise RequestError(f"{field or 'params'}: {said}; got {reprlib.repr(first['input'])}", field=field) from error
 
