@@ -27,7 +27,6 @@ _HTTP = {
 # What TorchServe puts on a line of its own behind its message: org.pytorch.serve.….XException, or XException.()
 _EXCEPTION = re.compile(r"(?:[\w.]+\.)?(\w+Exception)(?:\.\(\))?")
 
-
 # The server counts the same seconds by a clock of its own, and may break off a late call before the client notices.
 _NEARLY = 0.95
 

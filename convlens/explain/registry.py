@@ -125,7 +125,7 @@ def run(
                 field=f"options.{key}",
             )
         words = _words(method.options[key][0])
-        if words and value not in words:
+        if words and not (isinstance(value, str) and value in words):
             raise RequestError(f"no {key} {value!r}; there are: {', '.join(words)}", field=f"options.{key}")
     if method.needs == "model" and not isinstance(forward, ForwardPass):
         raise UnsupportedModelError(

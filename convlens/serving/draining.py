@@ -23,34 +23,33 @@ def drain(server: Server, *, within_s: float) -> bool:
     counts what waits in its queues, but not what its workers have in hand; of that their processor time tells.
     """
     until, quiet = time.monotonic() + within_s, 0
-    workers = _processes(_workers(server))
     while quiet < _QUIET:
-        if time.monotonic() > until or server.ended() is not None:
+        left_s = until - time.monotonic()
+        if left_s < 0 or server.ended() is not None:
             return server.ended() is not None
-        before = {worker.pid: _seconds(worker) for worker in workers}
-        time.sleep(_EVERY_S)
-        busy = any(_seconds(worker) - before[worker.pid] > _BUSY * _EVERY_S for worker in workers)
-        quiet = 0 if busy or _any_waiting(server) else quiet + 1
+        quiet = quiet + 1 if _idle(server, timeout_s=max(_EVERY_S, left_s)) else 0
     return True
 
 
-def _described(server: Server) -> list[dict[str, Any]]:
+def _idle(server: Server, *, timeout_s: float) -> bool:
+    """Whether neither the queues nor the workers have anything; not where the server does not say, being too busy."""
+    try:
+        entries = _described(server, timeout_s)
+    except httpx.HTTPError:
+        entries = None
+    workers = _processes([int(worker["pid"]) for one in entries or () for worker in one["workers"]])
+    before = {worker.pid: _seconds(worker) for worker in workers}
+    time.sleep(_EVERY_S)
+    if entries is None or any(_seconds(worker) - before[worker.pid] > _BUSY * _EVERY_S for worker in workers):
+        return False
+    return not any(int(one["jobQueueStatus"]["pendingRequests"]) for one in entries)
+
+
+def _described(server: Server, timeout_s: float) -> list[dict[str, Any]]:
     headers = server.headers("management")
-    with httpx.Client(trust_env=False, timeout=5, headers=headers) as client:
+    with httpx.Client(trust_env=False, timeout=min(5.0, timeout_s), headers=headers) as client:
         answers = [client.get(f"{server.management_url}/models/{name}") for name in server.models]
     return [one for answer in answers for one in answer.raise_for_status().json()]
-
-
-def _workers(server: Server) -> list[int]:
-    return [int(worker["pid"]) for one in _described(server) for worker in one["workers"]]
-
-
-def _any_waiting(server: Server) -> bool:
-    """Whether requests wait in the queue of any entry; also where a server does not say, being too busy to."""
-    try:
-        return any(int(one["jobQueueStatus"]["pendingRequests"]) for one in _described(server))
-    except httpx.HTTPError:
-        return True
 
 
 def _processes(pids: list[int]) -> list[psutil.Process]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import math
 import os
 import queue
 import signal
@@ -26,6 +27,7 @@ from convlens.serving.launch import Settings
 from convlens.serving.server import Server
 
 _LOOK_EVERY_S = 1.0
+_LONGEST_S = 86400
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,15 @@ def heard(*signals: int) -> queue.SimpleQueue[int]:
     return came
 
 
+def asked_within(stop: queue.SimpleQueue[int], seconds: float) -> bool:
+    """Whether a signal came, waiting for one that long."""
+    try:
+        stop.get(timeout=seconds)
+    except queue.Empty:
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 2 and one line on standard error for an error of ours."""
     plan = _plan(arguments)
@@ -107,8 +118,8 @@ def _plan(arguments: Sequence[str] | None) -> Plan:
     host = os.environ.get("CONVLENS_HOST", config.LOOPBACK)
     parser.add_argument("--host", default=host, help="where inference and metrics listen; default: $CONVLENS_HOST")
     linger, drained = os.environ.get("CONVLENS_LINGER_S", "0"), os.environ.get("CONVLENS_DRAIN_S", "30")
-    parser.add_argument("--linger", type=float, default=float(linger), help="seconds to serve on after SIGTERM")
-    parser.add_argument("--drain", type=float, default=float(drained), help="seconds to wait for requests in flight")
+    parser.add_argument("--linger", type=_seconds, default=linger, help="seconds to serve on after SIGTERM")
+    parser.add_argument("--drain", type=_seconds, default=drained, help="seconds to wait for requests in flight")
     given = parser.parse_args(arguments)
     try:
         ipaddress.IPv4Address(given.host)
@@ -117,13 +128,14 @@ def _plan(arguments: Sequence[str] | None) -> Plan:
     return Plan(tuple(given.archives), given.run_dir, given.host, given.linger, given.drain, base=given.config)
 
 
-def asked_within(stop: queue.SimpleQueue[int], seconds: float) -> bool:
-    """Whether a signal came, waiting for one that long."""
+def _seconds(text: str) -> float:
     try:
-        stop.get(timeout=seconds)
-    except queue.Empty:
-        return False
-    return True
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= _LONGEST_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time of 0 to {_LONGEST_S} seconds")
+    return seconds
 
 
 def _probe(live: Server) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_origin
+
 import nets
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import unruled
 
 from convlens.errors import ModelError, RequestError, TargetError, UnsupportedModelError
 from convlens.explain import ForwardPass, run
+from convlens.explain.registry import get, methods
 
 GRADIENTS = ("saliency", "guided_backprop", "deconvnet")
 MIXED_TARGETS = [0, 1, 3]
@@ -189,3 +192,21 @@ def test_unknown_methods_and_options_are_refused_with_near_matches(mixed: Forwar
         run("guided_backprop", mixed, None, {"score": "logit"})
     with pytest.raises(RequestError, match="no score 'odds'; there are: logit, probability"):
         run("saliency", mixed, None, {"score": "odds"})
+
+
+WORDS = [
+    (name, key) for name in methods() for key, (hint, _) in get(name).options.items() if get_origin(hint) is Literal
+]
+
+
+@pytest.mark.parametrize("given", ["odds", "", 5, None, ["logit"], np.zeros(2)], ids=repr)
+@pytest.mark.parametrize(("method", "option"), WORDS)
+def test_a_word_that_an_option_does_not_take_is_refused_before_anything_is_computed(
+    method: str, option: str, given: Any
+) -> None:
+    classifier = nets.classifier(nets.seeded(nets.Mixed), classes=4)
+    fresh = ForwardPass(classifier, nets.pictures(3, 3, 8, 8))
+    with pytest.raises(RequestError, match=f"^no {option} .*; there are: ") as caught:
+        run(method, fresh, None, {option: given})
+    assert caught.value.field == f"options.{option}"
+    assert fresh.counts["forwards"] == 0

@@ -141,7 +141,7 @@ def test_a_signal_at_any_moment_is_heard() -> None:
             child.send_signal(signal.SIGTERM)
             time.sleep(1e-5)
         child.kill()
-        assert child.wait(10) == 0, "it hangs"
+        assert child.wait(10) == 0, "it hangs, or its handler was called within itself"
 
 
 def test_what_the_workers_say_is_on_its_standard_output(archived: Path, tmp_path: Path) -> None:
@@ -157,6 +157,19 @@ def test_a_missing_archive_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: no archive {tmp_path / 'none.mar'}; build one with `convlens archive`\n"
+
+
+@pytest.mark.parametrize("option", ["linger", "drain"])
+@pytest.mark.parametrize("given", ["-1", "nan", "inf", "soon", ""])
+@pytest.mark.parametrize("said", ["by flag", "by environment"])
+def test_a_time_that_is_none_is_refused_by_name(option: str, given: str, said: str) -> None:
+    command = [sys.executable, "-m", "convlens.serving.foreground", "net.mar"]
+    flags, more = ([f"--{option}={given}"], {}) if said == "by flag" else ([], {f"CONVLENS_{option.upper()}_S": given})
+    done = subprocess.run(
+        command + flags, env=os.environ | more, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert f"--{option}: {given!r} is no time of 0 to 86400 seconds" in done.stderr
 
 
 def test_a_host_that_is_no_address_is_refused_by_name(tmp_path: Path) -> None:
