@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,10 +39,11 @@ def management(said: Said, folder: Path) -> Iterator[Server]:
             said.looks += 1
             entry = {"workers": [{"pid": pid} for pid in said.pids], "jobQueueStatus": {"pendingRequests": pending}}
             body = json.dumps([entry]).encode()
-            self.send_response(503 if pending is None else 200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # of one who has stopped waiting
+                self.send_response(503 if pending is None else 200)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
