@@ -60,6 +60,6 @@ VOLUME /run/convlens
 EXPOSE 8080 7070 8082
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=10s --start-period=300s --retries=4 \
-    CMD python -m convlens.serving.probe --model "$CONVLENS_NAME" --key-file "$CONVLENS_RUN_DIR/key_file.json"
-ENTRYPOINT ["python", "-m", "convlens.serving.foreground", "--config", "/opt/convlens/container.properties"]
+    CMD python -m convlens.torchserve.health --model "$CONVLENS_NAME" --key-file "$CONVLENS_RUN_DIR/key_file.json"
+ENTRYPOINT ["python", "-m", "convlens.torchserve.container", "--config", "/opt/convlens/container.properties"]
 CMD ["/opt/convlens/model.mar"]

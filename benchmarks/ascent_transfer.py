@@ -20,8 +20,8 @@ from table import RESULTS, show, write
 
 from convlens import image, load
 from convlens.models import Classifier
-from convlens.runtime.torch_ import keep_freed_memory
-from convlens.synth.ascent import Ascent
+from convlens.runtime.torch_runtime import keep_freed_memory
+from convlens.synth.gradient_ascent import Ascent
 from convlens.types import Bytes8
 
 CLASSES = (386, 967, 105, 1, 340, 207, 417, 573, *range(40, 1000, 80))

@@ -6,7 +6,7 @@ Eager is what ConvLens does without a graph: a recorded ForwardPass and one back
 freed memory kept. Both sides begin at normalised pictures on the host and end with arrays there; sides take turns, and
 a ratio is the median over the turns. Graphs are exported, and so compared with torch, beforehand; how far they are
 from eager in float32 here is stated by quantiles of the pixels, for a ReLU within rounding of zero may switch on one
-side only (``export/gradients_verify.py``).
+side only (``export/verification.py``).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from table import RESULTS, interleaved, ratios, show, write
 
 from convlens.explain import ForwardPass, run
 from convlens.models import DEFAULT, Classifier, load
-from convlens.runtime.contract import GRADIENTS, GradientKind
-from convlens.runtime.onnx_ import OnnxRuntime
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.runtime.graph_contract import GRADIENTS, GradientKind
+from convlens.runtime.onnx_runtime import OnnxRuntime
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Attribution, Floats
-from export.write import ExportReport, export
+from export.exporter import ExportReport, export
 
 _UNTRAINED = "alexnet vgg11 resnet18 densenet121 googlenet squeezenet1_0 mobilenet_v2"
 MODELS = (DEFAULT, *(f"torchvision:{name}:untrained?size=224" for name in _UNTRAINED.split()))

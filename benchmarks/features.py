@@ -31,14 +31,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from convlens.bulk.embedder import Embedder, graph_embedder, torch_embedder
-from convlens.bulk.extracting import extract
-from convlens.bulk.pictures import Reader
-from convlens.bulk.sources import picture_files
+from convlens.features.embedder import Embedder, graph_embedder, torch_embedder
+from convlens.features.extract import extract
+from convlens.features.image_list import picture_files
+from convlens.features.loader import Reader
 from convlens.models import DEFAULT, Classifier, load
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Floats, ModelSpec
-from export.write import export
+from export.exporter import export
 
 PHOTOGRAPHS = ("astronaut", "coffee", "rocket", "chelsea")
 PEER, GRAPH = "DataLoader + eager", "convlens, graph"

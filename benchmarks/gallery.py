@@ -24,9 +24,9 @@ import numpy as np
 from table import RESULTS, show, write
 
 from convlens.gallery import Gallery, GalleryEntry
-from convlens.gallery.features import as_features
-from convlens.gallery.indexing import Wanted
-from convlens.gallery.writing import Made, Part, write_parts
+from convlens.gallery.index import Wanted
+from convlens.gallery.vectors import as_features
+from convlens.gallery.writer import Made, Part, write_parts
 
 DIMENSIONS, GROUPS, NOISE, CHUNK, K = 1280, 2000, 0.5, 20_000, 10
 

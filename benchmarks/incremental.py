@@ -32,13 +32,13 @@ from PIL import Image
 from table import RESULTS, ratios, show, write
 
 from convlens import image
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.windows import Windows
 from convlens.models import DEFAULT, Classifier, load
-from convlens.runtime.onnx_ import OnnxRuntime, Providers
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Floats
-from export.table import FAMILIES
-from export.write import ExportReport, export
+from export.compatibility import FAMILIES
+from export.exporter import ExportReport, export
 
 WINDOW, STRIDE, SCORED = 32, 8, 16
 Side = Callable[[], Floats]

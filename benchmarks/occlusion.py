@@ -37,15 +37,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convlens import image
 from convlens.explain import ForwardPass, run
-from convlens.explain.half import HalfTorch
-from convlens.explain.sweeps import Sweeps
-from convlens.explain.ways import Batches, InGraph, SideBySide, Way
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.autotune import HalfTorch, SweepAutotuner
+from convlens.explain.sweeps.backends import BatchedSweep, GraphSweep, ParallelSweep, SweepBackend
+from convlens.explain.sweeps.windows import Windows
 from convlens.models import DEFAULT, Classifier, load
-from convlens.runtime.onnx_ import OnnxRuntime, Providers
-from convlens.runtime.torch_ import TorchRuntime, keep_freed_memory
+from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
+from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
 from convlens.types import Attribution, Floats
-from export.write import export
+from export.exporter import export
 
 MODELS = (DEFAULT, *(f"torchvision:{name}:untrained" for name in ("squeezenet1_0", "resnet18", "resnet50")))
 CAPTUM = (1, 8, 32)
@@ -62,32 +61,32 @@ def captums(classifier: Classifier, x_CHW: Floats, target: int, chunk: int) -> F
     return found[0, 0].cpu().numpy()
 
 
-def explained(classifier: Classifier, x_CHW: Floats, target: int, way: Way) -> Floats:
+def explained(classifier: Classifier, x_CHW: Floats, target: int, way: SweepBackend) -> Floats:
     """The whole method, with that way alone to go."""
-    forward = ForwardPass(classifier, x_CHW[None], sweeps=Sweeps([way]))
+    forward = ForwardPass(classifier, x_CHW[None], sweeps=SweepAutotuner([way]))
     result = run("occlusion", forward, [target], {"window": WINDOW, "stride": STRIDE})
     assert isinstance(result, Attribution)
     return result.values_NCHW[0, 0]
 
 
-def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dict[str, Way]:
+def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dict[str, SweepBackend]:
     providers: Providers = "cuda" if classifier.device.type == "cuda" else "cpu"
     opened: dict[str, Any] = {"providers": providers, "spin": given.spin}
     if providers == "cpu":
         opened["threads"] = torch.get_num_threads()
     scores = OnnxRuntime(export(classifier, "scores", folder / "scores.onnx").path, **opened)
     module, device = classifier.module, classifier.device
-    found: dict[str, Way] = {
-        "torch": Batches(TorchRuntime(module, classifier.spec.embedding_layer, device)),
-        "torch, half": Batches(HalfTorch(module, device)),
-        "onnx scores": SideBySide(scores),
+    found: dict[str, SweepBackend] = {
+        "torch": BatchedSweep(TorchRuntime(module, classifier.spec.embedding_layer, device)),
+        "torch, half": BatchedSweep(HalfTorch(module, device)),
+        "onnx scores": ParallelSweep(scores),
     }
     for batch in given.batch:
         for half in (False, True) if providers == "cuda" else (False,):
             name = f"onnx graph {batch}{', half' if half else ''}"
             path = folder / f"{name.replace(' ', '-')}.onnx"
             export(classifier, "occlusion", path, window=WINDOW, stride=STRIDE, batch=batch, half=half)
-            found[name] = InGraph(OnnxRuntime(path, **opened))
+            found[name] = GraphSweep(OnnxRuntime(path, **opened))
             found[name].precision = "float32"  # half is measured as a way of its own here
     return found
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, load
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Attribution
 
 MODELS = ("torchvision:resnet18:untrained", "torchvision:squeezenet1_0:untrained")

@@ -29,12 +29,12 @@ from serving_clients import Grpc, Rest, throughput, timed
 from serving_engine import EngineAlone
 from table import RESULTS, ratios, show, write
 
-from convlens.cli.photographs import gallery_views
+from convlens.cli.demo import gallery_views
 from convlens.gallery import build_from
 from convlens.models import load, pack
-from convlens.serving import archive, server
-from convlens.serving.launch import Settings
-from convlens.serving.model_config import ArchiveOptions
+from convlens.torchserve import archive, server
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.launcher import Settings
 from convlens.types import Floats
 from export.bundle import BESIDE, bundle
 

@@ -13,8 +13,8 @@ import grpc
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.serving.config import LOOPBACK
-from convlens.serving.server import Server
+from convlens.torchserve.server import Server
+from convlens.torchserve.server_config import LOOPBACK
 
 _LARGEST = 134_217_728
 _BOUNDARY = "convlens-benchmark"

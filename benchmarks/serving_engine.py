@@ -51,12 +51,12 @@ class EngineAlone:
 
 def main() -> None:
     from convlens import image
+    from convlens.engine.backend import graphs_beside
+    from convlens.engine.engine import Engine
     from convlens.gallery import Gallery
     from convlens.models import unpack
-    from convlens.runtime.torch_ import keep_freed_memory
-    from convlens.service.engine import Engine
-    from convlens.service.graphs import graphs_beside
-    from convlens.service.request import Request, parse_params
+    from convlens.protocol.params import Request, parse_params
+    from convlens.runtime.torch_runtime import keep_freed_memory
 
     folder, picture, threads = Path(sys.argv[1]), image.read(sys.argv[2]), int(sys.argv[3])
     keep_freed_memory()

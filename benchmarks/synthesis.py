@@ -25,12 +25,12 @@ from table import RESULTS, interleaved, ratios, show, write
 from convlens import load
 from convlens.instrument import AveragePools, UpTo
 from convlens.models import Classifier
-from convlens.runtime.torch_ import keep_freed_memory
-from convlens.synth.ascent import Ascent
-from convlens.synth.dream import Dream
-from convlens.synth.invert import Invert
-from convlens.synth.quilt import Quilt
-from convlens.synth.texture import Texture
+from convlens.runtime.torch_runtime import keep_freed_memory
+from convlens.synth.deepdream import Dream
+from convlens.synth.feature_inversion import Invert
+from convlens.synth.gradient_ascent import Ascent
+from convlens.synth.gram_texture import Texture
+from convlens.synth.quilting import Quilt
 
 LONG = 10**6
 

@@ -25,8 +25,8 @@ import skimage
 from table import RESULTS, show, write
 
 from convlens.models import DEFAULT, load, pack
-from convlens.serving import archive, rest, server
-from convlens.serving.model_config import ArchiveOptions
+from convlens.torchserve import archive, rest, server
+from convlens.torchserve.archive_config import ArchiveOptions
 from export.bundle import BESIDE, bundle
 
 EMPTY, TORCH, ONNX = "empty", "torch", "onnx"

@@ -16,13 +16,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from convlens.version import __version__ as __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convlens import colour, explain, gallery, image, inside, models
+    from convlens import explain, gallery, image, inspection, models, visualization
+    from convlens import inspection as inside
+    from convlens import visualization as colour
     from convlens.client import Client, GrpcClient
     from convlens.errors import ConvLensError
-    from convlens.explain import ForwardPass, methods, run
+    from convlens.explain import ForwardPass, run
+    from convlens.explain import available_methods as methods
     from convlens.models import load
 
 _HOMES = {
@@ -31,10 +34,10 @@ _HOMES = {
     "ForwardPass": "convlens.explain",
     "GrpcClient": "convlens.client",
     "load": "convlens.models",
-    "methods": "convlens.explain",
     "run": "convlens.explain",
 }
-_PARTS = ("colour", "explain", "gallery", "image", "inside", "models")
+_PARTS = ("explain", "gallery", "image", "inspection", "models", "visualization")
+_EARLIER_NAMES = {"colour": "visualization", "inside": "inspection"}
 
 __all__ = [
     "Client",
@@ -46,16 +49,21 @@ __all__ = [
     "gallery",
     "image",
     "inside",
+    "inspection",
     "load",
     "methods",
     "models",
     "run",
+    "visualization",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    name = _EARLIER_NAMES.get(name, name)
     if name in _PARTS:
         return importlib.import_module(f"convlens.{name}")
+    if name == "methods":  # ``convlens.explain.methods`` is the folder of their files
+        return importlib.import_module("convlens.explain").available_methods
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'convlens' has no attribute {name!r}")

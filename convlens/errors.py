@@ -97,3 +97,8 @@ def near_matches(given: str, known: Iterable[str], *, most: int = 5) -> str:
     """``; did you mean a, b?`` for the known names nearest to the given one, or the empty string."""
     close = difflib.get_close_matches(given.lower(), list(known), n=most, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def error_type(error: ConvLensError) -> str:
+    """The name of its class here, or of the nearest of its bases here."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)

@@ -221,3 +221,7 @@ class Reply:
     timing_ms: Mapping[str, float]
     runtime: str = ""
     placement: Placement | None = None
+
+
+def no_op(*_: object) -> None:
+    """The callback of a caller that does not watch."""

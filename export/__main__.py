@@ -14,11 +14,11 @@ from pathlib import Path
 
 from convlens.errors import ConvLensError
 from convlens.models import DEFAULT, load
-from convlens.runtime.contract import GRADIENTS, KINDS
+from convlens.runtime.graph_contract import GRADIENTS, KINDS
 from export.bundle import ALONE, bundle
+from export.compatibility import FAMILIES, Row, markdown, rows
+from export.exporter import export
 from export.options import OPSET, STRATEGIES
-from export.table import FAMILIES, Row, markdown, rows
-from export.write import export
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

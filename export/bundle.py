@@ -11,11 +11,11 @@ from pathlib import Path
 
 import convlens
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
-from convlens.folders import replaced
 from convlens.models import Classifier
 from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
-from convlens.runtime.contract import Kind, Strategy, labels_sha256
-from export.write import ExportReport, export
+from convlens.runtime.graph_contract import Kind, Strategy, labels_sha256
+from convlens.utils.files import replaced
+from export.exporter import ExportReport, export
 
 # Beside a network: what makes its sweeps faster. Without one: all that there is; sweeps then go through the embedding's
 # graph in batches, on a CPU as fast as in a graph of their own, whose loop ONNX Runtime keeps in memory twice.

@@ -9,7 +9,7 @@ from typing import get_args
 from convlens.errors import RequestError, near_matches
 from convlens.instrument import layer_of
 from convlens.models import Classifier
-from convlens.runtime.contract import GRADIENTS, KINDS, Kind, Strategy
+from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
 
 # 18 is the first that torch's exporter writes, 23 the last that it knows; 20 is its own choice.

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
 from convlens.errors import RequestError, UnsupportedModelError
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.windows import Windows
 from convlens.instrument import tapped
 from convlens.models import Classifier
-from convlens.runtime.contract import (
+from convlens.runtime.graph_contract import (
     EMBEDDING,
     FILL,
     GRADIENT,
@@ -33,12 +33,12 @@ from convlens.runtime.contract import (
     SweepGeometry,
 )
 from convlens.types import ModelSpec
-from export.gradients import RULES, Gradient, is_open, require_rule, unrolled
-from export.gradients_operators import TRANSLATIONS
-from export.graphs import Embedding, Features, FromPicture, HiddenScores, Scores
-from export.incremental.sweep import Sweep, recomputing
+from export.gradients.custom_ops import TRANSLATIONS
+from export.gradients.tracing import RULES, Gradient, is_open, require_rule, unrolled
+from export.incremental.builder import Sweep, recomputing
 from export.options import Options
-from export.sweep import LEFTS, TOPS, chunk_size, looped
+from export.sweep_loop import LEFTS, TOPS, chunk_size, looped
+from export.wrappers import Embedding, Features, FromPicture, HiddenScores, Scores
 
 # Not 1, which the exporter would take for a constant, and not one of those that the graph is then compared at.
 TRACED_BATCH = 2

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from convlens.engine.backend import graphs_beside
+from convlens.engine.engine import Engine
 from convlens.gallery import Gallery
 from convlens.models import unpack
-from convlens.runtime.torch_ import keep_freed_memory
-from convlens.service import logs
-from convlens.service.engine import Engine
-from convlens.service.graphs import graphs_beside
-from convlens.service.worker import Worker, engine_options, given_gpu, section
+from convlens.runtime.torch_runtime import keep_freed_memory
+from convlens.serving import structured_logging
+from convlens.serving.handler import Worker, engine_options, given_gpu, section
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class ConvLensHandler(Worker):
 
     def initialize(self, context: Any) -> None:
         """Load the archive's model, graphs and gallery; what it raises makes the worker fail to start."""
-        logs.setup()
+        structured_logging.setup()
         config, gpu = section(context), given_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()

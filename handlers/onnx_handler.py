@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from convlens.explain.graphs import GraphModel
+from convlens.engine.engine import Engine
+from convlens.explain.onnx_forward import GraphModel
 from convlens.gallery import Gallery
-from convlens.runtime.torch_ import give_back_freed_memory
-from convlens.service import logs
-from convlens.service.engine import Engine
-from convlens.service.worker import Worker, engine_options, given_gpu, section
+from convlens.runtime.torch_runtime import give_back_freed_memory
+from convlens.serving import structured_logging
+from convlens.serving.handler import Worker, engine_options, given_gpu, section
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class OnnxHandler(Worker):
 
     def initialize(self, context: Any) -> None:
         """Open the archive's graphs and gallery; what it raises makes the worker fail to start."""
-        logs.setup()
+        structured_logging.setup()
         config, gpu = section(context), given_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         model = GraphModel.open(

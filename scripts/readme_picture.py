@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convlens import colour, image, load
-from convlens.cli.demo import gallery_for
-from convlens.cli.photographs import photographs
+from convlens import image, load, visualization
+from convlens.cli.demo import gallery_for, photographs
+from convlens.engine.engine import Engine
 from convlens.gallery import Gallery
-from convlens.service.engine import Engine
-from convlens.service.request import Request, parse_params
+from convlens.protocol.params import Request, parse_params
 from convlens.types import Bytes8, Explanation, Neighbourhood, Reply
 
 PICTURES = ("coffee.png", "astronaut.png", "chelsea.png")
@@ -41,7 +40,7 @@ def main() -> None:
         views = [image.prepare(picture, classifier.spec).view_HWC, *map(_drawn, reply.explanations)]
         tiles += [np.asarray(Image.fromarray(view).resize((SIDE, SIDE), Image.Resampling.LANCZOS)) for view in views]
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_bytes(image.encode_jpeg(colour.grid(tiles, columns=1 + len(METHODS), gap=4), quality=90))
+    TARGET.write_bytes(image.encode_jpeg(visualization.grid(tiles, columns=1 + len(METHODS), gap=4), quality=90))
 
 
 def _drawn(one: Explanation) -> Bytes8:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from convlens.models import load
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.runtime.torch_runtime import keep_freed_memory
 from export.bundle import Bundle, bundle
 
 

@@ -13,10 +13,10 @@ from nets import CPU, pictures
 from PIL import Image
 from torch import Tensor, nn
 
+from convlens.engine.engine import Engine, EngineOptions
 from convlens.gallery import Gallery
 from convlens.models import Classifier
-from convlens.service.engine import Engine, EngineOptions
-from convlens.service.request import Request, parse_params
+from convlens.protocol.params import Request, parse_params
 from convlens.types import Attribution, ModelSpec, Reply
 
 SIDE = 24

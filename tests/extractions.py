@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from convlens.bulk.embedder import Embedder, torch_embedder
-from convlens.bulk.extracting import Extraction, extract
-from convlens.bulk.sources import pictures_of
+from convlens.features.embedder import Embedder, torch_embedder
+from convlens.features.extract import Extraction, extract
+from convlens.features.image_list import pictures_of
 from convlens.models import Classifier
 
 TESTS = Path(__file__).parent

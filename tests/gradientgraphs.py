@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from convlens.models import Classifier
-from convlens.runtime.contract import GradientKind
-from convlens.runtime.onnx_ import OnnxRuntime
-from export.gradients import RULES, Gradient, unrolled
-from export.write import export
+from convlens.runtime.graph_contract import GradientKind
+from convlens.runtime.onnx_runtime import OnnxRuntime
+from export.exporter import export
+from export.gradients.tracing import RULES, Gradient, unrolled
 
 
 def small(module: nn.Module, *, classes: int = 3, crop: int = 12) -> Classifier:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hostilefiles import WHOLE
 
-from convlens.serving.server import Server
+from convlens.torchserve.server import Server
 
 PICTURE = WHOLE["PNG"]
 FORM = {"Content-Type": "multipart/form-data; boundary=XX"}

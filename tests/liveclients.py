@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from convlens.client import Asking
+from convlens.client import BaseClient
 
-Connect = Callable[..., Asking]
+Connect = Callable[..., BaseClient]
 
 # The entry of a small network whose labels are no ASCII.
 FOREIGN = "foreign"

@@ -11,7 +11,7 @@ import grpc
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.serving.server import Server
+from convlens.torchserve.server import Server
 
 _BYTES = 134_217_728
 _OPTIONS = [

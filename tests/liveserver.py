@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 import skimage
 
-from convlens.service.engine import Engine
-from convlens.serving.server import Server
+from convlens.engine.engine import Engine
+from convlens.torchserve.server import Server
 
 # Two entries of one model: QUICK answers a lone request at once, BATCHED waits for others to share its forward pass.
 QUICK, BATCHED = "convlens", "batched"

@@ -18,9 +18,9 @@ from typing import Any
 import httpx
 from manifests import DEPLOY
 
-from convlens.serving import archive, config, server
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.server import Server
+from convlens.torchserve import archive, server, server_config
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.server import Server
 
 START = DEPLOY / "proxy" / "start.sh"
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])  # where nginx lies, for root alone
@@ -121,7 +121,7 @@ def proxied(behind: Server, **given: str) -> Iterator[Proxy]:
 
 
 def two_free_ports() -> tuple[int, int]:
-    ports = config.free_ports()
+    ports = server_config.free_ports()
     return ports.inference, ports.metrics
 
 

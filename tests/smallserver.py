@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 import psutil
 
-from convlens.cli.photographs import gallery_views
+from convlens.cli.demo import gallery_views
 from convlens.gallery import build_from
 from convlens.models import load, pack
-from convlens.serving import archive, config, launch, server
-from convlens.serving.config import LOOPBACK
-from convlens.serving.java import find_java
-from convlens.serving.launch import Settings
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.server import Server
+from convlens.torchserve import archive, launcher, server, server_config
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.java import find_java
+from convlens.torchserve.launcher import Settings
+from convlens.torchserve.server import Server
+from convlens.torchserve.server_config import LOOPBACK
 
 SMALL = "small"
 QUEUE = 24  # requests that may wait for its worker
@@ -55,11 +55,11 @@ def built(name: str, folder: Path, **options: object) -> Path:
 @contextmanager
 def hurried(archives: Mapping[str, Path], run_dir: Path, *, first: str) -> Iterator[Server]:
     """As ``server.running``, which gives up where one model does not load; this waits for the model ``first`` alone."""
-    ports = config.free_ports()
-    run_dir = launch.fresh(run_dir)
-    launch.write_config(run_dir, archives, ports=ports, auth=True, settings=Settings())
-    temp = launch.temp_dir()
-    process = launch.launch(find_java() / "bin" / "java", run_dir, temp, threads=1)
+    ports = server_config.free_ports()
+    run_dir = launcher.fresh(run_dir)
+    launcher.write_config(run_dir, archives, ports=ports, auth=True, settings=Settings())
+    temp = launcher.temp_dir()
+    process = launcher.launch(find_java() / "bin" / "java", run_dir, temp, threads=1)
     started = Server(tuple(archives), ports, run_dir, True, temp, process)
     try:
         wait_for(started, first, within_s=60)

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from convlens import explain
 from convlens.cli.main import COMMANDS, build
-from convlens.service.media import Media
-from convlens.service.request import Params
-from convlens.service.schema import STATUSES, json_schema
+from convlens.protocol.negotiation import Media
+from convlens.protocol.params import Params
+from convlens.serving.openapi import STATUSES, json_schema
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def test_every_json_block_parses(block: str) -> None:
 
 
 def test_the_table_of_methods_is_the_registry_s() -> None:
-    for name in explain.methods():
+    for name in explain.available_methods():
         method = explain.get(name)
         assert f"| `{name}` | {method.shows.rstrip('.')} | {method.does_not_show.rstrip('.')} |" in README
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from convlens.synth.job import Outcome, Work
+from convlens.synth.base import Outcome, SynthesisRun
 
 
-def finished(work: Work) -> Outcome:
+def finished(work: SynthesisRun) -> Outcome:
     while work.done < work.total:
         work.step()
     return work.finish()
 
 
-def put_away(work: Work, fresh: Work) -> Work:
+def put_away(work: SynthesisRun, fresh: SynthesisRun) -> SynthesisRun:
     """``fresh`` where ``work`` stood, by way of a file's bytes."""
     memory = io.BytesIO()
     torch.save({"work": work.state(), "total": work.total}, memory)
@@ -29,7 +29,7 @@ def put_away(work: Work, fresh: Work) -> Work:
     return fresh
 
 
-def assert_resumes(begin: Callable[[], Work], *, every: int = 1) -> None:
+def assert_resumes(begin: Callable[[], SynthesisRun], *, every: int = 1) -> None:
     """Put away after every so many steps, it ends with the same values and the same pictures, bit by bit."""
     whole, values = begin(), []
     while whole.done < whole.total:

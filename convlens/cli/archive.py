@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from convlens import explain
+from convlens.cli.archive_cache import Runtime, current_archive, graphs_for
 from convlens.cli.console import out, step
 from convlens.cli.options import MODEL
-from convlens.cli.packing import Runtime, current_archive, graphs_for
+from convlens.engine.backend import graphs_beside
 from convlens.errors import RequestError
-from convlens.explain.graphs import GraphModel
+from convlens.explain.onnx_forward import GraphModel
 from convlens.gallery import Gallery
 from convlens.models import Classifier, load
-from convlens.service.graphs import graphs_beside
-from convlens.serving.entries import SUFFIX
-from convlens.serving.model_config import ArchiveOptions
+from convlens.torchserve.archive import SUFFIX
+from convlens.torchserve.archive_config import ArchiveOptions
 
 
 def archive(

@@ -1,30 +1,81 @@
-"""``convlens demo``: the whole way, from a model's name to a report, through a live TorchServe."""
+"""scikit-image's own photographs: the demo's pictures, and other views of them for its gallery.
+
+``convlens demo``: the whole way, from a model's name to a report, through a live TorchServe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image, ImageEnhance, ImageOps
 
 from convlens import image
+from convlens.cli.archive_cache import current_archive, graphs_for
 from convlens.cli.console import console, counted, out, step
 from convlens.cli.options import MODEL, method_params, wanted_names
-from convlens.cli.output import Answer, write_report
-from convlens.cli.packing import current_archive, graphs_for
-from convlens.cli.photographs import gallery_views, photographs
-from convlens.cli.table import show_table
+from convlens.cli.results import Answer, show_table, write_report
 from convlens.client import Client
-from convlens.client.pictures import GREY
-from convlens.client.tokens import VARIABLE
-from convlens.errors import GalleryError, RequestError
+from convlens.client.auth import VARIABLE
+from convlens.client.base import GREY
+from convlens.errors import ConvLensError, GalleryError, RequestError
 from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
-from convlens.runtime.torch_ import keep_freed_memory
-from convlens.service.request import parse_params
-from convlens.serving import server
+from convlens.protocol.params import parse_params
+from convlens.runtime.torch_runtime import keep_freed_memory
+from convlens.torchserve import server
+
+# Name of the file in skimage/data -> what it shows.
+PHOTOGRAPHS = {
+    "chelsea.png": "cat",
+    "coffee.png": "espresso",
+    "rocket.jpg": "rocket",
+    "motorcycle_left.png": "motorcycle",
+    "astronaut.png": "astronaut",
+}
+_MORE = {
+    "brick.png": "brick",
+    "grass.png": "grass",
+    "gravel.png": "gravel",
+    "coins.png": "coins",
+    "hubble_deep_field.jpg": "stars",
+}
+
+
+def photographs() -> dict[str, Path]:
+    """The demo's pictures by file name."""
+    return {name: _folder() / name for name in PHOTOGRAPHS}
+
+
+def gallery_views() -> Iterator[tuple[str, str, Image.Image]]:
+    """(id, label, picture) of every view: none is a picture of the demo itself, all differ from it pixel by pixel."""
+    for name, label in (PHOTOGRAPHS | _MORE).items():
+        picture = image.read(_folder() / name)
+        for view, seen in _views(picture).items():
+            yield f"{Path(name).stem}-{view}", label, seen
+
+
+def _views(picture: Image.Image) -> dict[str, Image.Image]:
+    width, height = picture.size
+    return {
+        "mirrored": ImageOps.mirror(picture),
+        "left": picture.crop((0, 0, int(width * 0.7), height)),
+        "right": picture.crop((int(width * 0.3), 0, width, height)),
+        "close": ImageOps.mirror(picture.crop((width // 5, height // 5, width - width // 5, height - height // 5))),
+        "dark": ImageEnhance.Brightness(ImageOps.mirror(picture)).enhance(0.6),
+    }
+
+
+def _folder() -> Path:
+    try:
+        import skimage
+    except ImportError as error:
+        raise ConvLensError("the demo's photographs come with scikit-image; pip install 'convlens[demo]'") from error
+    return Path(skimage.__file__).parent / "data"
+
 
 NAME = "convlens"
 METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"

@@ -11,16 +11,15 @@ import typer
 
 from convlens import image
 from convlens.cli.console import console, counted, out, step
-from convlens.cli.graphs import open_model, opened_graphs
+from convlens.cli.models import open_model, opened_graphs
 from convlens.cli.options import MODEL, NEURON, asked_target, method_params, wanted_names
-from convlens.cli.output import Answer, write_folder
-from convlens.cli.table import show_table
+from convlens.cli.results import Answer, show_table, write_folder
+from convlens.engine.engine import Engine
 from convlens.errors import ConvLensError
 from convlens.gallery import Gallery
-from convlens.gallery.sources import picture_files
-from convlens.runtime.torch_ import keep_freed_memory
-from convlens.service.engine import Engine
-from convlens.service.request import Params, Request, parse_params
+from convlens.gallery.builder import picture_files
+from convlens.protocol.params import Params, Request, parse_params
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Reply, Step
 
 BATCH = 4

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from convlens.bulk.batches import BATCH
-from convlens.bulk.embedder import open_embedder
-from convlens.bulk.extracting import Extraction, extract
-from convlens.bulk.layouts import Format
-from convlens.bulk.sources import pictures_of
 from convlens.cli.console import console, out, rated, step
 from convlens.cli.options import MODEL
+from convlens.features.embedder import open_embedder
+from convlens.features.extract import Extraction, extract
+from convlens.features.image_list import pictures_of
+from convlens.features.loader import BATCH
+from convlens.features.row_files import Format
 from convlens.models import load
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.runtime.torch_runtime import keep_freed_memory
 
 
 def features(
@@ -61,7 +61,7 @@ def features(
 
 
 def _spread(ray: str, files: dict[str, Path], output: Path, model: str, graph: Path | None, **options: Any) -> None:
-    from convlens.jobs.ray_ import extract_on
+    from convlens.jobs.ray_cluster import extract_on
 
     with rated("extracting", len(files)) as show:
         watched: dict[str, Any] = {"on_step": lambda pictures, _: show(pictures)}

@@ -18,11 +18,11 @@ from convlens.cli.options import MODEL
 from convlens.gallery import BuildReport, Gallery
 from convlens.gallery import add as add_pictures
 from convlens.gallery import build as build_gallery
-from convlens.gallery.features import FeatureSpace
-from convlens.gallery.indexing import Wanted
-from convlens.gallery.sources import picture_files
+from convlens.gallery.builder import picture_files
+from convlens.gallery.index import Wanted
+from convlens.gallery.vectors import FeatureSpace
 from convlens.models import load
-from convlens.runtime.torch_ import TorchRuntime, keep_freed_memory
+from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
 from convlens.types import Neighbour
 
 app = typer.Typer(help="Galleries for nearest neighbours.", no_args_is_help=True)

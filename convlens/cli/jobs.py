@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from convlens.cli.console import console, out
 from convlens.errors import RequestError
 from convlens.jobs import Entry, read_batch, run_batch, run_job
-from convlens.jobs import running as jobs_running
-from convlens.jobs.video import require_video
-from convlens.synth.job import Job, find, kinds
+from convlens.jobs import runner as jobs_running
+from convlens.jobs.results import require_video
+from convlens.synth.base import Job, find, kinds
 
 OUTPUT = typer.Option("--output", "-o", help="Folder of the job; the same command goes on where it was cut short.")
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
@@ -42,7 +42,7 @@ def run(
         require_video()
     entries = read_batch(batch)
     if ray:
-        from convlens.jobs.ray_ import run_batch_on
+        from convlens.jobs.ray_cluster import run_batch_on
 
         ended = run_batch_on(ray, entries, output, device=device, video=video)
     else:

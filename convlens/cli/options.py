@@ -19,7 +19,7 @@ METHODS = typer.Option(help="Explanations, comma-separated; or `all`.")
 def wanted_names(methods: str) -> list[str]:
     """The methods' names, each checked; ``all`` stands for every one but neighbours, which needs a gallery."""
     if methods.strip() == "all":
-        return [name for name in explain.methods() if name != "neighbours"]
+        return [name for name in explain.available_methods() if name != "neighbours"]
     names = [name.strip() for name in methods.split(",") if name.strip()]
     for name in names:
         explain.get(name)

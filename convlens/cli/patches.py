@@ -14,20 +14,19 @@ import typer
 
 import convlens
 from convlens import image
-from convlens.bulk.sources import pictures_of
 from convlens.cli.console import console, counted, out, rated, step
 from convlens.cli.options import MODEL
-from convlens.cli.output import MANIFEST
+from convlens.cli.results import MANIFEST
 from convlens.errors import RequestError
-from convlens.folders import replaced
-from convlens.inside.drawing_patches import channel_sheet, crop, cut_gradient, shown
-from convlens.inside.fields import Box
-from convlens.inside.neurons import Backprop, NeuronGradients
-from convlens.inside.patches import Patch, Patches, find_patches
+from convlens.explain.neurons import Backprop, NeuronGradients
+from convlens.features.image_list import pictures_of
+from convlens.inspection.patches import Patch, Patches, channel_sheet, crop, cut_gradient, find_patches, shown
+from convlens.inspection.receptive_field import Box
 from convlens.models import Classifier, load
-from convlens.report.patches import ChannelRow, render_patches
-from convlens.runtime.torch_ import keep_freed_memory
+from convlens.report.pages import ChannelRow, render_patches
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Bytes8, Floats
+from convlens.utils.files import replaced
 
 TABLE, PAGE, SHEETS = "patches.csv", "report.html", "channels"
 

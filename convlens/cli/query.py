@@ -1,4 +1,7 @@
-"""``convlens query``: pictures to a running server, its answers to a table and, where asked, to a folder."""
+"""``convlens query``: pictures to a running server, its answers to a table and, where asked, to a folder.
+
+``convlens probe``: whether a server answers, for health checks.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ from PIL import Image
 from convlens import client, image
 from convlens.cli.console import console, counted, out
 from convlens.cli.options import NEURON, asked_target, method_params, wanted_names
-from convlens.cli.output import Answer, write_folder
-from convlens.cli.table import show_table
-from convlens.client.tokens import VARIABLE
+from convlens.cli.results import Answer, show_table, write_folder
+from convlens.client.auth import VARIABLE
 from convlens.errors import ConvLensError, RequestError
-from convlens.service.request import Params, parse_params
+from convlens.protocol.params import Params, parse_params
+from convlens.torchserve.health import MODEL, TIMEOUT_S, URL, ended
 from convlens.types import Attribution, Reply
 
 _SIDE = 224  # of a picture in the report that no map gives a size
@@ -77,7 +80,7 @@ def _params(methods: str, option: Sequence[str], target: dict[str, Any], topk: i
 
 
 def _answer_all(
-    asked: client.Asking, paths: Sequence[Path], params: Params, *, at_once: int
+    asked: client.BaseClient, paths: Sequence[Path], params: Params, *, at_once: int
 ) -> tuple[list[Answer], list[tuple[Path, ConvLensError]]]:
     answers: list[Answer] = []
     failed: list[tuple[Path, ConvLensError]] = []
@@ -100,3 +103,16 @@ def _view(path: Path, reply: Reply) -> bytes:
     height, width = shapes[0][2:] if shapes else (_SIDE, _SIDE)
     seen = picture.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return image.encode_png(np.asarray(seen))
+
+
+def probe(
+    url: Annotated[str, typer.Option(help="Inference address of the server.")] = URL,
+    model: Annotated[list[str] | None, typer.Option(help=f"Model entry; may be repeated; default: {MODEL}.")] = None,
+    grpc: Annotated[str, typer.Option(help="Ask this HOST:PORT over gRPC instead.")] = "",
+    key_file: Annotated[
+        Path | None, typer.Option(help="File with the token; default: $CONVLENS_TOKEN, then one at hand.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for all entries together.")] = TIMEOUT_S,
+) -> None:
+    """Ask every model entry for a tiny inference: exit code 0 where each answers, else 1 and a line why."""
+    raise typer.Exit(ended(url, model or [MODEL], grpc=grpc, key_file=key_file, timeout_s=timeout))

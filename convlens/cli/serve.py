@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
+from convlens.cli.archive_cache import current_archive, graphs_for
 from convlens.cli.console import out, step
 from convlens.cli.demo import NAME, gallery_for, probe, say
 from convlens.cli.options import MODEL
-from convlens.cli.packing import current_archive, graphs_for
 from convlens.errors import ServerError
 from convlens.models import load
-from convlens.serving import config, server
-from convlens.serving.entries import entries
-from convlens.serving.server import Server
+from convlens.torchserve import server, server_config
+from convlens.torchserve.archive import entries
+from convlens.torchserve.server import Server
 
 RUN_DIR = Path(".convlens") / "server"
 
@@ -34,7 +34,7 @@ def serve(
 ) -> None:
     """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl lines to try."""
     path = archive or _default_archive(model, store)
-    ports = replace(config.free_ports(), inference=port)
+    ports = replace(server_config.free_ports(), inference=port)
     with server.running(
         archives=entries(path, name=path.stem), run_dir=RUN_DIR, ports=ports, auth=auth, probe=probe, on_step=say
     ) as live:

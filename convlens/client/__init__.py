@@ -1,4 +1,4 @@
-"""Asking a ConvLens server: over REST by ``Client``, over gRPC by ``GrpcClient``; both give the library's own values.
+"""Asks a ConvLens server: over REST by ``Client``, over gRPC by ``GrpcClient``; both give the library's own values.
 
 with Client("http://127.0.0.1:8080", key_file="key_file.json") as client:
     reply = client.explain("cat.jpg", methods=["saliency"])
@@ -13,21 +13,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convlens.client.asking import Asking
+    from convlens.client.base import BaseClient
     from convlens.client.errors import FrontendError, RemoteError, UnreachableError
-    from convlens.client.grpc_ import GrpcClient
-    from convlens.client.rest import Client
+    from convlens.client.grpc_client import GrpcClient
+    from convlens.client.http import Client
 
 _HOMES = {
-    "Asking": "convlens.client.asking",
-    "Client": "convlens.client.rest",
+    "BaseClient": "convlens.client.base",
+    "Client": "convlens.client.http",
     "FrontendError": "convlens.client.errors",
-    "GrpcClient": "convlens.client.grpc_",
+    "GrpcClient": "convlens.client.grpc_client",
     "RemoteError": "convlens.client.errors",
     "UnreachableError": "convlens.client.errors",
 }
 
-__all__ = ["Asking", "Client", "FrontendError", "GrpcClient", "RemoteError", "UnreachableError"]
+__all__ = ["BaseClient", "Client", "FrontendError", "GrpcClient", "RemoteError", "UnreachableError"]
 
 
 def __getattr__(name: str) -> Any:

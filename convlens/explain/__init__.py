@@ -8,12 +8,12 @@ attribution = run_neurons("guided_backprop", forward, [Neuron("layer3", 12), Neu
 
 from __future__ import annotations
 
-from convlens.explain.base import Forward
-from convlens.explain.forward import ForwardPass, sweeps_of
-from convlens.explain.graphs import GraphForward, GraphModel
-from convlens.explain.neuron import NeuronPass, require_neurons, run_neurons
-from convlens.explain.registry import Method, explainer, get, methods, run
+from convlens.explain.forward import Forward
+from convlens.explain.neurons import NeuronPass, require_neurons, run_neurons
+from convlens.explain.onnx_forward import GraphForward, GraphModel
+from convlens.explain.registry import Method, available_methods, explainer, get, run
 from convlens.explain.scores import Scorer
+from convlens.explain.torch_forward import ForwardPass, sweeps_of
 
 __all__ = [
     "Forward",
@@ -23,9 +23,9 @@ __all__ = [
     "Method",
     "NeuronPass",
     "Scorer",
+    "available_methods",
     "explainer",
     "get",
-    "methods",
     "require_neurons",
     "run",
     "run_neurons",

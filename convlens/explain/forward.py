@@ -1,169 +1,140 @@
-"""A batch through a network by torch: one forward pass, from which every explainer takes what it needs."""
+"""What an explainer may ask of a batch that went through a network, whoever ran it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.explain.base import Forward, OnStep, ignore
-from convlens.explain.half import HalfTorch
-from convlens.explain.scores import finite
-from convlens.explain.sweeps import Sweeps
-from convlens.explain.ways import Batches, Way
+from convlens.errors import ModelError, TargetError
+from convlens.explain.scores import scores_of
+from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
-from convlens.instrument import ReluRule, RuledRelus, refuse_unruled, require_eval, tapped
-from convlens.models import Classifier
-from convlens.runtime.torch_ import TorchRuntime, as_input, pooled
-from convlens.types import Floats, Ints, ScoreKind
+from convlens.instrument import ReluRule
+from convlens.types import Attribution, Floats, Ints, Meta, ModelSpec, ScoreKind, Step
 
-T = TypeVar("T")
+OnStep = Callable[[Step], None]
 
 
-class ForwardPass(Forward):
-    """A batch through a classifier; otherwise as ``Forward``.
+class Forward(ABC):
+    """A batch of normalised pictures and, computed when first asked for, what the network makes of them.
 
-    Logits, embeddings and the gradients by every ReLU rule come from one recorded forward; without a gradient method
-    a forward without a graph serves. ``sweeps`` defaults to the model itself, by torch. Raises ModelError for a model
-    in training mode, and, when scores are read, for one that gives NaN or infinity.
+    ``x_NCHW`` is float, normalised as ``spec`` says; ``sweeps`` are the ways of making occlusion sweeps, ``gallery``
+    holds the pictures that neighbours are sought in, ``on_step`` is told how far long work has come. ``runtime`` names
+    who answers.
     """
 
-    runtime = "torch"
+    runtime: str
 
     def __init__(
         self,
-        classifier: Classifier,
-        x_NCHW: Tensor | Floats,
+        spec: ModelSpec,
+        device: torch.device,
+        x_NCHW: Tensor,
         *,
-        sweeps: Sweeps | None = None,
-        gallery: Gallery | None = None,
-        on_step: OnStep = ignore,
+        sweeps: SweepAutotuner,
+        gallery: Gallery | None,
+        on_step: OnStep,
     ) -> None:
-        require_eval(classifier.module)
-        super().__init__(
-            classifier.spec,
-            classifier.device,
-            as_input(x_NCHW, classifier.module, classifier.device),
-            sweeps=sweeps or sweeps_of(classifier),
-            gallery=gallery,
-            on_step=on_step,
-        )
-        self.classifier = classifier
-        self._shared = _Shared(classifier, self.x_NCHW)
+        self.spec = spec
+        self.device = device
+        self.x_NCHW = x_NCHW
+        self.sweeps = sweeps
+        self.gallery = gallery
+        self.on_step = on_step
+        self._rows = np.arange(len(x_NCHW))
 
+    def select(self, rows: Sequence[int]) -> Self:
+        """Some of the rows, in the given order, sharing the forward that was or will be made for all."""
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        part._rows = self._rows[np.asarray(rows)]
+        part.x_NCHW = self.x_NCHW[torch.as_tensor(rows, device=self.x_NCHW.device)]
+        return part
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @abstractmethod
     def record(self) -> None:
-        self._shared.record()
+        """Make ready for gradients now, where that takes another forward, because they will be asked for."""
 
+    @abstractmethod
     def release(self) -> None:
-        self._shared.release()
+        """Let go of what only gradients need, for nobody will ask for more; asked all the same, it is made again."""
 
     @property
+    @abstractmethod
     def logits_NK(self) -> Floats:
-        return finite(self._shared.logits_NK[self._rows])
+        """ModelError where the model gave NaN or infinity."""
 
     @property
-    def embedding_ND(self) -> Floats:
-        return self._shared.embedding_ND[self._rows]
+    @abstractmethod
+    def embedding_ND(self) -> Floats: ...
 
-    def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
-        return self._shared.gradient(rule, self._rows, target_N, score, method)
+    @abstractmethod
+    def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor | Floats:
+        """d score(target) / d x, (N, C, H, W), the rule applied at every ReLU; UnsupportedModelError if it has none."""
 
     @property
+    @abstractmethod
     def counts(self) -> Mapping[str, int]:
-        shared = self._shared
-        return {"forwards": shared.forwards, "backwards": shared.backwards, "relu_calls": shared.relu_calls}
+        """``forwards`` and ``backwards`` made so far, and ``relu_calls`` met in them."""
 
+    def targets(self, given: Sequence[int] | Ints | None) -> Ints:
+        """The class to explain in each row: as given, or the predicted one. TargetError for one out of range."""
+        if given is None:
+            return np.asarray(self.logits_NK.argmax(axis=1))
+        target_N, classes = np.asarray(given), self.spec.classes
+        if target_N.shape != (len(self),) or target_N.dtype.kind not in "iu":
+            raise TargetError(f"{len(self)} pictures need as many integer targets; got {given!r}", field="target")
+        if ((target_N < 0) | (target_N >= classes)).any():
+            raise TargetError(
+                f"target {target_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target"
+            )
+        return target_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
 
-def sweeps_of(classifier: Classifier, graphs: Sequence[Way] = ()) -> Sweeps:
-    """The ways of sweeping with this model: its graphs, which are faster, then torch, and torch in half precision."""
-    module, device = classifier.module, classifier.device
-    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
-    return Sweeps([*graphs, Batches(runtime), Batches(HalfTorch(module, device), precision="half")])
+    def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
+        """The target's logit or probability, per row."""
+        return scores_of(self.logits_NK, kind)[np.arange(len(self)), target_N]
 
+    def meta(
+        self, kind: ScoreKind, *, started: float, runtime: str | None = None, ruled: bool = False, **more: Any
+    ) -> Meta:
+        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled``: ReLU rules were used."""
+        counts = self.counts
+        return Meta(
+            weights_sha256=self.spec.weights_sha256,
+            target_kind=kind,
+            input_space="normalised",
+            dtype=str(self.x_NCHW.dtype).removeprefix("torch."),
+            device=str(self.device),
+            runtime=runtime or self.runtime,
+            relu_calls_seen=counts["relu_calls"] if ruled else 0,
+            relu_calls_ruled=counts["relu_calls"] if ruled else 0,
+            forwards=counts["forwards"],
+            backwards=counts["backwards"],
+            seconds=time.perf_counter() - started,
+            **more,
+        )
 
-class _Shared:
-    """The forward itself, made once for all rows."""
-
-    def __init__(self, classifier: Classifier, x_NCHW: Tensor) -> None:
-        self._classifier = classifier
-        self._x_NCHW = x_NCHW
-        self._graph: tuple[Tensor, Tensor] | None = None
-        self._logits_NK: Floats | None = None
-        self._embedding_ND: Floats | None = None
-        self._rules = RuledRelus()
-        self._checked = False
-        self.forwards = 0
-        self.backwards = 0
-
-    @property
-    def relu_calls(self) -> int:
-        return self._rules.calls
-
-    @property
-    def logits_NK(self) -> Floats:
-        if self._logits_NK is None:
-            with torch.no_grad():
-                self._forward(self._x_NCHW)
-        return _require(self._logits_NK)
-
-    @property
-    def embedding_ND(self) -> Floats:
-        _ = self.logits_NK
-        return _require(self._embedding_ND)
-
-    def record(self) -> None:
-        if self._graph is None:
-            x = self._x_NCHW.detach().clone().requires_grad_()
-            with torch.enable_grad(), self._rules:
-                self._graph = x, self._forward(x)
-
-    def release(self) -> None:
-        self._graph = None
-
-    def gradient(self, rule: ReluRule, rows: Ints, target_N: Ints, kind: ScoreKind, method: str) -> Tensor:
-        self.record()
-        x, logits_NK = _require(self._graph)
-        if rule != "plain" and not self._checked:
-            refuse_unruled(logits_NK, method=method)
-            self._checked = True
-        grad = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
-        for turn in _turns(rows):
-            grad[turn] = self._backward(rule, x, logits_NK, rows[turn], target_N[turn], kind)
-        return grad
-
-    def _backward(
-        self, rule: ReluRule, x: Tensor, logits_NK: Tensor, rows: Ints, target_N: Ints, kind: ScoreKind
-    ) -> Tensor:
-        at = torch.as_tensor(rows, device=x.device), torch.as_tensor(target_N, device=x.device)
-        with torch.enable_grad():
-            score = (logits_NK.softmax(1) if kind == "probability" else logits_NK)[at].sum()
-        self._rules.set(rule)
-        self.backwards += 1
-        # autograd.grad and never backward(): the latter would fill, and compute, the gradients of all weights.
-        (grad,) = torch.autograd.grad(score, x, retain_graph=True)
-        return grad[at[0]]
-
-    def _forward(self, x: Tensor) -> Tensor:
-        layer = self._classifier.spec.embedding_layer
-        with tapped(self._classifier.module, inputs=[layer]) as tap:
-            logits_NK: Tensor = tap.module(x)
-        self.forwards += 1
-        self._logits_NK = logits_NK.detach().cpu().numpy()
-        # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
-        self._embedding_ND = pooled(tap.inputs.pop(layer).detach()).cpu().numpy()
-        return logits_NK
-
-
-def _turns(rows: Ints) -> Iterator[Ints]:
-    """Positions in ``rows``, in groups that hold no row twice: one backward pass would add up its gradients."""
-    turn_N = np.array([np.count_nonzero(rows[:n] == row) for n, row in enumerate(rows)])
-    for turn in np.unique(turn_N):
-        yield np.flatnonzero(turn_N == turn)
-
-
-def _require(value: T | None) -> T:
-    assert value is not None, "read before the forward pass was made"
-    return value
+    def attribution(
+        self,
+        method: str,
+        values_NCHW: Tensor | Floats,
+        target_N: Ints,
+        options: Mapping[str, Any],
+        meta: Meta,
+        extras: Mapping[str, Floats] | None = None,
+    ) -> Attribution:
+        """The result of a method for these rows; ModelError where the values are not finite."""
+        values = values_NCHW.detach().cpu().numpy() if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
+        if not np.isfinite(values).all():
+            raise ModelError(f"{method} gave NaN or infinity for this picture; the weights may be damaged")
+        score_N = self.scores(target_N, "probability" if meta.target_kind == "probability" else "logit")
+        return Attribution(values, score_N, target_N, method, dict(options), meta, dict(extras or {}))

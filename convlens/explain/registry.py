@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from convlens.errors import RequestError, UnsupportedModelError, near_matches
-from convlens.explain.base import Forward
-from convlens.explain.forward import ForwardPass
-from convlens.explain.sweeps import Sweeps
+from convlens.explain.forward import Forward
+from convlens.explain.sweeps.autotune import SweepAutotuner
+from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Ints, Result
 
 Needs = Literal["gradient", "scores", "embedding", "model"]
 Drawing = Literal["magnitude", "signed", "picture", "thumbnails"]
 Explainer = Callable[..., Result]
 Cost = Callable[[Mapping[str, Any], int], float]
-Pace = Callable[[Mapping[str, Any], int, Sweeps], str]
+Pace = Callable[[Mapping[str, Any], int, SweepAutotuner], str]
 Cheaper = Callable[[Mapping[str, Any]], tuple[str, range]]
 
 
@@ -28,7 +28,7 @@ def _few_forwards(_: Mapping[str, Any], __: int) -> float:
     return 3.0  # one forward and one backward, which costs about two
 
 
-def _one_pace(_: Mapping[str, Any], __: int, ___: Sweeps) -> str:
+def _one_pace(_: Mapping[str, Any], __: int, ___: SweepAutotuner) -> str:
     return ""
 
 
@@ -88,7 +88,7 @@ def explainer(
     return register
 
 
-def methods() -> tuple[str, ...]:
+def available_methods() -> tuple[str, ...]:
     """All names, sorted."""
     _import_all()
     return tuple(sorted(_METHODS))
@@ -96,7 +96,7 @@ def methods() -> tuple[str, ...]:
 
 def get(name: str) -> Method:
     """The method of that name, or RequestError with the names there are."""
-    known = methods()
+    known = available_methods()
     if name not in _METHODS:
         raise RequestError(
             f"no method {name!r}{near_matches(name, known)}; there are: {', '.join(known)}", field="method"
@@ -145,6 +145,6 @@ def _words(hint: Any) -> tuple[str, ...]:
 @functools.cache
 def _import_all() -> None:
     # Files are found, not listed, so that adding one edits nothing else.
-    package = importlib.import_module("convlens.explain")
+    package = importlib.import_module("convlens.explain.methods")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"convlens.explain.{module.name}")
+        importlib.import_module(f"convlens.explain.methods.{module.name}")

@@ -17,11 +17,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from convlens.gallery.entries import GalleryEntry
-from convlens.gallery.store import Gallery
-from convlens.gallery.writing import write
+from convlens.gallery.gallery import Gallery
+from convlens.gallery.writer import write
 
 if TYPE_CHECKING:
-    from convlens.gallery.building import BuildReport, add, build, build_from
+    from convlens.gallery.builder import BuildReport, add, build, build_from
 
 __all__ = ["BuildReport", "Gallery", "GalleryEntry", "add", "build", "build_from", "write"]
 
@@ -31,4 +31,4 @@ _BUILDING = ("BuildReport", "add", "build", "build_from")
 def __getattr__(name: str) -> Any:
     if name not in _BUILDING:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("convlens.gallery.building"), name)
+    return getattr(importlib.import_module("convlens.gallery.builder"), name)

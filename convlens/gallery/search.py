@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import GalleryError
-from convlens.gallery.indexing import IndexRecord, set_breadth
+from convlens.gallery.index import IndexRecord, set_breadth
 from convlens.types import Floats, Ints
 
 _MORE = 32  # candidates beyond those asked for; on real embeddings one round then nearly always suffices

@@ -6,9 +6,8 @@ makes any mode RGB; ``decoding``, ``preparing`` and ``encoding`` hold the public
 
 from __future__ import annotations
 
-from convlens.image.decoding import Limits, decode, read, read_bytes
-from convlens.image.encoding import encode_jpeg, encode_png, thumbnail
-from convlens.image.preparing import Prepared, denormalise, normalise, prepare, view
+from convlens.image.codec import Limits, decode, encode_jpeg, encode_png, read, read_bytes, thumbnail
+from convlens.image.preprocess import Prepared, denormalise, normalise, prepare, view
 
 __all__ = [
     "Limits",

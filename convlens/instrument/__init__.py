@@ -6,14 +6,10 @@ module never gets a hook, so threads cannot see each other and an exception has 
 
 from __future__ import annotations
 
-from convlens.instrument.guard import refuse_unruled
-from convlens.instrument.modules import layer_of, private_tree, require_eval
-from convlens.instrument.pooling import AveragePools
-from convlens.instrument.randomness import own_randomness
-from convlens.instrument.redirect import RedirectedRelus
-from convlens.instrument.relu import RULES, ReluRule, RuledRelus
-from convlens.instrument.stopping import UpTo
-from convlens.instrument.taps import Tap, tapped
+from convlens.instrument.function_modes import AveragePools, own_randomness
+from convlens.instrument.layer_hooks import Tap, UpTo, layer_of, private_tree, require_eval, tapped
+from convlens.instrument.relu_guard import refuse_unruled
+from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
 
 __all__ = [
     "RULES",

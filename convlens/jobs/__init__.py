@@ -6,8 +6,8 @@ run_job(Ascent(classes=("koala",)), Path("koala"))
 
 from __future__ import annotations
 
-from convlens.jobs.batches import Entry, read_batch, run_batch
-from convlens.jobs.describing import from_mapping, to_mapping
-from convlens.jobs.running import run_job
+from convlens.jobs.batch import Entry, read_batch, run_batch
+from convlens.jobs.config import from_mapping, to_mapping
+from convlens.jobs.runner import run_job
 
 __all__ = ["Entry", "from_mapping", "read_batch", "run_batch", "run_job", "to_mapping"]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from convlens.errors import JobError
-from convlens.jobs.files import CHECKPOINTS, write
-from convlens.synth.job import State
+from convlens.jobs.job_dir import CHECKPOINTS, write
+from convlens.synth.base import State
 
 _NAME = re.compile(r"step-(?P<done>[0-9]{6,})\.pt")
 _KEPT, _HASH = 2, 64

@@ -1,11 +1,14 @@
-"""What a finished work leaves, as files."""
+"""Frames as a video, where the optional imageio-ffmpeg is installed.
+
+What a finished work leaves, as files.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,43 @@ import numpy as np
 
 import convlens
 from convlens import image
-from convlens.jobs import files
-from convlens.jobs.losses import curve
-from convlens.jobs.video import write_video
+from convlens.errors import JobError
+from convlens.jobs import job_dir
+from convlens.jobs.job_dir import told
+from convlens.jobs.loss_log import curve
 from convlens.models import Classifier
-from convlens.report.job import Curve, Shown, render_job
-from convlens.synth.job import Job, Outcome, Work
+from convlens.report.pages import Curve, Shown, render_job
+from convlens.synth.base import Job, Outcome, SynthesisRun
+from convlens.types import Bytes8
+
+_RATE = 24
+
+
+def require_video() -> None:
+    """JobError where videos cannot be written."""
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise JobError("videos need the package imageio-ffmpeg: pip install 'convlens[video]'") from error
+
+
+def write_video(path: Path, frames: Sequence[Bytes8], *, rate: int = _RATE) -> None:
+    """H.264 in an .mp4, the whole file or none; sides are cut to even numbers, which the format wants."""
+    require_video()
+    import imageio.v2 as imageio
+
+    height, width = (length // 2 * 2 for length in frames[0].shape[:2])
+    draft = path.with_name(f".part.{path.name}")
+    with told(path):
+        try:
+            made: Any = imageio.get_writer(draft, fps=rate, codec="libx264", quality=8, macro_block_size=2)
+            with made as writer:
+                for frame in frames:
+                    writer.append_data(np.ascontiguousarray(frame[:height, :width]))
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
@@ -28,11 +62,11 @@ def write_outcome(out: Path, outcome: Outcome, *, video: bool) -> dict[str, str]
     """Pictures and figures as PNG, arrays as .npy; each file's sha256 by name."""
     made = {}
     for stem, picture in (*outcome.pictures.items(), *outcome.figures.items()):
-        made[f"{stem}.png"] = files.write(out / f"{stem}.png", image.encode_png(picture, level=6))
+        made[f"{stem}.png"] = job_dir.write(out / f"{stem}.png", image.encode_png(picture, level=6))
     for stem, values in outcome.arrays.items():
         memory = io.BytesIO()
         np.save(memory, np.asarray(values), allow_pickle=False)
-        made[f"{stem}.npy"] = files.write(out / f"{stem}.npy", memory.getvalue())
+        made[f"{stem}.npy"] = job_dir.write(out / f"{stem}.npy", memory.getvalue())
     if video and outcome.frames:
         path = out / "video.mp4"
         write_video(path, outcome.frames)
@@ -41,11 +75,11 @@ def write_outcome(out: Path, outcome: Outcome, *, video: bool) -> dict[str, str]
 
 
 def write_page(
-    out: Path, job: Job, work: Work, classifier: Classifier | None, outcome: Outcome, made: Mapping[str, str]
+    out: Path, job: Job, work: SynthesisRun, classifier: Classifier | None, outcome: Outcome, made: Mapping[str, str]
 ) -> None:
     """One page: results, curve, snapshots, description. Its pictures are files beside it."""
-    said = files.DESCRIPTION
-    snapshots = sorted((out / files.SNAPSHOTS).glob("step-*.jpg")) if (out / files.SNAPSHOTS).is_dir() else []
+    said = job_dir.DESCRIPTION
+    snapshots = sorted((out / job_dir.SNAPSHOTS).glob("step-*.jpg")) if (out / job_dir.SNAPSHOTS).is_dir() else []
     values = curve(out)
     page = render_job(
         title=f"{job.kind}: {_subject(job, outcome)}",
@@ -58,7 +92,7 @@ def write_page(
         figures=[Shown(f"{stem}.png", stem) for stem in outcome.figures],
         pictures=[Shown(f"{stem}.png", stem) for stem in outcome.pictures],
         snapshots=[
-            Shown(f"{files.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
+            Shown(f"{job_dir.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
             for path in snapshots
         ],
         curve=Curve("objective", values.get("objective", [])),
@@ -66,12 +100,12 @@ def write_page(
         found=_plain(outcome.facts),
         description=(out / said).read_text(encoding="utf-8"),
     )
-    files.write(out / files.PAGE, page.encode())
+    job_dir.write(out / job_dir.PAGE, page.encode())
 
 
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
     """Last: it says that all else is there."""
-    files.write(out / files.MANIFEST, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False).encode())
+    job_dir.write(out / job_dir.MANIFEST, json.dumps(manifest, indent=1, allow_nan=False, ensure_ascii=False).encode())
 
 
 def versions() -> dict[str, str]:

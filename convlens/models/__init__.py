@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convlens.models.classifier import Classifier, choose_device
-    from convlens.models.digest import weights_sha256
     from convlens.models.labels import find_class
-    from convlens.models.loading import DEFAULT, listing, load
-    from convlens.models.names import ModelName
-    from convlens.models.packing import pack, unpack
+    from convlens.models.loader import DEFAULT, listing, load
+    from convlens.models.model_id import ModelName
+    from convlens.models.package import pack, unpack
+    from convlens.models.weights import weights_sha256
 
 # No home may be called what it holds: importing `models/load.py` would bind the module to `models.load`.
 _HOMES = {
     "Classifier": "classifier",
     "choose_device": "classifier",
-    "weights_sha256": "digest",
+    "weights_sha256": "weights",
     "find_class": "labels",
-    "DEFAULT": "loading",
-    "listing": "loading",
-    "load": "loading",
-    "ModelName": "names",
-    "pack": "packing",
-    "unpack": "packing",
+    "DEFAULT": "loader",
+    "listing": "loader",
+    "load": "loader",
+    "ModelName": "model_id",
+    "pack": "package",
+    "unpack": "package",
 }
 
 __all__ = [

@@ -1,10 +1,17 @@
-"""State dicts: from a file, without running what a pickle may carry, and into a network, entry by entry."""
+"""State dicts: from a file, without running what a pickle may carry, and into a network, entry by entry.
+
+A fingerprint of a network's weights.
+
+The same untrained weights every time.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,7 @@ from convlens.errors import ModelError
 PICKLED = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *PICKLED)
 WRAPPERS = ("state_dict", "model")
+
 # What torch's careful unpickler stumbles over in a file that is cut short or no checkpoint at all.
 DAMAGED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 COUNTER = "num_batches_tracked"
@@ -130,3 +138,42 @@ def _few(what: str, names: Iterable[str], most: int = 4) -> str:
     listed = list(names)
     more = ", …" if len(listed) > most else ""
     return f"{len(listed)} {what} ({', '.join(listed[:most])}{more})" if listed else ""
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """The sha256 over the state dict: for each entry, sorted by name, its name, type, shape and raw bytes.
+
+    It does not depend on the device, on memory layout, or on the order of registration. Tensors are fed one by one, so
+    no second copy of the weights is made on the CPU.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelError(
+                f"the state dict's entry {name!r} is a {type(tensor).__name__}; only tensors can be hashed and packed"
+            )
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(_raw(tensor))
+    return digest.hexdigest()
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """The tensor's bytes in row-major order, whatever its type (numpy has no bfloat16, so they are viewed as bytes
+    first).
+    """
+    flat = tensor.detach().cpu().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Inside, torch's CPU generator starts from ``seed``; afterwards it stands where it stood before.
+
+    Only the CPU's: ``torch.manual_seed`` would reseed every GPU as well. Networks are built on the CPU.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)

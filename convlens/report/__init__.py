@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from convlens.report.page import render
-from convlens.report.rows import ReportRow
-from convlens.report.store import write
+from convlens.report.explanation_page import ReportRow, render, write
 
 __all__ = ["ReportRow", "render", "write"]

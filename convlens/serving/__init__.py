@@ -1,4 +1,1 @@
-"""Around TorchServe: the Java it runs on, its configuration, its process, and the archives it serves.
-
-Nothing here imports ``ts``: the server is a separate program, found and started, never a library.
-"""
+"""From wire to wire, knowing no server: requests in, replies out, metrics, logs and the published schemas."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.instrument import UpTo
 from convlens.models import Classifier
-from convlens.synth.pictures import channels_last, half_on_gpus
+from convlens.synth.images import channels_last, half_on_gpus
 
 
 @dataclass(frozen=True)

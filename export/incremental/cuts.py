@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.windows import Windows
 from convlens.types import Ints
-from export.incremental.reach import Span
-from export.incremental.reading import Network
+from export.incremental.intervals import Span
+from export.incremental.network import Network
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ import numpy as np
 
 from convlens.types import Ints
 from export.incremental.cuts import Patch
-from export.incremental.reach import Reach, Span
-from export.incremental.reading import Network, Step
+from export.incremental.intervals import Reach, Span
+from export.incremental.network import Network, Step
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import skimage
 
-from convlens.serving.config import free_ports
+from convlens.torchserve.server_config import free_ports
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 COMMAND = [sys.executable, "-c", "from convlens.cli.main import main; main()"]

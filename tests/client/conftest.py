@@ -13,15 +13,14 @@ import pytest
 from liveclients import BATCH, FOREIGN, LABELS, QUEUE, Connect
 from liveserver import QUICK, Live
 
-from convlens.cli.photographs import gallery_views
-from convlens.client import Asking, Client, GrpcClient
+from convlens.cli.demo import gallery_views
+from convlens.client import BaseClient, Client, GrpcClient
+from convlens.engine.engine import Engine, EngineOptions
 from convlens.gallery import Gallery, build_from
 from convlens.models import load, pack
-from convlens.service.engine import Engine, EngineOptions
-from convlens.serving import archive, server
-from convlens.serving.launch import Settings
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.processes import members
+from convlens.torchserve import archive, server
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.launcher import Settings, members
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +58,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 @pytest.fixture(params=["rest", "grpc"])
 def connect(request: pytest.FixtureRequest, live: Live) -> Iterator[Connect]:
     """Makes clients of the server, with its token unless another source is given; closed at the end."""
-    made: list[Asking] = []
+    made: list[BaseClient] = []
 
-    def client(**given: Any) -> Asking:
+    def client(**given: Any) -> BaseClient:
         if not given.keys() & {"token", "key_file"}:
             given["key_file"] = live.server.key_file
         if request.param == "rest":

@@ -14,7 +14,7 @@ from liveserver import PHOTOGRAPHS, Live, assert_same_map, photograph
 from PIL import Image
 
 from convlens import image
-from convlens.service.request import Request, parse_params
+from convlens.protocol.params import Request, parse_params
 from convlens.types import Attribution, Reply
 
 pytestmark = pytest.mark.live

@@ -48,7 +48,7 @@ def test_every_command_line_names_a_command_and_its_options() -> None:
 
 
 def test_every_call_setting_and_error_is_described() -> None:
-    calls = [name for name, _ in inspect.getmembers(client.Asking, inspect.isfunction) if not name.startswith("_")]
+    calls = [name for name, _ in inspect.getmembers(client.BaseClient, inspect.isfunction) if not name.startswith("_")]
     for name in set(calls) - {"close"}:
         assert f"| `{name}(" in TEXT
     for kind in (client.Client, client.GrpcClient):

@@ -12,9 +12,9 @@ import pytest
 from liveclients import BATCH, QUEUE, Connect
 from liveserver import Live, photograph
 
-from convlens.client import Asking, Client, FrontendError, GrpcClient, RemoteError, UnreachableError
+from convlens.client import BaseClient, Client, FrontendError, GrpcClient, RemoteError, UnreachableError
 from convlens.errors import ConvLensError, ServerError
-from convlens.serving.config import free_ports
+from convlens.torchserve.server_config import free_ports
 from convlens.types import Reply
 
 pytestmark = pytest.mark.live
@@ -125,7 +125,7 @@ def test_nobody_there() -> None:
             assert not client.ready()
 
 
-def flood(client: Asking) -> list[Reply | ConvLensError]:
+def flood(client: BaseClient) -> list[Reply | ConvLensError]:
     """More at once than the worker and its queue can hold."""
     crowd = 2 * (BATCH + QUEUE)
     return list(client.explain_many([photograph("rocket.jpg")] * crowd, at_once=crowd, methods=["saliency"]))

@@ -22,7 +22,7 @@ from convlens import explain, image
 from convlens.client import RemoteError
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.service.request import Request, parse_params
+from convlens.protocol.params import Request, parse_params
 from convlens.types import Attribution, Explanation, Neighbourhood, Reply
 
 pytestmark = pytest.mark.live
@@ -34,7 +34,7 @@ FEW: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 4},
     "smoothgrad": {"samples": 3, "seed": 5},
 }
-METHODS = [{"method": name, "options": FEW.get(name, {})} for name in explain.methods()]
+METHODS = [{"method": name, "options": FEW.get(name, {})} for name in explain.available_methods()]
 
 
 def by_engine(live: Live, picture: bytes, **asked: Any) -> Reply:
@@ -90,7 +90,7 @@ def assert_same(found: Explanation, wanted: Explanation) -> None:
 @pytest.mark.parametrize("form", ["safetensors", "json"])
 def test_every_method_and_every_prediction_is_the_engine_s(connect: Connect, wanted: Reply, form: str) -> None:
     found = connect(form=form).explain(PHOTOGRAPHS / "chelsea.png", methods=METHODS, topk=7, request_id="r-7")
-    assert [one.id for one in found.explanations] == list(explain.methods())
+    assert [one.id for one in found.explanations] == list(explain.available_methods())
     for one, expected in zip(found.explanations, wanted.explanations, strict=True):
         assert_same(one, expected)
     assert [(one.index, one.label) for one in found.predictions] == [

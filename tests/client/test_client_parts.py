@@ -20,16 +20,12 @@ from PIL import Image
 
 from convlens import image
 from convlens.client import Client, GrpcClient
-from convlens.client.addresses import on_this_machine
-from convlens.client.asked import Asked, as_text
-from convlens.client.many import in_order
-from convlens.client.pictures import encoded
-from convlens.client.tokens import Tokens
+from convlens.client.auth import TokenAuth
+from convlens.client.base import RequestParams, as_text, encoded, in_order, on_this_machine
 from convlens.errors import ConvLensError, ImageError, RequestError, ServerError
-from convlens.service import files
-from convlens.service.reading import from_body
-from convlens.service.reply import dumps, to_json
-from convlens.service.request import Params, Request, parse_params
+from convlens.protocol import encoding
+from convlens.protocol.params import Params, Request, parse_params
+from convlens.protocol.responses import dumps, from_body, to_json
 from convlens.types import Attribution
 
 # --- imports ----------------------------------------------------------------------------------------------------------
@@ -47,7 +43,7 @@ def test_a_client_needs_no_network_library(name: str, allowed: set[str]) -> None
 
 
 def test_the_clients_parameters_are_those_of_a_request_but_for_what_they_say_themselves() -> None:
-    assert set(get_type_hints(Asked)) == set(Params.model_fields) - {"explain", "accept", "sent_at"}
+    assert set(get_type_hints(RequestParams)) == set(Params.model_fields) - {"explain", "accept", "sent_at"}
 
 
 @pytest.mark.parametrize("name", ["explain", "accept", "sent_at"])
@@ -143,12 +139,12 @@ def test_a_token_comes_from_where_it_is_said_and_else_from_the_environment(
     path = tmp_path / "key_file.json"
     path.write_text('{"management": {"key": "m"}, "inference": {"key": "abc", "expiration time": "…"}}')
     monkeypatch.setenv("CONVLENS_TOKEN", " from-outside\n")
-    assert Tokens("given\n").header() == "Bearer given"
-    assert Tokens(key_file=path).header() == "Bearer abc"
-    assert Tokens().header() == "Bearer from-outside"
-    assert Tokens("").header() is None
+    assert TokenAuth("given\n").header() == "Bearer given"
+    assert TokenAuth(key_file=path).header() == "Bearer abc"
+    assert TokenAuth().header() == "Bearer from-outside"
+    assert TokenAuth("").header() is None
     monkeypatch.delenv("CONVLENS_TOKEN")
-    assert Tokens().header() is None
+    assert TokenAuth().header() is None
 
 
 @pytest.mark.parametrize("token", ["two words", "line\nbreak", "schlüssel", "nul\0"])
@@ -165,7 +161,7 @@ def test_a_key_file_without_a_key_is_named_without_what_it_holds(tmp_path: Path,
     path = tmp_path / "key_file.json"
     path.write_text(text)
     with pytest.raises(ServerError, match=r"key_file\.json holds no inference key") as caught:
-        Tokens(key_file=path).header()
+        TokenAuth(key_file=path).header()
     assert caught.value.__cause__ is None
     assert "secret-key" not in caught.value.message
 
@@ -174,7 +170,7 @@ def test_two_sources_of_a_token_are_one_too_many(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="give one of them"):
         Client("http://127.0.0.1:9", token="a", key_file=tmp_path / "key_file.json")
     with pytest.raises(ServerError, match="cannot read"):
-        Tokens(key_file=tmp_path / "absent").header()
+        TokenAuth(key_file=tmp_path / "absent").header()
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
@@ -232,7 +228,7 @@ def test_json_and_safetensors_are_read_back_as_the_same_reply(asked: dict[str, A
     params = parse_params({"methods": methods, "request_id": "r", "target": LABELS[4], **asked})
     reply = replied(engine().run([Request(picture(4, size=(40, 30)), params)])[0])
     by_json = from_body(dumps(to_json(reply, params)).encode())
-    by_file = from_body(files.to_file(reply, params, files.safetensors))
+    by_file = from_body(encoding.to_file(reply, params, encoding.safetensors))
     assert dumps(to_json(by_file, params)) == dumps(to_json(by_json, params))
     for one, other, original in zip(by_json.explanations, by_file.explanations, reply.explanations, strict=True):
         for result in (one.result, other.result, original.result):
@@ -251,7 +247,7 @@ def test_json_and_safetensors_are_read_back_as_the_same_reply(asked: dict[str, A
 def test_maps_that_were_not_asked_for_are_empty() -> None:
     params = parse_params({"methods": ["saliency"], "output": ["overlay"]})
     reply = replied(engine().run([Request(picture(4), params)])[0])
-    for body in (dumps(to_json(reply, params)).encode(), files.to_file(reply, params, files.safetensors)):
+    for body in (dumps(to_json(reply, params)).encode(), encoding.to_file(reply, params, encoding.safetensors)):
         (found,) = from_body(body).explanations
         assert isinstance(found.result, Attribution)
         assert found.result.values_NCHW.shape == (1, 0, 0, 0)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from convlens.client.statuses import told
+from convlens.client.errors import told
 
 
 @pytest.mark.parametrize(("after_s", "said"), [(0.2, "broke off the request"), (9.99, "within 10 s; allow more")])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from proxied import Proxy, echoing, proxied
 
-from convlens.serving.server import Server
+from convlens.torchserve.server import Server
 
 
 @pytest.fixture(scope="module")

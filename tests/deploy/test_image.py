@@ -16,7 +16,7 @@ import pytest
 from manifests import ROOT
 
 from convlens.cli.main import COMMANDS
-from convlens.serving import config
+from convlens.torchserve import server_config
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 IMAGE_SH = ROOT / "scripts" / "image.sh"
@@ -53,7 +53,7 @@ def test_its_user_is_a_number_and_not_root() -> None:
 def test_the_health_check_asks_with_the_token_that_the_server_writes() -> None:
     (line,) = (line for line in joined() if line.startswith("HEALTHCHECK"))
     command = line.split("CMD ")[1]
-    assert command.startswith("python -m convlens.serving.probe ")
+    assert command.startswith("python -m convlens.torchserve.health ")
     environment = {"CONVLENS_NAME": "net", "CONVLENS_RUN_DIR": "/nowhere", "PATH": str(Path(sys.executable).parent)}
     done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, check=False, timeout=60)  # noqa: S602
     assert done.returncode == 1
@@ -73,11 +73,11 @@ def test_its_token_outlives_a_day(tmp_path: Path) -> None:
     expression = re.search(r"sed '([^']+)' config\.properties", DOCKERFILE)
     assert expression is not None
     text = subprocess.run(
-        ["sed", expression.group(1), config.committed()], capture_output=True, text=True, check=True
+        ["sed", expression.group(1), server_config.committed()], capture_output=True, text=True, check=True
     ).stdout  # fmt: skip
     changed = tmp_path / "container.properties"
     changed.write_text(text)
-    before, after = config.read(config.committed()), config.read(changed)
+    before, after = server_config.read(server_config.committed()), server_config.read(changed)
     assert {key for key in after if after[key] != before[key]} == {"token_expiration_min"}
     assert int(after["token_expiration_min"]) > 366 * 24 * 60
 

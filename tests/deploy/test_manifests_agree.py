@@ -10,10 +10,10 @@ import pytest
 import yaml
 from manifests import DEPLOY, ROOT, container, environment, of_kind, pods, quantity
 
-from convlens.serving import config, probe
-from convlens.serving.model_config import ArchiveOptions, model_config
+from convlens.torchserve import health, server_config
+from convlens.torchserve.archive_config import ArchiveOptions, model_config
 
-PORTS = config.configured_ports(config.committed())
+PORTS = server_config.configured_ports(server_config.committed())
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 NGINX = (DEPLOY / "proxy" / "nginx.conf").read_text(encoding="utf-8")
 START = (DEPLOY / "proxy" / "start.sh").read_text(encoding="utf-8")
@@ -67,10 +67,10 @@ def test_services_and_the_network_policy_name_ports_there_are() -> None:
 def test_probes_run_what_there_is(pod: dict[str, Any], kind: str) -> None:
     described = container(pod, "convlens")[kind]
     command = described["exec"]["command"]
-    assert command[:3] == ["python", "-m", "convlens.serving.probe"]
+    assert command[:3] == ["python", "-m", "convlens.torchserve.health"]
     assert importlib.util.find_spec(command[2]) is not None
     # An address where nobody listens: options that the probe does not know would end with code 2 instead.
-    assert probe.main([*command[3:], "--url", "http://127.0.0.1:9", "--timeout", "0.2"]) == 1
+    assert health.main([*command[3:], "--url", "http://127.0.0.1:9", "--timeout", "0.2"]) == 1
     assert float(command[command.index("--timeout") + 1]) < described["timeoutSeconds"]
 
 
@@ -106,7 +106,7 @@ def test_the_proxy_waits_longer_than_torchserve() -> None:
 def test_the_proxy_s_limit_of_bytes_is_torchserve_s() -> None:
     found = re.search(r"client_max_body_size (\d+)m;", NGINX)
     assert found is not None
-    assert int(found.group(1)) * 2**20 == int(config.read(config.committed())["max_request_size"])
+    assert int(found.group(1)) * 2**20 == int(server_config.read(server_config.committed())["max_request_size"])
 
 
 @POD
@@ -129,7 +129,7 @@ def test_every_container_is_locked_down(pod: dict[str, Any]) -> None:
 
 @POD
 def test_the_server_listens_on_the_pod_s_loopback_address_alone(pod: dict[str, Any]) -> None:
-    assert environment(container(pod, "convlens"))["CONVLENS_HOST"] == config.LOOPBACK
+    assert environment(container(pod, "convlens"))["CONVLENS_HOST"] == server_config.LOOPBACK
     assert "ports" not in container(pod, "convlens")
 
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from proxied import ALICE, INSTALLED, PATH, START, Proxy, listens, until
 
-from convlens.serving.server import Server
+from convlens.torchserve.server import Server
 
 pytestmark = [
     pytest.mark.live,

@@ -15,8 +15,8 @@ from proxied import ALICE, BOB, INSTALLED, Proxy, proxied
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.serving import config
-from convlens.serving.server import Server
+from convlens.torchserve import server_config
+from convlens.torchserve.server import Server
 
 pytestmark = [
     pytest.mark.live,
@@ -85,7 +85,7 @@ def test_ping_needs_no_token(proxy: Proxy) -> None:
 
 
 def test_a_body_just_below_the_limit_passes_and_one_above_is_refused(proxy: Proxy) -> None:
-    largest = int(config.read(config.committed())["max_request_size"])
+    largest = int(server_config.read(server_config.committed())["max_request_size"])
     below = proxy.ask(body=bytes(largest - 1000))
     assert below.status_code == 200, below.text
     assert below.json()["bytes"] == largest - 1000

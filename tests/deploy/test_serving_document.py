@@ -17,10 +17,10 @@ from liveserver import array, photograph, strict
 from manifests import ROOT
 
 from convlens import image
+from convlens.engine.engine import Engine
 from convlens.models import load
-from convlens.service.engine import Engine
-from convlens.service.request import Request, parse_params
-from convlens.serving.config import free_ports
+from convlens.protocol.params import Request, parse_params
+from convlens.torchserve.server_config import free_ports
 
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ import twins
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from convlens.explain import ForwardPass, get, methods, run
+from convlens.explain import ForwardPass, available_methods, get, run
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "smoothgrad": {"samples": 20},
@@ -21,13 +21,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # Where a backward pass comes by; Grad-CAM's stops at its layer, before the other two places.
 BACKWARD = [
     (name, place)
-    for name in methods()
+    for name in available_methods()
     if get(name).needs in ("gradient", "model")
     for place in ("early", "middle", "late")
     if name != "grad_cam" or place == "late"
 ]
 # Methods that run the model again after the forward that predicts.
-FORWARD_AGAIN = [name for name in methods() if get(name).needs in ("scores", "model")]
+FORWARD_AGAIN = [name for name in available_methods() if get(name).needs in ("scores", "model")]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 
@@ -87,7 +87,7 @@ def explain(name: str, net: nn.Module) -> None:
     run(name, forward_of(net), None, OPTIONS.get(name))
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", available_methods())
 def test_nothing_is_left_after_success(net: Fused, name: str) -> None:
     state, before, chance = state_of(net), prediction(net), torch.get_rng_state()
     explain(name, net)
@@ -97,7 +97,7 @@ def test_nothing_is_left_after_success(net: Fused, name: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["early", "middle", "late"])
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", available_methods())
 def test_nothing_is_left_when_the_first_forward_fails(net: Fused, name: str, place: str) -> None:
     fails_and_leaves_nothing(net, name, place, forward=1)
 
@@ -126,7 +126,7 @@ def fails_and_leaves_nothing(net: Fused, name: str, place: str, **when: Any) -> 
     explain(name, net)  # and works again
 
 
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", available_methods())
 def test_an_explanation_works_where_the_caller_switched_gradients_off(net: Fused, name: str) -> None:
     with torch.no_grad():
         explain(name, net)

@@ -13,7 +13,7 @@ import unruled
 
 from convlens.errors import ModelError, RequestError, TargetError, UnsupportedModelError
 from convlens.explain import ForwardPass, run
-from convlens.explain.registry import get, methods
+from convlens.explain.registry import available_methods, get
 
 GRADIENTS = ("saliency", "guided_backprop", "deconvnet")
 MIXED_TARGETS = [0, 1, 3]
@@ -195,7 +195,10 @@ def test_unknown_methods_and_options_are_refused_with_near_matches(mixed: Forwar
 
 
 WORDS = [
-    (name, key) for name in methods() for key, (hint, _) in get(name).options.items() if get_origin(hint) is Literal
+    (name, key)
+    for name in available_methods()
+    for key, (hint, _) in get(name).options.items()
+    if get_origin(hint) is Literal
 ]
 
 

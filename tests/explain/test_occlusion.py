@@ -13,8 +13,9 @@ from torch import nn
 
 from convlens import image
 from convlens.errors import ModelError, RequestError
-from convlens.explain import ForwardPass, run, ways
-from convlens.explain.windows import Windows
+from convlens.explain import ForwardPass, run
+from convlens.explain.sweeps import backends
+from convlens.explain.sweeps.windows import Windows
 from convlens.models import Classifier, load
 from convlens.types import Attribution, ModelSpec
 
@@ -101,7 +102,7 @@ def test_where_captum_has_no_edge_to_treat_it_agrees() -> None:
 def test_the_map_does_not_depend_on_the_batch_size(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x_NCHW = classifier(Convolutional()), pictures(2)
     usual = occluded(model, x_NCHW, [0, 1], window=4, stride=1)
-    monkeypatch.setattr(ways, "BATCH", batch)
+    monkeypatch.setattr(backends, "BATCH", batch)
     # float64: only the order of additions inside a matrix product may differ.
     np.testing.assert_allclose(
         occluded(model, x_NCHW, [0, 1], window=4, stride=1).values_NCHW, usual.values_NCHW, rtol=1e-10, atol=1e-12

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from convlens.errors import OutOfMemoryError, RequestError
 from convlens.explain import ForwardPass, run, sweeps_of
-from convlens.explain.half import HalfTorch
-from convlens.explain.sweeps import Sweeps
-from convlens.explain.ways import Batches
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.autotune import HalfTorch, SweepAutotuner
+from convlens.explain.sweeps.backends import BatchedSweep
+from convlens.explain.sweeps.windows import Windows
 from convlens.models import Classifier, load
 from convlens.types import Attribution, Step
 
@@ -53,7 +52,7 @@ class Delayed:
             return self._module(torch.as_tensor(x_NCHW)).numpy()
 
 
-def swept(model: Classifier, x_NCHW: np.ndarray, sweeps: Sweeps | None = None, **options: Any) -> Attribution:
+def swept(model: Classifier, x_NCHW: np.ndarray, sweeps: SweepAutotuner | None = None, **options: Any) -> Attribution:
     result = run("occlusion", ForwardPass(model, x_NCHW, sweeps=sweeps), [1] * len(x_NCHW), options)
     assert isinstance(result, Attribution)
     return result
@@ -67,7 +66,7 @@ def test_each_way_is_taken_once_and_then_the_one_that_was_fastest() -> None:
     slow, quick, middling = (
         Delayed(name, model.module, s) for name, s in (("slow", 0.2), ("quick", 0.0), ("mid", 0.1))
     )
-    sweeps = Sweeps([Batches(one) for one in (slow, quick, middling)])
+    sweeps = SweepAutotuner([BatchedSweep(one) for one in (slow, quick, middling)])
     taken = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(5)]
     assert taken == ["slow", "quick", "mid", "quick", "quick"]
     # Nothing was computed just to be timed: four windows a sweep.
@@ -77,7 +76,7 @@ def test_each_way_is_taken_once_and_then_the_one_that_was_fastest() -> None:
 def test_a_way_that_has_become_slow_is_left() -> None:
     model = convolutional()
     first, second = Delayed("first", model.module, 0.0), Delayed("second", model.module, 0.1)
-    sweeps = Sweeps([Batches(first), Batches(second)])
+    sweeps = SweepAutotuner([BatchedSweep(first), BatchedSweep(second)])
     for _ in range(2):
         swept(model, pictures(1), sweeps, window=6, stride=6)
     first.seconds = 0.3
@@ -87,7 +86,7 @@ def test_a_way_that_has_become_slow_is_left() -> None:
 
 def test_all_rows_of_a_call_go_the_same_way() -> None:
     model = convolutional()
-    sweeps = Sweeps([Batches(Delayed(name, model.module, 0.0)) for name in ("one", "other")])
+    sweeps = SweepAutotuner([BatchedSweep(Delayed(name, model.module, 0.0)) for name in ("one", "other")])
     assert swept(model, pictures(3), sweeps, window=6, stride=6).meta.runtime == "one"
 
 
@@ -102,7 +101,7 @@ def test_an_incremental_sweep_without_a_graph_of_it_is_refused_with_the_line_tha
     assert raised.value.field == "options.strategy"
 
 
-class Noted(Batches):
+class Noted(BatchedSweep):
     """Stands where a graph was to be incremental and is a full sweep, because that is faster."""
 
     kind, note, strategies = (
@@ -115,7 +114,7 @@ class Noted(Batches):
 def test_where_incremental_does_not_pay_the_fastest_full_sweep_is_made_and_said() -> None:
     model = convolutional()
     slow, quick = Delayed("graph", model.module, 0.1), Delayed("scores", model.module, 0.0)
-    sweeps = Sweeps([Noted(slow), Batches(quick)])
+    sweeps = SweepAutotuner([Noted(slow), BatchedSweep(quick)])
     metas = [swept(model, pictures(1), sweeps, window=6, stride=6, strategy="incremental").meta for _ in range(4)]
     assert [meta.runtime for meta in metas] == ["graph", "scores", "scores", "scores"]
     assert all(meta.warnings == (Noted.note,) for meta in metas)
@@ -180,7 +179,9 @@ class Cramped:
 @pytest.mark.parametrize("most", [1, 3, 5])
 def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits(most: int, error: type[Exception]) -> None:
     model = convolutional()
-    found = swept(model, pictures(1), Sweeps([Batches(Cramped(model.module, most, error))]), window=3, stride=3)
+    found = swept(
+        model, pictures(1), SweepAutotuner([BatchedSweep(Cramped(model.module, most, error))]), window=3, stride=3
+    )
     expected = swept(model, pictures(1), window=3, stride=3)
     np.testing.assert_allclose(found.extras["grid_NRQ"], expected.extras["grid_NRQ"], atol=1e-6)
 
@@ -188,13 +189,13 @@ def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits(most: int, err
 def test_where_not_even_one_picture_fits_it_stays_an_error() -> None:
     model = convolutional()
     with pytest.raises(torch.OutOfMemoryError):
-        swept(model, pictures(1), Sweeps([Batches(Cramped(model.module, 0))]), window=6, stride=6)
+        swept(model, pictures(1), SweepAutotuner([BatchedSweep(Cramped(model.module, 0))]), window=6, stride=6)
 
 
 # ---- half precision
 
 
-def halves(model: Classifier, half: float, full: float) -> Sweeps:
+def halves(model: Classifier, half: float, full: float) -> SweepAutotuner:
     """bfloat16 and float32 by torch, either made slower."""
 
     class Later:
@@ -207,7 +208,7 @@ def halves(model: Classifier, half: float, full: float) -> Sweeps:
 
     by_half = Later(HalfTorch(model.module, model.device), half)
     by_full = Later(Delayed("full", model.module, 0.0), full)
-    return Sweeps([Batches(by_full), Batches(by_half, precision="half")])
+    return SweepAutotuner([BatchedSweep(by_full), BatchedSweep(by_half, precision="half")])
 
 
 def test_half_precision_states_how_far_it_is_from_full() -> None:
@@ -238,7 +239,7 @@ def test_where_half_is_no_faster_full_is_taken_and_said() -> None:
 
 def test_a_model_without_half_says_so_and_sweeps_in_full() -> None:
     model = convolutional()
-    sweeps = Sweeps([Batches(Delayed("full", model.module, 0.0))])
+    sweeps = SweepAutotuner([BatchedSweep(Delayed("full", model.module, 0.0))])
     result = swept(model, pictures(1), sweeps, window=6, stride=6, precision="half")
     assert "not to be had here" in result.meta.warnings[0]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from convlens.explain import ForwardPass, methods, run
+from convlens.explain import ForwardPass, available_methods, run
 from convlens.types import Attribution, Result
 
 THREADS = 8
@@ -44,7 +44,7 @@ def test_eight_threads_with_different_pictures_and_methods_get_what_one_thread_g
     # trained by nobody, with in-place, functional and reused ReLUs; parameters that want gradients, as users leave them
     classifier = nets.classifier(nets.seeded(nets.Mixed).float(), classes=4, attention_layer="third")
     pictures_NCHW = nets.pictures(THREADS, 3, 8, 8, dtype=torch.float32)
-    names = methods()
+    names = available_methods()
 
     def explain(picture: int, name: str) -> np.ndarray:
         x_NCHW = pictures_NCHW[picture : picture + 1]

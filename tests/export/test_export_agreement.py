@@ -16,8 +16,8 @@ from torch import nn
 
 from convlens import image
 from convlens.models import Classifier, load
-from convlens.runtime.onnx_ import OnnxRuntime
-from export.write import export
+from convlens.runtime.onnx_runtime import OnnxRuntime
+from export.exporter import export
 
 
 def mixed() -> Classifier:

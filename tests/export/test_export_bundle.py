@@ -16,14 +16,14 @@ from torch import nn
 from convlens import ForwardPass, run
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.explain import GraphForward, GraphModel, sweeps_of
-from convlens.explain.graphs import graph_ways
+from convlens.explain.onnx_forward import graph_ways
 from convlens.models import Classifier, load, pack, unpack
-from convlens.runtime.contract import labels_sha256
-from convlens.runtime.graphs import graph_files, open_graphs
+from convlens.runtime.graph_contract import labels_sha256
+from convlens.runtime.graph_set import graph_files, open_graphs
 from convlens.types import Attribution
 from export.__main__ import main
 from export.bundle import bundle, cached_bundle
-from export.write import export
+from export.exporter import export
 
 KINDS = ("embedding", "occlusion", "saliency", "guided_backprop")
 PROVIDER = "onnxruntime:CPUExecutionProvider"

@@ -22,13 +22,13 @@ from convlens import image
 from convlens.errors import ModelError, RequestError, TargetError, UnsupportedModelError
 from convlens.explain import ForwardPass
 from convlens.models import Classifier, load
-from convlens.runtime.contract import GRADIENTS, GradientKind
-from convlens.runtime.onnx_ import OnnxRuntime
+from convlens.runtime.graph_contract import GRADIENTS, GradientKind
+from convlens.runtime.onnx_runtime import OnnxRuntime
 from export.__main__ import main
 from export.bundle import Bundle
-from export.gradients import RULES
-from export.table import Row, markdown, rows
-from export.write import export
+from export.compatibility import Row, markdown, rows
+from export.exporter import export
+from export.gradients.tracing import RULES
 
 SQUEEZENET = "torchvision:squeezenet1_1:untrained?size=64"
 

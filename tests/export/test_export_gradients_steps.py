@@ -15,7 +15,7 @@ from gradientgraphs import close, graph_of, small, steps_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convlens.runtime.onnx_ import OnnxRuntime
+from convlens.runtime.onnx_runtime import OnnxRuntime
 
 
 def conv(*args: int, **options: Any) -> nn.Conv2d:

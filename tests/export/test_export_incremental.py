@@ -20,14 +20,14 @@ from torch.nn import functional as F
 
 from convlens.errors import RequestError
 from convlens.explain import ForwardPass, run
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.windows import Windows
 from convlens.models import Classifier, load
-from convlens.runtime.onnx_ import OnnxRuntime
+from convlens.runtime.onnx_runtime import OnnxRuntime
 from export.__main__ import main
-from export.incremental import cost, planning, sweep
+from export.exporter import export
+from export.incremental import builder, planner
 from export.incremental.cuts import changed_spans
-from export.incremental.reading import read
-from export.write import export
+from export.incremental.network import read
 
 CROP = 26
 
@@ -164,17 +164,17 @@ ENDS: dict[str, Callable[[], Net]] = {
 def _by_chance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every plan will do, and which is the cheapest is drawn: stages that are longer cost no more."""
     generator = np.random.default_rng(request.node.callspec.params.get("seed", 0))
-    monkeypatch.setattr(sweep, "WORTH", 0.0)
-    monkeypatch.setattr(cost.Costs, "stage", lambda *_: float(generator.random()))
-    monkeypatch.setattr(cost.Costs, "rest", lambda *_: float(generator.random()) * 2)
+    monkeypatch.setattr(builder, "WORTH", 0.0)
+    monkeypatch.setattr(planner.Costs, "stage", lambda *_: float(generator.random()))
+    monkeypatch.setattr(planner.Costs, "rest", lambda *_: float(generator.random()) * 2)
 
 
 @pytest.fixture
 def _arithmetic_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes and memory cost nothing: as many cuts as save a multiplication."""
-    monkeypatch.setattr(sweep, "WORTH", 0.0)
-    monkeypatch.setattr(cost, "_NODE", 0.0)
-    monkeypatch.setattr(cost, "_TRAFFIC", 1e18)
+    monkeypatch.setattr(builder, "WORTH", 0.0)
+    monkeypatch.setattr(planner, "_NODE", 0.0)
+    monkeypatch.setattr(planner, "_TRAFFIC", 1e18)
 
 
 def model_of(make: Callable[[], nn.Module], crop: int = CROP) -> Classifier:
@@ -327,8 +327,8 @@ def test_where_it_does_not_pay_a_full_sweep_is_written_and_says_so(
 
 
 def test_weights_that_would_not_fit_twice_make_a_full_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "WORTH", 0.0)
-    monkeypatch.setattr(sweep, "MOST_BYTES", 1000)
+    monkeypatch.setattr(builder, "WORTH", 0.0)
+    monkeypatch.setattr(builder, "MOST_BYTES", 1000)
     model = model_of(NETS["convolutions"])
     report = export(model, "occlusion", tmp_path / "graph.onnx", window=5, stride=3, strategy="incremental")
     assert "2 GiB" in report.note
@@ -354,17 +354,17 @@ def test_a_strategy_that_makes_no_sense_is_refused(kind: str, strategy: str, sai
 
 
 def test_the_first_crops_of_two_convolutions_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: list[planning.Plan] = []
-    make = planning.planned
+    kept: list[planner.Plan] = []
+    make = planner.planned
 
-    def keeping(*given: object) -> planning.Plan:
+    def keeping(*given: object) -> planner.Plan:
         kept.append(make(*given))  # type: ignore[arg-type]
         return kept[-1]
 
-    monkeypatch.setattr(sweep, "planned", keeping)
-    monkeypatch.setattr(sweep, "WORTH", 0.0)
-    monkeypatch.setattr(cost, "_NODE", 0.0)
-    monkeypatch.setattr(cost, "_TRAFFIC", 1e18)
+    monkeypatch.setattr(builder, "planned", keeping)
+    monkeypatch.setattr(builder, "WORTH", 0.0)
+    monkeypatch.setattr(planner, "_NODE", 0.0)
+    monkeypatch.setattr(planner, "_TRAFFIC", 1e18)
     model = model_of(lambda: Net(conv(3, 4, 3, padding=1), conv(4, 4, 5, padding=2), channels=4))
     incremental(model, tmp_path / "graph.onnx", window=2, stride=2)
     first, second = kept[0].stages

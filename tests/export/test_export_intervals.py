@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from export.incremental.reach import Reach, Span
+from export.incremental.intervals import Reach, Span
 
 LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], Reach]] = {
     "conv": (lambda x: F.conv1d(x, torch.ones(1, 1, 3), padding=1), Reach(3, 1, 1, 1)),

@@ -14,11 +14,11 @@ from torch import nn
 
 from convlens import ForwardPass, image, run
 from convlens.errors import RequestError, TargetError
-from convlens.explain.windows import Windows
+from convlens.explain.sweeps.windows import Windows
 from convlens.models import Classifier, load
-from convlens.runtime.onnx_ import OnnxRuntime
-from export.sweep import chunk_size
-from export.write import export
+from convlens.runtime.onnx_runtime import OnnxRuntime
+from export.exporter import export
+from export.sweep_loop import chunk_size
 
 STARTS = (0, 3, 6, 7)  # windows of 5, stride 3, side 12: the last sits flush with the edge
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 import convlens
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier, load
-from convlens.runtime.contract import labels_sha256
+from convlens.runtime.graph_contract import labels_sha256
 from export.__main__ import main
-from export.table import Row, markdown
-from export.verify import relative
-from export.write import export
+from export.compatibility import Row, markdown
+from export.exporter import export
+from export.verification import relative
 
 SQUEEZENET = "torchvision:squeezenet1_1:untrained?size=64"
 

@@ -11,7 +11,7 @@ from galleries import make
 
 from convlens.errors import GalleryError
 from convlens.gallery import Gallery
-from convlens.gallery.manifest import version_name
+from convlens.gallery.versions import version_name
 
 FILES = ["manifest.json", "vectors.npy", "entries.jsonl", "thumbnails.bin"]
 

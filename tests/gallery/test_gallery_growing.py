@@ -15,7 +15,7 @@ from extractions import TESTS, mixed, photographs
 
 from convlens.errors import GalleryError
 from convlens.gallery import Gallery, add, build
-from convlens.gallery.building import EXTRACTION
+from convlens.gallery.builder import EXTRACTION
 
 
 def ids(gallery: Gallery) -> list[str]:
@@ -92,7 +92,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from extractions import mixed
 from convlens.gallery import build
-import convlens.gallery.building as building
+import convlens.gallery.builder as building
 from functools import partial
 building.extract = partial(building.extract, commit_seconds=0.0)  # so that every batch may be the last before the kill
 def told(done, total):
@@ -138,7 +138,7 @@ def test_an_extraction_that_was_finished_is_not_made_again(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("convlens.gallery.building.write_parts", broken)
+        patch.setattr("convlens.gallery.builder.write_parts", broken)
         build(folder, tmp_path / "gallery", mixed())
     assert (tmp_path / "gallery" / EXTRACTION / "manifest.json").is_file()
     steps: list[int] = []
@@ -154,7 +154,7 @@ def interrupted(*_: object, **__: object) -> None:
 def test_what_other_weights_began_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = photographs(tmp_path / "pictures", 6)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("convlens.gallery.building.write_parts", interrupted)
+        patch.setattr("convlens.gallery.builder.write_parts", interrupted)
         build(folder, tmp_path / "gallery", mixed(seed=1))
     build(folder, tmp_path / "gallery", mixed())
     build(folder, tmp_path / "whole", mixed())

@@ -7,11 +7,10 @@ import pytest
 from galleries import brute_force, found, make
 
 from convlens.errors import GalleryError
-from convlens.gallery import Gallery, indexing, search
-from convlens.gallery.hubness import hubness
-from convlens.gallery.indexing import kind_for
-from convlens.gallery.nearest import nearest_others
+from convlens.gallery import Gallery, index, search
+from convlens.gallery.index import hubness, kind_for
 from convlens.gallery.search import ExactSearch
+from convlens.gallery.vectors import nearest_others
 
 RANDOM = np.random.default_rng(0)
 
@@ -108,7 +107,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_no_fall_back(tmp_path) -> None:
 
 
 def test_nearest_others_leave_oneself_out_and_keep_the_order_of_equals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convlens.gallery.nearest._CHUNK", 13)
+    monkeypatch.setattr("convlens.gallery.vectors._CHUNK", 13)
     vectors_ND = RANDOM.integers(0, 3, (80, 3)).astype(np.float64)  # many equals
     found_MK = nearest_others(vectors_ND, np.arange(80), k=6)
     for row, near in enumerate(found_MK.tolist()):
@@ -131,6 +130,6 @@ def test_a_hub_is_counted_and_the_skewness_is_that_of_the_counts() -> None:
 
 
 def test_an_index_that_looks_at_every_list_is_written_with_the_recall_it_has(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(indexing, "GOOD", 1.1)  # no index is that good
+    monkeypatch.setattr(index, "GOOD", 1.1)  # no index is that good
     gallery = make(tmp_path, clusters(10_000), index="ivfpq")
     assert gallery.index.breadth == 2 ** round(np.log2(4 * np.sqrt(10_000)))

@@ -11,15 +11,14 @@ import pytest
 from liveserver import BATCHED, DELAY_MS, QUICK, Live
 from smallserver import QUEUE, SMALL, built, packed
 
-from convlens.cli.photographs import gallery_views
+from convlens.cli.demo import gallery_views
+from convlens.engine.engine import Engine, EngineOptions
 from convlens.gallery import Gallery, build_from
 from convlens.models import load, pack
-from convlens.service.engine import Engine, EngineOptions
-from convlens.serving import archive, server
-from convlens.serving.launch import Settings
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.processes import members
-from convlens.serving.server import Server
+from convlens.torchserve import archive, server
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.launcher import Settings, members
+from convlens.torchserve.server import Server
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from ts.context import Context, RequestProcessor
 
 from convlens.errors import GalleryError, ModelError
 from convlens.models import load, pack, weights_sha256
-from convlens.service.worker import Worker
+from convlens.serving.handler import Worker
 from export.bundle import bundle
-from export.write import export
+from export.exporter import export
 from handlers.convlens_handler import ConvLensHandler
 from handlers.onnx_handler import OnnxHandler
 

@@ -12,7 +12,7 @@ import pytest
 from liveserver import BATCHED, QUICK, Live, array, assert_same_map, photograph, strict
 
 from convlens import image
-from convlens.service.request import Request, parse_params
+from convlens.protocol.params import Request, parse_params
 from convlens.types import Attribution, Neighbourhood, Reply
 
 pytestmark = pytest.mark.live

@@ -15,9 +15,9 @@ from liveserver import PHOTOGRAPHS, QUICK, Live, photograph, strict
 
 from convlens import image
 from convlens.errors import ConvLensError, ServerError
-from convlens.service.request import Request, parse_params
-from convlens.serving import rest
-from convlens.serving.config import free_ports
+from convlens.protocol.params import Request, parse_params
+from convlens.torchserve import rest
+from convlens.torchserve.server_config import free_ports
 from convlens.types import Attribution
 
 pytestmark = pytest.mark.live

@@ -15,10 +15,10 @@ import pytest
 from liveserver import photograph
 
 from convlens.models import load, pack
-from convlens.serving import archive, server
-from convlens.serving.entries import entries
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.server import Server
+from convlens.torchserve import archive, server
+from convlens.torchserve.archive import entries
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
 

@@ -25,10 +25,10 @@ from smallserver import QUEUE, SMALL, built, hurried, wait_for, worker_of, worke
 from convlens import image
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.errors import ServerError
-from convlens.serving import archive
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.probe import probe_all
-from convlens.serving.server import Server
+from convlens.torchserve import archive
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.health import probe_all
+from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
 

@@ -17,7 +17,7 @@ from sameness import assert_same_reply
 from smallserver import SMALL, worker_of
 
 from convlens import explain, image
-from convlens.serving.server import Server
+from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
 
@@ -40,7 +40,10 @@ def kinds(side: int) -> list[str]:
         "smoothgrad": {"samples": 2},
         "integrated_gradients": {"steps": 3},
     }
-    alone = [{"methods": [{"method": name, "options": cheap.get(name, {})}], "seed": 7} for name in explain.methods()]
+    alone = [
+        {"methods": [{"method": name, "options": cheap.get(name, {})}], "seed": 7}
+        for name in explain.available_methods()
+    ]
     several = [
         {"methods": ["saliency", "guided_backprop", "grad_cam"], "target": 5, "output": ["array", "overlay"]},
         {"methods": ["deconvnet"], "neighbours": 2, "reduce": "abs_max"},

@@ -22,9 +22,9 @@ from liveserver import photograph
 from convlens.client import GrpcClient
 from convlens.errors import ConvLensError
 from convlens.models import load, pack
-from convlens.serving import archive, server
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.server import Server
+from convlens.torchserve import archive, server
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
 

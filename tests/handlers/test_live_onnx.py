@@ -16,12 +16,12 @@ import psutil
 import pytest
 from liveserver import array, assert_same_map, photograph, strict
 
-from convlens.cli.photographs import gallery_views
+from convlens.cli.demo import gallery_views
 from convlens.gallery import build_from
 from convlens.models import load, pack
-from convlens.serving import archive, server
-from convlens.serving.model_config import ArchiveOptions
-from convlens.serving.server import Server
+from convlens.torchserve import archive, server
+from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve.server import Server
 from export.bundle import Bundle
 
 pytestmark = pytest.mark.live

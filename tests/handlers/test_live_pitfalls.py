@@ -26,8 +26,8 @@ from sameness import assert_same_reply
 from smallserver import NETWORK, ODD_LABELS, SMALL, worker_of
 
 from convlens import image
-from convlens.serving import server
-from convlens.serving.server import Server
+from convlens.torchserve import server
+from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
 

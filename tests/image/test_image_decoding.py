@@ -16,7 +16,7 @@ from PIL import Image
 
 from convlens.errors import ImageError, ImageTooLargeError
 from convlens.image import Limits, decode, read
-from convlens.image.directory import tiff_of_pixels
+from convlens.image.tiff import tiff_of_pixels
 
 
 @pytest.fixture(scope="module")
@@ -284,5 +284,5 @@ def test_read_names_the_path_in_every_error(tmp_path, coffee):
 
 
 def test_image_and_colour_load_no_torch():
-    code = "import sys, convlens.image, convlens.colour; print('torch' in sys.modules)"
+    code = "import sys, convlens.image, convlens.visualization; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -11,10 +11,10 @@ import yaml
 
 from convlens.errors import JobError, RequestError
 from convlens.jobs import from_mapping, read_batch, to_mapping
-from convlens.jobs.describing import identity
-from convlens.synth.ascent import Ascent
-from convlens.synth.job import kinds
-from convlens.synth.quilt import Quilt
+from convlens.jobs.config import identity
+from convlens.synth.base import kinds
+from convlens.synth.gradient_ascent import Ascent
+from convlens.synth.quilting import Quilt
 
 
 def test_there_is_a_job_for_each_kind_of_synthesis() -> None:

@@ -12,17 +12,17 @@ import pytest
 from extractions import photographs
 from PIL import Image
 
-from convlens.bulk.embedder import open_embedder
-from convlens.bulk.extracting import extract
-from convlens.bulk.sources import pictures_of
 from convlens.errors import JobError
+from convlens.features.embedder import open_embedder
+from convlens.features.extract import extract
+from convlens.features.image_list import pictures_of
 from convlens.jobs import Entry, run_batch
 from convlens.models import load
-from convlens.synth.quilt import Quilt
+from convlens.synth.quilting import Quilt
 
 pytest.importorskip("ray", reason="the optional package ray")
 
-from convlens.jobs.ray_ import extract_on, run_batch_on
+from convlens.jobs.ray_cluster import extract_on, run_batch_on
 
 
 @pytest.fixture

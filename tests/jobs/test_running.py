@@ -24,12 +24,12 @@ from torch import Tensor
 
 from convlens.errors import JobError, RequestError
 from convlens.jobs import from_mapping, run_job
-from convlens.jobs.batches import Entry, run_batch
-from convlens.jobs.running import Progress
+from convlens.jobs.batch import Entry, run_batch
+from convlens.jobs.runner import Progress
 from convlens.models import Classifier
-from convlens.synth.efros import EfrosLeung
-from convlens.synth.job import Job, Outcome, State, Work, job
-from convlens.synth.quilt import Quilt
+from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.efros_leung import EfrosLeung
+from convlens.synth.quilting import Quilt
 from convlens.types import Bytes8
 
 TESTS = Path(__file__).parents[1]
@@ -47,12 +47,12 @@ class Descent(Job):
     rate: float = 0.5
     pause: float = 0.0
 
-    def begin(self, classifier: Classifier | None) -> Work:
+    def begin(self, classifier: Classifier | None) -> SynthesisRun:
         assert classifier is None
         return DescentWork(self)
 
 
-class DescentWork(Work):
+class DescentWork(SynthesisRun):
     blame = ("rate", "steps")
 
     def __init__(self, job: Descent) -> None:

@@ -7,9 +7,8 @@ import torch
 
 from convlens.errors import ModelError
 from convlens.models import DEFAULT, choose_device, listing, load
-from convlens.models.feed import IMAGENET, adjusted
-from convlens.models.names import parse
-from convlens.models.options import read_options
+from convlens.models.model_id import parse, read_options
+from convlens.models.preprocessing import IMAGENET, adjusted
 
 
 def test_a_name_is_taken_apart() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError
 from convlens.models import load
-from convlens.models.feed import IMAGENET
-from convlens.models.probe import private_copy, probe
+from convlens.models.layer_discovery import private_copy, probe
+from convlens.models.preprocessing import IMAGENET
 
 FEED = replace(IMAGENET, crop=16, resize=16)
 

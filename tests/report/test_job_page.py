@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from convlens.report.job import Curve, Shown, drawn_line, render_job
+from convlens.report.pages import Curve, Shown, drawn_line, render_job
 
 NAN = float("nan")
 

@@ -17,12 +17,12 @@ from torch import nn
 
 from convlens import ForwardPass, run
 from convlens.errors import ModelError, RequestError
-from convlens.explain.sweeps import Sweeps
-from convlens.explain.ways import SideBySide
-from convlens.runtime.lanes import Lanes
-from convlens.runtime.onnx_ import OnnxRuntime
+from convlens.explain.sweeps.autotune import SweepAutotuner
+from convlens.explain.sweeps.backends import ParallelSweep
+from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import Attribution
-from export.write import export
+from convlens.utils.concurrency import ParallelRuns
+from export.exporter import export
 
 
 def small(seed: int = 0) -> Any:
@@ -47,12 +47,12 @@ def test_results_come_in_order_whatever_order_they_are_done_in() -> None:
 
         return call
 
-    assert list(Lanes(3).results([late(n) for n in range(24)])) == list(range(24))
+    assert list(ParallelRuns(3).results([late(n) for n in range(24)])) == list(range(24))
 
 
 def test_as_many_run_at_once_as_there_are_lanes() -> None:
     both = threading.Barrier(2, timeout=10)
-    assert list(Lanes(2).results([both.wait] * 4)) is not None  # one at a time would wait for ever
+    assert list(ParallelRuns(2).results([both.wait] * 4)) is not None  # one at a time would wait for ever
 
 
 def test_after_an_error_no_more_begin() -> None:
@@ -68,7 +68,7 @@ def test_after_an_error_no_more_begin() -> None:
 
         return made
 
-    results, found = Lanes(2).results([call(n) for n in range(50)]), []
+    results, found = ParallelRuns(2).results([call(n) for n in range(50)]), []
     with pytest.raises(RequestError, match="the third"):
         for value in results:
             found.append(value)
@@ -124,7 +124,10 @@ def test_a_sweep_that_runs_out_of_memory_goes_on_one_run_at_a_time(scores: Path,
     seen: list[int] = []
     options = {"window": 4, "stride": 2}
     forward = ForwardPass(
-        small(), pictures(1), sweeps=Sweeps([SideBySide(scorer)]), on_step=lambda step: seen.append(step.done)
+        small(),
+        pictures(1),
+        sweeps=SweepAutotuner([ParallelSweep(scorer)]),
+        on_step=lambda step: seen.append(step.done),
     )
     found = run("occlusion", forward, [1], options)
     wanted = run("occlusion", ForwardPass(small(), pictures(1)), [1], options)

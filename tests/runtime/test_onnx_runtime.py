@@ -20,11 +20,11 @@ from torch import nn
 from convlens import ForwardPass, run
 from convlens.errors import ModelError, RequestError
 from convlens.explain import sweeps_of
-from convlens.explain.graphs import graph_ways
+from convlens.explain.onnx_forward import graph_ways
 from convlens.models import Classifier
-from convlens.runtime.graphs import Graphs
-from convlens.runtime.onnx_ import OnnxRuntime
-from export.write import export
+from convlens.runtime.graph_set import Graphs
+from convlens.runtime.onnx_runtime import OnnxRuntime
+from export.exporter import export
 
 CPU_NAME = "onnxruntime:CPUExecutionProvider"
 

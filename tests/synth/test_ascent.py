@@ -15,7 +15,7 @@ from works import assert_resumes, finished
 
 from convlens.errors import RequestError, TargetError
 from convlens.models import Classifier
-from convlens.synth.ascent import Ascent, AscentWork
+from convlens.synth.gradient_ascent import Ascent, AscentWork
 from convlens.synth.presets import PRESETS
 
 SIDE = 16

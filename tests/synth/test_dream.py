@@ -17,8 +17,7 @@ from works import assert_resumes, finished
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
-from convlens.synth.dream import Dream
-from convlens.synth.octaves import at_size, octave_sizes
+from convlens.synth.deepdream import Dream, at_size, octave_sizes
 
 CHELSEA = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
 
@@ -89,7 +88,7 @@ def test_a_guide_s_features_are_grown_where_they_are_most_alike(saved: Callable[
 
 def _guide(path: str) -> Any:
     """Guides are brought to 224 pixels."""
-    from convlens.synth.pictures import read_rgb, resized
+    from convlens.synth.images import read_rgb, resized
 
     return resized(read_rgb(path, field="guide"), (224, 224))
 

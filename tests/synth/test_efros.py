@@ -10,7 +10,7 @@ import pytest
 from works import assert_resumes, finished, period_of, stripes
 
 from convlens.errors import RequestError
-from convlens.synth.efros import EfrosLeung, EfrosWork
+from convlens.synth.efros_leung import EfrosLeung, EfrosWork
 
 RANDOM = np.random.default_rng(0)
 

@@ -19,7 +19,7 @@ from works import assert_resumes, finished
 from convlens import image
 from convlens.errors import RequestError, TargetError
 from convlens.models import Classifier
-from convlens.synth.fool import Fool
+from convlens.synth.adversarial import Fool
 
 CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
 SIDE = 16

@@ -16,8 +16,8 @@ from works import assert_resumes, finished, put_away
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
-from convlens.synth.invert import Invert
-from convlens.synth.quasi_newton import QuasiNewton
+from convlens.synth.feature_inversion import Invert
+from convlens.synth.lbfgs import QuasiNewton
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 SIDE = 8

@@ -13,8 +13,7 @@ from scipy.sparse.csgraph import dijkstra
 from works import assert_resumes, finished, period_of, stripes
 
 from convlens.errors import RequestError
-from convlens.synth.quilt import Quilt, _Places
-from convlens.synth.seams import beyond_seam, least_seam
+from convlens.synth.quilting import Quilt, _Places, beyond_seam, least_seam
 
 RANDOM = np.random.default_rng(0)
 

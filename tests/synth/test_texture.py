@@ -14,9 +14,8 @@ from works import assert_resumes, finished, period_of, stripes
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
-from convlens.synth.gram import GramLoss, gram
-from convlens.synth.pictures import middle_square
-from convlens.synth.texture import Texture
+from convlens.synth.gram_texture import GramLoss, Texture, gram
+from convlens.synth.images import middle_square
 
 RANDOM = torch.Generator().manual_seed(0)
 

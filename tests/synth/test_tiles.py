@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
-from convlens.synth.tiles import GRID, along, tiled_gradient
+from convlens.synth.tiling import GRID, along, tiled_gradient
 
 
 @pytest.mark.parametrize("length", [1, 64, 160, 161, 333, 512])

@@ -17,9 +17,8 @@ from pathlib import Path
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.feed import Feed
-from convlens.models.names import ModelName, Name
-from convlens.models.options import Options
+from convlens.models.model_id import ModelName, Name, Options
+from convlens.models.preprocessing import Preprocessing
 
 _REGISTRY: dict[str, Source] = {}
 
@@ -29,7 +28,7 @@ class Draft:
     """A network with its weights, not yet looked at. ``labels`` None: they are named ``class 0``, ``class 1``, …"""
 
     module: nn.Module
-    feed: Feed
+    feed: Preprocessing
     labels: tuple[str, ...] | None
 
 

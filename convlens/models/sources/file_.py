@@ -16,12 +16,10 @@ from typing import Any
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.feed import IMAGENET
-from convlens.models.names import ModelName, Name
-from convlens.models.options import Options
-from convlens.models.seeded import seeded
+from convlens.models.model_id import ModelName, Name, Options
+from convlens.models.preprocessing import IMAGENET
 from convlens.models.sources import Draft, Source, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict
+from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
 ARCHITECTURE = "architecture.py"
 # What a user's file raises when it is wrong, in practice. Others pass, with a traceback that names the file anyway.

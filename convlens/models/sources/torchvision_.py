@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.feed import Feed, interpolation
-from convlens.models.names import UNTRAINED, ModelName, Name, split_variant
-from convlens.models.options import Options
-from convlens.models.seeded import seeded
+from convlens.models.model_id import UNTRAINED, ModelName, Name, Options, split_variant
+from convlens.models.preprocessing import Preprocessing, interpolation
 from convlens.models.sources import Draft, Source, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict
+from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
 TRANSFORMERS = ("vit_", "swin_")
 NO_CLASSIFIER = "IMAGENET1K_FEATURES"  # VGG-16's, whose last layers are NaN
@@ -154,7 +152,7 @@ def _renamed(model: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in kept.items()}
 
 
-def _feed(trained: WeightsEnum) -> Feed:
+def _feed(trained: WeightsEnum) -> Preprocessing:
     preset: Any = trained.transforms()
     word = interpolation(preset.interpolation.value)
-    return Feed(preset.crop_size[0], preset.resize_size[0], word, tuple(preset.mean), tuple(preset.std))
+    return Preprocessing(preset.crop_size[0], preset.resize_size[0], word, tuple(preset.mean), tuple(preset.std))

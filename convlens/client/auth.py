@@ -1,0 +1,59 @@
+"""The bearer token of a server: given, in a key file, or in the environment. In no message, no repr, no log."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+from convlens.errors import RequestError, ServerError
+
+VARIABLE = "CONVLENS_TOKEN"
+
+
+@dataclass(frozen=True)
+class TokenAuth:
+    """Where the token comes from. A key file is read for each request: it is written anew when the server starts."""
+
+    token: str | None = field(default=None, repr=False)
+    key_file: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is not None and self.key_file is not None:
+            raise RequestError("both a token and a key_file were given; give one of them")
+
+    def header(self) -> str | None:
+        """What goes behind ``Authorization``: None without a token, for servers that ask for none.
+
+        Raises ServerError for a key file without an inference key, and for a token that no header can carry.
+        """
+        source, token = self._found()
+        if not token:
+            return None
+        # Checked here, because the errors of those who send it would quote it.
+        if not all("!" <= letter <= "~" for letter in token):
+            raise ServerError(f"the token in {source} holds blanks or letters beyond ASCII; give the key alone")
+        return f"Bearer {token}"
+
+    def _found(self) -> tuple[str, str]:
+        if self.key_file is not None:
+            return str(self.key_file), _inference_key(Path(self.key_file))
+        if self.token is not None:
+            return "token", self.token.strip()
+        return f"${VARIABLE}", os.environ.get(VARIABLE, "").strip()
+
+
+def _inference_key(path: Path) -> str:
+    """From the file that TorchServe writes: {"inference": {"key": …}, …}."""
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))["inference"]["key"]
+    except OSError as error:
+        raise ServerError(f"cannot read {path}: {error.strerror}; TorchServe writes it where it was started") from error
+    except (ValueError, KeyError, TypeError):
+        key = None
+    if not isinstance(key, str) or not key.strip():
+        # Not chained: what could not be read as JSON would be quoted, and may be a key.
+        raise ServerError(f'{path} holds no inference key; it should read {{"inference": {{"key": "…"}}, …}}') from None
+    return key.strip()

@@ -1,0 +1,61 @@
+"""What an engine may hold: a network by torch, or exported graphs alone.
+
+The exported graphs that a network's occlusion sweeps run on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convlens.explain import ForwardPass, GraphForward, GraphModel, sweeps_of
+from convlens.explain.forward import Forward, OnStep
+from convlens.explain.onnx_forward import graph_sweeps, graph_ways
+from convlens.explain.sweeps.autotune import SweepAutotuner
+from convlens.gallery import Gallery
+from convlens.models import Classifier
+from convlens.runtime.graph_contract import labels_sha256
+from convlens.types import Floats
+
+if TYPE_CHECKING:
+    from convlens.runtime.graph_set import Graphs
+
+
+Model = Classifier | GraphModel
+
+
+def sweeps_for(model: Model, graphs: Graphs | None) -> SweepAutotuner:
+    """The ways of sweeping, the engine's for as long as it lives, so that it learns which is fast."""
+    if isinstance(model, GraphModel):
+        return graph_sweeps(model)
+    return sweeps_of(model, graph_ways(graphs) if graphs else ())
+
+
+def forward_of(
+    model: Model, x_NCHW: Floats, *, sweeps: SweepAutotuner, gallery: Gallery | None, on_step: OnStep
+) -> Forward:
+    """A batch through that kind of model."""
+    if isinstance(model, GraphModel):
+        return GraphForward(model, x_NCHW, sweeps=sweeps, gallery=gallery, on_step=on_step)
+    return ForwardPass(model, x_NCHW, sweeps=sweeps, gallery=gallery, on_step=on_step)
+
+
+def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int | None = None) -> Graphs | None:
+    """The graphs, files or folders of them, on the network's own kind of device; None for no paths.
+
+    ModelError where they came from other weights.
+    """
+    if not paths:
+        return None
+    from convlens.runtime.graph_set import open_graphs  # on first use: most runs carry no graph
+
+    device = classifier.device
+    return open_graphs(
+        paths,
+        weights_sha256=classifier.spec.weights_sha256,
+        labels_sha256=labels_sha256(classifier.spec.labels),
+        providers="cuda" if device.type == "cuda" else "cpu",
+        device_id=device.index or 0,
+        threads=threads,
+    )

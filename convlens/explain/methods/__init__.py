@@ -1,0 +1,1 @@
+"""The explanation methods, one a file; the registry finds them here."""

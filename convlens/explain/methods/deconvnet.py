@@ -1,0 +1,28 @@
+"""Deconvnet: the score projected back to the picture through rectified layers."""
+
+from __future__ import annotations
+
+import time
+
+from convlens.explain.forward import Forward
+from convlens.explain.registry import explainer
+from convlens.types import Attribution, Ints
+
+
+@explainer(
+    "deconvnet",
+    title="Deconvnet",
+    needs="gradient",
+    drawing="picture",
+    shows="what pattern, projected back through the layers, stands for the score.",
+    does_not_show="which units this picture switched on: only max pooling remembers; without it all maps look alike.",
+)
+def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
+    """max(g, 0) at every ReLU on the way back from the target's logit (Zeiler & Fergus 2014, arXiv:1311.2901).
+
+    Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for
+    networks with other activations than ReLU.
+    """
+    started = time.perf_counter()
+    grad = forward.gradient("deconvnet", target_N, method="deconvnet")
+    return forward.attribution("deconvnet", grad, target_N, {}, forward.meta("logit", started=started, ruled=True))

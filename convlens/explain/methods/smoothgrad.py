@@ -1,0 +1,69 @@
+"""SmoothGrad, by captum, adapted to our result type."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Annotated
+
+import torch
+from annotated_types import Interval
+
+from convlens.explain.registry import explainer
+from convlens.explain.torch_forward import ForwardPass, Watched
+from convlens.instrument import own_randomness
+from convlens.runtime.memory import with_less
+from convlens.types import Attribution, Ints
+
+BATCH = 16
+
+
+@explainer(
+    "smoothgrad",
+    title="SmoothGrad",
+    needs="model",
+    drawing="magnitude",
+    shows="saliency averaged over noisy copies of the picture: what stays when the gradient's flicker is gone.",
+    does_not_show="the network's answer to this very picture: every sample is another, noisier one.",
+    cost=lambda options, _: 3.0 * options["samples"],
+    cheaper=lambda options: ("samples", range(options["samples"] - 1, 0, -1)),
+)
+def smoothgrad(
+    forward: ForwardPass,
+    target_N: Ints,
+    *,
+    samples: Annotated[int, Interval(ge=1, le=1000)] = 25,
+    noise: Annotated[float, Interval(ge=0.0, le=1.0)] = 0.15,
+    seed: Annotated[int, Interval(ge=0, le=2**63 - 1)] = 0,
+) -> Attribution:
+    """Mean gradient over ``samples`` copies with Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825).
+
+    Values (N, C, H, W) are signed. ``noise`` is the standard deviation as a share of the picture's own range (max −
+    min, normalised). ``seed`` makes the noise; a row's noise does not depend on the batch it came in.
+    """
+    started = time.perf_counter()
+    rows = [
+        with_less(partial(_one, forward, n, int(target_N[n]), samples, noise, seed), BATCH) for n in range(len(forward))
+    ]
+    options = {"samples": samples, "noise": noise, "seed": seed}
+    meta = forward.meta("logit", started=started, runtime="torch+captum", seed=seed)
+    return forward.attribution("smoothgrad", torch.cat(rows), target_N, options, meta)
+
+
+def _one(forward: ForwardPass, n: int, target: int, samples: int, noise: float, seed: int, batch: int) -> torch.Tensor:
+    from captum.attr import NoiseTunnel, Saliency  # on first use: it is slow to import and brings matplotlib
+
+    x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
+    tunnel = NoiseTunnel(Saliency(Watched(forward, "smoothgrad", samples)))
+    deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
+    with own_randomness(seed, forward.device):
+        values: torch.Tensor = tunnel.attribute(
+            x_NCHW,
+            nt_type="smoothgrad",
+            nt_samples=samples,
+            nt_samples_batch_size=min(batch, samples),
+            stdevs=deviation,
+            target=target,
+            abs=False,
+        )
+    return values.detach()

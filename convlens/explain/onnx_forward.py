@@ -1,0 +1,171 @@
+"""A model that consists of exported graphs alone, and batches through it: no network, no torch forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from convlens.errors import ModelError, RequestError, UnsupportedModelError
+from convlens.explain.forward import Forward, OnStep
+from convlens.explain.scores import finite
+from convlens.explain.sweeps.autotune import SweepAutotuner
+from convlens.explain.sweeps.backends import GraphSweep, ParallelSweep, SweepBackend
+from convlens.gallery import Gallery
+from convlens.instrument import ReluRule
+from convlens.models.manifest import GRAPHS, read_manifest
+from convlens.runtime.graph_contract import GradientKind, labels_sha256
+from convlens.types import Floats, Ints, ModelSpec, ScoreKind, no_op
+
+if TYPE_CHECKING:
+    from convlens.runtime.graph_set import Graphs
+    from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
+
+_KINDS: Mapping[ReluRule, GradientKind] = {
+    "plain": "saliency",
+    "guided": "guided_backprop",
+    "deconvnet": "deconvnet",
+}
+
+
+@dataclass(frozen=True)
+class GraphModel:
+    """What stands in for a Classifier where there are graphs only.
+
+    ``main`` is its graph of embeddings, which gives the logits, too. ``source`` names where it came from.
+    """
+
+    spec: ModelSpec
+    graphs: Graphs
+    main: OnnxRuntime
+    source: str
+
+    @property
+    def device(self) -> torch.device:
+        return self.main.device
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, providers: Providers = "auto", device_id: int = 0, threads: int | None = None
+    ) -> GraphModel:
+        """The folder that ``export.bundle`` wrote. ModelError for one without ``model.json`` or without embeddings,
+        and for graphs that are not of one model."""
+        from convlens.runtime.graph_set import open_graphs  # on first use: a model by torch needs no ONNX Runtime
+
+        source, spec = read_manifest(folder)
+        if source != GRAPHS:
+            raise ModelError(f"{folder} holds a packed network and no graphs; serve it with --runtime torch")
+        graphs = open_graphs(
+            [folder],
+            weights_sha256=spec.weights_sha256,
+            labels_sha256=labels_sha256(spec.labels),
+            providers=providers,
+            device_id=device_id,
+            threads=threads,
+        )
+        main = graphs.one("embedding")
+        if main is None:
+            raise ModelError(f"{folder} lacks a graph of embeddings, which predictions come from; export it again")
+        return cls(spec, graphs, main, f"{GRAPHS}:{folder}")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """What it can explain by."""
+        return (*(kind for kind in _KINDS.values() if self.graphs.one(kind)), "occlusion", "neighbours")
+
+
+class GraphForward(Forward):
+    """A batch through exported graphs; otherwise as ``Forward``.
+
+    Gradients come from graphs of saliency, guided backprop and deconvnet, as far as the model has them;
+    UnsupportedModelError for others, RequestError for the gradient of a probability, which no graph holds.
+    """
+
+    def __init__(
+        self,
+        model: GraphModel,
+        x_NCHW: Tensor | Floats,
+        *,
+        sweeps: SweepAutotuner | None = None,
+        gallery: Gallery | None = None,
+        on_step: OnStep = no_op,
+    ) -> None:
+        x = torch.as_tensor(x_NCHW).to(device=model.device, dtype=torch.float32)
+        super().__init__(
+            model.spec, model.device, x, sweeps=sweeps or graph_sweeps(model), gallery=gallery, on_step=on_step
+        )
+        self.runtime = model.main.name
+        self.model = model
+        self._shared = _Shared(model, x)
+
+    def record(self) -> None:
+        """Nothing to do: a graph of gradients makes its own forward."""
+
+    def release(self) -> None:
+        """Nothing to do: nor does it leave anything behind."""
+
+    @property
+    def logits_NK(self) -> Floats:
+        return finite(self._shared.outputs[0][self._rows])
+
+    @property
+    def embedding_ND(self) -> Floats:
+        return self._shared.outputs[1][self._rows]
+
+    def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Floats:
+        if score != "logit":
+            raise RequestError(
+                "an exported graph gives gradients of logits only; use score=logit", field="options.score"
+            )
+        graph = self.model.graphs.one(_KINDS[rule])
+        if graph is None:
+            raise UnsupportedModelError(
+                f"{method} needs the graph of {_KINDS[rule]}, which this model lacks; there are: "
+                f"{', '.join(self.model.methods)}",
+                field="method",
+            )
+        self._shared.backwards += 1
+        gradient_NCHW, _ = graph.gradient(self.x_NCHW, target_N)
+        return gradient_NCHW
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"forwards": self._shared.forwards, "backwards": self._shared.backwards, "relu_calls": 0}
+
+
+class _Shared:
+    """The run itself, made once for all rows."""
+
+    def __init__(self, model: GraphModel, x_NCHW: Tensor) -> None:
+        self._model, self._x_NCHW = model, x_NCHW
+        self._outputs: tuple[Floats, Floats] | None = None
+        self.forwards = 0
+        self.backwards = 0
+
+    @property
+    def outputs(self) -> tuple[Floats, Floats]:
+        """Logits and embeddings."""
+        if self._outputs is None:
+            self._outputs = self._model.main.logits_and_embeddings(self._x_NCHW)
+            self.forwards += 1
+        return self._outputs
+
+
+def graph_ways(graphs: Graphs) -> Sequence[SweepBackend]:
+    """The ways of sweeping that graphs offer: runs side by side first, where there are cores for them; whole sweeps."""
+    scorers = [*graphs.of("scores"), *graphs.of("embedding")][:1]
+    batches = [ParallelSweep(runtime, precision=runtime.contract.precision) for runtime in scorers]
+    whole = [GraphSweep(runtime) for runtime in graphs.of("occlusion")]
+    return [*batches, *whole] if any(runtime.lanes > 1 for runtime in scorers) else [*whole, *batches]
+
+
+def graph_sweeps(model: GraphModel) -> SweepAutotuner:
+    """The ways of sweeping with a model that has no network."""
+    ways = list(graph_ways(model.graphs))
+    if all(way.precision != "float32" or way.kind != "batches" for way in ways):
+        raise ModelError("a model of graphs needs its embeddings in float32, for sweeps to be compared with")
+    return SweepAutotuner(ways)

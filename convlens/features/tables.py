@@ -1,0 +1,86 @@
+"""The journal as Parquet tables: which picture each row of features belongs to, and which pictures have none."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from convlens.features.journal import Row, entries
+from convlens.features.row_files import Layout, flush
+
+ROWS, UNREADABLE, THUMBNAILS = "manifest.parquet", "unreadable.parquet", "thumbnails.bin"
+
+# Rows of a table that are held at a time.
+_GROUP = 65536
+
+# Column -> type, in Arrow's words.
+_ROW_COLUMNS = {
+    "row": "int64",
+    "file": "string",
+    "file_row": "int64",
+    "position": "int64",
+    "id": "string",
+    "bytes": "int64",
+    "sha256": "string",
+    "width": "int32",
+    "height": "int32",
+    "top1": "int32",
+    "label": "string",
+    "probability": "float",
+}
+# Where thumbnails are kept: how many bytes of them are each picture's.
+_SMALL_COLUMNS = {"thumbnail": "int64"}
+_FAILURE_COLUMNS = {"position": "int64", "id": "string", "reason": "string"}
+
+
+def write_tables(folder: Path, journal: Path, layout: Layout, labels: Sequence[str], *, thumbnails: bool) -> None:
+    """Both tables, in the order of the pictures; the same journal makes the same bytes."""
+    rows = (row for entry in entries(journal) for row in entry.rows)
+    columns = _ROW_COLUMNS | _SMALL_COLUMNS if thumbnails else _ROW_COLUMNS
+    failures = (failure for entry in entries(journal) for failure in entry.failures)
+    cells = (_cells(number, row, layout, labels) for number, row in enumerate(rows))
+    _write(folder / ROWS, columns, (some[: len(columns)] for some in cells))
+    _write(folder / UNREADABLE, _FAILURE_COLUMNS, ((each.position, each.id, each.reason) for each in failures))
+
+
+def _cells(number: int, row: Row, layout: Layout, labels: Sequence[str]) -> tuple[Any, ...]:
+    file, file_row = layout.place(number)
+    place = (number, layout.file_name(file), file_row, row.position)
+    known = row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability
+    return (*place, *known, row.thumbnail)
+
+
+def read_rows(folder: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """Those columns of a finished folder's pictures, row by row."""
+    return _read(folder / ROWS, columns)
+
+
+def read_failures(folder: Path) -> Iterator[tuple[str, str]]:
+    """Id and reason of each picture that has no row."""
+    return ((id, reason) for id, reason in _read(folder / UNREADABLE, ("id", "reason")))
+
+
+def _read(path: Path, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=list(columns)):
+            yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+
+
+def _write(path: Path, columns: Mapping[str, str], rows: Iterator[tuple[Any, ...]]) -> None:
+    import pyarrow  # here, because a server that opens a gallery must not load it
+    from pyarrow import parquet
+
+    schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns.items()])
+    with path.open("wb") as file:
+        with parquet.ParquetWriter(file, schema) as writer:
+            while group := list(itertools.islice(rows, _GROUP)):
+                arrays = [
+                    pyarrow.array(values, field.type)
+                    for values, field in zip(zip(*group, strict=True), schema, strict=True)
+                ]
+                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+        flush(file)

@@ -1,0 +1,141 @@
+"""A gallery's files, and the order in which they come into being."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.errors import GalleryError
+from convlens.gallery.entries import EntryWriter, GalleryEntry
+from convlens.gallery.gallery import Gallery
+from convlens.gallery.index import EXACT, IndexKind, IndexRecord, Wanted, build_index, hubness, kind_for
+from convlens.gallery.vectors import FeatureSpace, as_features, require_matrix, require_space
+from convlens.gallery.versions import (
+    ENTRIES,
+    FILES,
+    INDEX,
+    MANIFEST,
+    THUMBNAILS,
+    VECTORS,
+    Manifest,
+    flush,
+    new_version,
+    publish,
+    stored,
+    version_name,
+)
+from convlens.types import Floats
+
+
+@dataclass(frozen=True)
+class Made:
+    """What made the vectors, and how they are compared."""
+
+    weights_sha256: str
+    model: str
+    embedding_layer: str
+    feature_space: FeatureSpace = "unit"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some pictures in a row: their features as they are compared, and as many entries."""
+
+    features_BD: NDArray[np.float32]
+    entries: Sequence[GalleryEntry]
+
+
+def write(
+    folder: Path,
+    *,
+    vectors_ND: Floats,
+    entries: Sequence[GalleryEntry],
+    weights_sha256: str,
+    model: str,
+    embedding_layer: str,
+    feature_space: FeatureSpace = "unit",
+    index: Wanted = "auto",
+) -> Gallery:
+    """Make ``folder`` the gallery of these embeddings (N, D), replacing the gallery that it may hold.
+
+    Killed at any moment, the old gallery or the new one is there. ``unit`` compares directions (each vector divided by
+    its length), ``raw`` the embeddings as they are. Raises GalleryError for no entries, counts that differ, an id given
+    twice, NaN, zero vectors in ``unit``, a folder with other things in it, too few pictures for the ``index``, and
+    where the disk refuses.
+    """
+    require_space(feature_space)
+    require_matrix(vectors_ND)
+    if len(entries) != len(vectors_ND):
+        raise GalleryError(f"{len(entries)} entries and {len(vectors_ND)} embeddings; a gallery needs as many of both")
+    made = Made(weights_sha256, model, embedding_layer, feature_space)
+    parts = [Part(as_features(vectors_ND, feature_space), entries)] if len(entries) else []
+    return write_parts(folder, parts, made, count=len(entries), dimensions=vectors_ND.shape[1], index=index)
+
+
+def write_parts(
+    folder: Path, parts: Iterable[Part], made: Made, *, count: int, dimensions: int, index: Wanted = "auto"
+) -> Gallery:
+    """As ``write``, of ``count`` pictures that come part by part, so that they never need to be in memory together."""
+    if not count:
+        raise GalleryError("a gallery needs at least one picture; none were given")
+    kind = kind_for(index, count)
+    try:
+        with new_version(folder) as building:
+            _write_files(building, parts, count, dimensions)
+            features_ND = np.load(building / VECTORS, mmap_mode="r", allow_pickle=False)
+            record = EXACT if kind == "exact" else _indexed(building / INDEX, features_ND, kind)
+            names = FILES if kind == "exact" else (*FILES, INDEX)
+            manifest = Manifest(
+                count,
+                dimensions,
+                made.feature_space,
+                made.weights_sha256,
+                made.model,
+                made.embedding_layer,
+                files={name: stored(building / name) for name in names},
+                index=record,
+                hubness=hubness(features_ND),
+            )
+            publish(building, _write_manifest(building, manifest))
+            return Gallery.open(folder, verify=False)
+    except OSError as error:
+        raise GalleryError(f"{folder} cannot be written ({error}); choose another folder or make room") from error
+
+
+def _write_files(building: Path, parts: Iterable[Part], count: int, dimensions: int) -> None:
+    with (
+        (building / VECTORS).open("xb") as vectors,
+        (building / ENTRIES).open("xb") as lines,
+        (building / THUMBNAILS).open("xb") as thumbnails,
+    ):
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimensions)}
+        np.lib.format.write_array_header_1_0(vectors, header)
+        writer, written = EntryWriter(lines, thumbnails), 0
+        for part in parts:
+            vectors.write(part.features_BD.astype("<f4", copy=False).tobytes())
+            writer.add(part.entries)
+            written += len(part.entries)
+        assert written == count, "as many parts as were promised"
+        for file in (vectors, lines, thumbnails):
+            flush(file)
+
+
+def _indexed(path: Path, features_ND: Floats, kind: IndexKind) -> IndexRecord:
+    record = build_index(features_ND, kind, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return record
+
+
+def _write_manifest(building: Path, manifest: Manifest) -> str:
+    """The manifest comes last; returns the version's name."""
+    data = manifest.to_bytes()
+    with (building / MANIFEST).open("xb") as file:
+        file.write(data)
+        flush(file)
+    return version_name(data)

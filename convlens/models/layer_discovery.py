@@ -1,0 +1,122 @@
+"""What one forward pass tells of a network: its classes, and the layers that explanations hold on to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convlens.errors import ModelError
+from convlens.models.preprocessing import Preprocessing
+
+# What the layers of a network that does not fit its input raise, in practice (timm asserts sizes).
+FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One finished call of one layer; ``shape`` is None where the output is no tensor."""
+
+    name: str
+    layer: nn.Module
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class DiscoveredLayers:
+    """``classes`` is K; the other three are names of layers, as in ``ModelSpec``."""
+
+    classes: int
+    embedding_layer: str
+    attention_layer: str
+    first_convolution: str
+
+
+def probe(module: nn.Module, feed: Preprocessing) -> DiscoveredLayers:
+    """Runs two seeded noise pictures through a private copy of the network and reads off what was called.
+
+    Layers are named by the order in which their calls *finish*. ``attention_layer`` is the last of them with a map
+    larger than 1×1: ``layer4`` in a ResNet; ``avgpool`` in AlexNet and VGG, whose adaptive pooling keeps the grid at
+    the usual size; where the classifier is itself a convolution (SqueezeNet) the map of class scores that is then
+    averaged, so that Grad-CAM there is the class activation map. In networks that leave the grid early (ViT) it lies
+    early too. Raises ModelError for what is not a convolutional classifier with at least two classes.
+    """
+    noise_NCHW = torch.randn(2, len(feed.mean), feed.crop, feed.crop, generator=torch.Generator().manual_seed(0))
+    calls, output = _record(private_copy(module).eval(), noise_NCHW)
+    classes = _classes(output)
+    first = _first_convolution(calls)
+    return DiscoveredLayers(classes, _embedding_layer(calls, classes), _attention_layer(calls), first)
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """The same network as other objects over the same tensors: hooks on it are not hooks on the original."""
+    held = [tensor for part in module.modules() for tensor in vars(part).values() if isinstance(tensor, Tensor)]
+    shared = [*module.parameters(), *module.buffers(), *held]
+    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in shared})
+
+
+def _record(private: nn.Module, noise_NCHW: Tensor) -> tuple[Sequence[Call], Any]:
+    calls: list[Call] = []
+    for name, layer in private.named_modules():
+        if layer is not private:
+            layer.register_forward_hook(partial(_note, calls, name))
+    try:
+        with torch.no_grad():
+            return calls, private(noise_NCHW)
+    except FORWARD_ERRORS as error:
+        shape = "×".join(map(str, noise_NCHW.shape))
+        raise ModelError(
+            f"the network failed on a batch of pictures of {shape}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _note(calls: list[Call], name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+    calls.append(Call(name, layer, tuple(output.shape) if isinstance(output, Tensor) else None))
+
+
+def _classes(output: Any) -> int:
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
+        came = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ModelError(f"two pictures gave {came}; a classifier gives logits, one row a picture: (2, K)")
+    if output.shape[1] < 2:
+        raise ModelError(
+            "the network has a single output, of which softmax makes 1 always; ConvLens needs one logit a class"
+        )
+    if bool((output >= 0).all()) and torch.allclose(output.sum(1), torch.ones(2), atol=1e-5):
+        raise ModelError("the network's output is a softmax already; ConvLens needs the logits before it")
+    return int(output.shape[1])
+
+
+def _first_convolution(calls: Sequence[Call]) -> str:
+    for call in calls:
+        if isinstance(call.layer, nn.Conv2d):
+            return call.name
+    raise ModelError("not a convolutional network: no nn.Conv2d was called")
+
+
+def _embedding_layer(calls: Sequence[Call], classes: int) -> str:
+    for call in reversed(calls):
+        if _outputs(call.layer) == classes:
+            return call.name
+    raise ModelError(
+        f"no nn.Linear or nn.Conv2d with {classes} outputs was called, so there is no layer whose input is the "
+        "embedding"
+    )
+
+
+def _outputs(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.Linear):
+        return layer.out_features
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else None
+
+
+def _attention_layer(calls: Sequence[Call]) -> str:
+    for call in reversed(calls):
+        if call.shape is not None and len(call.shape) == 4 and min(call.shape[2:]) > 1:
+            return call.name
+    raise ModelError("no layer gave a map larger than 1×1 pixel, so there is no place to look at; give a larger size=")

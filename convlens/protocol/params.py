@@ -1,0 +1,196 @@
+"""What a request may ask, validated: unknown keys, wrong types and impossible values are refused by name."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+from PIL import Image
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from convlens.errors import ConvLensError, RequestError, near_matches
+from convlens.protocol.negotiation import Media
+from convlens.types import Neuron
+
+STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+Output = Literal["array", "overlay", "heatmap"]
+Dtype = Literal["<f4", "<f2"]
+Reduce = Literal["none", "abs_max", "sum"]
+Size = Literal["model", "original"]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+
+# It names arrays in files, so neither slashes nor what a shell or a terminal would take for something else.
+Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+
+# A class by its index, or by its label. bool is an int to Python, but not to us: hence strict.
+ClassTarget = (
+    Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+)
+Place = Annotated[int, Field(strict=True, ge=0)]
+
+
+class NeuronTarget(BaseModel):
+    """One unit of a layer: ``layer`` by its dotted name; without ``y`` and ``x`` where its channel is strongest."""
+
+    model_config = STRICT
+
+    layer: Annotated[str, Field(min_length=1, max_length=256)]
+    channel: Place
+    y: Place | None = None
+    x: Place | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.y is None) != (self.x is None):
+            raise ValueError("y and x go together: give both or neither")
+        return self
+
+    def as_neuron(self) -> Neuron:
+        return Neuron(self.layer, self.channel, self.y, self.x)
+
+
+def _kind_of_target(given: object) -> str:
+    return "neuron" if isinstance(given, Mapping | NeuronTarget) else "class"
+
+
+# A class by its index or label, or a neuron.
+Target = Annotated[
+    Annotated[ClassTarget, Tag("class")] | Annotated[NeuronTarget, Tag("neuron")], Discriminator(_kind_of_target)
+]
+
+
+class MethodParams(BaseModel):
+    """One explanation asked for; ``id`` names it in the reply (default: the method's name)."""
+
+    model_config = STRICT
+
+    method: Name
+    id: Id | None = None
+    target: Target | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def _bare_name(given: object) -> object:
+    return {"method": given} if isinstance(given, str) else given
+
+
+NamedOrFull = Annotated[MethodParams, BeforeValidator(_bare_name, json_schema_input_type=Name | MethodParams)]
+
+
+class Params(BaseModel):
+    """The parameters of one request; every one has a default, so that a bare picture is a whole request.
+
+    ``explain`` without ``methods`` asks for the default explanations. ``target`` holds for every method that names
+    none itself; without any, the predicted class is explained.
+
+    ``size``: maps and overlays on the grid the model saw, or at their place in the original picture, 0 around it.
+    ``deadline_ms`` counts from ``sent_at`` (seconds since 1970; over REST also by the header X-Request-Start), where
+    that is not said from when a worker took the request up. ``accept`` is the form of the reply, for clients that send
+    no headers. ``thumbnails``: whether neighbours come with their small pictures.
+    """
+
+    model_config = STRICT
+
+    explain: bool = False
+    topk: int = Field(default=5, ge=1, le=100)
+    target: Target | None = None
+    methods: Annotated[list[NamedOrFull], Field(max_length=16)] | None = None
+    output: Annotated[list[Output], Field(max_length=3)] = Field(default=["array", "overlay"])
+    dtype: Dtype = "<f4"
+    reduce: Reduce = "none"
+    size: Size = "model"
+    neighbours: int | None = Field(default=None, ge=1, le=1000)
+    thumbnails: bool = True
+    accept: Media | None = None
+    deadline_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
+    sent_at: Annotated[float, Field(ge=0)] | None = None
+    seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
+    request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decoded picture (RGB) and what is asked about it.
+
+    ``sent_at`` is when the client sent it, in seconds since 1970, None where it did not say.
+    """
+
+    picture: Image.Image
+    params: Params
+    sent_at: float | None = None
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Errors raised inside get a ``field`` that starts at this place of the request."""
+    try:
+        yield
+    except ConvLensError as error:
+        error.field = ".".join(part for part in (place, error.field) if part) or None
+        raise
+
+
+def parse_params(given: Mapping[str, Any]) -> Params:
+    """The parameters, or RequestError naming the first offending field and what would do."""
+    try:
+        return Params.model_validate(dict(given))
+    except ValidationError as error:
+        raise_invalid(error, Params)
+
+
+_LONGEST = 100  # of what is quoted from a request: what it sends must not swell the reply
+
+
+def raise_invalid(error: ValidationError, model: type[BaseModel], *, where: str = "") -> NoReturn:
+    first = error.errors(include_url=False, include_context=False)[0]
+    path = _option_path(first["loc"]) if where else _path(first["loc"])
+    field = ".".join([where, *path] if where else path)
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])[:_LONGEST]
+        known = list(_model_at(model, first["loc"]).model_fields)
+        hint = near_matches(key, known) or ";"
+        raise RequestError(
+            f"unknown key {key!r}{hint} known keys: {', '.join(known) or 'none'}", field=field
+        ) from error
+    said = _said(path, first["type"]) or first["msg"].removeprefix("Value error, ").lower()
+    # reprlib: repr fails on what is nested deeply, and JSON may be.
+    raise RequestError(f"{field or 'params'}: {said}; got {reprlib.repr(first['input'])}", field=field) from error
+
+
+def _said(path: list[str], kind: str) -> str:
+    """In words of the request where pydantic has only words of our classes."""
+    if path[-1:] == ["target"] and kind != "value_error":
+        return "should be a class index from 0, a label, or a neuron's layer and channel"
+    return "should be a method's name, or an object that names it" if kind == "model_type" else ""
+
+
+def _path(loc: tuple[int | str, ...]) -> list[str]:
+    """Keys and positions, without the branch of a union that pydantic puts after ``target``."""
+    path = [str(part) for part in loc if not str(part).startswith("function-")]
+    if "target" not in path:
+        return path
+    end = path.index("target") + 1
+    return [*path[:end], *path[end + 1 :]] if path[end : end + 1] == ["neuron"] else path[:end]
+
+
+def _option_path(loc: tuple[int | str, ...]) -> list[str]:
+    """An option's name and positions inside it, without the branch of a union that pydantic puts between them."""
+    return [str(part) for n, part in enumerate(loc) if n == 0 or isinstance(part, int)]
+
+
+def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    if "target" in loc[:-1]:
+        return NeuronTarget
+    return MethodParams if model is Params and loc[0] == "methods" and len(loc) > 2 else model

@@ -1,0 +1,270 @@
+"""Exported graphs by ONNX Runtime, on the provider that was asked for and no other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convlens.errors import ModelError, RequestError, TargetError
+from convlens.runtime.graph_contract import (
+    EMBEDDING,
+    GRADIENT,
+    GRADIENTS,
+    LOG_SUMS,
+    LOGITS,
+    SCORES,
+    GraphContract,
+    read_contract,
+)
+from convlens.runtime.onnx_session import (
+    CUDA,
+    ORT_ERRORS,
+    Feed,
+    Providers,
+    batches,
+    empty,
+    fed,
+    open_session,
+    place,
+    provider_of,
+    run_error,
+    sizes,
+)
+from convlens.types import Floats, Ints, ScoreKind
+from convlens.utils.concurrency import ParallelRuns, cores
+
+__all__ = ["OnnxRuntime", "Providers"]
+
+# Pictures of one run, for graphs that take any number; a caller's larger batch is cut into these. A GPU wants many. On
+# two cores 4 were fastest (the default model: 4.6 ms each, 5.0 in batches of 14), and a gradient costs the same in any
+# batch; what the largest run needs, the process keeps.
+BATCH, CPU_BATCH, CPU_GRADIENT_BATCH = 32, 4, 2
+# Runs side by side need a second session, and with it the weights once more.
+LARGEST_TWICE_BYTES = 256 * 2**20
+
+
+class OnnxRuntime:
+    """One graph, ready to answer; safe to use from several threads.
+
+    Pictures are float32 (N, C, crop, crop), normalised; for graphs with preprocessing folded in uint8 (N, crop, crop,
+    3) RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider answers.
+    """
+
+    def __init__(
+        self,
+        graph: Path | str | bytes,
+        *,
+        providers: Providers = "auto",
+        device_id: int = 0,
+        threads: int | None = None,
+        spin: bool = False,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        """Opens a file, or the bytes of one.
+
+        ``auto`` means CUDA where torch finds a GPU, else the CPU. ``threads`` (default: one a core) work on one run
+        together; with ``spin`` they stay awake between its steps, which was a third faster on two idle cores and up to
+        twice as slow on busy ones. ``memory_limit_bytes`` bounds ONNX Runtime's arena on a GPU; it has no such bound on
+        the CPU. Raises ModelError for a file that is no graph of ours or does not keep its contract, and for a provider
+        that does not come up: there is no fall-back.
+        """
+        label = "the graph" if isinstance(graph, bytes) else str(graph)
+        wanted = provider_of(providers)
+        self._open = partial(
+            open_session,
+            graph,
+            label,
+            wanted,
+            device_id=device_id,
+            spin=spin,
+            memory_limit_bytes=memory_limit_bytes,
+        )
+        self._session = self._open(threads=threads)
+        self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
+        _require_ports(self._session, self.contract, label)
+        self.device = torch.device("cuda", device_id) if wanted == CUDA else torch.device("cpu")
+        self.name = f"onnxruntime:{wanted}"
+        self._label = label
+        self._lanes = self._lanes_for(graph, threads or cores())
+        self._narrow: Any = None
+        self._lock = threading.Lock()
+
+    def require_weights(self, weights_sha256: str) -> None:
+        """ModelError where the graph was exported from other weights, with both hashes."""
+        if self.contract.weights_sha256 != weights_sha256:
+            raise ModelError(
+                f"the graph was exported from weights {self.contract.weights_sha256} of {self.contract.model}, but "
+                f"those in use are {weights_sha256}; export it again from these"
+            )
+
+    def logits(self, x_NCHW: Feed) -> Floats:
+        """Logits (N, K), from a graph of scores or of embeddings."""
+        return self._outputs([x_NCHW], LOGITS)[LOGITS]
+
+    @property
+    def lanes(self) -> int:
+        """How many runs ``logits_of`` makes at once."""
+        return self._lanes.count if self._lanes else 1
+
+    def logits_of(self, makers: Sequence[Callable[[], Feed]]) -> Iterator[Floats]:
+        """Logits (N, K) of the pictures that each maker gives, in order; several at once on a CPU of several cores.
+
+        Makers are called when their turn comes, in the threads that run the graph. For a graph that takes any number of
+        pictures; give few by a maker: they are not cut into smaller batches.
+        """
+        if self._lanes is None:
+            return (self.logits(maker()) for maker in makers)
+        session = self._single_threaded()
+        return self._lanes.results([partial(self._made, session, maker) for maker in makers])
+
+    def embeddings(self, x_NCHW: Feed) -> Floats:
+        """Embeddings (N, D), from a graph of embeddings."""
+        return self._outputs([x_NCHW], EMBEDDING)[EMBEDDING]
+
+    def logits_and_embeddings(self, x_NCHW: Feed) -> tuple[Floats, Floats]:
+        """Both from the same runs of a graph of embeddings."""
+        found = self._outputs([x_NCHW], LOGITS, EMBEDDING)
+        return found[LOGITS], found[EMBEDDING]
+
+    def features(self, x_NCHW: Feed) -> dict[str, Floats]:
+        """The outputs of the graph's layers by name, from a graph of features."""
+        self._require_kind("features")
+        return self._outputs([x_NCHW], *self.contract.layers)
+
+    def gradient(self, x_NCHW: Feed, target_N: Ints) -> tuple[Floats, Floats]:
+        """d logit(target) / d picture (N, C, H, W), each row by its own target, and the logits (N, K).
+
+        From a graph of saliency, guided_backprop or deconvnet. TargetError for a class that there is not.
+        """
+        self._require_kind(*GRADIENTS)
+        found = self._outputs([x_NCHW, self._targets(target_N, len(x_NCHW))], GRADIENT, LOGITS)
+        return found[GRADIENT], found[LOGITS]
+
+    def sweep(self, x_CHW: Feed, target: int, *, fill: float = 0.0, score: ScoreKind = "logit") -> Floats:
+        """The target's score with each window hidden in turn (R, Q), from a graph of occlusion.
+
+        ``fill`` is in normalised units. Raises RequestError for a picture of another shape, TargetError for a class
+        that there is not.
+        """
+        self._require_kind("occlusion")
+        self._require_class(target)
+        if score not in get_args(ScoreKind):
+            raise RequestError(f"no score {score!r}; there are: {', '.join(get_args(ScoreKind))}", field="score")
+        found = self.run(x_CHW[None], np.asarray(target, np.int64), np.asarray(fill, np.float32))
+        return found[SCORES] if score == "logit" else np.exp(found[SCORES] - found[LOG_SUMS])
+
+    def run(self, *feeds: Feed) -> dict[str, Floats]:
+        """One run: all outputs by name, for all inputs in the contract's order. RequestError for a wrong shape."""
+        return {name: value.cpu().numpy() for name, value in self.run_on_device(*feeds).items()}
+
+    def run_on_device(self, *feeds: Feed) -> dict[str, Tensor]:
+        """As ``run``, with the outputs left on the session's device; inputs that lie there already are not copied."""
+        inputs = [fed(feed, port, self.device) for feed, port in zip(feeds, self.contract.inputs, strict=True)]
+        size_of = sizes(inputs, self.contract.inputs)
+        outputs = {port.name: empty(port, size_of, self.device) for port in self.contract.outputs}
+        self._run_bound(inputs, outputs)
+        return outputs
+
+    def _run_bound(self, inputs: list[Tensor], outputs: Mapping[str, Tensor]) -> None:
+        binding = self._session.io_binding()
+        for port, tensor in zip(self.contract.inputs, inputs, strict=True):
+            binding.bind_input(port.name, *place(tensor, port))
+        for port in self.contract.outputs:
+            binding.bind_output(port.name, *place(outputs[port.name], port))
+        if self.device.type == "cuda":  # ONNX Runtime reads on a stream of its own, and has finished when it returns
+            torch.cuda.current_stream(self.device).synchronize()
+        try:
+            self._session.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            raise run_error(error, self.name) from error
+
+    def _lanes_for(self, graph: Path | str | bytes, count: int) -> ParallelRuns | None:
+        """None where one run at a time is better, or the weights are too large to be held twice."""
+        large = (len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size) > LARGEST_TWICE_BYTES
+        takes_any_number = self.contract.batch is None and any(port.name == LOGITS for port in self.contract.outputs)
+        if large or count == 1 or self.device.type != "cpu" or len(self.contract.inputs) > 1 or not takes_any_number:
+            return None
+        return ParallelRuns(count)
+
+    def _single_threaded(self) -> Any:
+        """A session whose runs take one thread each; opened when first needed."""
+        with self._lock:
+            if self._narrow is None:
+                narrow = self._open(threads=1)
+                if narrow.get_modelmeta().custom_metadata_map != self._session.get_modelmeta().custom_metadata_map:
+                    raise ModelError(f"{self._label} was replaced by another graph after it was opened; open it again")
+                self._narrow = narrow
+            return self._narrow
+
+    def _made(self, session: Any, maker: Callable[[], Feed]) -> Floats:
+        # Not bound: outputs are small, and to bind them took a twentieth of such a short run.
+        (port,) = self.contract.inputs
+        try:
+            (found,) = session.run([LOGITS], {port.name: fed(maker(), port, self.device).numpy()})
+        except ORT_ERRORS as error:
+            raise run_error(error, self.name) from error
+        return np.asarray(found)
+
+    def _outputs(self, feeds: list[Feed], *names: str) -> dict[str, Floats]:
+        missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
+        if missing:
+            raise ModelError(
+                f"a graph of kind {self.contract.kind!r} does not give {', '.join(missing)}; export another"
+            )
+        parts = [self._part(part) for part in zip(*(batches(feed, self._most) for feed in feeds), strict=True)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    @property
+    def _most(self) -> int:
+        """Pictures of one run."""
+        if self.contract.batch is not None:
+            return self.contract.batch
+        on_cpu = CPU_GRADIENT_BATCH if self.contract.kind in GRADIENTS else CPU_BATCH
+        return on_cpu if self.device.type == "cpu" else BATCH
+
+    def _part(self, feeds: Sequence[Feed]) -> dict[str, Floats]:
+        """One batch, filled up with its first row where the graph is bound to a larger one."""
+        count, bound = len(feeds[0]), self.contract.batch
+        if bound is None or count == bound:
+            return self.run(*feeds)
+        rows = [*range(count), *[0] * (bound - count)]
+        found = self.run(*(torch.as_tensor(feed)[rows] for feed in feeds))
+        return {name: value[:count] for name, value in found.items()}
+
+    def _targets(self, target_N: Ints, count: int) -> Ints:
+        given = np.asarray(target_N)
+        if given.shape != (count,) or given.dtype.kind not in "iu":
+            raise TargetError(f"{count} pictures need as many integer targets; got {target_N!r}", field="target")
+        for target in given.tolist():
+            self._require_class(target)
+        return given.astype(np.int64)
+
+    def _require_class(self, target: int) -> None:
+        if not 0 <= target < self.contract.classes:
+            raise TargetError(f"no class {target}; there are 0..{self.contract.classes - 1}", field="target")
+
+    def _require_kind(self, *kinds: str) -> None:
+        if self.contract.kind not in kinds:
+            wanted = " or ".join(map(repr, kinds))
+            raise ModelError(f"this needs a graph of kind {wanted}; the given one is of kind {self.contract.kind!r}")
+
+
+def _require_ports(session: Any, contract: GraphContract, label: str) -> None:
+    """The graph's own inputs and outputs, against what its contract says of them."""
+    for given, promised in ((session.get_inputs(), contract.inputs), (session.get_outputs(), contract.outputs)):
+        found = [(port.name, port.type, tuple(port.shape)) for port in given]
+        wanted = [(port.name, _ORT_TYPES[port.dtype], port.shape) for port in promised]
+        if found != wanted:
+            raise ModelError(
+                f"{label} does not keep its contract: it has {found}, which says {wanted}; export it again"
+            )
+
+
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}

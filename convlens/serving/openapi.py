@@ -1,0 +1,168 @@
+"""What goes over the wire, as JSON Schema and OpenAPI: requests by the models that check them, replies as written.
+
+``python -m convlens.serving.openapi docs/schema`` writes the files; a test holds them to the code, and the replies to
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from convlens import __version__, explain
+from convlens.engine.method_calls import options_model
+from convlens.protocol.kserve import Base64, V1Body, V2Body
+from convlens.protocol.negotiation import JSON, Media
+from convlens.protocol.params import Params
+from convlens.protocol.responses import ErrorBody, ReplyBody, V1Reply, V2Reply
+
+_CLOSED = ConfigDict(extra="forbid", frozen=True)
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class Body(BaseModel):
+    """A JSON request: the picture as base64, and what is asked about it."""
+
+    model_config = _CLOSED
+    data: Base64 | str = Field(description="An encoded picture (JPEG, PNG, WebP, GIF, BMP, TIFF) in base64.")
+    params: Params = Field(default_factory=Params)
+
+
+_REQUESTS: tuple[type[BaseModel], ...] = (Body, V1Body, V2Body)
+_REPLIES: tuple[type[BaseModel], ...] = (ReplyBody, V1Reply, V2Reply, ErrorBody)
+STATUSES = {
+    400: "not a picture, or a damaged one; also TorchServe's own answer to a missing or expired token",
+    406: "Accept names no form that a reply can take",
+    413: "more bytes or pixels than allowed",
+    415: "not sent as a picture",
+    422: "parameters that cannot be honoured, or more work than the server allows; message and field say which",
+    500: "a fault of the server or its model",
+    503: "too much to do: try again",
+    504: "the deadline passed before an answer was there",
+    507: "out of memory, also with smaller batches",
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """All bodies and each method's options, under ``$defs``."""
+    return {"$schema": _DIALECT, "title": "ConvLens", "$defs": _definitions("#/$defs/{model}")}
+
+
+def openapi() -> dict[str, Any]:
+    """The inference API as an OpenAPI 3.1 document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "ConvLens on TorchServe",
+            "version": __version__,
+            "description": "Predictions together with what in the picture they rest on.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "http://127.0.0.1:8080"}],
+        "security": [{"token": []}],
+        "paths": {path: {"post": _operation(path)} for path in _PATHS},
+        "components": {
+            "schemas": _definitions("#/components/schemas/{model}"),
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+# Path -> its operation's name, what it does, and the body of request and reply in JSON.
+_PATHS: dict[str, tuple[str, str, type[BaseModel], type[BaseModel]]] = {
+    "/predictions/{name}": ("predict", "Predictions, and the methods that params name.", Body, ReplyBody),
+    "/predictions/{name}/{version}": ("predict_version", "The same of one version.", Body, ReplyBody),
+    "/explanations/{name}": ("explain", "Predictions and the default explanations.", Body, ReplyBody),
+    "/explanations/{name}/{version}/{method}": ("explain_by", "Predictions and one method.", Body, ReplyBody),
+    "/v1/models/{name}:predict": ("kserve_v1", "KServe's protocol, version 1.", V1Body, V1Reply),
+    "/v1/models/{name}:explain": ("kserve_v1_explain", "The same with the default explanations.", V1Body, V1Reply),
+    "/v2/models/{name}/infer": ("kserve_v2", "KServe's protocol, version 2.", V2Body, V2Reply),
+    "/v2/models/{name}/explain": ("kserve_v2_explain", "The same with the default explanations.", V2Body, V2Reply),
+}
+
+
+def _operation(path: str) -> dict[str, Any]:
+    operation, summary, request, reply = _PATHS[path]
+    names = [part.split("}")[0] for part in path.split("{")[1:]]
+    plain = request is Body
+    return {
+        "operationId": operation,
+        "summary": summary,
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": _name_schema(name)} for name in names],
+        "requestBody": {"required": True, "content": _request_content(request, plain=plain)},
+        "responses": {
+            "200": {"description": "the answer", "content": _reply_content(reply, plain=plain)},
+            **{str(code): _error(text) for code, text in STATUSES.items()},
+        },
+    }
+
+
+def _name_schema(name: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(explain.available_methods())} if name == "method" else {"type": "string"}
+
+
+def _request_content(request: type[BaseModel], *, plain: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _reference(request)}}
+    if not plain:
+        return content
+    binary = {"type": "string", "contentMediaType": "application/octet-stream"}
+    form = {"type": "object", "required": ["data"], "properties": {"data": binary, "params": _reference(Params)}}
+    encoding = {"params": {"contentType": "application/json"}}
+    pictures: dict[str, Any] = {media: {"schema": {}} for media in ("image/*", "application/octet-stream")}
+    return content | pictures | {"multipart/form-data": {"schema": form, "encoding": encoding}}
+
+
+def _reply_content(reply: type[BaseModel], *, plain: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": _reference(reply)}}
+    files = [media for media in get_args(Media) if media != JSON]
+    return content | ({media: {"schema": {}} for media in files} if plain else {})
+
+
+def _error(text: str) -> dict[str, Any]:
+    return {"description": text, "content": {"application/json": {"schema": _reference(ErrorBody)}}}
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _definitions(template: str) -> dict[str, Any]:
+    """Requests as they are read, replies as they are written, and every method's options."""
+    options = [options_model(name) for name in explain.available_methods()]
+    asked = [(model, "validation") for model in (*_REQUESTS, Params, *options)]
+    said = [(model, "serialization") for model in _REPLIES]
+    _, found = models_json_schema([*asked, *said], ref_template=template)  # type: ignore[list-item]
+    definitions = found["$defs"]
+    definitions["MethodParams"]["allOf"] = [_options_of(name, template) for name in explain.available_methods()]
+    names = {"enum": list(explain.available_methods()), "type": "string"}
+    definitions["MethodParams"]["properties"]["method"] = names
+    items = definitions["Params"]["properties"]["methods"]["anyOf"][0]["items"]
+    items["anyOf"] = [names, *(one for one in items["anyOf"] if "$ref" in one)]
+    return dict(sorted(definitions.items()))
+
+
+def _options_of(method: str, template: str) -> dict[str, Any]:
+    """That the options of this method are its own; pydantic knows them only once the method's name is known."""
+    options = {"$ref": template.format(model=options_model(method).__name__)}
+    return {
+        "if": {"properties": {"method": {"const": method}}, "required": ["method"]},
+        "then": {"properties": {"options": options}},
+    }
+
+
+def write(folder: Path) -> list[Path]:
+    """``schema.json`` and ``openapi.json`` in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {"schema.json": json_schema(), "openapi.json": openapi()}
+    for name, document in made.items():
+        (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [folder / name for name in made]
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

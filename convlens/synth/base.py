@@ -1,0 +1,137 @@
+"""What a synthesis job is: a frozen description, and work that goes on step by step and can be put away between steps.
+
+A new kind of job is one file here with a frozen dataclass under ``@job("name")``; the runner, batches, the page and the
+checkpoints are the same for all kinds, and live in ``convlens.jobs``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from convlens.errors import RequestError, near_matches
+from convlens.models import Classifier
+from convlens.types import Bytes8
+
+State = dict[str, Any]
+"""Tensors, numbers, strings, None, lists, tuples, dicts of them: what ``torch.load(weights_only=True)`` gives back."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished work leaves: ``pictures`` (H, W, 3) by file stem, the main one first; figures beside them.
+
+    ``facts`` are plain JSON values for the manifest and the page (final predictions, errors, PSNR, ...), ``arrays``
+    numbers to be kept as .npy. ``frames`` are pictures of one size for a video, in order.
+    """
+
+    pictures: Mapping[str, Bytes8]
+    figures: Mapping[str, Bytes8] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+    frames: tuple[Bytes8, ...] = ()
+
+
+class SynthesisRun(ABC):
+    """A job under way. ``done`` of ``total`` steps are made; ``total`` may shrink when a work finds itself finished.
+
+    ``state`` after a step and ``restore`` of it into a fresh work of the same job must go on bit for bit as if nothing
+    had happened (CPU): random generators are the work's own, never torch's global one, and belong to the state.
+    """
+
+    total: int
+    done: int = 0
+    blame: tuple[str, ...] = ()
+    """Options of the job to lower where the objective becomes NaN, the likeliest first."""
+
+    @abstractmethod
+    def step(self) -> Mapping[str, Tensor | float]:
+        """Make one step, count it in ``done``; ``objective`` first, then parts of it worth a curve of their own.
+
+        Values may stay 0-dimensional tensors on the device: whoever wants to see them waits for them.
+        """
+
+    @abstractmethod
+    def state(self) -> State:
+        """All that the next steps depend on; tensors detached, the caller copies or saves them before the next step."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+
+    @abstractmethod
+    def snapshot(self) -> Bytes8:
+        """The picture as it stands (H, W, 3); several side by side where the job makes several."""
+
+    @abstractmethod
+    def finish(self) -> Outcome:
+        """After the last step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ABC):
+    """Base of all jobs: every option has a name, a unit in the docstring and a default, and is checked on making.
+
+    ``__post_init__`` raises RequestError with ``field`` for values that cannot work, before anything is loaded. Fields
+    are numbers, strings, booleans, None, tuples of those: what YAML holds. Pictures are given as paths.
+    """
+
+    kind: ClassVar[str] = ""
+    needs_model: ClassVar[bool] = True
+
+    model: str = "packaged:efficientnet_lite0"
+    seed: int = 0
+
+    def inputs(self) -> tuple[str, ...]:
+        """Paths of the files that the job reads: where one has changed, an interrupted run does not go on."""
+        return ()
+
+    @abstractmethod
+    def begin(self, classifier: Classifier | None) -> SynthesisRun:
+        """The work, at step 0; ``classifier`` is None only where the job needs no model.
+
+        RequestError for layers, classes and pictures that will not do.
+        """
+
+
+J = TypeVar("J", bound=type[Job])
+_JOBS: dict[str, type[Job]] = {}
+
+
+def job(kind: str) -> Callable[[J], J]:
+    """Register a job class under the name that batches and the command line use."""
+
+    def register(cls: J) -> J:
+        cls.kind = kind
+        _JOBS[kind] = cls
+        return cls
+
+    return register
+
+
+def kinds() -> tuple[str, ...]:
+    """All kinds of jobs, sorted."""
+    _import_all()
+    return tuple(sorted(_JOBS))
+
+
+def find(kind: str) -> type[Job]:
+    """The job class of that kind, or RequestError with those there are."""
+    known = kinds()
+    if kind not in _JOBS:
+        raise RequestError(f"no job {kind!r}{near_matches(kind, known)}; there are: {', '.join(known)}", field="kind")
+    return _JOBS[kind]
+
+
+@functools.cache
+def _import_all() -> None:
+    package = importlib.import_module("convlens.synth")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"convlens.synth.{module.name}")

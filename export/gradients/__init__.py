@@ -1,0 +1,1 @@
+"""Gradient explanations as forward-only ONNX graphs."""

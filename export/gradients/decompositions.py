@@ -1,0 +1,178 @@
+"""Steps of a backward pass that torch's exporter does not know, as steps of a forward pass that it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
+
+from export.gradients.conv_backward import by_input, convolution_backward
+from export.gradients.custom_ops import inside, max_pool
+
+aten = torch.ops.aten
+
+
+def _relu(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """A clamp at 0 under its own name, which ONNX Runtime treats better."""
+    return aten.relu(x) if low == 0 and high is None else NotImplemented
+
+
+def _relu_(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    return aten.relu_(x) if low == 0 and high is None else NotImplemented
+
+
+def _threshold_backward(grad: Tensor, x: Tensor, threshold: float) -> Tensor:
+    return grad * inside(x, None) if threshold == 0 else torch.where(x > threshold, grad, 0.0)
+
+
+def _hardtanh_backward(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    return grad * inside(x, float(high)) if low == 0 < high else torch.where((x > low) & (x < high), grad, 0.0)
+
+
+def _batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = aten._native_batch_norm_legit_no_training(
+        x, weight, bias, mean, variance, momentum, eps
+    )
+    return found
+
+
+def _batch_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    save_mean: Tensor | None,
+    save_invstd: Tensor | None,
+    training: bool,
+    eps: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, None, None]:
+    scale_C = torch.rsqrt(variance + eps)
+    scale_C = scale_C if weight is None else scale_C * weight
+    return grad * scale_C.reshape(-1, *[1] * (grad.dim() - 2)), None, None
+
+
+def _max_pool(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = max_pool(
+        x, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation), ceil_mode
+    )
+    return found
+
+
+def _max_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    index: Tensor,
+) -> Tensor:
+    """Each window's gradient goes to where its maximum was found (see ``_max_pool``); windows may overlap."""
+    return torch.zeros_like(x).reshape(-1).scatter_add(0, index.reshape(-1), grad.reshape(-1)).reshape(x.shape)
+
+
+def _avg_pool_backward(
+    grad: Tensor,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """A mean is a convolution with equal weights, each window's being one over the pixels it counts."""
+    size, step, pad = _pair(kernel), _pair(stride or kernel), _pair(padding)
+    counts_HW = _counts(x.shape[2:], grad.shape[2:], size, step, pad, count_include_pad, divisor)
+    ones = torch.ones(x.shape[1], 1, *size, dtype=grad.dtype, device=grad.device)
+    shares = grad / counts_HW.to(grad)
+    return by_input(shares, ones, x.shape, stride=step, padding=pad, dilation=(1, 1), groups=x.shape[1])
+
+
+def _counts(
+    shape: Sequence[int],
+    windows: Sequence[int],
+    size: Sequence[int],
+    step: Sequence[int],
+    pad: Sequence[int],
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:
+    """How many pixels each window's mean is over: those inside, or with ``count_include_pad`` in the padding, too."""
+    if divisor is not None:
+        return torch.full(tuple(windows), float(divisor))
+    down, right = (
+        torch.tensor([_count(length, window * s - p, k, p if count_include_pad else 0) for window in range(many)])
+        for length, many, k, s, p in zip(shape, windows, size, step, pad, strict=True)
+    )
+    return down[:, None] * right[None, :]
+
+
+def _count(length: int, start: int, size: int, margin: int) -> int:
+    return min(start + size, length + margin) - max(start, -margin)
+
+
+def _adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
+    """Rows and columns are averaged apart, so the way back is a matrix on either side."""
+    if grad.shape[2:] == x.shape[2:]:
+        return grad.clone()
+    down_hH, right_wW = (_means(few, many).to(grad) for few, many in zip(grad.shape[2:], x.shape[2:], strict=True))
+    return torch.matmul(down_hH.T, torch.matmul(grad, right_wW))
+
+
+def _means(few: int, many: int) -> Tensor:
+    """(few, many): row i averages the pixels floor(i·many/few) to ceil((i+1)·many/few), as adaptive pooling does."""
+    rows = []
+    for i in range(few):
+        start, end = i * many // few, -(-(i + 1) * many // few)
+        rows.append([1.0 / (end - start) if start <= j < end else 0.0 for j in range(many)])
+    return torch.tensor(rows)
+
+
+def _pair(values: Sequence[int]) -> list[int]:
+    return list(values) * 2 if len(values) == 1 else list(values)
+
+
+def _torchs_own() -> dict[Any, Callable[..., Any]]:
+    """Torch's decompositions of backward steps; those of forward steps would only take the exporter's good ones."""
+    known: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    return {step: written for step, written in known.items() if "_backward" in str(step)}
+
+
+STEPS: dict[Any, Callable[..., Any]] = _torchs_own() | {
+    aten.clamp.default: _relu,
+    aten.clamp_.default: _relu_,
+    aten.clamp_min.default: _relu,
+    aten.clamp_min_.default: _relu_,
+    aten.threshold_backward.default: _threshold_backward,
+    aten.hardtanh_backward.default: _hardtanh_backward,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.convolution_backward.default: convolution_backward,
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten.max_pool2d_with_indices_backward.default: _max_pool_backward,
+    aten.avg_pool2d_backward.default: _avg_pool_backward,
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool_backward,
+}

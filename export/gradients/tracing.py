@@ -1,0 +1,86 @@
+"""The gradient of a class's logit by the picture as a plain forward graph, which torch's exporter can write down.
+
+torch cannot export a backward pass. So it is traced step by step first, with each ReLU's rule as the steps that it
+comes to, and steps that the exporter does not know are replaced by ones it does (``gradients_steps``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from convlens.errors import UnsupportedModelError
+from convlens.instrument import ReluRule, RuledRelus, refuse_unruled
+from convlens.models import Classifier
+from convlens.runtime.graph_contract import GradientKind
+from convlens.types import ModelSpec
+from export.gradients.decompositions import STEPS
+
+RULES: dict[GradientKind, ReluRule] = {"saliency": "plain", "guided_backprop": "guided", "deconvnet": "deconvnet"}
+
+
+class Gradient(nn.Module):
+    """Normalised pictures (N, C, H, W) and one class each (N) to d logit / d picture under the rule, and the logits."""
+
+    def __init__(self, network: nn.Module, rule: ReluRule) -> None:
+        super().__init__()
+        self.network, self._rule = network, rule
+        self._dtype = next(network.parameters()).dtype
+
+    def forward(self, x_NCHW: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        x = x_NCHW.to(self._dtype).detach().requires_grad_()
+        rules = RuledRelus()
+        rules.set(self._rule)
+        with torch.enable_grad(), rules:
+            logits_NK: Tensor = self.network(x)
+        target_NK = torch.arange(logits_NK.shape[1], device=x.device) == target_N[:, None]
+        (grad_NCHW,) = torch.autograd.grad(logits_NK, x, target_NK.to(self._dtype))
+        return grad_NCHW.float(), logits_NK.detach().float()
+
+
+def require_rule(classifier: Classifier, spec: ModelSpec, kind: GradientKind) -> None:
+    """UnsupportedModelError where the network has activations that the kind's ReLU rule is not defined for."""
+    if kind == "saliency":
+        return
+    dtype = next(classifier.module.parameters()).dtype
+    x_NCHW = torch.zeros(1, len(spec.mean), spec.crop, spec.crop, device=classifier.device, dtype=dtype)
+    with torch.enable_grad(), RuledRelus():
+        logits_NK = classifier.module(x_NCHW.requires_grad_())
+    refuse_unruled(logits_NK, method=kind)
+
+
+def unrolled(graph: nn.Module, inputs: Sequence[Tensor], *, open_batch: bool) -> fx.GraphModule:
+    """What ``graph`` does to such inputs, backward pass and all, as one list of forward steps.
+
+    With ``open_batch`` their first axis may have any size, unless the network ties it (``is_open``). Raises
+    UnsupportedModelError for a network that decides by the values of its input.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = [_fake(mode, tensor, open_batch) for tensor in inputs]
+    try:
+        # torch.export's own machinery, but with autograd running inside it; with the python dispatcher because torch's
+        # C++ kernels of some steps would fix a symbolic size
+        with mode, enable_python_dispatcher():
+            return make_fx(graph, decomposition_table=STEPS, _allow_non_fake_inputs=True)(*fakes)
+    except RuntimeError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UnsupportedModelError(f"this network's gradient cannot be written as a graph: {reason}") from error
+
+
+def is_open(unrolled_graph: fx.GraphModule) -> bool:
+    """Does the graph take any number of pictures, or did tracing tie it to the one given?"""
+    first = next(node for node in unrolled_graph.graph.nodes if node.op == "placeholder")
+    size = first.meta["val"].shape[0]
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_number
+
+
+def _fake(mode: FakeTensorMode, tensor: Tensor, open_batch: bool) -> Tensor:
+    sizes = [DimDynamic.STATIC] * tensor.dim()
+    sizes[0] = DimDynamic.DYNAMIC if open_batch else DimDynamic.STATIC
+    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))

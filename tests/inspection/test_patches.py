@@ -1,0 +1,197 @@
+"""Maximally activating patches: the streaming choice, the crops, and the gradients beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from nets import classifier, relative_error
+from PIL import Image
+from torch import nn
+from twins import Twin
+
+from convlens import image, load
+from convlens.errors import RequestError, UnsupportedModelError
+from convlens.explain.neurons import NeuronGradients, Unit
+from convlens.features.image_list import picture_files
+from convlens.inspection.patches import TopK, crop, cut_gradient, find_patches, shown
+from convlens.inspection.receptive_field import receptive_field
+
+PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+
+
+def everything_sorted(maps_NCHW: np.ndarray, k: int) -> list[list[tuple[int, int, int]]]:
+    """For each channel (picture, y, x) of the k largest, by sorting every picture's largest value."""
+    best = []
+    for maps_NHW in maps_NCHW.transpose(1, 0, 2, 3):
+        peaks = [
+            (-map_HW.max(), n, *np.unravel_index(map_HW.argmax(), map_HW.shape)) for n, map_HW in enumerate(maps_NHW)
+        ]
+        best.append([(n, int(y), int(x)) for _, n, y, x in sorted(peaks)[:k]])
+    return best
+
+
+@pytest.mark.parametrize("batch", [1, 7, 200])
+def test_streaming_gives_what_sorting_everything_gives_on_200_pictures_for_every_channel(batch: int) -> None:
+    maps_NCHW = np.random.default_rng(1).integers(0, 40, (200, 24, 5, 6)).astype(np.float32)  # ties on purpose
+    strongest = TopK(24, 9)
+    for first in range(0, 200, batch):
+        strongest.add(maps_NCHW[first : first + batch])
+    found = np.stack([strongest.picture_CM, strongest.y_CM, strongest.x_CM], axis=2).tolist()
+    assert [[tuple(place) for place in some] for some in found] == everything_sorted(maps_NCHW, 9)
+    assert (np.diff(strongest.value_CM, axis=1) <= 0).all()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve crops of real photographs, and one file that is none."""
+    made = tmp_path_factory.mktemp("pictures")
+    for n in range(12):
+        name = ("chelsea.png", "coffee.png", "rocket.jpg")[n % 3]
+        with Image.open(PHOTOGRAPHS / name) as picture:
+            left, top = 20 * n, 10 * n
+            picture.convert("RGB").crop((left, top, left + 180, top + 170)).save(made / f"{n:02}.png")
+    (made / "05-broken.png").write_bytes(b"no picture")
+    return made
+
+
+@pytest.mark.parametrize("layer", ["blocks.0.0.conv_dw", "blocks.2.1", "classifier"])
+def test_a_folder_s_patches_are_those_of_all_its_activations_sorted(folder: Path, layer: str) -> None:
+    model = load(device="cpu")
+    files = picture_files(folder)
+    found = find_patches(model, files, layer=layer, k=5)
+    names = [name for name in files if "broken" not in name]
+    caught: list[torch.Tensor] = []
+    handle = model.module.get_submodule(layer).register_forward_hook(lambda _, __, out: caught.append(out.clone()))
+    with torch.no_grad():
+        for first in range(0, len(names), 16):
+            some = [image.prepare(image.read(files[name]), model.spec).x_CHW for name in names[first : first + 16]]
+            model.module(torch.from_numpy(np.stack(some)))
+    handle.remove()
+    maps = torch.cat(caught).numpy()
+    wanted = everything_sorted(maps if maps.ndim == 4 else maps[:, :, None, None], 5)
+    places = [[(names.index(p.picture), p.unit.y, p.unit.x) for p in some] for some in found.by_channel.values()]
+    assert places == wanted
+    assert [name for name, _ in found.unreadable] == ["05-broken.png"]
+    assert found.pictures == 12
+
+
+def test_whatever_lies_outside_a_patch_does_not_matter_to_its_neuron(folder: Path) -> None:
+    model = load(device="cpu")
+    layer = "blocks.1.1.conv_dw"
+    found = find_patches(model, picture_files(folder), layer=layer, k=2, channels=range(0, 60, 7))
+    noise = np.random.default_rng(3)
+    for some in found.by_channel.values():
+        for patch in some:
+            _, x_CHW = found.read(patch, model)
+            top, left, bottom, right = (max(side, 0) for side in patch.box)
+            other_CHW = noise.normal(size=x_CHW.shape).astype(np.float32)
+            other_CHW[:, top:bottom, left:right] = x_CHW[:, top:bottom, left:right]
+            again = find_value(model, other_CHW, layer, patch.unit)
+            assert again == pytest.approx(patch.value, abs=1e-6 * max(1, abs(patch.value)))
+
+
+def find_value(model, x_CHW: np.ndarray, layer: str, unit: Unit) -> float:
+    caught: list[torch.Tensor] = []
+    handle = model.module.get_submodule(layer).register_forward_hook(lambda _, __, out: caught.append(out.clone()))
+    with torch.no_grad():
+        model.module(torch.from_numpy(x_CHW[None]))
+    handle.remove()
+    return float(caught[0][0, unit.channel, unit.y, unit.x])
+
+
+class Head(nn.Module):
+    """A network cut behind one layer, with one neuron of it for its only score: what the slow twin can take."""
+
+    def __init__(self, trunk: nn.Sequential, unit: Unit) -> None:
+        super().__init__()
+        self.trunk, self.unit = trunk, unit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.trunk(x)[:, self.unit.channel, self.unit.y, self.unit.x, None]
+
+
+@pytest.mark.parametrize(("backprop", "rule"), [("guided", "guided"), ("saliency", "plain")])
+def test_gradients_of_neurons_are_those_of_the_slow_twin(backprop: str, rule: str) -> None:
+    model = load("torchvision:vgg11:untrained", device="cpu")
+    units = [Unit(3, 10, 40), Unit(100, 0, 0), Unit(3, 55, 55)]
+    x_NCHW = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    asked = zip(x_NCHW.numpy(), units, strict=True)
+    found = np.stack(list(NeuronGradients(model, "features.4", backprop=backprop).each(asked)))
+    for grad, unit, x_CHW in zip(found, units, x_NCHW, strict=True):
+        wanted = Twin(Head(model.module.features[:5], unit), x_CHW[None]).gradient(rule, [0])[0]
+        assert relative_error(grad, wanted) < 1e-5
+    field = receptive_field(model, "features.4")
+    for grad, unit in zip(found, units, strict=True):
+        top, left, bottom, right = field.clipped(unit.y, unit.x)
+        assert np.abs(grad).sum() == pytest.approx(np.abs(grad[:, top:bottom, left:right]).sum())
+
+
+def test_a_network_without_relus_has_no_guided_backprop_and_says_so() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    model = classifier(net, classes=2)
+    x_CHW = np.zeros((3, 8, 8), np.float32)
+    with pytest.raises(UnsupportedModelError, match=r"(?i)silu"):
+        list(NeuronGradients(model, "2").each([(x_CHW, Unit(0, 0, 0))]))
+    (plain,) = NeuronGradients(model, "2", backprop="saliency").each([(x_CHW, Unit(0, 0, 0))])
+    assert np.abs(plain).sum() > 0
+
+
+def test_a_crop_at_the_border_is_padded_and_not_shifted() -> None:
+    view = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
+    got = crop(view, (-1, 3, 2, 7), fill=(9, 8, 7))
+    assert got.shape == (3, 4, 3)
+    assert (got[0] == (9, 8, 7)).all() and (got[:, 2:] == (9, 8, 7)).all()
+    np.testing.assert_array_equal(got[1:, :2], view[:2, 3:5])
+    gradient = cut_gradient(view.transpose(2, 0, 1).astype(np.float32), (-1, 3, 2, 7))
+    np.testing.assert_array_equal(gradient[:, 1:, :2], view[:2, 3:5].transpose(2, 0, 1))
+    assert gradient[:, 0].sum() == 0 and gradient[:, :, 2:].sum() == 0
+    assert shown((-9, 2, 9, 4), (6, 6)) == (0, 2, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layer": "blocks.2.9"}, "did you mean blocks.2"),
+        ({"layer": "blocks.2.1", "channels": [3, 40]}, r"no channel 40; there are 0\.\.39"),
+        ({"layer": "blocks.2.1", "k": 13}, "12 of 13 pictures could be read; 05-broken"),
+        ({"layer": "blocks.2.1", "k": 0}, "use 1 or more"),
+    ],
+)
+def test_what_cannot_be_found_is_said(folder: Path, given: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        find_patches(load(device="cpu"), picture_files(folder), **given)
+
+
+def test_a_picture_that_changed_meanwhile_is_noticed(folder: Path, tmp_path: Path) -> None:
+    model = load(device="cpu")
+    files = {}
+    for file in sorted(folder.glob("0[0-2].png")):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+        files[file.name] = tmp_path / file.name
+    found = find_patches(model, files, layer="conv_stem", channels=[0], k=3)
+    Image.new("RGB", (300, 300)).save(tmp_path / "01.png")
+    with pytest.raises(RequestError, match="has changed"):
+        [found.read(patch, model) for patch in found.by_channel[0]]
+
+
+def test_the_photograph_s_strongest_place_is_its_peak() -> None:
+    model = load(device="cpu")
+    x_CHW = image.prepare(image.read(PHOTOGRAPHS / "chelsea.png"), model.spec).x_CHW
+    files = {"chelsea.png": PHOTOGRAPHS / "chelsea.png"}
+    found = find_patches(model, files, layer="blocks.1.0", channels=[4], k=1)
+    (patch,) = found.by_channel[4]
+    assert find_value(model, x_CHW, "blocks.1.0", patch.unit) == patch.value
+
+
+def test_before_the_first_relu_guided_backprop_is_the_gradient() -> None:
+    model = load("torchvision:alexnet:untrained", device="cpu")
+    x_CHW = np.random.default_rng(0).normal(size=(3, 224, 224)).astype(np.float32)
+    asked = [(x_CHW, Unit(7, 3, 4))]
+    (guided,) = NeuronGradients(model, "features.0").each(asked)
+    (plain,) = NeuronGradients(model, "features.0", backprop="saliency").each(asked)
+    np.testing.assert_array_equal(guided, plain)
+    np.testing.assert_allclose(guided[:, 10:21, 14:25], model.module.features[0].weight[7], rtol=1e-5, atol=1e-8)

@@ -1,0 +1,107 @@
+"""Maps of features: PCA against scikit-learn's, t-SNE by what it promises, and what is said of both."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_blobs
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
+
+from convlens import load
+from convlens.errors import RequestError
+from convlens.gallery import build
+from convlens.gallery.vectors import nearest_others
+from convlens.inspection import projection
+from convlens.inspection.pixel_neighbours import nearest_by_pixels, views_of_files
+from convlens.inspection.projection import label_agreement, principal_components, project
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (30, 200)])
+def test_principal_components_are_scikit_learn_s_to_sign(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "CHUNK", 64)  # so that several chunks are read
+    vectors_ND = (RANDOM.normal(size=shape) * np.linspace(1, 5, shape[1])).astype(np.float32)
+    ours, theirs = principal_components(vectors_ND, 6), PCA(6, svd_solver="full").fit(vectors_ND.astype(np.float64))
+    signs = np.sign((ours.components_PD * theirs.components_).sum(axis=1))
+    np.testing.assert_allclose(ours.components_PD * signs[:, None], theirs.components_, atol=1e-9)
+    np.testing.assert_allclose(ours.explained_P, theirs.explained_variance_ratio_, rtol=1e-9)
+    np.testing.assert_allclose(ours.coordinates_NP * signs, theirs.transform(vectors_ND.astype(np.float64)), atol=1e-8)
+
+
+def test_signs_are_the_same_however_the_vectors_come() -> None:
+    vectors_ND = RANDOM.normal(size=(50, 7))
+    first, second = principal_components(vectors_ND, 3), principal_components(vectors_ND[::-1], 3)
+    np.testing.assert_allclose(first.components_PD, second.components_PD, atol=1e-9)
+
+
+def test_explained_variance_is_that_of_the_singular_values() -> None:
+    vectors_ND = RANDOM.normal(size=(40, 9))
+    squares = np.linalg.svd(vectors_ND - vectors_ND.mean(0), compute_uv=False) ** 2
+    found = project(vectors_ND, ["a"] * 40, method="pca")
+    np.testing.assert_allclose(found.explained, squares[:2] / squares.sum(), rtol=1e-10)
+
+
+def test_tsne_keeps_blobs_apart_and_says_how_far_it_may_be_trusted() -> None:
+    vectors_ND, blobs = make_blobs(400, n_features=30, centers=5, random_state=1)
+    labels = [f"blob {n}" for n in blobs]
+    found = project(vectors_ND, labels, method="tsne", perplexity=20, threads=2)
+    assert found.trustworthiness > 0.9
+    assert found.agreement_of_map == pytest.approx(1, abs=0.01)
+    again = project(vectors_ND, labels, method="tsne", perplexity=20, threads=2)
+    np.testing.assert_array_equal(found.coordinates_N2, again.coordinates_N2)
+    np.testing.assert_allclose(found.coordinates_N2.mean(0), 0, atol=1e-9)
+
+
+def test_nearest_others_are_brute_force_s() -> None:
+    vectors_ND = RANDOM.normal(size=(90, 5))
+    theirs = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(vectors_ND).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(nearest_others(vectors_ND, np.arange(90), k=4), theirs[:, :4])
+
+
+def test_label_agreement_counts_by_hand() -> None:
+    # On a line: a a b | b b a: neighbours by distance, 2 each.
+    vectors_ND = np.array([[0.0], [1.0], [2.5], [10.0], [11.0], [12.5]])
+    found = label_agreement(np.repeat(vectors_ND, 1, axis=0), ["a", "a", "b", "b", "b", "a"], np.arange(6))
+    # Five others each: every vector has two of its own label among them.
+    assert found == pytest.approx(2 / 5)
+    assert label_agreement(vectors_ND, list("abcdef"), np.arange(6)) is None
+    assert label_agreement(vectors_ND, list("aaaaaa"), np.arange(6)) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "message"),
+    [
+        (4, {}, "use a gallery of 5 or more"),
+        (60, {"method": "tsne", "perplexity": 30}, r"use 1\.\.19"),
+        (60, {"method": "tsne", "perplexity": 0.5}, r"use 1\.\.19"),
+    ],
+)
+def test_what_makes_no_map_is_said(count: int, given: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        project(RANDOM.normal(size=(count, 8)), ["x"] * count, **given)
+
+
+def test_dogs_lie_among_dogs_by_features_and_not_by_pixels(test_data: Path, tmp_path: Path) -> None:
+    """Leave-one-out over 509 pictures, one a class: the share of dogs among the 5 nearest of each dog."""
+    model, pictures = load(device="cpu"), test_data / "data" / "imagenet"
+    gallery = build(pictures, tmp_path / "gallery", model).gallery
+    with (pictures / "labels.csv").open(newline="", encoding="utf-8") as file:
+        dog = {row["file"]: 151 <= int(row["class_index"]) <= 268 for row in csv.DictReader(file)}
+    is_dog = np.array([dog[entry.id] for entry in gallery.entries])
+    dogs = np.flatnonzero(is_dog)
+    by_features = is_dog[nearest_others(gallery.features_ND, dogs, k=5)].mean()
+    assert by_features >= 0.8
+    views = list(views_of_files(gallery, pictures, model.spec))
+    queries = dogs[::3]
+    near = nearest_by_pixels([views[n] for n in queries], views, k=5, left_out=[frozenset([int(n)]) for n in queries])
+    by_pixels = np.mean([is_dog[one.row] for some in near for one in some])
+    assert by_pixels < 0.25
+    mapped = project(gallery.features_ND, ["dog" if each else "other" for each in is_dog], method="tsne", threads=2)
+    assert mapped.trustworthiness >= 0.9

@@ -1,0 +1,148 @@
+"""KServe's bodies, versions 1 and 2, by the published protocol, and what goes back."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from engines import engine, picture, replied
+from picturefiles import saved
+
+from convlens.errors import ConvLensError
+from convlens.protocol.encoding import encode_response
+from convlens.protocol.requests import ApiRequest, parse_request
+
+FILES = [saved(picture(n), "PNG") for n in range(3)]
+TEXTS = [base64.b64encode(file).decode() for file in FILES]
+HEADERS = {"content-type": "application/json"}
+
+
+def read(body: dict[str, Any], **options: Any) -> ApiRequest:
+    return parse_request({"body": body}, options.pop("headers", HEADERS), **options)
+
+
+def refusal(body: dict[str, Any], **options: Any) -> ConvLensError:
+    with pytest.raises(ConvLensError) as caught:
+        read(body, **options)
+    return caught.value
+
+
+def answer(body: dict[str, Any]) -> Any:
+    call = read(body)
+    out = encode_response(call, [replied(one) for one in engine().run(call.requests)])
+    assert out.media == "application/json"
+    return json.loads(out.body)
+
+
+def v2(*texts: str, **more: Any) -> dict[str, Any]:
+    tensor = {"name": "data", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
+    return {"inputs": [tensor], **more}
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [{"data": {"b64": TEXTS[1]}}, {"data": TEXTS[1]}, {"b64": TEXTS[1]}, TEXTS[1], {"data": TEXTS[1], "params": {}}],
+)
+def test_an_instance_of_v1_is_an_object_or_base64(instance: Any) -> None:
+    (request,) = read({"instances": [instance]}).requests
+    np.testing.assert_array_equal(np.asarray(request.picture), np.asarray(picture(1)))
+
+
+def test_v1_answers_each_instance_as_if_it_had_come_alone() -> None:
+    instances = [{"data": text, "params": {"topk": n + 1}} for n, text in enumerate(TEXTS)]
+    body = answer({"instances": instances, "params": {"methods": ["saliency"], "topk": 6}})
+    assert list(body) == ["predictions"]
+    for n, found in enumerate(body["predictions"]):
+        (alone,) = engine().run(parse_request({"data": FILES[n], "params": {"topk": n + 1}}, {}).requests)
+        assert [one["label"] for one in found["predictions"]] == [one.label for one in replied(alone).predictions]
+        assert [one["id"] for one in found["explanations"]] == ["saliency"]
+
+
+def test_an_instances_own_params_go_before_the_bodys() -> None:
+    call = read({"instances": [{"data": TEXTS[0], "params": {"topk": 2}}, TEXTS[1]], "params": {"topk": 4, "seed": 3}})
+    assert [(one.params.topk, one.params.seed) for one in call.requests] == [(2, 3), (4, 3)]
+
+
+def test_v2_answers_in_named_tensors_with_datatype_and_shape() -> None:
+    body = answer(v2(*TEXTS, id="call-7", parameters={"topk": 2, "methods": ["saliency"]}))
+    assert (body["model_name"], body["model_version"], body["id"]) == ("convlens", "1.0", "call-7")
+    outputs = {one["name"]: one for one in body["outputs"]}
+    assert {name: (one["datatype"], one["shape"]) for name, one in outputs.items()} == {
+        "index": ("INT64", [3, 2]),
+        "label": ("BYTES", [3, 2]),
+        "probability": ("FP64", [3, 2]),
+        "reply": ("BYTES", [3]),
+    }
+    replies = [json.loads(text) for text in outputs["reply"]["data"]]
+    for name in ("index", "label", "probability"):
+        assert outputs[name]["data"] == [one[name] for reply in replies for one in reply["predictions"]]
+    for file, reply in zip(FILES, replies, strict=True):
+        (alone,) = engine().run(parse_request({"data": file}, {}).requests)
+        assert [one["index"] for one in reply["predictions"]] == [one.index for one in replied(alone).predictions[:2]]
+        assert [one["id"] for one in reply["explanations"]] == ["saliency"]
+
+
+def test_v2_sends_only_the_outputs_that_are_asked_for() -> None:
+    body = answer(v2(TEXTS[0], outputs=[{"name": "probability"}, {"name": "label"}]))
+    assert [one["name"] for one in body["outputs"]] == ["probability", "label"]
+
+
+def test_the_route_asks_for_explanations_of_every_picture() -> None:
+    call = read({"instances": TEXTS}, explain=True)
+    assert [one.params.explain for one in call.requests] == [True] * 3
+    call = read(v2(*TEXTS), path_method="grad_cam")
+    assert [[method.method for method in one.params.methods or []] for one in call.requests] == [["grad_cam"]] * 3
+
+
+BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
+    "no instances": ({"instances": []}, 422, "instances", "at least 1 item"),
+    "too many instances": ({"instances": [TEXTS[0]] * 17}, 422, "instances", "at most 16 items"),
+    "instances is no list": ({"instances": {"b64": TEXTS[0]}}, 422, "instances", "valid list"),
+    "an instance of nothing": ({"instances": [TEXTS[0], {}]}, 422, "instances.1.data", "required"),
+    "an instance with other keys": ({"instances": [{"data": TEXTS[0], "x": 1}]}, 422, "instances.0.x", "not permitted"),
+    "an instance that is no picture": ({"instances": [TEXTS[0], "aGVsbG8="]}, 400, "instances.1", "not a picture"),
+    "bad params of one": (
+        {"instances": [TEXTS[0], {"data": TEXTS[1], "params": {"topk": 0}}]},
+        422,
+        "instances.1.topk",
+        "greater than or equal to 1",
+    ),
+    "other keys beside": ({"instances": [TEXTS[0]], "signature_name": "x"}, 422, "signature_name", "not permitted"),
+    "no inputs": ({"inputs": []}, 422, "inputs", "at least 1 item"),
+    "two inputs": ({"inputs": v2(TEXTS[0])["inputs"] * 2}, 422, "inputs", "at most 1 item"),
+    "a float tensor": (
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": ["a"]}]},
+        422,
+        "inputs.0.datatype",
+        "'bytes'",
+    ),
+    "a wrong shape": (
+        {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1, 1], "data": [TEXTS[0]]}]},
+        422,
+        "inputs.0.shape",
+        "does not fit 1 elements",
+    ),
+    "an output there is not": (v2(TEXTS[0], outputs=[{"name": "lable"}]), 422, "outputs.0.name", "did you mean label"),
+    "a parameter there is not": (
+        v2(TEXTS[0], parameters={"binary_data": 1}),
+        422,
+        "inputs.0.data.0.binary_data",
+        "unknown key",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_body_is_refused_with_the_place_and_the_form(name: str) -> None:
+    body, status, field, said = BAD[name]
+    error = refusal(body)
+    assert (error.status, error.field) == (status, field)
+    assert said in error.message
+
+
+def test_a_kserve_body_is_answered_in_json_only() -> None:
+    error = refusal({"instances": TEXTS}, headers=HEADERS | {"accept": "image/png"})
+    assert error.status == 406

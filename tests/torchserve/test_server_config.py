@@ -1,0 +1,117 @@
+"""Reading, changing and writing config.properties."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import astuple
+from pathlib import Path
+
+import pytest
+
+from convlens.errors import ServerError
+from convlens.torchserve import server_config
+from convlens.torchserve.server_config import Ports
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [  # the examples and rules of java.util.Properties.load's documentation
+        ("Truth = Beauty", {"Truth": "Beauty"}),
+        (" Truth:Beauty", {"Truth": "Beauty"}),
+        ("Truth                    :Beauty", {"Truth": "Beauty"}),
+        ("fruits   apple, pear, \\\n         cantaloupe, \\\n   mango", {"fruits": "apple, pear, cantaloupe, mango"}),
+        ("cheeses", {"cheeses": ""}),
+        ("# a comment \\\nkey=1\n! another = 2\n\n", {"key": "1"}),
+        ("a\\:b\\=c\\ d=x", {"a:b=c d": "x"}),
+        ("path=c\\:\\\\dir\\tend", {"path": "c:\\dir\tend"}),
+        ("u=\\u00e4\\u20ac", {"u": "ä€"}),
+        ("url=http://127.0.0.1:8080", {"url": "http://127.0.0.1:8080"}),
+        ("even=ends in one backslash\\\\\nnext=1", {"even": "ends in one backslash\\", "next": "1"}),
+        ("twice=1\r\ntwice=2", {"twice": "2"}),
+    ],
+)  # fmt: skip
+def test_properties_are_read_by_javas_rules(text: str, pairs: dict[str, str]) -> None:
+    assert server_config.parse(text) == pairs
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["plain", "  leading", "a=b:c#d!e", "back\\slash\\", "tab\tline\nreturn\r", "läuft €", "😀", "", "^$", "\\u0041"],
+)
+def test_what_is_written_is_read_back_and_is_ascii(value: str) -> None:
+    text = server_config.dump({"key": value, value or "empty": "x"})
+    assert text.isascii()
+    assert server_config.parse(text) == {"key": value, value or "empty": "x"}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    path = tmp_path / "base.properties"
+    path.write_text("# why\ninference_address=http://127.0.0.1:9001\nsome_new_key = kept\ngrpc_inference_port=9004\n")
+    return path
+
+
+def test_the_effective_configuration_has_its_own_ports_and_archives_and_keeps_what_it_does_not_know(base: Path) -> None:
+    text = server_config.effective(
+        base, ports=Ports(1, 2, 3, 4, 5), model_store=Path("a b"), models={"x": "x.mar", "y": "z.mar"}, auth=False,
+        overrides={"job_queue_size": "7"},
+    )  # fmt: skip
+    assert server_config.parse(text) == {
+        "inference_address": "http://127.0.0.1:1",
+        "management_address": "http://127.0.0.1:2",
+        "metrics_address": "http://127.0.0.1:3",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": "4",
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": "5",
+        "model_store": "a b",
+        "load_models": "x=x.mar,y=z.mar",
+        "disable_token_authorization": "true",
+        "some_new_key": "kept",
+        "job_queue_size": "7",
+    }
+
+
+def test_a_files_ports_are_read_and_the_usual_ones_stand_in(base: Path) -> None:
+    assert server_config.configured_ports(base) == Ports(9001, 8081, 8082, 9004, 7071)
+
+
+def test_the_committed_configuration_opens_nothing_to_the_outside() -> None:
+    values = server_config.read(server_config.committed())
+    addresses = {key: value for key, value in values.items() if key.endswith("_address")}
+    assert len(addresses) == 5
+    assert all(value.removeprefix("http://").startswith("127.0.0.1") for value in addresses.values())
+    assert server_config.configured_ports(server_config.committed()) == Ports()
+    assert values["disable_token_authorization"] == values["enable_model_api"] == "false"
+
+
+def test_free_ports_are_five_that_can_be_listened_on() -> None:
+    ports = server_config.free_ports()
+    server_config.require_free(ports)
+    assert len(set(astuple(ports))) == 5
+
+
+def test_a_port_in_use_is_named_with_its_number() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"in use on 127.0.0.1: port grpc_inference {port};"):
+            server_config.require_free(
+                Ports(*astuple(server_config.free_ports())[:3], port, server_config.free_ports().management)
+            )
+
+
+def test_one_port_for_two_doors_is_refused() -> None:
+    with pytest.raises(ServerError, match="five different ports"):
+        server_config.require_free(Ports(inference=8081))
+
+
+def test_a_port_that_is_none_is_refused_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "base"
+    path.write_text("metrics_address=unix:/tmp/x\n")
+    with pytest.raises(ServerError, match="metrics_address=unix:/tmp/x names no port"):
+        server_config.configured_ports(path)
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"absent\.properties: No such file"):
+        server_config.read(tmp_path / "absent.properties")
