@@ -114,7 +114,7 @@ def test_threads_do_not_see_each_others_pictures(scores: Path) -> None:
 
 
 def test_the_library_does_not_load_onnxruntime_until_it_is_used() -> None:
-    code = "import sys, convlens, convlens.explain, convlens.service; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, convlens, convlens.explain, convlens.engine; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 

@@ -29,7 +29,7 @@ WORKER = """
 import json, logging, sys, warnings
 logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
 logging.info("[PID]%d", 4711)
-from convlens.service import logs
+from convlens.serving import structured_logging as logs
 from convlens.engine.batch import RequestRecord
 logs.setup(); logs.setup()
 text = json.loads(sys.argv[1])

@@ -256,7 +256,7 @@ def test_a_start_that_takes_too_long_is_given_up_and_leaves_nothing(
 SCRIPT = """
 import sys
 from pathlib import Path
-from convlens.serving import server
+from convlens.torchserve import server
 def tell(text): print(text, flush=True)
 with server.running(archives={"m": Path(sys.argv[1])}, run_dir=Path(sys.argv[2]), on_step=tell):
     raise SystemExit("it should never get ready")
