@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from liveclients import BATCH, FOREIGN, LABELS, QUEUE, Connect
-from liveserver import QUICK, Live
+from live_clients import BATCH, FOREIGN, LABELS, QUEUE, Connect
+from live_server import QUICK, Live
 
 from convlens.cli.demo import gallery_views
 from convlens.client import BaseClient, Client, GrpcClient

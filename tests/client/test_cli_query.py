@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from liveserver import PHOTOGRAPHS, Live, assert_same_map, photograph
+from live_server import PHOTOGRAPHS, Live, assert_same_map, photograph
 from PIL import Image
 
 from convlens import image

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from liveserver import PHOTOGRAPHS, Live
+from live_server import PHOTOGRAPHS, Live
 from PIL import Image
 from typer.testing import CliRunner
 

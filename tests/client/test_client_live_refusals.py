@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from liveclients import BATCH, QUEUE, Connect
-from liveserver import Live, photograph
+from live_clients import BATCH, QUEUE, Connect
+from live_server import Live, photograph
 
 from convlens.client import BaseClient, Client, FrontendError, GrpcClient, RemoteError, UnreachableError
 from convlens.errors import ConvLensError, ServerError

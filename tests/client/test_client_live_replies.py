@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from liveclients import FOREIGN, LABELS, Connect
-from liveserver import PHOTOGRAPHS, QUICK, Live, assert_same_map, photograph
+from live_clients import FOREIGN, LABELS, Connect
+from live_server import PHOTOGRAPHS, QUICK, Live, assert_same_map, photograph
 from PIL import Image
 
 from convlens import explain, image

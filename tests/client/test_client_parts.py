@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 from engines import LABELS, engine, picture, replied
-from picturefiles import saved
+from image_files import saved
 from PIL import Image
 
 from convlens import image

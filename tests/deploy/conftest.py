@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from proxied import Proxy, echoing, proxied
+from nginx_proxy import Proxy, echoing, proxied
 
 from convlens.torchserve.server import Server
 

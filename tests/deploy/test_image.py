@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from manifests import ROOT
+from kubernetes_manifests import ROOT
 
 from convlens.cli.main import COMMANDS
 from convlens.torchserve import server_config

@@ -12,7 +12,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from manifests import DEPLOY, documents, of_kind
+from kubernetes_manifests import DEPLOY, documents, of_kind
 
 VERSIONS = ("1.30", "1.37")  # the oldest and the newest that the pinned validator and this repository know
 BUILT_IN = [

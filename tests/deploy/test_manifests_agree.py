@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from manifests import DEPLOY, ROOT, container, environment, of_kind, pods, quantity
+from kubernetes_manifests import DEPLOY, ROOT, container, environment, of_kind, pods, quantity
 
 from convlens.torchserve import health, server_config
 from convlens.torchserve.archive_config import ArchiveOptions, model_config
@@ -17,7 +17,7 @@ PORTS = server_config.configured_ports(server_config.committed())
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 NGINX = (DEPLOY / "proxy" / "nginx.conf").read_text(encoding="utf-8")
 START = (DEPLOY / "proxy" / "start.sh").read_text(encoding="utf-8")
-FOREGROUND = (ROOT / "convlens" / "serving" / "foreground.py").read_text(encoding="utf-8")
+FOREGROUND = (ROOT / "convlens" / "torchserve" / "container.py").read_text(encoding="utf-8")
 
 # Seconds that TorchServe and its workers are given to end, each (server.stop's grace).
 STOP_S = 2 * 10

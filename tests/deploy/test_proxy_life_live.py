@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from proxied import ALICE, INSTALLED, PATH, START, Proxy, listens, until
+from nginx_proxy import ALICE, INSTALLED, PATH, START, Proxy, listens, until
 
 from convlens.torchserve.server import Server
 

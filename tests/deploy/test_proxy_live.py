@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import httpx
 import pytest
-from proxied import ALICE, BOB, INSTALLED, Proxy, proxied
+from nginx_proxy import ALICE, BOB, INSTALLED, Proxy, proxied
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from liveserver import array, photograph, strict
-from manifests import ROOT
+from kubernetes_manifests import ROOT
+from live_server import array, photograph, strict
 
 from convlens import image
 from convlens.engine.engine import Engine
@@ -92,14 +92,14 @@ def test_it_refuses_like_the_service(door: httpx.Client, sent: bytes) -> None:
 
 def test_variables_in_the_table_are_those_of_the_image_and_the_program() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    foreground = (ROOT / "convlens" / "serving" / "foreground.py").read_text(encoding="utf-8")
+    container = (ROOT / "convlens" / "torchserve" / "container.py").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(CONVLENS_\w+)` \| `([^`]*)` \| `([^`]*)` \|", TEXT, flags=re.MULTILINE)
     assert len(rows) == 4
     for name, image_s, program_s in rows:
-        assert f'"{name}"' in foreground
+        assert f'"{name}"' in container
         set_there = re.search(rf"\b{name}=(\S+)", dockerfile)
         assert image_s == (set_there.group(1) if set_there else program_s)
-        usual = re.search(rf'"{name}", (?:"([^"]*)"|config\.LOOPBACK)', foreground)
+        usual = re.search(rf'"{name}", (?:"([^"]*)"|server_config\.LOOPBACK)', container)
         assert usual is not None and program_s == (usual.group(1) or "127.0.0.1")
 
 

@@ -6,8 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from engines import engine, replied, request
-from slownets import paused
+from engines import engine, paused, replied, request
 
 from convlens.engine.cost_model import CostModel
 from convlens.protocol.params import parse_params

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from convlens.errors import ConvLensError, OutOfMemoryError
 from convlens.runtime.memory import out_of_memory
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 SWEEP = {"method": "occlusion", "options": {"window": 8, "stride": 4}}
 SMOOTH = {"method": "smoothgrad", "options": {"samples": 20, "seed": 3}}
 STEPS = {"method": "integrated_gradients", "options": {"steps": 20}}
@@ -207,6 +207,6 @@ else:
 def test_real_allocations_that_fail_are_tried_with_less(one: dict[str, Any], room: int, expected: str) -> None:
     program = REAL.replace("{methods}", repr(one)).replace("{room}", str(room))
     ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=TESTS, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", program], cwd=SUPPORT, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.stdout.strip() == expected, ran.stderr[-2000:]

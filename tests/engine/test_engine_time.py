@@ -7,8 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from engines import engine, picture, replied, request
-from slownets import paused
+from engines import engine, paused, picture, replied, request
 
 from convlens.engine.batch import RequestRecord
 from convlens.engine.engine import EngineOptions

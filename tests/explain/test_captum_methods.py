@@ -8,8 +8,8 @@ import dataclasses
 import nets
 import numpy as np
 import pytest
+import reference_gradients
 import torch
-import twins
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -53,7 +53,9 @@ def test_smoothgrad_equals_a_loop_over_the_same_draws(mixed: ForwardPass, sample
     found = run("smoothgrad", mixed, TARGETS, {"samples": samples, "noise": 0.2, "seed": 3}).values_NCHW
     for n, target in enumerate(TARGETS):
         x_1CHW = mixed.x_NCHW[n : n + 1].contiguous()
-        wanted = twins.smoothgrad(mixed.classifier.module, x_1CHW, target, samples=samples, noise=0.2, seed=3)
+        wanted = reference_gradients.smoothgrad(
+            mixed.classifier.module, x_1CHW, target, samples=samples, noise=0.2, seed=3
+        )
         assert nets.relative_error(found[n : n + 1], wanted) < 1e-12
 
 
@@ -111,7 +113,7 @@ def test_integrated_gradients_equal_a_fine_riemann_sum(mixed: ForwardPass) -> No
     module, x_1CHW = mixed.classifier.module, mixed.x_NCHW[:1].contiguous()
     along = [(i + 0.5) / 1000 for i in range(1000)]
     path_NCHW = torch.cat([x_1CHW * share for share in along])
-    wanted = twins.plain_gradient(module, path_NCHW, [2] * len(along)).mean(0, keepdim=True) * x_1CHW
+    wanted = reference_gradients.plain_gradient(module, path_NCHW, [2] * len(along)).mean(0, keepdim=True) * x_1CHW
     found = run("integrated_gradients", mixed.select([0]), [2], {"steps": 400})
     # the gradient jumps at every ReLU, where both quadratures are of first order only
     assert nets.relative_error(found.values_NCHW, wanted) < 0.01
@@ -185,7 +187,7 @@ def test_grad_cam_equals_its_equations(resnet: Classifier, layer: str) -> None:
     rectified = run("grad_cam", forward, targets, {"layer": layer})
     for n, target in enumerate(targets):
         net = copy.deepcopy(resnet.module)
-        wanted = twins.grad_cam(net, net.get_submodule(layer), x_NCHW[n : n + 1], target)
+        wanted = reference_gradients.grad_cam(net, net.get_submodule(layer), x_NCHW[n : n + 1], target)
         assert np.array_equal(rectified.extras["map_NCHW"][n], np.maximum(found.extras["map_NCHW"][n], 0))
         assert nets.relative_error(found.extras["map_NCHW"][n : n + 1], wanted) < 1e-12
         stretched = F.interpolate(wanted, (64, 64), mode="bilinear", align_corners=False)

@@ -6,8 +6,8 @@ from typing import Any
 
 import nets
 import pytest
+import reference_gradients
 import torch
-import twins
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -67,7 +67,7 @@ def forward_of(net: nn.Module) -> ForwardPass:
 
 def state_of(net: nn.Module) -> dict[str, Any]:
     """All that an explanation could leave behind."""
-    state: dict[str, Any] = {"modes": twins.function_modes(), "grad": torch.is_grad_enabled()}
+    state: dict[str, Any] = {"modes": reference_gradients.function_modes(), "grad": torch.is_grad_enabled()}
     for table in GLOBAL_HOOKS:
         state[table] = len(getattr(torch_module, table))
     for name, part in net.named_modules():

@@ -1,4 +1,4 @@
-"""The gradient explanations on real architectures: against the slow twin, and against captum where captum is right."""
+"""The gradient explanations on real architectures: against slow references, and against captum where it is right."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import nets
 import numpy as np
 import pytest
+import reference_gradients
 import torch
-import twins
 from torch import Tensor
 
 from convlens.errors import UnsupportedModelError
@@ -44,7 +44,7 @@ class Case:
     name: str
     classifier: Classifier
     x_NCHW: Tensor
-    twin: twins.Twin
+    reference: reference_gradients.ReferenceNetwork
     forward: ForwardPass
 
     @property
@@ -57,7 +57,8 @@ def case_of(name: str, size: int) -> Case:
     module = loaded.module.double() if name == DEFAULT else nets.perturbed(loaded.module)
     classifier = dataclasses.replace(loaded, module=module)
     x_NCHW = nets.pictures(len(TARGETS), 3, size, size)
-    return Case(name, classifier, x_NCHW, twins.Twin(module, x_NCHW), ForwardPass(classifier, x_NCHW))
+    reference = reference_gradients.ReferenceNetwork(module, x_NCHW)
+    return Case(name, classifier, x_NCHW, reference, ForwardPass(classifier, x_NCHW))
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES.items(), ids=[name.split(":")[1] for name in ARCHITECTURES])
@@ -68,7 +69,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 @pytest.mark.parametrize("method", RULES)
 def test_equals_the_rule_written_into_each_relu_by_hand(case: Case, method: str) -> None:
     found = run(method, case.forward, TARGETS)
-    wanted = case.twin.gradient(RULES[method], TARGETS)
+    wanted = case.reference.gradient(RULES[method], TARGETS)
     assert wanted.abs().max() > 0
     # float64 rounding along a hundred layers; both add in another order.
     assert nets.relative_error(found.values_NCHW, wanted) < 1e-10
@@ -76,8 +77,8 @@ def test_equals_the_rule_written_into_each_relu_by_hand(case: Case, method: str)
 
 def test_every_relu_call_that_is_made_is_ruled(case: Case) -> None:
     meta = run("guided_backprop", case.forward, TARGETS).meta
-    made = twins.relu_calls(case.classifier.module, case.x_NCHW)
-    assert made == case.twin.relu_calls > 0
+    made = reference_gradients.relu_calls(case.classifier.module, case.x_NCHW)
+    assert made == case.reference.relu_calls > 0
     assert (meta.relu_calls_seen, meta.relu_calls_ruled) == (made, made)
 
 
@@ -96,7 +97,7 @@ def test_equals_captum_where_captum_is_right(case: Case) -> None:
         else:
             assert error < 1e-6
         if case.short_name in CAPTUM_IS_PLAIN:
-            assert nets.relative_error(captums, case.twin.gradient("plain", TARGETS)) < 1e-10
+            assert nets.relative_error(captums, case.reference.gradient("plain", TARGETS)) < 1e-10
 
 
 def captum_results(case: Case) -> dict[str, Tensor]:
@@ -135,7 +136,7 @@ def test_saliency_of_a_network_without_a_relu_rule_is_autograds(refused: tuple[s
     _, classifier = refused
     x = nets.pictures(2, 3, 64, 64)
     found = run("saliency", ForwardPass(classifier, x), TARGETS).values_NCHW
-    assert nets.relative_error(found, twins.plain_gradient(classifier.module, x, TARGETS)) < 1e-10
+    assert nets.relative_error(found, reference_gradients.plain_gradient(classifier.module, x, TARGETS)) < 1e-10
     assert np.abs(found).max() > 0
 
 
@@ -145,7 +146,7 @@ def test_float32_and_channels_last_change_only_the_last_digits() -> None:
     forward = ForwardPass(single, case.x_NCHW.numpy())
     assert forward.x_NCHW.dtype == torch.float32
     for method, rule in RULES.items():
-        found, wanted = run(method, forward, TARGETS).values_NCHW, case.twin.gradient(rule, TARGETS).numpy()
+        found, wanted = run(method, forward, TARGETS).values_NCHW, case.reference.gradient(rule, TARGETS).numpy()
         # A unit within rounding of zero may switch: compare all but the worst thousandth.
         error = np.quantile(np.abs(found - wanted), 0.999) / np.abs(wanted).max()
         assert error < 1e-3

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_origin
 import nets
 import numpy as np
 import pytest
+import reference_gradients
 import torch
-import twins
-import unruled
+from unsupported_activations import UNSUPPORTED, with_relu
 
 from convlens.errors import ModelError, RequestError, TargetError, UnsupportedModelError
 from convlens.explain import ForwardPass, run
@@ -117,7 +117,7 @@ def test_targets_that_do_not_fit_are_refused(mixed: ForwardPass, targets: list[i
 def test_saliency_equals_finite_differences(mixed: ForwardPass) -> None:
     module = mixed.classifier.module
     for n, target in enumerate(MIXED_TARGETS):
-        wanted = twins.finite_differences(module, mixed.x_NCHW[n : n + 1].contiguous(), target)
+        wanted = reference_gradients.finite_differences(module, mixed.x_NCHW[n : n + 1].contiguous(), target)
         found = run("saliency", mixed.select([n]), [target]).values_NCHW
         # central differences of step 1e-6: rounding 1e-16 / 1e-6, no curvature between kinks
         assert nets.relative_error(found, wanted) < 1e-7
@@ -140,18 +140,19 @@ def test_saliency_of_a_linear_net_is_its_weight(score: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-@pytest.mark.parametrize("name", unruled.UNRULED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_saliency_is_autograds_even_where_no_rule_is_defined(name: str) -> None:
-    net = unruled.with_relu(unruled.UNRULED[name][0]()).double()
+    net = with_relu(UNSUPPORTED[name][0]()).double()
     x_NCHW = nets.pictures(2, 3, 8, 8)
     found = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0]).values_NCHW
-    assert nets.relative_error(found, twins.plain_gradient(net, x_NCHW, [2, 0])) < 1e-12
+    assert nets.relative_error(found, reference_gradients.plain_gradient(net, x_NCHW, [2, 0])) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
 def test_a_refused_network_still_gets_its_saliency_from_the_same_forward(method: str) -> None:
     forward = ForwardPass(
-        nets.classifier(unruled.with_relu(torch.nn.SiLU()), classes=3), nets.pictures(1, 3, 8, 8, dtype=torch.float32)
+        nets.classifier(with_relu(torch.nn.SiLU()), classes=3),
+        nets.pictures(1, 3, 8, 8, dtype=torch.float32),
     )
     for _ in range(2):  # the second time, too
         with pytest.raises(UnsupportedModelError, match=f"{method}.*SiLU"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import nets
 import numpy as np
 import pytest
+import reference_gradients
 import torch
-import twins
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,7 +85,7 @@ def test_a_neuron_is_explained_as_a_network_that_ends_there_would_be(method: str
     cut = UpToTheBlock().double().eval()
     cut.load_state_dict(mixed().state_dict())
     x_NCHW = nets.pictures(2, 3, 8, 8).double()
-    wanted = twins.Twin(cut, x_NCHW).gradient(RULES[method], [channel, channel])
+    wanted = reference_gradients.ReferenceNetwork(cut, x_NCHW).gradient(RULES[method], [channel, channel])
     found = explained(method, mixed_pass(), *[Neuron("block", channel, 2, 3)] * 2)
     np.testing.assert_allclose(found.values_NCHW, wanted.numpy(), atol=1e-10)
     np.testing.assert_allclose(found.score_N, cut(x_NCHW).detach().numpy()[:, channel], atol=1e-12)

@@ -9,10 +9,10 @@ from pathlib import Path
 import nets
 import numpy as np
 import pytest
+import reference_gradients
 import skimage.data
 import torch
-import twins
-from gradientgraphs import close, graph_of, small, steps_of
+from gradient_graphs import close, graph_of, small, steps_of
 from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -71,7 +71,7 @@ def test_every_spelling_of_relu_obeys_the_rule(spelling: str, kind: GradientKind
     module, x_NCHW = net((nets.RELUS | nets.RELU6S)[spelling]), nets.pictures(3, 3, 8, 8)
     # one of the spellings asks for the number of pictures, which ties it
     found_NCHW, logits_NK = steps_of(module, kind, x_NCHW, traced=3)(x_NCHW, torch.tensor([2, 0, 1]))
-    twin = twins.Twin(net(F.relu if spelling in nets.RELUS else F.relu6), x_NCHW)
+    twin = reference_gradients.ReferenceNetwork(net(F.relu if spelling in nets.RELUS else F.relu6), x_NCHW)
     # float32 is what graphs give
     close(found_NCHW, twin.gradient(RULES[kind], [2, 0, 1]), 1e-6)
     close(logits_NK, twin.logits_NK, 1e-6)
@@ -92,7 +92,7 @@ def test_a_net_with_every_difficulty_agrees_with_the_slow_twin_at_sizes_that_wer
         x_NCHW = nets.pictures(count, 3, 12, 12, seed=count)
         target_N = [n % 4 for n in range(count)]
         found = ruled.run(x_NCHW.float(), np.array(target_N))  # all at once
-        twin = twins.Twin(module, x_NCHW)
+        twin = reference_gradients.ReferenceNetwork(module, x_NCHW)
         close(found["gradient_NCHW"], twin.gradient(RULES[kind], target_N))
         close(found["logits_NK"], twin.logits_NK)
 
@@ -187,7 +187,7 @@ def test_any_opset_will_do(tmp_path: Path, opset: int) -> None:
     graph = graph_of(small(copy.deepcopy(module)), "saliency", tmp_path, opset=opset)
     x_NCHW = nets.pictures(3, 3, 12, 12)
     found_NCHW, _ = graph.gradient(x_NCHW.float(), np.array([0, 1, 2]))
-    close(found_NCHW, twins.plain_gradient(module, x_NCHW, [0, 1, 2]))
+    close(found_NCHW, reference_gradients.plain_gradient(module, x_NCHW, [0, 1, 2]))
 
 
 def test_a_class_that_there_is_not_is_refused(batched: OnnxRuntime) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import nets
 import numpy as np
 import pytest
+import reference_gradients
 import torch
-import twins
-from gradientgraphs import close, graph_of, small, steps_of
+from gradient_graphs import close, graph_of, small, steps_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -112,7 +112,7 @@ def test_a_layers_backward_step_is_autograds(layer: str) -> None:
     # whole numbers, so that windows of a pool hold their maximum more than once
     x_NCHW = (nets.pictures(3, 4, 11, 11) * 2).round()
     found_NCHW, _ = steps_of(module, "saliency", x_NCHW)(x_NCHW, torch.tensor([1, 0, 1]))
-    close(found_NCHW, twins.plain_gradient(module, x_NCHW, [1, 0, 1]), 1e-6)
+    close(found_NCHW, reference_gradients.plain_gradient(module, x_NCHW, [1, 0, 1]), 1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_onnx_runtime_computes_every_such_step(branches: tuple[nn.Module, OnnxRu
     module, graph = branches
     x_NCHW, target_N = nets.pictures(count, 3, 11, 11, seed=1), [n % 3 for n in range(count)]
     found = graph.run(x_NCHW.float(), np.array(target_N))
-    close(found["gradient_NCHW"], twins.plain_gradient(module, x_NCHW, target_N))
+    close(found["gradient_NCHW"], reference_gradients.plain_gradient(module, x_NCHW, target_N))
 
 
 def test_a_maximum_found_more_than_once_passes_its_gradient_to_the_first(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from extractions import TESTS, contents, extraction, interrupted, photographs
+from extractions import ROOT, SUPPORT, contents, extraction, interrupted, photographs
 
 from convlens.errors import ConvLensError, RequestError
 
@@ -80,7 +80,7 @@ def test_where_the_disk_is_full_it_says_so_and_goes_on_when_there_is_room(
     tmp_path: Path, pictures: Path, room: int
 ) -> None:
     command = [sys.executable, "-c", FULL, str(pictures), str(tmp_path / "out"), str(room)]
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
+    environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}:{ROOT}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert f"{tmp_path / 'out'} cannot be written (File too large); make room" in done.stdout
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from extractions import TESTS, contents, extraction, in_a_process, interrupted, mixed, photographs
+from extractions import ROOT, SUPPORT, contents, extraction, in_a_process, interrupted, mixed, photographs
 
 from convlens.errors import RequestError
 from convlens.features.embedder import torch_embedder
@@ -123,8 +123,8 @@ def test_killed_at_any_step_and_begun_again_it_writes_the_same_bytes(tmp_path: P
     pictures = photographs(tmp_path / "pictures", 7, broken=(3,))
     done = subprocess.run(
         [sys.executable, "-c", EVERY_STEP, str(pictures), str(tmp_path / "outs"), format, over],
-        cwd=TESTS,
-        env={"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"},
+        cwd=SUPPORT,
+        env={"PYTHONPATH": f"{SUPPORT}:{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from extractions import TESTS, mixed, photographs
+from extractions import SUPPORT, mixed, photographs
 
 from convlens.errors import GalleryError
 from convlens.gallery import Gallery, add, build
@@ -103,7 +103,7 @@ print("built", flush=True)
 
 
 def start(folder: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILDER, str(TESTS), str(folder), str(out)]
+    command = [sys.executable, "-c", BUILDER, str(SUPPORT), str(folder), str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=None)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from liveserver import BATCHED, DELAY_MS, QUICK, Live
-from smallserver import QUEUE, SMALL, built, packed
+from live_server import BATCHED, DELAY_MS, QUICK, Live
+from small_server import QUEUE, SMALL, built, packed
 
 from convlens.cli.demo import gallery_views
 from convlens.engine.engine import Engine, EngineOptions

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engines import counted, engine, picture, request, values
-from picturefiles import saved
+from image_files import saved
 from ts.context import Context, RequestProcessor
 
 from convlens.errors import GalleryError, ModelError

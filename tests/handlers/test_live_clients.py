@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from liveserver import PHOTOGRAPHS, QUICK, Live, photograph, strict
+from live_server import PHOTOGRAPHS, QUICK, Live, photograph, strict
 
 from convlens import image
 from convlens.errors import ConvLensError, ServerError

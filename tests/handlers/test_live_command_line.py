@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from liveserver import PHOTOGRAPHS, Live, array, assert_same_map, photograph
+from live_server import PHOTOGRAPHS, Live, array, assert_same_map, photograph
 
 pytestmark = pytest.mark.live
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from liveserver import photograph
+from live_server import photograph
 
 from convlens.models import load, pack
 from convlens.torchserve import archive, server

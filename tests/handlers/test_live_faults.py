@@ -16,11 +16,11 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from livegrpc import calls
-from liveserver import photograph
-from picturefiles import saved
-from sameness import assert_same_reply
-from smallserver import QUEUE, SMALL, built, hurried, wait_for, worker_of, worker_status
+from image_files import saved
+from live_grpc import calls
+from live_server import photograph
+from reply_comparison import assert_same_reply
+from small_server import QUEUE, SMALL, built, hurried, wait_for, worker_of, worker_status
 
 from convlens import image
 from convlens.client.protocol.inference_pb2 import PredictionsRequest

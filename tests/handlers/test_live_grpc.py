@@ -9,12 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
-from hostile import CONTROL, Bad
-from hostilebodies import corpus
-from hostilefiles import WHOLE
-from livegrpc import Calls, calls
-from liveserver import BATCHED, QUICK, Live, photograph, strict
-from sameness import assert_same_reply
+from bad_bodies import corpus
+from bad_images import WHOLE
+from bad_requests import CONTROL, Bad
+from live_grpc import Calls, calls
+from live_server import BATCHED, QUICK, Live, photograph, strict
+from reply_comparison import assert_same_reply
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostilebodies import corpus
-from liveserver import BATCHED, QUICK, Live, photograph, strict
+from bad_bodies import corpus
+from live_server import BATCHED, QUICK, Live, photograph, strict
 
 from convlens import image
 

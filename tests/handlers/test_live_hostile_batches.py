@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from hostilebodies import corpus
-from hostilefiles import inflated
-from hostileraw import FRONTEND, WRONG, request, sent
-from liveserver import BATCHED, QUICK, Live, photograph, strict
-from picturefiles import saved
-from sameness import assert_same_reply
+from bad_bodies import corpus
+from bad_images import inflated
+from image_files import saved
+from live_server import BATCHED, QUICK, Live, photograph, strict
+from raw_http import FRONTEND, WRONG, request, sent
+from reply_comparison import assert_same_reply
 
 pytestmark = pytest.mark.live
 

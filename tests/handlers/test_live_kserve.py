@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from liveserver import BATCHED, QUICK, Live, array, assert_same_map, photograph
+from live_server import BATCHED, QUICK, Live, array, assert_same_map, photograph
 from PIL import Image
 from safetensors.numpy import load
 

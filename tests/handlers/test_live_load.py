@@ -10,11 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from livegrpc import Calls, calls
-from liveserver import BATCHED, QUICK, Live, photograph, strict
-from picturefiles import saved
-from sameness import assert_same_reply
-from smallserver import SMALL, worker_of
+from image_files import saved
+from live_grpc import Calls, calls
+from live_server import BATCHED, QUICK, Live, photograph, strict
+from reply_comparison import assert_same_reply
+from small_server import SMALL, worker_of
 
 from convlens import explain, image
 from convlens.torchserve.server import Server

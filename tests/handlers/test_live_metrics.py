@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from liveserver import photograph
+from live_server import photograph
 
 from convlens.client import GrpcClient
 from convlens.errors import ConvLensError

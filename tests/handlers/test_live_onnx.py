@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import empty_handler
 import httpx
 import numpy as np
 import psutil
 import pytest
-from liveserver import array, assert_same_map, photograph, strict
+from live_server import array, assert_same_map, photograph, strict
 
 from convlens.cli.demo import gallery_views
 from convlens.gallery import build_from
@@ -63,7 +64,10 @@ def both(default_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> It
     graphs = _some(default_bundle, folder / "graphs", "embedding", "saliency", "guided_backprop")
     sweeps = _some(default_bundle, folder / "sweeps", "embedding", "occlusion")
     made: dict[str, dict[str, Any]] = {
-        EMPTY: {"model_dir": None, "options": ArchiveOptions(handler=Path(__file__).with_name("empty_handler.py"))},
+        EMPTY: {
+            "model_dir": None,
+            "options": ArchiveOptions(handler=Path(empty_handler.__file__)),
+        },
         EAGER: {"model_dir": folder / "model", "gallery": folder / "gallery", "graphs": sweeps},
         ONNX: {"model_dir": None, "gallery": folder / "gallery", "graphs": graphs},
     }

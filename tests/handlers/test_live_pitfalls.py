@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from livegrpc import calls
-from liveserver import BATCHED, Live, array, photograph, strict
-from picturefiles import saved
-from sameness import assert_same_reply
-from smallserver import NETWORK, ODD_LABELS, SMALL, worker_of
+from image_files import saved
+from live_grpc import calls
+from live_server import BATCHED, Live, array, photograph, strict
+from reply_comparison import assert_same_reply
+from small_server import NETWORK, ODD_LABELS, SMALL, worker_of
 
 from convlens import image
 from convlens.torchserve import server

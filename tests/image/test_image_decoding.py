@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import skimage.data
 import tifffile
-from picturefiles import pixels, png, saved, tiff, tiff_by_hand
+from image_files import pixels, png, saved, tiff, tiff_by_hand
 from PIL import Image
 
 from convlens.errors import ImageError, ImageTooLargeError

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from picturefiles import saved
+from image_files import saved
 from PIL import Image
 
 from convlens.errors import ImageError

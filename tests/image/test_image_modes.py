@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from picturefiles import chunk, grey, pixels, png, saved, tiff, tiff_by_hand
+from image_files import chunk, grey, pixels, png, saved, tiff, tiff_by_hand
 from PIL import Image
 
 from convlens.errors import ImageError

@@ -10,8 +10,8 @@ import skimage
 import torch
 from nets import classifier, relative_error
 from PIL import Image
+from reference_gradients import ReferenceNetwork
 from torch import nn
-from twins import Twin
 
 from convlens import image, load
 from convlens.errors import RequestError, UnsupportedModelError
@@ -122,7 +122,7 @@ def test_gradients_of_neurons_are_those_of_the_slow_twin(backprop: str, rule: st
     asked = zip(x_NCHW.numpy(), units, strict=True)
     found = np.stack(list(NeuronGradients(model, "features.4", backprop=backprop).each(asked)))
     for grad, unit, x_CHW in zip(found, units, x_NCHW, strict=True):
-        wanted = Twin(Head(model.module.features[:5], unit), x_CHW[None]).gradient(rule, [0])[0]
+        wanted = ReferenceNetwork(Head(model.module.features[:5], unit), x_CHW[None]).gradient(rule, [0])[0]
         assert relative_error(grad, wanted) < 1e-5
     field = receptive_field(model, "features.4")
     for grad, unit in zip(found, units, strict=True):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import nets
 import pytest
+import reference_gradients
 import torch
-import twins
 from torch import Tensor
 
 from convlens.instrument import own_randomness
@@ -72,4 +72,4 @@ def test_threads_do_not_draw_from_each_other() -> None:
 def test_after_an_exception_draws_are_the_global_ones_again() -> None:
     with pytest.raises(nets.Blown), own_randomness(7, nets.CPU):
         raise nets.Blown
-    assert twins.function_modes() == []
+    assert reference_gradients.function_modes() == []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import nets
 import pytest
+import reference_gradients
 import torch
-import twins
-import unruled
 from torch import nn
 from torch.nn import functional as F
+from unsupported_activations import UNSUPPORTED, with_relu
 
 from convlens.errors import UnsupportedModelError
 from convlens.instrument import RuledRelus, refuse_unruled
@@ -22,11 +22,11 @@ def checked(module: nn.Module) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
-@pytest.mark.parametrize("name", unruled.UNRULED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_has_no_rule_is_refused_by_name(name: str) -> None:
-    make, word = unruled.UNRULED[name]
+    make, word = UNSUPPORTED[name]
     with pytest.raises(UnsupportedModelError, match=f"guided_backprop is defined for ReLU networks only.*{word}"):
-        checked(unruled.with_relu(make()))
+        checked(with_relu(make()))
 
 
 RULED = {
@@ -64,5 +64,5 @@ def test_a_network_without_any_relu_is_refused() -> None:
 
 def test_a_refusal_leaves_no_mode_behind() -> None:
     with pytest.raises(UnsupportedModelError):
-        checked(unruled.with_relu(nn.SiLU()))
-    assert twins.function_modes() == []
+        checked(with_relu(nn.SiLU()))
+    assert reference_gradients.function_modes() == []

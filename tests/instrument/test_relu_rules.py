@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import nets
 import pytest
+import reference_gradients
 import torch
-import twins
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,7 +72,7 @@ def test_each_call_is_counted_once_and_changes_no_score(spelling: str) -> None:
     with relus, torch.enable_grad():
         logits = net(nets.pair(2.0, 1.0))
     assert logits.tolist() == [[2.0, -2.0]]
-    assert relus.calls == 1 == twins.relu_calls(net, nets.pair(2.0, 1.0))
+    assert relus.calls == 1 == reference_gradients.relu_calls(net, nets.pair(2.0, 1.0))
 
 
 @pytest.mark.parametrize("recording", [True, False])
@@ -150,8 +150,8 @@ def test_what_is_no_relu_is_left_alone(name: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_reused_functional_in_place_viewed_and_gated_relus_together_equal_the_twin(rule: str) -> None:
     net, x = nets.seeded(nets.Mixed), nets.pictures(3, 3, 8, 8)
-    twin = twins.Twin(net, x)
-    assert twin.relu_calls == twins.relu_calls(net, x) == nets.Mixed.relu_calls
+    twin = reference_gradients.ReferenceNetwork(net, x)
+    assert twin.relu_calls == reference_gradients.relu_calls(net, x) == nets.Mixed.relu_calls
     assert nets.relative_error(gradients(net, x, 0, 1, 3)[rule], twin.gradient(rule, [0, 1, 3])) < 1e-10
 
 
@@ -190,5 +190,5 @@ def test_other_threads_keep_their_own_relus() -> None:
 def test_after_an_exception_inside_no_rule_is_left_behind() -> None:
     with pytest.raises(nets.Blown), RuledRelus():
         raise nets.Blown
-    assert twins.function_modes() == []
+    assert reference_gradients.function_modes() == []
     assert torch.relu(torch.ones(1, requires_grad=True)).grad_fn.name() == "ReluBackward0"

@@ -32,7 +32,8 @@ from convlens.synth.efros_leung import EfrosLeung
 from convlens.synth.quilting import Quilt
 from convlens.types import Bytes8
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
+ROOT = SUPPORT.parents[1]
 NETWORK = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 OURS = {"job.yaml", "losses.jsonl", "snapshots", "index.html", "manifest.json", ".lock"}
 
@@ -155,7 +156,7 @@ run_job(from_mapping(yaml.safe_load(sys.argv[1])), Path(sys.argv[2]), device="cp
 
 
 def in_a_process(description: dict[str, Any], out: Path) -> subprocess.Popen[str]:
-    code = _KILLED.format(paths=[str(TESTS), str(TESTS.parent)]).replace("import jobs_of_tests\n", "")
+    code = _KILLED.format(paths=[str(SUPPORT), str(ROOT)]).replace("import jobs_of_tests\n", "")
     return subprocess.Popen(
         [sys.executable, "-c", code, yaml.safe_dump(description), str(out)],
         stderr=subprocess.PIPE,
@@ -341,7 +342,7 @@ def _full_disk(out: Path, source: str, limit: int) -> subprocess.CompletedProces
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    code = _KILLED.format(paths=[str(TESTS), str(TESTS.parent)]).replace("import jobs_of_tests\n", "")
+    code = _KILLED.format(paths=[str(SUPPORT), str(ROOT)]).replace("import jobs_of_tests\n", "")
     command = [sys.executable, "-c", code, yaml.safe_dump(description), str(out)]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=short, timeout=100, check=False)
 

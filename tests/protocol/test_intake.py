@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import picture
-from picturefiles import saved
+from image_files import saved
 
 from convlens.engine.method_calls import method_calls
 from convlens.errors import ConvLensError, ImageError, ImageTooLargeError, MediaTypeError, RequestError

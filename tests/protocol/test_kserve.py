@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import engine, picture, replied
-from picturefiles import saved
+from image_files import saved
 
 from convlens.errors import ConvLensError
 from convlens.protocol.encoding import encode_response

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engines import engine, picture, replied
-from picturefiles import saved
+from image_files import saved
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load

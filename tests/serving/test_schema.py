@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import pytest
 from engines import engine, picture, replied, small_gallery
+from image_files import saved
 from openapi_spec_validator import validate
-from picturefiles import saved
 
 from convlens import explain
 from convlens.errors import ConvLensError, TargetError

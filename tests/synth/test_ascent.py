@@ -10,8 +10,8 @@ import nets
 import numpy as np
 import pytest
 import torch
+from synthesis_runs import assert_resumes, run_to_end
 from torch import Tensor, nn
-from works import assert_resumes, finished
 
 from convlens.errors import RequestError, TargetError
 from convlens.models import Classifier
@@ -234,7 +234,7 @@ def test_what_the_network_does_not_have_is_refused_with_what_it_has() -> None:
 
 def test_on_the_default_model_a_class_is_reached(default_model: Classifier) -> None:
     """What the saved 8-bit pictures say."""
-    outcome = finished(Ascent(classes=("balloon", "goldfish"), preset="lucid", steps=48).begin(default_model))
+    outcome = run_to_end(Ascent(classes=("balloon", "goldfish"), preset="lucid", steps=48).begin(default_model))
     for target in outcome.facts["targets"]:
         assert target["probability"] >= 0.95
         assert target["rank"] == 0

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from synthesis_runs import assert_resumes, run_to_end
 from torch import Tensor, nn
-from works import assert_resumes, finished
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
@@ -105,7 +105,7 @@ def test_detail_of_each_octave_is_kept_in_the_next(saved: Callable[..., str]) ->
     """A rate of nearly nothing leaves the picture as it was: what shrinking loses comes back."""
     picture = pixels(96, 120)
     job = Dream(picture=saved(picture), layers=("first",), octaves=2, steps=1, rate=1e-4, jitter=0)
-    np.testing.assert_allclose(finished(job.begin(same())).pictures["dream"], picture, atol=1)
+    np.testing.assert_allclose(run_to_end(job.begin(same())).pictures["dream"], picture, atol=1)
     # And what was dreamt small is there, enlarged: brighter by the same.
     strong = replace(job, rate=30.0)
     work = strong.begin(same())
@@ -144,7 +144,7 @@ def test_frames_zoom_into_the_dream(saved: Callable[..., str]) -> None:
         rate=1e-4,
         zoom=2.0,
     )
-    outcome = finished(job.begin(same()))
+    outcome = run_to_end(job.begin(same()))
     assert len(outcome.frames) == 4
     wanted = at_size(torch.tensor(pixels(64, 64), dtype=torch.float32).permute(2, 0, 1)[None], (128, 128))
     middle = wanted[0, :, 32:96, 32:96].permute(1, 2, 0).numpy()
@@ -181,6 +181,6 @@ def test_missing_pictures_and_layers_are_named(saved: Callable[..., str]) -> Non
 
 def test_on_real_weights_the_layer_s_energy_rises_threefold(default_model: Classifier) -> None:
     """Of the 8-bit picture."""
-    outcome = finished(Dream(picture=CHELSEA, side=224, layers=("blocks.3.1",), octaves=3).begin(default_model))
+    outcome = run_to_end(Dream(picture=CHELSEA, side=224, layers=("blocks.3.1",), octaves=3).begin(default_model))
     assert outcome.facts["energy_ratio"] >= 3
     assert outcome.pictures["dream"].shape == (149, 224, 3)

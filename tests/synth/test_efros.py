@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from works import assert_resumes, finished, period_of, stripes
+from synthesis_runs import assert_resumes, period_of, run_to_end, stripes
 
 from convlens.errors import RequestError
 from convlens.synth.efros_leung import EfrosLeung, EfrosWork
@@ -51,7 +51,7 @@ def test_differences_are_the_paper_s_window_by_window(saved: Callable[..., str])
 def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str]) -> None:
     source = RANDOM.integers(0, 255, (16, 16, 3)).astype(np.uint8)
     work = begun(saved, source, height=22, width=27)
-    found = finished(work).pictures["texture"]
+    found = run_to_end(work).pictures["texture"]
     assert found.shape == (22, 27, 3)
     np.testing.assert_array_equal(found, source[work.origin_HW2[..., 0], work.origin_HW2[..., 1]])
 
@@ -59,7 +59,7 @@ def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str
 def test_stripes_keep_their_period(saved: Callable[..., str]) -> None:
     source = stripes(32, 8)
     work = begun(saved, source, height=48, width=48, window=11)
-    found = finished(work).pictures["texture"]
+    found = run_to_end(work).pictures["texture"]
     assert period_of(found) == pytest.approx(8, rel=0.02)
     np.testing.assert_array_equal(found, np.broadcast_to(found[:1], found.shape))
 
@@ -67,7 +67,7 @@ def test_stripes_keep_their_period(saved: Callable[..., str]) -> None:
 def test_where_nothing_is_near_enough_more_is_allowed(saved: Callable[..., str]) -> None:
     source = RANDOM.integers(0, 255, (14, 14, 3)).astype(np.uint8)
     work = begun(saved, source, max_error=1e-6)
-    outcome = finished(work)
+    outcome = run_to_end(work)
     assert outcome.facts["max_error"] > 1e-6
     assert (work.origin_HW2 >= 0).all()
 

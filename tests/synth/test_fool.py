@@ -14,7 +14,7 @@ import pytest
 import skimage
 import torch
 from PIL import Image
-from works import assert_resumes, finished
+from synthesis_runs import assert_resumes, run_to_end
 
 from convlens import image
 from convlens.errors import RequestError, TargetError
@@ -54,7 +54,7 @@ def test_the_change_of_a_linear_network_s_picture_is_nearly_the_least(saved: Cal
     in_levels = apart.double().numpy() / (255 * 0.25)
     margin = 1.0
     least = (said[original] - said[target] + margin) / np.linalg.norm(in_levels)
-    outcome = finished(Fool(picture=saved(picture), target=target, margin=margin, steps=200).begin(classifier))
+    outcome = run_to_end(Fool(picture=saved(picture), target=target, margin=margin, steps=200).begin(classifier))
     found = np.sqrt(((outcome.pictures["fooled"].astype(float) - picture) ** 2).sum())
     # Rounding moves each value by up to half a level, which is as much as the change itself here.
     assert least <= found + 1e-6
@@ -71,7 +71,7 @@ def test_the_picture_as_saved_is_taken_for_the_target_whatever_its_size(
     """Written as a PNG, read again, resized and cropped as any picture is."""
     classifier, picture = linear(), pixels(size, seed=3)
     target = another(classifier, picture)
-    outcome = finished(Fool(picture=saved(picture), target=target, norm=norm, steps=120).begin(classifier))
+    outcome = run_to_end(Fool(picture=saved(picture), target=target, norm=norm, steps=120).begin(classifier))
     stored = io.BytesIO(image.encode_png(outcome.pictures["fooled"]))
     read = np.asarray(Image.open(stored))
     assert read.shape == picture.shape
@@ -85,12 +85,12 @@ def test_the_picture_as_saved_is_taken_for_the_target_whatever_its_size(
 def test_a_bound_is_kept_or_said_to_be_too_small(saved: Callable[..., str]) -> None:
     classifier, picture = linear(), pixels()
     job = Fool(picture=saved(picture), target=another(classifier, picture), norm="linf", steps=100)
-    needed = finished(job.begin(classifier)).facts["largest_change_levels"]
-    kept = finished(replace(job, bound=float(needed)).begin(classifier))
+    needed = run_to_end(job.begin(classifier)).facts["largest_change_levels"]
+    kept = run_to_end(replace(job, bound=float(needed)).begin(classifier))
     assert kept.facts["largest_change_levels"] <= needed
     far = replace(job, bound=0.5)
     with pytest.raises(RequestError, match="no picture within the bound was taken for 'class") as caught:
-        finished(far.begin(classifier))
+        run_to_end(far.begin(classifier))
     assert caught.value.field == "bound"
 
 
@@ -127,7 +127,7 @@ def test_unknown_classes_and_what_the_picture_is_already_are_refused(saved: Call
 
 def test_on_the_default_model_a_cat_becomes_a_koala(default_model: Classifier) -> None:
     """Invisibly: trials reached 46 to 48 dB."""
-    outcome = finished(Fool(picture=str(CHELSEA), target="koala", steps=50).begin(default_model))
+    outcome = run_to_end(Fool(picture=str(CHELSEA), target="koala", steps=50).begin(default_model))
     assert logits(default_model, outcome.pictures["fooled"]).argmax() == 105
     assert outcome.facts["psnr_db"] >= 48
     assert outcome.figures["figure"].shape[1] > 4 * 451

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from synthesis_runs import assert_resumes, reload_from_file, run_to_end
 from torch import Tensor, nn
-from works import assert_resumes, finished, put_away
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
@@ -69,7 +69,7 @@ def test_an_invertible_layer_gives_the_picture_back(
         tv=(0.0,),
         norm=0.0,
     )
-    outcome = finished(job.begin(invertible()))
+    outcome = run_to_end(job.begin(invertible()))
     found = outcome.pictures["00-first"].astype(int)
     assert np.abs(found - pixels()).max() <= off
     assert outcome.facts["layers"][0]["normalised_error"] < (1e-4 if off < 3 else 1e-2)
@@ -77,7 +77,7 @@ def test_an_invertible_layer_gives_the_picture_back(
 
 def test_a_layer_that_forgets_gives_another_picture_with_its_features(saved: Callable[..., str]) -> None:
     job = Invert(picture=saved(pixels()), layers=("narrow",), steps=60, tv=(0.0,), norm=0.0)
-    outcome = finished(job.begin(invertible()))
+    outcome = run_to_end(job.begin(invertible()))
     assert outcome.facts["layers"][0]["normalised_error"] < 1e-3
     assert np.abs(outcome.pictures["00-narrow"].astype(int) - pixels()).max() > 30
 
@@ -86,7 +86,7 @@ def test_the_second_error_is_over_the_mean_distance_between_pictures(saved: Call
     path, others = saved(pixels()), [saved(pixels(n), f"{n}.png") for n in (1, 2)]
     job = Invert(picture=path, layers=("first",), others=tuple(others), steps=1, tv=(0.0,), norm=0.0)
     classifier = invertible()
-    outcome = finished(job.begin(classifier))
+    outcome = run_to_end(job.begin(classifier))
 
     def features(picture: np.ndarray) -> np.ndarray:
         x = torch.tensor((picture / 255 - 0.5) / 0.25, dtype=torch.float32).permute(2, 0, 1)[None]
@@ -101,7 +101,7 @@ def test_the_second_error_is_over_the_mean_distance_between_pictures(saved: Call
 
 
 def test_without_other_pictures_the_second_error_is_left_out(saved: Callable[..., str]) -> None:
-    outcome = finished(Invert(picture=saved(pixels()), layers=("first",), steps=1).begin(invertible()))
+    outcome = run_to_end(Invert(picture=saved(pixels()), layers=("first",), steps=1).begin(invertible()))
     assert outcome.facts["layers"][0]["error_over_pairwise"] is None
 
 
@@ -177,7 +177,7 @@ def test_an_unknown_layer_is_told_before_the_first_step(saved: Callable[..., str
     with pytest.raises(RequestError, match="did you mean first"):
         Invert(picture=saved(pixels()), layers=("first", "frist")).begin(mixed())
     with pytest.raises(RequestError, match="others: no picture"):
-        finished(Invert(picture=saved(pixels()), layers=("first",), others=("/no.png",), steps=1).begin(mixed()))
+        run_to_end(Invert(picture=saved(pixels()), layers=("first",), others=("/no.png",), steps=1).begin(mixed()))
 
 
 def test_on_real_weights_the_error_rises_with_depth_and_shallow_pictures_are_the_picture(
@@ -189,7 +189,7 @@ def test_on_real_weights_the_error_rises_with_depth_and_shallow_pictures_are_the
     half = work.total // 2
     while work.done < half:
         work.step()
-    outcome = finished(put_away(work, job.begin(default_model)))
+    outcome = run_to_end(reload_from_file(work, job.begin(default_model)))
     errors = [fact["normalised_error"] for fact in outcome.facts["layers"]]
     assert errors == sorted(errors)
     assert errors[0] < 0.05

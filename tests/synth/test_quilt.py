@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
-from works import assert_resumes, finished, period_of, stripes
+from synthesis_runs import assert_resumes, period_of, run_to_end, stripes
 
 from convlens.errors import RequestError
 from convlens.synth.quilting import Quilt, _Places, beyond_seam, least_seam
@@ -72,7 +72,7 @@ def test_differences_are_those_of_every_block_one_by_one(above: bool, beside: bo
 def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str]) -> None:
     source = RANDOM.integers(0, 255, (50, 60, 3)).astype(np.uint8)
     work = Quilt(source=saved(source), height=90, width=70, block=18).begin(None)
-    found = finished(work).pictures["texture"]
+    found = run_to_end(work).pictures["texture"]
     assert found.shape == (90, 70, 3)
     origin = work.origin_HW2[:90, :70]
     assert (origin >= 0).all()
@@ -85,7 +85,7 @@ def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str
 @pytest.mark.parametrize("period", [8, 12])
 def test_stripes_keep_their_period_and_have_no_break(saved: Callable[..., str], period: int) -> None:
     source = stripes(96, period)
-    found = finished(Quilt(source=saved(source), height=192, width=192, block=24).begin(None)).pictures["texture"]
+    found = run_to_end(Quilt(source=saved(source), height=192, width=192, block=24).begin(None)).pictures["texture"]
     assert period_of(found) == pytest.approx(period, rel=0.02)
     np.testing.assert_array_equal(found, np.broadcast_to(found[:1], found.shape))  # each column is of one colour
 
@@ -107,7 +107,7 @@ def test_the_source_itself_comes_out_where_there_is_no_choice(saved: Callable[..
     """A source whose blocks all differ: the only block that fits is the next one."""
     source = RANDOM.integers(0, 255, (64, 64, 3)).astype(np.uint8)
     work = Quilt(source=saved(source), height=40, width=40, block=20, overlap=10, tolerance=0.0, seed=1).begin(None)
-    finished(work)
+    run_to_end(work)
     origin = work.origin_HW2[:40, :40]
     first = origin[0, 0]
     if (first <= 24).all():  # the picture fits below and right of the first block
@@ -125,7 +125,7 @@ def test_it_resumes_bit_by_bit(saved: Callable[..., str]) -> None:
 def test_other_seeds_give_other_textures(saved: Callable[..., str]) -> None:
     path = saved(RANDOM.integers(0, 255, (40, 40, 3)))
     one, two, again = (
-        finished(Quilt(source=path, height=40, width=40, block=16, seed=n).begin(None)).pictures["texture"]
+        run_to_end(Quilt(source=path, height=40, width=40, block=16, seed=n).begin(None)).pictures["texture"]
         for n in (1, 2, 1)
     )
     assert not np.array_equal(one, two)

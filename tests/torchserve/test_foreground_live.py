@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from liveserver import photograph
+from live_server import photograph
 
 from convlens.models import load, pack
 from convlens.torchserve import archive, server_config

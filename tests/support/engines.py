@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,30 @@ def counted(faults: nn.Module | None = None) -> Counted:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return Counted(faults).eval()
+
+
+class Pause(nn.Module):
+    """Sleeps for each picture that goes through; twice as long again where a gradient comes back."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        time.sleep(self.seconds * len(x_NCHW))
+        if x_NCHW.requires_grad and torch.is_grad_enabled():
+            x_NCHW = x_NCHW * 1.0
+            x_NCHW.register_hook(self._back)
+        return x_NCHW
+
+    def _back(self, grad: Tensor) -> None:
+        time.sleep(2 * self.seconds * len(grad))
+
+
+def paused(seconds: float) -> tuple[Counted, Pause]:
+    """The network of ``counted``, that many seconds slower a picture, and what makes it so."""
+    pause = Pause(seconds)
+    return counted(pause), pause
 
 
 def classifier(module: nn.Module) -> Classifier:

@@ -21,7 +21,8 @@ from convlens.features.extract import Extraction, extract
 from convlens.features.image_list import pictures_of
 from convlens.models import Classifier
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
+ROOT = SUPPORT.parents[1]
 
 
 def mixed(seed: int = 0) -> Classifier:
@@ -77,7 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def in_a_process(*arguments: object) -> subprocess.Popen[str]:
     """Runs ``main`` below; what it prints can be read line by line."""
     command = [sys.executable, __file__, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from liveserver import array, assert_same_map
+from live_server import array, assert_same_map
 
 
 def assert_same_reply(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

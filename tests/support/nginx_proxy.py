@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from manifests import DEPLOY
+from kubernetes_manifests import DEPLOY
 
 from convlens.torchserve import archive, server, server_config
 from convlens.torchserve.archive_config import ArchiveOptions

@@ -12,13 +12,13 @@ import torch
 from convlens.synth.base import Outcome, SynthesisRun
 
 
-def finished(work: SynthesisRun) -> Outcome:
+def run_to_end(work: SynthesisRun) -> Outcome:
     while work.done < work.total:
         work.step()
     return work.finish()
 
 
-def put_away(work: SynthesisRun, fresh: SynthesisRun) -> SynthesisRun:
+def reload_from_file(work: SynthesisRun, fresh: SynthesisRun) -> SynthesisRun:
     """``fresh`` where ``work`` stood, by way of a file's bytes."""
     memory = io.BytesIO()
     torch.save({"work": work.state(), "total": work.total}, memory)
@@ -39,7 +39,7 @@ def assert_resumes(begin: Callable[[], SynthesisRun], *, every: int = 1) -> None
         for _ in range(every):
             if work.done < work.total:
                 again.append(plain(work.step()))
-        work = put_away(work, begin())
+        work = reload_from_file(work, begin())
     assert again == values
     wanted, found = whole.finish(), work.finish()
     assert found.pictures.keys() == wanted.pictures.keys()

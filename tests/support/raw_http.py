@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hostilefiles import WHOLE
+from bad_images import WHOLE
 
 from convlens.torchserve.server import Server
 

@@ -49,7 +49,7 @@ def _half_silu(x: Tensor) -> Tensor:
 
 
 # The activation, and the word by which a refusal must call it; see with_relu.
-UNRULED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "SiLU": (nn.SiLU, "SiLU"),
     "SiLU in place": (lambda: nn.SiLU(inplace=True), "SiLU"),
     "GELU": (nn.GELU, "GELU"),

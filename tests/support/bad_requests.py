@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from hostilefiles import WHOLE, bombs, damaged, foreign
+from bad_images import WHOLE, bombs, damaged, foreign
 
 JSON = {"content-type": "application/json"}
 CONTROL = "\x00\r\n\x1b[31m\u2028\u202e\x7f\n[METRICS]a.Count:1|#b:c|#hostname:h\n[PID]1"

@@ -1,8 +1,8 @@
 """Slow plain definitions to hold the fast code against; nothing here uses convlens, hooks or function modes.
 
-A Twin is the network as a list of single ATen steps, none of which writes into its input. It runs them one by one,
-keeps every value, and walks back one step at a time: each step's vector-Jacobian product by autograd on that step
-alone, each ReLU by its rule written out.
+A ReferenceNetwork is the network as a list of single ATen steps, none of which writes into its input. It runs them one
+by one, keeps every value, and walks back one step at a time: each step's vector-Jacobian product by autograd on that
+step alone, each ReLU by its rule written out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def relu_bounds(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return (0.0, high) if low == 0 else None
 
 
-def ruled(rule: str, g: Tensor, x: Tensor, upper: float | None) -> Tensor:
+def apply_relu_rule(rule: str, g: Tensor, x: Tensor, upper: float | None) -> Tensor:
     """Springenberg et al. 2014, figure 1, as written there."""
     switched_on = (x > 0) if upper is None else (x > 0) & (x < upper)
     if rule == "plain":
@@ -51,7 +51,7 @@ def ruled(rule: str, g: Tensor, x: Tensor, upper: float | None) -> Tensor:
     raise ValueError(rule)
 
 
-class Twin:
+class ReferenceNetwork:
     """``module`` on the pictures ``x_NCHW``, whose shape is fixed thereby."""
 
     def __init__(self, module: nn.Module, x_NCHW: Tensor) -> None:
@@ -104,7 +104,7 @@ class Twin:
         bounds = self._bounds(node)
         if bounds is not None:
             source = node.args[0]
-            return [(source, ruled(rule, g, self._values[source], bounds[1]))]
+            return [(source, apply_relu_rule(rule, g, self._values[source], bounds[1]))]
         return self._differentiated(node, g)
 
     def _differentiated(self, node: fx.Node, g: Any) -> list[tuple[fx.Node, Tensor]]:

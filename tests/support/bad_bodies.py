@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from hostile import CONTROL, KINDS, Bad, body, form
-from hostilefiles import WHOLE
+from bad_images import WHOLE
+from bad_requests import CONTROL, KINDS, Bad, body, form
 
 TEXT = base64.b64encode(WHOLE["PNG"]).decode()
 

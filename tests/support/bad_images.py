@@ -9,7 +9,7 @@ import zipfile
 import zlib
 
 import numpy as np
-from picturefiles import chunk, saved, tiff_by_hand
+from image_files import chunk, saved, tiff_by_hand
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
