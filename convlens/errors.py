@@ -20,7 +20,7 @@ ConvLensError               500
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ConvLensError(Exception):
@@ -93,12 +93,17 @@ class ServerError(ConvLensError):
     status = 500
 
 
-def near_matches(given: str, known: Iterable[str], *, most: int = 5) -> str:
-    """``; did you mean a, b?`` for the known names nearest to the given one, or the empty string."""
-    close = difflib.get_close_matches(given.lower(), list(known), n=most, cutoff=0.5)
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """``; did you mean a, b?`` for the up to five known names nearest to this one, or the empty string."""
+    close = difflib.get_close_matches(name.lower(), list(known), n=5, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
+def unknown_name(noun: str, name: str, known: Sequence[str]) -> str:
+    """The message for a name that is none of those known: ``no method 'x'; did you mean y?; there are: y, z``."""
+    return f"no {noun} {name!r}{near_matches(name, known)}; there are: {', '.join(known)}"
+
+
 def error_type(error: ConvLensError) -> str:
-    """The name of its class here, or of the nearest of its bases here."""
+    """The name of the error's class, or of its nearest base that is defined here."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)

@@ -14,7 +14,7 @@ from convlens.errors import ConvLensError, ModelError, RequestError, Unsupported
 from convlens.models import Classifier
 from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
 from convlens.runtime.graph_contract import Kind, Strategy, labels_sha256
-from convlens.utils.files import replaced
+from convlens.utils.files import replace_folder
 from export.exporter import ExportReport, export
 
 # Beside a network: what makes its sweeps faster. Without one: all that there is; sweeps then go through the embedding's
@@ -55,7 +55,7 @@ def bundle(
     _require_ours(folder)
     reports, skipped = [], []
     try:
-        with replaced(folder) as draft:
+        with replace_folder(folder) as draft:
             for kind in kinds:
                 on_step(kind)
                 try:

@@ -41,7 +41,7 @@ from convlens.models import Classifier, load
 from convlens.report.pages import Thumbnails, render_map
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import Neighbour
-from convlens.utils.files import replaced
+from convlens.utils.files import replace_folder
 
 TABLE = "coordinates.csv"
 MOST_THUMBNAILS, SIDE = 5000, 48  # on the page: about 8 MB
@@ -66,7 +66,7 @@ def project(
     labels = [entry.label for entry in entries]
     with step(f"laying out {len(entries)} pictures by {method}"):
         found = projected(opened.features_ND, labels, method=method, perplexity=perplexity, seed=seed)
-    with step("drawing"), replaced(output) as draft:
+    with step("drawing"), replace_folder(output) as draft:
         _write(draft, opened, entries, found)
     said = [*(f"{name}: {value}" for name, value in _facts(opened, found)), f"map: {output / 'map.html'}"]
     out.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)

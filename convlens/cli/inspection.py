@@ -31,7 +31,7 @@ from convlens.inspection.receptive_field import Box, Field, field_of, receptive_
 from convlens.instrument import layer_of
 from convlens.models import load
 from convlens.types import Bytes8
-from convlens.utils.files import replaced
+from convlens.utils.files import replace_folder
 
 
 def receptive_field(
@@ -145,7 +145,7 @@ def activations(
     prepared = image.prepare(image.read(picture), classifier.spec)
     found = activations_of(classifier, prepared.x_CHW, layer=layer)
     chosen = int(found.ranking[0]) if channel is None else channel
-    with replaced(output) as draft:
+    with replace_folder(output) as draft:
         _write(draft, found, chosen, prepared.view_HWC, picture.name)
     _show(found)
     out.print(f"pictures: {output}", markup=False, highlight=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from convlens.models import Classifier, load
 from convlens.report.pages import ChannelRow, render_patches
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Bytes8, Floats
-from convlens.utils.files import replaced
+from convlens.utils.files import replace_folder
 
 TABLE, PAGE, SHEETS = "patches.csv", "report.html", "channels"
 
@@ -60,7 +60,7 @@ def patches(
         )
     for name, reason in found.unreadable:
         console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    with replaced(output) as draft:
+    with replace_folder(output) as draft:
         _write(draft, found, classifier, gradients, backprop)
     out.print(
         f"{sum(map(len, found.by_channel.values()))} patches of {len(found.by_channel)} channels from "

@@ -23,7 +23,7 @@ from convlens.protocol.params import Params
 from convlens.protocol.responses import dumps, to_json
 from convlens.report import ReportRow, write
 from convlens.types import Attribution, Explanation, Reply
-from convlens.utils.files import replaced
+from convlens.utils.files import replace_folder
 
 MANIFEST = "manifest.json"
 
@@ -45,7 +45,7 @@ def write_folder(folder: Path, answers: Sequence[Answer], *, model: str) -> None
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
         raise RequestError(f"{folder} holds other things than results; choose a new folder or empty it")
-    with replaced(folder) as draft:
+    with replace_folder(folder) as draft:
         names = [_write_answer(draft, answer) for answer in answers]
         write_report(draft / "report.html", answers, model=model)
         (draft / MANIFEST).write_text(json.dumps(_manifest(answers, names, model), indent=1), encoding="utf-8")

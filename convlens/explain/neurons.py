@@ -21,7 +21,7 @@ from convlens.explain.torch_forward import ForwardPass
 from convlens.instrument import ReluRule, RuledRelus, UpTo, refuse_unruled
 from convlens.models import Classifier
 from convlens.types import Attribution, Floats, Ints, Meta, Neuron, Result, ScoreKind
-from convlens.utils.concurrency import grouped
+from convlens.utils.concurrency import batched
 
 Backprop = Literal["guided", "saliency", "none"]
 RULE: dict[Backprop, ReluRule] = {"guided": "guided", "saliency": "plain"}
@@ -54,7 +54,7 @@ class NeuronGradients:
 
     def each(self, asked: Iterable[tuple[Floats, Unit]]) -> Iterator[Floats]:
         """For each normalised picture (C, H, W) and neuron the gradient (C, H, W), in order."""
-        for some in grouped(asked, BATCH):
+        for some in batched(asked, BATCH):
             yield from self._batch([x_CHW for x_CHW, _ in some], [unit for _, unit in some])
 
     def _batch(self, pictures: Sequence[Floats], units: Sequence[Unit]) -> Floats:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,6 +13,7 @@ from convlens.explain.forward import Forward
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Ints, Result
+from convlens.utils.registry import Registry
 
 Needs = Literal["gradient", "scores", "embedding", "model"]
 Drawing = Literal["magnitude", "signed", "picture", "thumbnails"]
@@ -64,7 +63,7 @@ class Method:
         return {p.name: (hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-_METHODS: dict[str, Method] = {}
+_METHODS: Registry[Method] = Registry("convlens.explain.methods", noun="method", error=RequestError, field="method")
 
 
 def explainer(
@@ -82,7 +81,8 @@ def explainer(
     """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``."""
 
     def register(function: Explainer) -> Explainer:
-        _METHODS[name] = Method(name, title, function, needs, drawing, shows, does_not_show, cost, pace, cheaper)
+        method = Method(name, title, function, needs, drawing, shows, does_not_show, cost, pace, cheaper)
+        _METHODS.add(name, method)
         return function
 
     return register
@@ -90,18 +90,12 @@ def explainer(
 
 def available_methods() -> tuple[str, ...]:
     """All names, sorted."""
-    _import_all()
-    return tuple(sorted(_METHODS))
+    return _METHODS.names()
 
 
 def get(name: str) -> Method:
     """The method of that name, or RequestError with the names there are."""
-    known = available_methods()
-    if name not in _METHODS:
-        raise RequestError(
-            f"no method {name!r}{near_matches(name, known)}; there are: {', '.join(known)}", field="method"
-        )
-    return _METHODS[name]
+    return _METHODS.get(name)
 
 
 def run(
@@ -140,11 +134,3 @@ def run(
 def _words(hint: Any) -> tuple[str, ...]:
     """The words an option takes, where it takes only certain ones."""
     return get_args(hint) if get_origin(hint) is Literal else ()
-
-
-@functools.cache
-def _import_all() -> None:
-    # Files are found, not listed, so that adding one edits nothing else.
-    package = importlib.import_module("convlens.explain.methods")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"convlens.explain.methods.{module.name}")

@@ -33,7 +33,7 @@ from convlens.gallery.versions import require_ours
 from convlens.gallery.writer import Made, Part, write, write_parts
 from convlens.models import Classifier
 from convlens.types import Floats, ModelSpec, no_op
-from convlens.utils.concurrency import grouped
+from convlens.utils.concurrency import batched
 
 _ROWS_AT_ONCE = 4096
 FEATURES = "features.npy"
@@ -81,7 +81,7 @@ def _chunks(folder: Path, small: bool) -> Iterator[tuple[list[str], NDArray[np.f
     vectors_ND = np.load(folder / FEATURES, mmap_mode="r", allow_pickle=False)
     columns = ("id", "thumbnail") if small else ("id",)
     first = 0
-    for some in grouped(read_rows(folder, *columns), _ROWS_AT_ONCE):
+    for some in batched(read_rows(folder, *columns), _ROWS_AT_ONCE):
         names = [str(row[0]) for row in some]
         lengths = [int(row[1]) for row in some] if small else [0] * len(some)
         yield names, np.array(vectors_ND[first : first + len(some)]), lengths

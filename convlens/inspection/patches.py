@@ -24,7 +24,7 @@ from convlens.inspection.receptive_field import Box, Field, receptive_field
 from convlens.instrument import UpTo, layer_of, require_eval
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints, no_op
-from convlens.utils.concurrency import cores, grouped, ordered_map
+from convlens.utils.concurrency import batched, cores, ordered_map
 from convlens.visualization import gradient_picture
 from convlens.visualization.layout import enlarged, side_by_side, stacked
 
@@ -184,7 +184,7 @@ class _Seeker:
         reader = Reader(self._classifier.spec, normalised=True)
         reading = ordered_map(reader.file, files.items(), workers=cores(), ahead=2 * BATCH)
         with contextlib.closing(reading) as outcomes:
-            for some in grouped(outcomes, BATCH):
+            for some in batched(outcomes, BATCH):
                 self._add([outcome for outcome in some if isinstance(outcome, Ready)])
                 yield from some
 

@@ -19,7 +19,7 @@ from convlens.features.loader import BATCH, Batch, embedded_files, joined
 from convlens.jobs.batch import Ended, Entry, run_entry
 from convlens.jobs.config import from_mapping, to_mapping
 from convlens.models import load
-from convlens.utils.concurrency import grouped
+from convlens.utils.concurrency import batched
 
 _CONNECT_S = 5.0
 _PART = 4  # batches that a worker gets at a time
@@ -95,7 +95,7 @@ class _Spread:
 
     def batches(self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int) -> Generator[Batch]:
         """One for each part. JobError where a worker died."""
-        parts = enumerate(grouped(files, self.part))
+        parts = enumerate(batched(files, self.part))
         waiting: deque[Any] = deque()
         while True:
             while len(waiting) < 2 * len(self._workers) and (one := next(parts, None)) is not None:

@@ -6,9 +6,6 @@ checkpoints are the same for all kinds, and live in ``convlens.jobs``.
 
 from __future__ import annotations
 
-import functools
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +13,10 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from convlens.errors import RequestError, near_matches
+from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.types import Bytes8
+from convlens.utils.registry import Registry
 
 State = dict[str, Any]
 """Tensors, numbers, strings, None, lists, tuples, dicts of them: what ``torch.load(weights_only=True)`` gives back."""
@@ -102,7 +100,7 @@ class Job(ABC):
 
 
 J = TypeVar("J", bound=type[Job])
-_JOBS: dict[str, type[Job]] = {}
+_JOBS: Registry[type[Job]] = Registry("convlens.synth", noun="job", error=RequestError, field="kind")
 
 
 def job(kind: str) -> Callable[[J], J]:
@@ -110,7 +108,7 @@ def job(kind: str) -> Callable[[J], J]:
 
     def register(cls: J) -> J:
         cls.kind = kind
-        _JOBS[kind] = cls
+        _JOBS.add(kind, cls)
         return cls
 
     return register
@@ -118,20 +116,9 @@ def job(kind: str) -> Callable[[J], J]:
 
 def kinds() -> tuple[str, ...]:
     """All kinds of jobs, sorted."""
-    _import_all()
-    return tuple(sorted(_JOBS))
+    return _JOBS.names()
 
 
 def find(kind: str) -> type[Job]:
     """The job class of that kind, or RequestError with those there are."""
-    known = kinds()
-    if kind not in _JOBS:
-        raise RequestError(f"no job {kind!r}{near_matches(kind, known)}; there are: {', '.join(known)}", field="kind")
-    return _JOBS[kind]
-
-
-@functools.cache
-def _import_all() -> None:
-    package = importlib.import_module("convlens.synth")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"convlens.synth.{module.name}")
+    return _JOBS.get(kind)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,11 @@ import torch
 from torch import nn
 
 from convlens import ForwardPass, run
-from convlens.errors import ModelError, RequestError
+from convlens.errors import ModelError
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import ParallelSweep
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import Attribution
-from convlens.utils.concurrency import ParallelRuns
 from export.exporter import export
 
 
@@ -37,44 +33,6 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(small(), "scores", tmp_path_factory.mktemp("lanes") / "scores.onnx").path
-
-
-def test_results_come_in_order_whatever_order_they_are_done_in() -> None:
-    def late(n: int) -> Callable[[], int]:
-        def call() -> int:
-            time.sleep(0.002 * (7 - n % 8))
-            return n
-
-        return call
-
-    assert list(ParallelRuns(3).results([late(n) for n in range(24)])) == list(range(24))
-
-
-def test_as_many_run_at_once_as_there_are_lanes() -> None:
-    both = threading.Barrier(2, timeout=10)
-    assert list(ParallelRuns(2).results([both.wait] * 4)) is not None  # one at a time would wait for ever
-
-
-def test_after_an_error_no_more_begin() -> None:
-    begun: list[int] = []
-
-    def call(n: int) -> Callable[[], int]:
-        def made() -> int:
-            begun.append(n)
-            time.sleep(0.01)
-            if n == 2:
-                raise RequestError("the third")
-            return n
-
-        return made
-
-    results, found = ParallelRuns(2).results([call(n) for n in range(50)]), []
-    with pytest.raises(RequestError, match="the third"):
-        for value in results:
-            found.append(value)
-    assert found == [0, 1]
-    time.sleep(0.1)
-    assert len(begun) < 10
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -7,8 +7,6 @@ Files are imported when their source is asked for, so that ``torchvision:`` does
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,11 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
-from convlens.errors import ModelError, near_matches
+from convlens.errors import ModelError
 from convlens.models.model_id import ModelName, Name, Options
 from convlens.models.preprocessing import Preprocessing
-
-_REGISTRY: dict[str, Source] = {}
+from convlens.utils.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -61,26 +58,25 @@ class Source(ABC):
         return name.text
 
 
-def model_source(name: str) -> Callable[[type[Source]], type[Source]]:
-    """Registers a source under the word before the first colon."""
+# A file each: ``torchvision:`` must not pay for importing timm.
+_SOURCES: Registry[Source] = Registry(__name__, noun="model source", error=ModelError, suffix="_")
 
-    def register(kind: type[Source]) -> type[Source]:
-        _REGISTRY[name] = kind()
-        return kind
+
+def model_source(name: str) -> Callable[[type[Source]], type[Source]]:
+    """Register a source under the word before the first colon."""
+
+    def register(cls: type[Source]) -> type[Source]:
+        _SOURCES.add(name, cls())
+        return cls
 
     return register
 
 
 def source_names() -> tuple[str, ...]:
     """All sources, by the files in this folder."""
-    files = [found.name for found in pkgutil.iter_modules(__path__)]
-    return tuple(sorted(file.removesuffix("_") for file in files if file.endswith("_")))
+    return _SOURCES.names()
 
 
 def find_source(name: str) -> Source:
     """The source of that name; raises ModelError listing those there are."""
-    known = source_names()
-    if name not in known:
-        raise ModelError(f"no model source {name!r}; there are: {', '.join(known)}{near_matches(name, known)}")
-    importlib.import_module(f"{__name__}.{name}_")
-    return _REGISTRY[name]
+    return _SOURCES.get(name)
