@@ -16,7 +16,7 @@ from convlens.errors import RequestError
 from convlens.explain.onnx_forward import GraphModel
 from convlens.gallery import Gallery
 from convlens.models import Classifier, load
-from convlens.torchserve.archive import SUFFIX
+from convlens.torchserve.archive import SWEEP_SUFFIX
 from convlens.torchserve.archive_config import ArchiveOptions
 
 
@@ -53,7 +53,7 @@ def archive(
         max_batch_delay_ms=max_batch_delay,
         response_timeout_s=response_timeout,
         methods=defaults,
-        sweeps_at=name + SUFFIX if sweeps == "apart" else "",
+        sweeps_at=name + SWEEP_SUFFIX if sweeps == "apart" else "",
     )
     path = current_archive(
         classifier,

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -17,7 +19,6 @@ import yaml
 
 from convlens.errors import ServerError
 from convlens.torchserve import archive
-from convlens.torchserve import archive as archive_module
 from convlens.torchserve.archive import read_manifest
 from convlens.torchserve.archive_config import ArchiveOptions
 
@@ -28,8 +29,8 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     The package is a copy, so that nobody edits it between two builds of one test.
     """
-    package = shutil.copytree(archive_module.package_folder(), tmp_path / "package" / "convlens")
-    monkeypatch.setattr(archive_module, "package_folder", lambda: package)
+    package = shutil.copytree(archive.package_folder(), tmp_path / "package" / "convlens")
+    monkeypatch.setattr(archive, "package_folder", lambda: package)
     model, gallery = tmp_path / "packed", tmp_path / "views"
     (model / "__pycache__").mkdir(parents=True)
     (gallery / "thumbnails").mkdir(parents=True)
@@ -86,6 +87,36 @@ def test_the_manifest_is_the_one_torchserve_reads(inputs: dict[str, Any], tmp_pa
         "modelVersion": "2.3",
         "configFile": "model-config.yaml",
     }
+
+
+def archiver(opened: zipfile.ZipFile, folder: Path) -> zipfile.ZipFile:
+    """What torch-model-archiver makes of the members of an archive."""
+    said = json.loads(opened.read("MAR-INF/MANIFEST.json"))["model"]
+    for name in opened.namelist():
+        top = name in (said["handler"], said["configFile"])
+        opened.extract(name, folder if top or name.startswith("MAR-INF/") else folder / "extra")
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", said["modelName"]]
+    command += ["--version", said["modelVersion"], "--handler", str(folder / said["handler"])]
+    command += ["--config-file", str(folder / said["configFile"]), "--extra-files", f"{folder / 'extra'}/"]
+    (folder / "temp").mkdir()  # the archiver deletes $TMPDIR/<model name> first
+    subprocess.run(
+        [*command, "--export-path", str(folder)], env={**os.environ, "TMPDIR": str(folder / "temp")}, check=True
+    )
+    return zipfile.ZipFile(folder / f"{said['modelName']}.mar")
+
+
+def test_it_is_the_archive_that_torch_model_archiver_makes(inputs: dict[str, Any], tmp_path: Path) -> None:
+    """But for the date of its making: all fields of the manifest, all names, all contents."""
+    path = archive.build(**inputs, version="2.3", store=tmp_path / "store")
+    (tmp_path / "archiver").mkdir()
+    with zipfile.ZipFile(path) as ours, archiver(ours, tmp_path / "archiver") as theirs:
+        files = {name for name in theirs.namelist() if not name.endswith("/")}
+        assert files == set(ours.namelist())
+        manifest, wanted = (json.loads(opened.read("MAR-INF/MANIFEST.json")) for opened in (ours, theirs))
+        assert manifest.keys() == wanted.keys()
+        assert manifest == wanted | {"createdOn": manifest["createdOn"]}
+        for name in files - {"MAR-INF/MANIFEST.json"}:
+            assert ours.read(name) == theirs.read(name), name
 
 
 def test_the_same_inputs_give_the_same_bytes_whenever_and_wherever(inputs: dict[str, Any], tmp_path: Path) -> None:
