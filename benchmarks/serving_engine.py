@@ -55,7 +55,8 @@ def main() -> None:
     from convlens.engine.engine import Engine
     from convlens.gallery import Gallery
     from convlens.models import unpack
-    from convlens.protocol.params import Request, parse_params
+    from convlens.protocol.params import parse_params
+    from convlens.protocol.requests import Request
     from convlens.runtime.torch_runtime import keep_freed_memory
 
     folder, picture, threads = Path(sys.argv[1]), image.read(sys.argv[2]), int(sys.argv[3])

@@ -1,4 +1,4 @@
-"""TorchServe's entry point for archives that carry a network: it loads what is in them, ``Worker`` does the rest."""
+"""TorchServe's entry point for archives with a network: it loads them, ``BatchHandler`` does the rest."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from convlens.gallery import Gallery
 from convlens.models import unpack
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.serving import structured_logging
-from convlens.serving.handler import Worker, engine_options, given_gpu, section
+from convlens.serving.handler import BatchHandler, assigned_gpu, engine_options, handler_config
 
 _log = logging.getLogger(__name__)
 
 
-class ConvLensHandler(Worker):
+class ConvLensHandler(BatchHandler):
     """One worker's model. TorchServe finds the only class here, calls initialize once, then handle for each batch."""
 
     def initialize(self, context: Any) -> None:
         """Load the archive's model, graphs and gallery; what it raises makes the worker fail to start."""
         structured_logging.setup()
-        config, gpu = section(context), given_gpu(context)
+        config, gpu = handler_config(context), assigned_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()
         if config.get("threads"):

@@ -13,18 +13,18 @@ from convlens.explain.onnx_forward import GraphModel
 from convlens.gallery import Gallery
 from convlens.runtime.torch_runtime import give_back_freed_memory
 from convlens.serving import structured_logging
-from convlens.serving.handler import Worker, engine_options, given_gpu, section
+from convlens.serving.handler import BatchHandler, assigned_gpu, engine_options, handler_config
 
 _log = logging.getLogger(__name__)
 
 
-class OnnxHandler(Worker):
+class OnnxHandler(BatchHandler):
     """One worker's graphs. TorchServe finds the only class here, calls initialize once, then handle for each batch."""
 
     def initialize(self, context: Any) -> None:
         """Open the archive's graphs and gallery; what it raises makes the worker fail to start."""
         structured_logging.setup()
-        config, gpu = section(context), given_gpu(context)
+        config, gpu = handler_config(context), assigned_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         model = GraphModel.open(
             folder / config.get("graphs", "graphs"),

@@ -12,7 +12,8 @@ from convlens import image, load, visualization
 from convlens.cli.demo import gallery_for, photographs
 from convlens.engine.engine import Engine
 from convlens.gallery import Gallery
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.types import Bytes8, Explanation, Neighbourhood, Reply
 
 PICTURES = ("coffee.png", "astronaut.png", "chelsea.png")

@@ -19,8 +19,8 @@ from convlens.cli.console import console, counted, out, step
 from convlens.cli.options import MODEL, method_params, wanted_names
 from convlens.cli.results import Answer, show_table, write_report
 from convlens.client import Client
-from convlens.client.auth import VARIABLE
-from convlens.client.base import GREY
+from convlens.client.auth import TOKEN_VARIABLE
+from convlens.client.base import PROBE_PNG
 from convlens.errors import ConvLensError, GalleryError, RequestError
 from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
@@ -85,7 +85,7 @@ def demo(
     images: Annotated[list[Path] | None, typer.Argument(help="Pictures; default: scikit-image's photographs.")] = None,
     model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
     url: Annotated[
-        str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${VARIABLE}.")
+        str, typer.Option(help=f"Ask this running server instead of starting one; its token in ${TOKEN_VARIABLE}.")
     ] = "",
     name: Annotated[str, typer.Option(help="The model's name on that server.")] = NAME,
     methods: Annotated[str, typer.Option(help="Explanations to ask for, comma-separated.")] = METHODS,
@@ -135,7 +135,7 @@ def probe(live: server.Server) -> None:
     """A tiny inference: a server that says it is ready has not yet shown that it can answer."""
     for model in live.models:
         with client_of(live, model) as client:
-            client.predict(GREY)
+            client.predict(PROBE_PNG)
 
 
 def client_of(live: server.Server, model: str) -> Client:

@@ -18,7 +18,8 @@ from convlens.engine.engine import Engine
 from convlens.errors import ConvLensError
 from convlens.gallery import Gallery
 from convlens.gallery.builder import picture_files
-from convlens.protocol.params import Params, Request, parse_params
+from convlens.protocol.params import Params, parse_params
+from convlens.protocol.requests import Request
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Reply, Step
 

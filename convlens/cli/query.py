@@ -18,7 +18,7 @@ from convlens import client, image
 from convlens.cli.console import console, counted, out
 from convlens.cli.options import NEURON, asked_target, method_params, wanted_names
 from convlens.cli.results import Answer, show_table, write_folder
-from convlens.client.auth import VARIABLE
+from convlens.client.auth import TOKEN_VARIABLE
 from convlens.errors import ConvLensError, RequestError
 from convlens.protocol.params import Params, parse_params
 from convlens.torchserve.health import MODEL, TIMEOUT_S, URL, ended
@@ -46,7 +46,8 @@ def query(
         Path | None, typer.Option("--output", "-o", help="Folder for arrays, overlays and a report.")
     ] = None,
     key_file: Annotated[
-        Path | None, typer.Option(help=f"The server's key_file.json, for its token. Default: the token in ${VARIABLE}.")
+        Path | None,
+        typer.Option(help=f"The server's key_file.json, for its token. Default: the token in ${TOKEN_VARIABLE}."),
     ] = None,
     at_once: Annotated[int, typer.Option(help="How many pictures are under way at a time.")] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 120.0,

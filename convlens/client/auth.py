@@ -10,7 +10,7 @@ from pathlib import Path
 
 from convlens.errors import RequestError, ServerError
 
-VARIABLE = "CONVLENS_TOKEN"
+TOKEN_VARIABLE = "CONVLENS_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TokenAuth:
             return str(self.key_file), _inference_key(Path(self.key_file))
         if self.token is not None:
             return "token", self.token.strip()
-        return f"${VARIABLE}", os.environ.get(VARIABLE, "").strip()
+        return f"${TOKEN_VARIABLE}", os.environ.get(TOKEN_VARIABLE, "").strip()
 
 
 def _inference_key(path: Path) -> str:

@@ -1,6 +1,4 @@
-"""Several requests at once, their answers in order.
-
-Which addresses are this machine's own.
+"""Which addresses are this machine's own.
 
 What may be sent as a picture.
 
@@ -14,12 +12,10 @@ from __future__ import annotations
 import ipaddress
 import json
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,44 +26,12 @@ from convlens.client.retry import RetryPolicy
 from convlens.errors import ConvLensError, RequestError, ServerError
 from convlens.image.modes import to_rgb
 from convlens.protocol.negotiation import JSON, PNG, SAFETENSORS, Media
-from convlens.protocol.responses import from_body
+from convlens.protocol.responses import parse_reply
 from convlens.types import Reply
-
-Item = TypeVar("Item")
-Found = TypeVar("Found")
+from convlens.utils.concurrency import ordered_map
 
 
-def in_order(ask: Callable[[Item], Found], items: Iterable[Item], *, at_once: int) -> Iterator[Found | ConvLensError]:
-    """For each item its answer or its error, in the items' order; items are taken as they can be asked about."""
-    if at_once < 1:
-        raise RequestError(f"at_once={at_once} asks nothing; use 1 or more")
-    return _in_order(ask, iter(items), at_once)
-
-
-def _in_order(ask: Callable[[Item], Found], items: Iterator[Item], at_once: int) -> Iterator[Found | ConvLensError]:
-    waiting: deque[Future[Found | ConvLensError]] = deque()
-    with ThreadPoolExecutor(at_once, thread_name_prefix="convlens-client") as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(_as_value, ask, item))
-                # One is kept back for each thread, so that none idles while the caller looks at an answer.
-                if len(waiting) >= 2 * at_once:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for one in waiting:
-                one.cancel()
-
-
-def _as_value(ask: Callable[[Item], Found], item: Item) -> Found | ConvLensError:
-    try:
-        return ask(item)
-    except ConvLensError as error:
-        return error
-
-
-def on_this_machine(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """A proxy for the outside, as the environment may name one, does not know these."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -76,10 +40,10 @@ def on_this_machine(host: str) -> bool:
 
 
 Picture = str | PathLike[str] | bytes | Image.Image
-GREY = image.encode_png(np.full((8, 8, 3), 128, np.uint8))
+PROBE_PNG = image.encode_png(np.full((8, 8, 3), 128, np.uint8))
 
 
-def encoded(picture: Picture) -> bytes:
+def image_bytes(picture: Picture) -> bytes:
     """The bytes to send: a file's and encoded bytes as they are, an opened picture as PNG, upright by its EXIF.
 
     Raises ImageError for a file that cannot be read, ImageTooLargeError for one that no server takes.
@@ -135,7 +99,7 @@ def checked(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {"output": ["array"], **asked}
 
 
-def as_text(params: Mapping[str, Any]) -> bytes:
+def params_json(params: Mapping[str, Any]) -> bytes:
     """JSON, or RequestError naming what JSON cannot hold."""
     try:
         return json.dumps(dict(params), allow_nan=False, default=_plain).encode()
@@ -159,7 +123,7 @@ _MEDIA: Mapping[str, Media] = {"safetensors": SAFETENSORS, "json": JSON}
 _PNG_STARTS = b"\x89PNG\r\n\x1a\n"
 
 
-class Message(NamedTuple):
+class ClientRequest(NamedTuple):
     """One question: ``explain`` asks for explanations, ``accept`` for the form of the answer."""
 
     picture: bytes
@@ -188,14 +152,14 @@ class BaseClient(ABC):
         ``picture``: a path, the bytes of a picture file, or an opened picture. Maps are what the library gives:
         ``values_NCHW`` of shape (1, C, H, W), in float32 unless ``dtype`` says otherwise.
         """
-        return from_body(self._ask(Message(encoded(picture), checked(asked), True, self._media)))
+        return parse_reply(self._ask(ClientRequest(image_bytes(picture), checked(asked), True, self._media)))
 
     def predict(
         self, picture: Picture, topk: int = 5, *, deadline_ms: float | None = None, request_id: str = ""
     ) -> Reply:
         """The ``topk`` likeliest classes alone, the likeliest first."""
         params = _given(topk=topk, deadline_ms=deadline_ms, request_id=request_id)
-        return from_body(self._ask(Message(encoded(picture), params, False, JSON)))
+        return parse_reply(self._ask(ClientRequest(image_bytes(picture), params, False, JSON)))
 
     def overlay(
         self,
@@ -213,20 +177,30 @@ class BaseClient(ABC):
         methods = [{"method": method, "options": dict(options or {})}]
         params = _given(target=target, size=size, deadline_ms=deadline_ms, request_id=request_id)
         asked = {"methods": methods, "output": [kind], **params}
-        body = self._ask(Message(encoded(picture), asked, True, PNG))
+        body = self._ask(ClientRequest(image_bytes(picture), asked, True, PNG))
         if not body.startswith(_PNG_STARTS):
             raise ServerError(f"the answer is no PNG, but starts with {body[:40]!r}; is this a ConvLens server?")
         return body
 
     def explain_many(
-        self, pictures: Iterable[Picture], *, at_once: int = 8, **asked: Unpack[RequestParams]
+        self, pictures: Iterable[Picture], *, at_once: int = 8, **params: Unpack[RequestParams]
     ) -> Iterator[Reply | ConvLensError]:
-        """For each picture, in order, its reply or the error that it met, so many being asked about at once.
+        """For each image, in order, its reply or its error as a value; up to ``at_once`` requests run at a time.
 
-        Pictures are taken as they can be sent: there may be any number of them. What is still to be sent when the
-        caller stops is not sent.
+        Images are taken as they can be sent: there may be any number of them. What is still to be sent when the caller
+        stops is not sent. Raises RequestError for an ``at_once`` below 1.
         """
-        return in_order(lambda picture: self.explain(picture, **asked), pictures, at_once=at_once)
+        if at_once < 1:
+            raise RequestError(f"at_once={at_once} sends nothing; use 1 or more")
+
+        def explain_one(picture: Picture) -> Reply | ConvLensError:
+            try:
+                return self.explain(picture, **params)
+            except ConvLensError as error:
+                return error
+
+        # Twice as many as threads, so that none idles while the caller looks at a reply.
+        return ordered_map(explain_one, pictures, workers=at_once, ahead=2 * at_once)
 
     def ready(self, *, timeout_s: float = 5.0) -> bool:
         """Whether the model answers, by a tiny inference: a server says that it is up before its models are.
@@ -234,7 +208,7 @@ class BaseClient(ABC):
         Raises RemoteError for what waiting will not mend, such as a wrong token or a model that is not there.
         """
         try:
-            self._send(Message(GREY, {"topk": 1}, False, JSON), timeout_s=timeout_s)
+            self._send(ClientRequest(PROBE_PNG, {"topk": 1}, False, JSON), timeout_s=timeout_s)
         except RemoteError as error:
             if error.status < 500:
                 raise
@@ -248,10 +222,10 @@ class BaseClient(ABC):
         """Close the connections."""
 
     @abstractmethod
-    def _send(self, message: Message, *, timeout_s: float) -> bytes:
+    def _send(self, message: ClientRequest, *, timeout_s: float) -> bytes:
         """The body of the answer, or the error that it is."""
 
-    def _ask(self, message: Message) -> bytes:
+    def _ask(self, message: ClientRequest) -> bytes:
         return self._patience.ask(lambda left_s: self._send(message, timeout_s=left_s))
 
     def __enter__(self) -> Self:

@@ -8,8 +8,9 @@ from os import PathLike
 import grpc
 
 from convlens.client.auth import TokenAuth
-from convlens.client.base import BaseClient, Form, Message, as_text, on_this_machine
-from convlens.client.errors import error_object, refusal, told
+from convlens.client.base import BaseClient, ClientRequest, Form, is_loopback, params_json
+from convlens.client.errors import error_from_body, error_object
+from convlens.client.grpc_errors import error_from_rpc
 from convlens.client.protocol.inference_pb2 import PredictionResponse, PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
 from convlens.client.retry import RetryPolicy
@@ -51,21 +52,21 @@ class GrpcClient(BaseClient):
     def close(self) -> None:
         self._channel.close()
 
-    def _send(self, message: Message, *, timeout_s: float) -> bytes:
+    def _send(self, message: ClientRequest, *, timeout_s: float) -> bytes:
         token = self._tokens.header()
         metadata = (("authorization", token),) if token else ()
         request, begun = self._request(message), time.monotonic()
         try:
             answer: PredictionResponse = self._stub.Predictions(request, metadata=metadata, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise told(error, self._address, after_s=time.monotonic() - begun, timeout_s=timeout_s) from error
+            raise error_from_rpc(error, self._address, after_s=time.monotonic() - begun, timeout_s=timeout_s) from error
         _require_no_error(answer.prediction)
         return answer.prediction
 
-    def _request(self, message: Message) -> PredictionsRequest:
+    def _request(self, message: ClientRequest) -> PredictionsRequest:
         """gRPC has neither headers nor a call for explanations: the parameters say it all."""
         said = {"explain": message.explain, "accept": message.accept, "sent_at": time.time()}
-        data = {"data": message.picture, "params": as_text({**message.params, **said})}
+        data = {"data": message.picture, "params": params_json({**message.params, **said})}
         return PredictionsRequest(model_name=self._model, model_version=self._version, input=data)
 
 
@@ -77,7 +78,7 @@ def _channel(address: str, *, tls: bool) -> grpc.Channel:
         "grpc.enable_retries": 0,
         "grpc.initial_reconnect_backoff_ms": 100,
         "grpc.max_reconnect_backoff_ms": 2000,
-        "grpc.enable_http_proxy": int(not on_this_machine(address.rpartition(":")[0])),
+        "grpc.enable_http_proxy": int(not is_loopback(address.rpartition(":")[0])),
     }
     if tls:
         return grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=list(options.items()))
@@ -96,4 +97,4 @@ def _require_no_error(body: bytes) -> None:
     if body[:1] == b"{" and body[7:8] != b"\0":
         code = error_object(body).get("code")
         if isinstance(code, int):
-            raise refusal(code, body)
+            raise error_from_body(code, body)

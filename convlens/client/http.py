@@ -9,8 +9,8 @@ from urllib.parse import quote
 import httpx
 
 from convlens.client.auth import TokenAuth
-from convlens.client.base import BaseClient, Form, Message, as_text, on_this_machine
-from convlens.client.errors import late, refusal, unreachable
+from convlens.client.base import BaseClient, ClientRequest, Form, is_loopback, params_json
+from convlens.client.errors import error_from_body, timed_out, unreachable
 from convlens.client.retry import RetryPolicy
 from convlens.errors import RequestError
 
@@ -39,7 +39,7 @@ class Client(BaseClient):
         self._url = _base(url)
         self._tokens = TokenAuth(token, key_file)
         self._place = "/".join(quote(part, safe="") for part in (model, version) if part)
-        self._http = httpx.Client(trust_env=not on_this_machine(self._url.host))
+        self._http = httpx.Client(trust_env=not is_loopback(self._url.host))
 
     def __repr__(self) -> str:
         return f"Client({str(self._url)!r}, {self._place!r})"
@@ -47,24 +47,24 @@ class Client(BaseClient):
     def close(self) -> None:
         self._http.close()
 
-    def _send(self, message: Message, *, timeout_s: float) -> bytes:
+    def _send(self, message: ClientRequest, *, timeout_s: float) -> bytes:
         url = f"{str(self._url).rstrip('/')}/{'explanations' if message.explain else 'predictions'}/{self._place}"
         files = {
             "data": ("picture", message.picture, "application/octet-stream"),
-            "params": ("params", as_text(message.params), "application/json"),
+            "params": ("params", params_json(message.params), "application/json"),
         }
         headers = self._headers(message)
         try:
             answer = self._http.post(url, files=files, headers=headers, timeout=timeout_s)
         except httpx.TimeoutException as error:
-            raise late(str(self._url), timeout_s) from error
+            raise timed_out(str(self._url), timeout_s) from error
         except httpx.HTTPError as error:
             raise unreachable(str(self._url), str(error)) from error
         if answer.status_code != 200:
-            raise refusal(answer.status_code, answer.content)
+            raise error_from_body(answer.status_code, answer.content)
         return answer.content
 
-    def _headers(self, message: Message) -> dict[str, str]:
+    def _headers(self, message: ClientRequest) -> dict[str, str]:
         """The time of sending as proxies set it: from there the server counts ``deadline_ms``."""
         headers = {"Accept": message.accept, "X-Request-Start": f"t={time.time():.3f}"}
         token = self._tokens.header()

@@ -24,7 +24,8 @@ from convlens.engine.method_calls import MethodCall
 from convlens.engine.options import EngineOptions
 from convlens.errors import OverloadError, RequestError
 from convlens.explain.sweeps.autotune import SweepAutotuner
-from convlens.protocol.params import Params, Request
+from convlens.protocol.params import Params
+from convlens.protocol.requests import Request
 
 Seconds = Callable[[MethodCall], float]
 

@@ -14,7 +14,7 @@ from convlens import explain
 from convlens.engine.deadline import Deadline
 from convlens.engine.method_calls import HEAVY, MethodCall
 from convlens.errors import ConvLensError
-from convlens.protocol.params import Request
+from convlens.protocol.requests import Request
 from convlens.types import Bytes8, Explanation, Floats, Neuron, Placement, Prediction
 
 

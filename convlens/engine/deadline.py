@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convlens.errors import DeadlineError
-from convlens.protocol.params import Request
+from convlens.protocol.requests import Request
 
 _OLDEST_S, _AHEAD_S = 3600.0, 5.0  # clocks differ; by more than this they are wrong
 

@@ -22,7 +22,8 @@ from convlens.explain.forward import Forward, OnStep
 from convlens.gallery import Gallery
 from convlens.instrument import layer_of
 from convlens.models import Classifier, find_class
-from convlens.protocol.params import Params, Request, at
+from convlens.protocol.params import Params, field_prefix
+from convlens.protocol.requests import Request
 from convlens.types import Floats, Neuron, Placement, Reply, no_op
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Engine:
                 return None
             self._require_neuron(job, job.target)
             return job.target
-        with at(job.target_place):
+        with field_prefix(job.target_place):
             return None if job.target is None else find_class(self.model.spec.labels, job.target)
 
     def _require_neuron(self, job: MethodCall, neuron: Neuron) -> None:
@@ -146,7 +147,7 @@ class Engine:
             error.field = job.target_place
             raise
         if isinstance(self.model, Classifier):
-            with at(job.target_place):
+            with field_prefix(job.target_place):
                 layer_of(self.model.module, neuron.layer)
 
     # --- one row out ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from convlens.engine.method_calls import MethodCall
 from convlens.engine.rendering import explanation, top
 from convlens.errors import ConvLensError, DeadlineError, OutOfMemoryError, OverloadError, RequestError
 from convlens.explain.forward import Forward, OnStep
-from convlens.protocol.params import at
+from convlens.protocol.params import field_prefix
 from convlens.runtime.memory import free, out_of_memory
 from convlens.types import Floats, Neuron, Result, Step
 
@@ -195,7 +195,7 @@ def _call(forward: Forward, call: list[BatchEntry]) -> Result:
     best = selected.targets(None)
     named = [share.task.target for share in call]
     target_N = [target if isinstance(target, int) else int(best[n]) for n, target in enumerate(named)]
-    with at(job.place):
+    with field_prefix(job.place):
         return explain.run(job.method, selected, target_N, job.options)
 
 

@@ -16,7 +16,7 @@ from pydantic import (
 from convlens import explain
 from convlens.engine.options import EngineOptions
 from convlens.errors import RequestError
-from convlens.protocol.params import STRICT, MethodParams, NeuronTarget, Params, at, raise_invalid
+from convlens.protocol.params import STRICT, MethodParams, NeuronTarget, Params, field_prefix, raise_invalid
 from convlens.types import Neuron
 
 # Forward passes: what costs more has windows or samples to go through, one picture after another.
@@ -53,7 +53,7 @@ def method_calls(params: Params, default_methods: Iterable[str]) -> list[MethodC
 
 
 def _job(one: MethodParams, name: str, place: str, params: Params) -> MethodCall:
-    with at(place):
+    with field_prefix(place):
         method = explain.get(one.method)
     shared = {"k": params.neighbours, "seed": params.seed}
     inherited = {key: value for key, value in shared.items() if key in method.options and value is not None}
@@ -129,7 +129,7 @@ def _of_neurons(wanted: list[MethodCall]) -> tuple[list[MethodCall], list[str]]:
 
 
 def _cost(job: MethodCall, side: int) -> float:
-    with at(job.place):
+    with field_prefix(job.place):
         return explain.get(job.method).cost(job.options, side)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from convlens.errors import RequestError
-from convlens.protocol.kserve import wrapped
+from convlens.protocol.kserve import wrap_replies
 from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media
 from convlens.protocol.params import Params
 from convlens.protocol.requests import ApiRequest
@@ -27,7 +27,7 @@ from convlens.types import Floats, Reply
 Pack = Callable[[Mapping[str, Floats], str], bytes]
 
 
-def to_file(reply: Reply, params: Params, pack: Pack) -> bytes:
+def encode_file(reply: Reply, params: Params, pack: Pack) -> bytes:
     """The reply's maps, in the dtype, reduction and size that the request asked for, packed into one file."""
     attached: dict[str, Floats] = {}
 
@@ -39,14 +39,14 @@ def to_file(reply: Reply, params: Params, pack: Pack) -> bytes:
     return pack(attached, dumps(to_json(reply, params, encode=attach)))
 
 
-def safetensors(arrays: Mapping[str, Floats], reply: str) -> bytes:
+def safetensors_file(arrays: Mapping[str, Floats], reply: str) -> bytes:
     """A safetensors file; the reply's JSON is the metadata entry ``reply``."""
     from safetensors.numpy import save  # on first use: a worker that nobody asks for such files does without
 
     return bytes(save(dict(arrays), metadata={"reply": reply}))
 
 
-def npz(arrays: Mapping[str, Floats], reply: str) -> bytes:
+def npz_file(arrays: Mapping[str, Floats], reply: str) -> bytes:
     """What numpy.load reads: NAME.npy for each array, and reply.json, uncompressed. Same arrays, same bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -77,14 +77,14 @@ def encode_response(call: ApiRequest, replies: Sequence[Reply]) -> ApiResponse:
     if call.media == PNG:
         return ApiResponse(_picture(first), PNG)
     if call.media == SAFETENSORS:
-        return ApiResponse(to_file(first, params, safetensors), SAFETENSORS)
+        return ApiResponse(encode_file(first, params, safetensors_file), SAFETENSORS)
     if call.media == NPZ:
-        return ApiResponse(to_file(first, params, npz), NPZ)
+        return ApiResponse(encode_file(first, params, npz_file), NPZ)
     bodies = [to_json(reply, one.params) for reply, one in zip(replies, call.requests, strict=True)]
-    return ApiResponse(dumps(wrapped(call.envelope, bodies) if call.envelope.version else bodies[0]), JSON)
+    return ApiResponse(dumps(wrap_replies(call.envelope, bodies) if call.envelope.version else bodies[0]), JSON)
 
 
-def too_large(size: float, allowed: int, *, why: str = "") -> RequestError:
+def reply_too_large(size: float, allowed: int, *, why: str = "") -> RequestError:
     """What a reply beyond its share of what the server can send is answered with."""
     instead = "size 'model' or a smaller picture" if why else "fewer methods, fewer outputs"
     return RequestError(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convlens.errors import ConvLensError, RequestError, near_matches
 
-MOST = 16  # pictures in one body
+MAX_IMAGES = 16  # pictures in one body
 Version = Literal["", "v1", "v2"]
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -41,7 +41,7 @@ class V1Body(BaseModel):
     """A request of version 1. An instance is an object, ``{"b64": …}`` or base64 text."""
 
     model_config = _BODY
-    instances: Annotated[list[V1Instance | Base64 | str], Field(min_length=1, max_length=MOST)]
+    instances: Annotated[list[V1Instance | Base64 | str], Field(min_length=1, max_length=MAX_IMAGES)]
     params: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ class V2Tensor(BaseModel):
     name: str
     datatype: Literal["BYTES"]
     shape: list[int]
-    data: Annotated[list[str], Field(min_length=1, max_length=MOST)]
+    data: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -90,15 +90,15 @@ class Envelope:
 PLAIN = Envelope()
 
 
-def version_of(body: Mapping[str, Any]) -> Version:
+def kserve_version(body: Mapping[str, Any]) -> Version:
     if "instances" in body:
         return "v1"
     return "v2" if "inputs" in body else ""
 
 
-def unwrapped(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict[str, Any]]]]:
+def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict[str, Any]]]]:
     """The envelope, and for each picture its place in the body and its ``data`` and ``params``. Raises RequestError."""
-    if version_of(body) == "v1":
+    if kserve_version(body) == "v1":
         v1 = _checked(V1Body, body)
         return Envelope("v1"), [(f"instances.{n}", _instance(one, v1.params)) for n, one in enumerate(v1.instances)]
     v2 = _checked(V2Body, body)
@@ -114,7 +114,7 @@ def unwrapped(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict[s
     return Envelope("v2", v2.id, _outputs(v2.outputs)), pictures
 
 
-def wrapped(envelope: Envelope, replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def wrap_replies(envelope: Envelope, replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The body of the answer: the replies in their order, in the envelope's form."""
     if envelope.version == "v1":
         return {"predictions": list(replies)}

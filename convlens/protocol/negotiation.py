@@ -16,7 +16,7 @@ NPZ: Media = "application/x-npz"
 _WILDCARDS: dict[str, Media] = {"*/*": JSON, "application/*": JSON, "image/*": PNG}
 
 
-def negotiated(accept: str) -> Media:
+def negotiate_media_type(accept: str) -> Media:
     """The form to answer in, by the value of an Accept header (RFC 9110, section 12.5.1); JSON where it is empty.
 
     The highest quality wins, then the order in the header. Raises NotAcceptableError (406) naming the forms there are.

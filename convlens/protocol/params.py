@@ -5,10 +5,8 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn, Self
 
-from PIL import Image
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -120,20 +118,8 @@ class Params(BaseModel):
     request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] = ""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A decoded picture (RGB) and what is asked about it.
-
-    ``sent_at`` is when the client sent it, in seconds since 1970, None where it did not say.
-    """
-
-    picture: Image.Image
-    params: Params
-    sent_at: float | None = None
-
-
 @contextmanager
-def at(place: str) -> Iterator[None]:
+def field_prefix(place: str) -> Iterator[None]:
     """Errors raised inside get a ``field`` that starts at this place of the request."""
     try:
         yield

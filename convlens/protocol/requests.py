@@ -9,15 +9,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from convlens import image
 from convlens.errors import ImageError, MediaTypeError, NotAcceptableError, RequestError, near_matches
-from convlens.protocol.kserve import PLAIN, Envelope, unwrapped, version_of
-from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media, negotiated
-from convlens.protocol.params import Output, Params, Request, at, parse_params
+from convlens.protocol.kserve import PLAIN, Envelope, kserve_version, unwrap_body
+from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media, negotiate_media_type
+from convlens.protocol.params import Output, Params, field_prefix, parse_params
 
 _PARTS = ("data", "params")
 _OUTPUT: dict[Media, list[Output]] = {PNG: ["overlay"], SAFETENSORS: ["array"], NPZ: ["array"]}
 _LONGEST = 100  # of a name that is quoted
+
+
+@dataclass(frozen=True)
+class Request:
+    """A decoded image (RGB) and its parameters.
+
+    ``sent_at`` is when the client sent it, in seconds since 1970, None where the client does not say.
+    """
+
+    picture: Image.Image
+    params: Params
+    sent_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,14 +68,14 @@ def parse_request(
         )
     if set(parts) == {"body"}:
         parts = _whole_body(parts["body"], content_type)
-    if version_of(parts):
-        envelope, pictures = unwrapped(parts)
+    if kserve_version(parts):
+        envelope, pictures = unwrap_body(parts)
     else:
         envelope, pictures = PLAIN, [("", dict(parts))]
     route = _Route(explain, path_method, _header(headers, "accept"), _sent_at(_header(headers, "x-request-start")))
     requests = []
     for place, one in pictures:
-        with at(place):
+        with field_prefix(place):
             requests.append(_request(one, route, limits or image.Limits()))
     media = requests[0].params.accept or JSON
     if envelope.version and media != JSON:
@@ -161,7 +175,7 @@ def _with_route(given: dict[str, Any], route: _Route) -> Params:
             raise RequestError("methods are named in the path and in params; name them in one place", field="methods")
         given = given | {"methods": [route.method]}
     params = parse_params({"explain": True} | given if route.explain else given)
-    media = params.accept or negotiated(route.accept)
+    media = params.accept or negotiate_media_type(route.accept)
     # Nobody wants to wait for pictures that go into no picture file, or for arrays that go into no file of arrays.
     output = params.output if "output" in params.model_fields_set else _OUTPUT.get(media, params.output)
     return params.model_copy(update={"accept": media, "output": output})

@@ -352,7 +352,7 @@ _LENGTH = 8  # bytes at a safetensors file's beginning: how many of JSON follow
 _NONE: Mapping[str, memoryview] = {}
 
 
-def from_body(body: bytes) -> Reply:
+def parse_reply(body: bytes) -> Reply:
     """The Reply in the body of an answer, be it JSON or a safetensors file; ServerError for anything else."""
     # The length of a file that exists has zeros in its upper bytes, JSON text none.
     if body[_LENGTH - 1 : _LENGTH] == b"\0":

@@ -18,12 +18,12 @@ from convlens.engine.executor import attempt
 from convlens.engine.method_calls import method_calls
 from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.image import Limits
-from convlens.protocol.encoding import ApiResponse, encode_response, too_large
+from convlens.protocol.encoding import ApiResponse, encode_response, reply_too_large
 from convlens.protocol.negotiation import JSON, PNG
-from convlens.protocol.params import Params, Request
-from convlens.protocol.requests import ApiRequest, parse_request
+from convlens.protocol.params import Params
+from convlens.protocol.requests import ApiRequest, Request, parse_request
 from convlens.protocol.responses import dumps, error_json
-from convlens.serving.telemetry import Telemetry, unread, with_outcome
+from convlens.serving.telemetry import Telemetry, unreadable_request, with_outcome
 from convlens.types import Reply
 
 _PNG_BYTES = 1.5  # a pixel of an overlay, about: photographs of 0.2 to 12 million pixels gave 0.9 to 1.4
@@ -42,7 +42,7 @@ def require_sendable(request: Request, default_methods: Iterable[str], *, most: 
         ]
         size = _original_bytes(request, maps)
         if size > most:
-            raise too_large(size, most, why="size 'original'")
+            raise reply_too_large(size, most, why="size 'original'")
 
 
 def _require_one_picture(params: Params, asked: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ _RESPONSE_TIMEOUT_S = 120.0  # TorchServe's own, where the archive has a configu
 _BUDGET = 0.8  # of it, for the work on a batch: what is left is for reading requests and sending replies
 
 
-class Worker:
+class BatchHandler:
     """One worker's engine and limits; handlers are subclasses that set them in ``initialize``."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Worker:
         rows, bodies = iter(reports), list[str | bytes]()
         for n, call in enumerate(calls):
             if isinstance(call, ConvLensError):
-                seen.append(unread(call, time.perf_counter() - started))
+                seen.append(unreadable_request(call, time.perf_counter() - started))
                 bodies.append(_sent(call, "", context, n))
                 continue
             outcome = self._outcome(call, [next(answers) for _ in call.requests])
@@ -147,11 +147,11 @@ class Worker:
             replies.append(answer)
         out = attempt(encode_response, call, replies)
         if not isinstance(out, ConvLensError) and len(out.body) > self.largest_reply:
-            return too_large(len(out.body), self.largest_reply)
+            return reply_too_large(len(out.body), self.largest_reply)
         return out
 
 
-def section(context: Any) -> dict[str, Any]:
+def handler_config(context: Any) -> dict[str, Any]:
     """The archive's configuration for the handler."""
     return dict((context.model_yaml_config or {}).get("convlens") or {})
 
@@ -171,7 +171,7 @@ def engine_options(config: Mapping[str, Any], context: Any) -> EngineOptions:
     )
 
 
-def given_gpu(context: Any) -> int | None:
+def assigned_gpu(context: Any) -> int | None:
     """The GPU that TorchServe gave this worker, None for the CPU; ModelError where one was asked for and none given."""
     gpu_id = context.system_properties.get("gpu_id")
     if gpu_id is None and (context.model_yaml_config or {}).get("deviceType") == "gpu":

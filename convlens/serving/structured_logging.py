@@ -36,25 +36,25 @@ def setup() -> None:
     they went before, without control characters and without the server's markers.
     """
     ours = logging.getLogger(_PACKAGE)
-    if not any(isinstance(handler.formatter, JsonLines) for handler in ours.handlers):
+    if not any(isinstance(handler.formatter, JsonLineFormatter) for handler in ours.handlers):
         lines = logging.StreamHandler(sys.stdout)
-        lines.setFormatter(JsonLines())
+        lines.setFormatter(JsonLineFormatter())
         ours.addHandler(lines)
     ours.propagate = False
     ours.setLevel(logging.INFO)
     logging.captureWarnings(True)  # they would go to standard error, where the server obeys markers as well
     for handler in logging.getLogger().handlers:
-        if not isinstance(handler.formatter, Guarded):
-            handler.setFormatter(Guarded(handler.formatter))
+        if not isinstance(handler.formatter, SanitisingFormatter):
+            handler.setFormatter(SanitisingFormatter(handler.formatter))
 
 
 def log_request(report: RequestRecord, *, model: str, batch: int) -> None:
     """One line for one request, which shared its batch with ``batch - 1`` others."""
     if _access.isEnabledFor(logging.INFO):
-        _access.info("request", extra={"fields": fields(report, model=model, batch=batch)})
+        _access.info("request", extra={"request_fields": request_fields(report, model=model, batch=batch)})
 
 
-def fields(report: RequestRecord, *, model: str, batch: int) -> dict[str, Any]:
+def request_fields(report: RequestRecord, *, model: str, batch: int) -> dict[str, Any]:
     """What the line of a request holds."""
     error, waited_s = report.error, report.queue_wait_s
     return {
@@ -70,13 +70,13 @@ def fields(report: RequestRecord, *, model: str, batch: int) -> dict[str, Any]:
     }
 
 
-class JsonLines(logging.Formatter):
+class JsonLineFormatter(logging.Formatter):
     """A record as one line of ASCII: its time (UTC), level, logger, message, fields, and a traceback as text."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": when, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        given = getattr(record, "fields", None)
+        given = getattr(record, "request_fields", None)
         if isinstance(given, Mapping):
             line |= given
         if record.exc_info:
@@ -84,7 +84,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, separators=(",", ":"), default=str)
 
 
-class Guarded(logging.Formatter):
+class SanitisingFormatter(logging.Formatter):
     """Another formatter's text, made harmless but for the server's own records."""
 
     def __init__(self, inner: logging.Formatter | None) -> None:
@@ -93,10 +93,10 @@ class Guarded(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = self._inner.format(record)
-        return text if record.name == _METRICS else harmless(text)
+        return text if record.name == _METRICS else sanitise(text)
 
 
-def harmless(text: str) -> str:
+def sanitise(text: str) -> str:
     """The text with control characters escaped, without what the server obeys, and no line like those of ours.
 
     Line breaks stay: a traceback has them.

@@ -143,7 +143,7 @@ class Telemetry:
             log_request(report, model=self._model, batch=len(reports))
 
 
-def unread(error: ConvLensError, seconds: float) -> RequestRecord:
+def unreadable_request(error: ConvLensError, seconds: float) -> RequestRecord:
     """A request that could not even be read."""
     return RequestRecord("", (), None, seconds, error)
 

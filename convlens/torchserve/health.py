@@ -23,8 +23,8 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, urlsplit
 
 from convlens.client.auth import TokenAuth
-from convlens.client.base import on_this_machine
-from convlens.client.errors import RemoteError, late, refusal, unreachable
+from convlens.client.base import is_loopback
+from convlens.client.errors import RemoteError, error_from_body, timed_out, unreachable
 from convlens.errors import ConvLensError, RequestError, ServerError
 
 # The request_id keeps its lines in the log apart from the clients'.
@@ -42,7 +42,7 @@ def grey_png() -> bytes:
 def require_predictions(status: int, body: bytes) -> None:
     """RemoteError for a refusal in the server's words, ServerError for a reply without finite predictions."""
     if status != 200:
-        raise refusal(status, body)
+        raise error_from_body(status, body)
     try:
         found = [float(one["probability"]) for one in json.loads(body)["predictions"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -79,7 +79,7 @@ def probe(url: str, model: str, *, tokens: TokenAuth, timeout_s: float = TIMEOUT
         answer = connection.getresponse()
         require_predictions(answer.status, _read(answer, url, timeout_s=timeout_s, ends=ends))
     except TimeoutError as error:
-        raise late(url, timeout_s) from error
+        raise timed_out(url, timeout_s) from error
     except (OSError, http.client.HTTPException) as error:
         raise unreachable(url, str(error)) from error
     finally:
@@ -117,7 +117,7 @@ def usual_tokens(door: str, key_file: Path | None) -> TokenAuth:
         return TokenAuth(key_file=key_file)
     usual = TokenAuth()
     host = _parts(door if "//" in door else f"http://{door}").hostname or ""
-    if usual.header() is not None or not on_this_machine(host):
+    if usual.header() is not None or not is_loopback(host):
         return usual
     return next((TokenAuth(key_file=path) for path in KEY_FILES if path.is_file()), usual)
 
@@ -160,7 +160,7 @@ def _read(answer: http.client.HTTPResponse, url: str, *, timeout_s: float, ends:
     while piece := answer.read1(65536):
         body += piece
         if time.monotonic() > ends:
-            raise late(url, timeout_s)
+            raise timed_out(url, timeout_s)
         if len(body) > _LARGEST:
             raise ServerError(f"an answer of more than {_LARGEST} bytes; is this the right model and address?")
     return body

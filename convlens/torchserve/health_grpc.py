@@ -8,8 +8,9 @@ import time
 import grpc
 
 from convlens.client.auth import TokenAuth
-from convlens.client.base import on_this_machine
-from convlens.client.errors import error_object, told
+from convlens.client.base import is_loopback
+from convlens.client.errors import error_object
+from convlens.client.grpc_errors import error_from_rpc
 from convlens.client.protocol.inference_pb2 import PredictionResponse, PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
 from convlens.torchserve.health import PARAMS, grey_png, require_predictions
@@ -17,7 +18,7 @@ from convlens.torchserve.health import PARAMS, grey_png, require_predictions
 
 def probe_grpc(address: str, model: str, *, tokens: TokenAuth, timeout_s: float) -> None:
     """As ``probe``, of a gRPC inference address such as 127.0.0.1:7070, without TLS."""
-    options = [("grpc.enable_http_proxy", int(not on_this_machine(address.rpartition(":")[0])))]
+    options = [("grpc.enable_http_proxy", int(not is_loopback(address.rpartition(":")[0])))]
     token = tokens.header()
     request = PredictionsRequest(model_name=model, input={"data": grey_png(), "params": json.dumps(PARAMS).encode()})
     with grpc.insecure_channel(address, options=options) as channel:
@@ -27,7 +28,7 @@ def probe_grpc(address: str, model: str, *, tokens: TokenAuth, timeout_s: float)
                 request, metadata=(("authorization", token),) if token else (), timeout=timeout_s
             )
         except grpc.RpcError as error:
-            raise told(error, address, after_s=time.monotonic() - begun, timeout_s=timeout_s) from error
+            raise error_from_rpc(error, address, after_s=time.monotonic() - begun, timeout_s=timeout_s) from error
     # An error of the handler comes as an answer like any other, with its code inside.
     code = error_object(answer.prediction).get("code", 200)
     require_predictions(int(code), answer.prediction)

@@ -14,7 +14,8 @@ from live_server import PHOTOGRAPHS, Live, assert_same_map, photograph
 from PIL import Image
 
 from convlens import image
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.types import Attribution, Reply
 
 pytestmark = pytest.mark.live

@@ -22,7 +22,8 @@ from convlens import explain, image
 from convlens.client import RemoteError
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.types import Attribution, Explanation, Neighbourhood, Reply
 
 pytestmark = pytest.mark.live

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,21 +21,22 @@ from PIL import Image
 from convlens import image
 from convlens.client import Client, GrpcClient
 from convlens.client.auth import TokenAuth
-from convlens.client.base import RequestParams, as_text, encoded, in_order, on_this_machine
+from convlens.client.base import RequestParams, image_bytes, is_loopback, params_json
 from convlens.errors import ConvLensError, ImageError, RequestError, ServerError
 from convlens.protocol import encoding
-from convlens.protocol.params import Params, Request, parse_params
-from convlens.protocol.responses import dumps, from_body, to_json
+from convlens.protocol.params import Params, parse_params
+from convlens.protocol.requests import Request
+from convlens.protocol.responses import dumps, parse_reply, to_json
 from convlens.types import Attribution
 
 # --- imports ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("Client", set()), ("GrpcClient", {"grpc", "google"})])
-def test_a_client_needs_no_network_library(name: str, allowed: set[str]) -> None:
+def test_a_client_needs_no_neural_network_library(name: str, allowed: set[str]) -> None:
     script = f"import sys; from convlens.client import {name}; print(*{{one.partition('.')[0] for one in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    heavy = {"torch", "torchvision", "timm", "faiss", "captum", "onnxruntime", "onnx", "pydantic", "pyarrow", "typer"}
+    heavy = {"torch", "torchvision", "timm", "faiss", "captum", "onnxruntime", "onnx", "pyarrow", "typer"}
     assert set(done.stdout.split()).isdisjoint((heavy | {"grpc", "google"}) - allowed)
 
 
@@ -55,13 +56,13 @@ def test_what_a_client_says_itself_is_refused_with_what_to_do(name: str) -> None
 
 def test_numpy_s_numbers_and_tuples_become_plain_json() -> None:
     said = {"topk": np.int64(3), "deadline_ms": np.float32(0.5), "methods": ("saliency",)}
-    assert json.loads(as_text(said)) == {"topk": 3, "deadline_ms": 0.5, "methods": ["saliency"]}
+    assert json.loads(params_json(said)) == {"topk": 3, "deadline_ms": 0.5, "methods": ["saliency"]}
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
 def test_what_json_cannot_hold_is_refused_before_it_is_sent(value: object) -> None:
     with pytest.raises(RequestError, match="cannot be written as JSON"):
-        as_text({"seed": value})
+        params_json({"seed": value})
 
 
 @pytest.mark.parametrize("given", [{"form": "npz"}, {"timeout_s": 0}, {"timeout_s": float("nan")}, {"retries": -1}])
@@ -85,7 +86,7 @@ def test_a_grpc_address_that_is_none_is_refused_at_once(address: str) -> None:
     ],
 )
 def test_which_addresses_are_this_machines(host: str, ours: bool) -> None:
-    assert on_this_machine(host) is ours
+    assert is_loopback(host) is ours
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -112,22 +113,22 @@ def deep_png() -> bytes:
 
 @pytest.mark.parametrize("data", [turned_jpeg(), clear_png(), deep_png(), saved(picture(3), "PNG")])
 def test_an_opened_picture_is_the_same_to_the_model_as_its_file(data: bytes) -> None:
-    sent = image.decode(encoded(Image.open(io.BytesIO(data))))
+    sent = image.decode(image_bytes(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(np.asarray(sent), np.asarray(image.decode(data)))
 
 
 def test_an_opened_picture_is_left_as_it_was() -> None:
     opened = Image.open(io.BytesIO(turned_jpeg()))
-    encoded(opened)
+    image_bytes(opened)
     assert opened.size == (32, 20)
     assert opened.getexif()[0x0112] == 6
 
 
 def test_a_file_is_sent_as_it_is_and_a_missing_one_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"any bytes")
-    assert encoded(tmp_path / "a.png") == encoded(str(tmp_path / "a.png")) == b"any bytes"
+    assert image_bytes(tmp_path / "a.png") == image_bytes(str(tmp_path / "a.png")) == b"any bytes"
     with pytest.raises(ImageError, match=r"b\.png: cannot be read"):
-        encoded(tmp_path / "b.png")
+        image_bytes(tmp_path / "b.png")
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
@@ -176,12 +177,23 @@ def test_two_sources_of_a_token_are_one_too_many(tmp_path: Path) -> None:
 # --- many at once -----------------------------------------------------------------------------------------------------
 
 
+class Local(Client):
+    """Answers by a function of the image's bytes, without a server."""
+
+    def __init__(self, answer: Callable[[Any], Any]) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self.answer = answer
+
+    def explain(self, picture: Any, **_: Any) -> Any:
+        return self.answer(picture)
+
+
 def test_answers_keep_their_order_and_no_more_run_than_allowed() -> None:
     running: list[int] = []
     most: list[int] = []
     lock = threading.Lock()
 
-    def ask(item: int) -> int:
+    def answer(item: int) -> int:
         with lock:
             running.append(item)
             most.append(len(running))
@@ -192,31 +204,33 @@ def test_answers_keep_their_order_and_no_more_run_than_allowed() -> None:
             raise RequestError("five is refused")
         return item * item
 
-    found = list(in_order(ask, range(20), at_once=4))
-    assert isinstance(found[5], RequestError)
-    assert [one for one in found if not isinstance(one, ConvLensError)] == [n * n for n in range(20) if n != 5]
+    with Local(answer) as client:
+        results: list[Any] = list(client.explain_many(range(20), at_once=4))  # type: ignore[arg-type]
+    assert isinstance(results[5], RequestError)
+    assert [one for one in results if not isinstance(one, ConvLensError)] == [n * n for n in range(20) if n != 5]
     assert max(most) == 4
 
 
-def test_items_without_end_are_taken_as_they_are_needed_and_dropped_when_nobody_looks() -> None:
+def test_endless_images_are_taken_as_they_are_needed_and_dropped_when_nobody_looks() -> None:
     taken: list[int] = []
 
-    def items() -> Iterator[int]:
+    def items() -> Iterator[Any]:
         for number in range(10**9):
             taken.append(number)
             yield number
 
-    answers = in_order(lambda item: item, items(), at_once=2)
-    assert [next(answers) for _ in range(5)] == [0, 1, 2, 3, 4]
-    assert len(taken) <= 5 + 2 * 2
-    answers.close()  # type: ignore[attr-defined]
-    with pytest.raises(RequestError, match="at_once=0"):
-        in_order(lambda item: item, [1], at_once=0)
+    with Local(lambda item: item) as client:
+        answers: Any = client.explain_many(items(), at_once=2)
+        assert [next(answers) for _ in range(5)] == [0, 1, 2, 3, 4]
+        assert len(taken) <= 5 + 2 * 2
+        answers.close()
+        with pytest.raises(RequestError, match="at_once=0"):
+            client.explain_many([b"x"], at_once=0)
 
 
 def test_a_bug_is_no_value() -> None:
-    with pytest.raises(ZeroDivisionError):
-        list(in_order(lambda item: 1 // item, [1, 0], at_once=2))
+    with Local(lambda item: 1 // item) as client, pytest.raises(ZeroDivisionError):
+        list(client.explain_many([1, 0], at_once=2))  # type: ignore[list-item]
 
 
 # --- replies read back ------------------------------------------------------------------------------------------------
@@ -227,8 +241,8 @@ def test_json_and_safetensors_are_read_back_as_the_same_reply(asked: dict[str, A
     methods = ["saliency", {"method": "occlusion", "id": "coarse", "options": {"window": 8, "stride": 8}}]
     params = parse_params({"methods": methods, "request_id": "r", "target": LABELS[4], **asked})
     reply = replied(engine().run([Request(picture(4, size=(40, 30)), params)])[0])
-    by_json = from_body(dumps(to_json(reply, params)).encode())
-    by_file = from_body(encoding.to_file(reply, params, encoding.safetensors))
+    by_json = parse_reply(dumps(to_json(reply, params)).encode())
+    by_file = parse_reply(encoding.encode_file(reply, params, encoding.safetensors_file))
     assert dumps(to_json(by_file, params)) == dumps(to_json(by_json, params))
     for one, other, original in zip(by_json.explanations, by_file.explanations, reply.explanations, strict=True):
         for result in (one.result, other.result, original.result):
@@ -247,8 +261,11 @@ def test_json_and_safetensors_are_read_back_as_the_same_reply(asked: dict[str, A
 def test_maps_that_were_not_asked_for_are_empty() -> None:
     params = parse_params({"methods": ["saliency"], "output": ["overlay"]})
     reply = replied(engine().run([Request(picture(4), params)])[0])
-    for body in (dumps(to_json(reply, params)).encode(), encoding.to_file(reply, params, encoding.safetensors)):
-        (found,) = from_body(body).explanations
+    for body in (
+        dumps(to_json(reply, params)).encode(),
+        encoding.encode_file(reply, params, encoding.safetensors_file),
+    ):
+        (found,) = parse_reply(body).explanations
         assert isinstance(found.result, Attribution)
         assert found.result.values_NCHW.shape == (1, 0, 0, 0)
         assert found.result.score_N == reply.explanations[0].result.score_N

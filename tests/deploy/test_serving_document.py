@@ -19,7 +19,8 @@ from live_server import array, photograph, strict
 from convlens import image
 from convlens.engine.engine import Engine
 from convlens.models import load
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.torchserve.server_config import free_ports
 
 TEXT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

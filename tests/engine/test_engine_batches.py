@@ -16,7 +16,8 @@ from convlens import explain, image
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep
 from convlens.models import Classifier
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.protocol.responses import decode_array, to_json
 from convlens.types import Attribution, Neighbourhood, Placement, Reply, Step
 

@@ -23,7 +23,7 @@ from convlens.errors import (
     RequestError,
     TargetError,
 )
-from convlens.protocol.params import Request
+from convlens.protocol.requests import Request
 
 GRADIENTS = ["saliency", "guided_backprop"]
 

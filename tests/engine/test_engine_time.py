@@ -12,7 +12,8 @@ from engines import engine, paused, picture, replied, request
 from convlens.engine.batch import RequestRecord
 from convlens.engine.engine import EngineOptions
 from convlens.errors import ConvLensError, DeadlineError, ModelError, OverloadError, RequestError
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.types import Step
 
 A_PICTURE = 0.005

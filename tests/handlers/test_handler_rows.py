@@ -17,7 +17,7 @@ from ts.context import Context, RequestProcessor
 
 from convlens.errors import GalleryError, ModelError
 from convlens.models import load, pack, weights_sha256
-from convlens.serving.handler import Worker
+from convlens.serving.handler import BatchHandler
 from export.bundle import bundle
 from export.exporter import export
 from handlers.convlens_handler import ConvLensHandler
@@ -31,7 +31,7 @@ def context(folder: Path, *, batch_size: int = 8, gpu: int | None = None, **conf
     return Context("m", str(folder), manifest, batch_size, gpu, "0.12", model_yaml_config=config)
 
 
-def handled(handler: Worker, *items: dict[str, Any], **headers: str) -> list[tuple[int, Any]]:
+def handled(handler: BatchHandler, *items: dict[str, Any], **headers: str) -> list[tuple[int, Any]]:
     """Status and body of each item, as TorchServe would send them."""
     at = context(Path())
     at.request_processor = [RequestProcessor(headers) for _ in items]

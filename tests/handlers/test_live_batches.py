@@ -12,7 +12,8 @@ import pytest
 from live_server import BATCHED, QUICK, Live, array, assert_same_map, photograph, strict
 
 from convlens import image
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.types import Attribution, Neighbourhood, Reply
 
 pytestmark = pytest.mark.live

@@ -15,7 +15,8 @@ from live_server import PHOTOGRAPHS, QUICK, Live, photograph, strict
 
 from convlens import image
 from convlens.errors import ConvLensError, ServerError
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.torchserve import rest
 from convlens.torchserve.server_config import free_ports
 from convlens.types import Attribution

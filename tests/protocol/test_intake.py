@@ -14,8 +14,7 @@ from image_files import saved
 from convlens.engine.method_calls import method_calls
 from convlens.errors import ConvLensError, ImageError, ImageTooLargeError, MediaTypeError, RequestError
 from convlens.image import Limits
-from convlens.protocol.params import Request
-from convlens.protocol.requests import parse_request
+from convlens.protocol.requests import Request, parse_request
 
 PNG = saved(picture(1), "PNG")
 BASE64 = base64.b64encode(PNG).decode()

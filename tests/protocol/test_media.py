@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convlens.errors import NotAcceptableError
-from convlens.protocol.negotiation import negotiated
+from convlens.protocol.negotiation import negotiate_media_type
 
 JSON, PNG = "application/json", "image/png"
 SAFETENSORS, NPZ = "application/vnd.safetensors", "application/x-npz"
@@ -36,12 +36,12 @@ CHROME_IMG = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
     ],
 )
 def test_the_best_form_that_there_is(accept: str, media: str) -> None:
-    assert negotiated(accept) == media
+    assert negotiate_media_type(accept) == media
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/jpeg", f"{PNG};q=0", f"{JSON};q=none", ",", "json", "\0"])
 def test_a_form_that_there_is_not_is_refused_with_those_there_are(accept: str) -> None:
     with pytest.raises(NotAcceptableError) as caught:
-        negotiated(accept)
+        negotiate_media_type(accept)
     assert (caught.value.status, caught.value.field) == (406, "accept")
     assert all(media in caught.value.message for media in (JSON, PNG, SAFETENSORS, NPZ))

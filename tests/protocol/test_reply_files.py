@@ -18,8 +18,8 @@ from safetensors.numpy import load
 
 from convlens.errors import ConvLensError
 from convlens.protocol.encoding import ApiResponse, encode_response
-from convlens.protocol.params import Request, parse_params
-from convlens.protocol.requests import parse_request
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request, parse_request
 from convlens.serving.handler import require_sendable
 
 FILE = saved(picture(4), "PNG")

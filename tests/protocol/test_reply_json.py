@@ -14,7 +14,8 @@ from engines import engine, picture, replied, request, small_gallery
 
 from convlens import image
 from convlens.errors import ImageTooLargeError, OutOfMemoryError, RequestError, ServerError, TargetError
-from convlens.protocol.params import Params, Request, parse_params
+from convlens.protocol.params import Params, parse_params
+from convlens.protocol.requests import Request
 from convlens.protocol.responses import decode_array, dumps, encode_array, error_json, from_json, to_json
 from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Reply
 

@@ -13,7 +13,7 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 
 from convlens.engine.batch import MethodRecord, RequestRecord
 from convlens.errors import ConvLensError, DeadlineError, ImageTooLargeError, TargetError, error_type
-from convlens.serving.telemetry import COUNTERS, HISTOGRAMS, Metrics, Sample, samples, unread, with_outcome
+from convlens.serving.telemetry import COUNTERS, HISTOGRAMS, Metrics, Sample, samples, unreadable_request, with_outcome
 
 DECLARED = Path(__file__).parents[2] / "handlers" / "metrics.yaml"
 TORCHSERVES_OWN = Path(ts.__file__).parent / "configs" / "metrics.yaml"
@@ -105,7 +105,7 @@ def test_what_the_client_got_is_what_counts() -> None:
     answered, late = row(MethodRecord("saliency", 0.5, 0)), DeadlineError("late")
     assert with_outcome(answered, late).error is late
     assert with_outcome(answered, "a reply") == answered
-    assert unread(late, 0.5) == RequestRecord("", (), None, 0.5, late)
+    assert unreadable_request(late, 0.5) == RequestRecord("", (), None, 0.5, late)
 
 
 def test_the_lines_are_those_that_torchserve_reads(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from convlens.engine.batch import MethodRecord, RequestRecord
 from convlens.errors import DeadlineError, ImageError
-from convlens.serving.structured_logging import JsonLines, fields, harmless
+from convlens.serving.structured_logging import JsonLineFormatter, request_fields, sanitise
 
 # As TorchServe's frontend splits what a worker writes (java.util.Scanner), and the lines it obeys (WorkerLifeCycle).
 BREAKS = re.compile("\r\n|[\n\r\u2028\u2029\u0085]")
@@ -85,7 +85,7 @@ def test_a_line_tells_what_the_request_cost_and_how_it_ended() -> None:
         0.25,
         DeadlineError("deadline_ms is 200: the picture 'secret.jpg' …", field="deadline_ms"),
     )
-    assert fields(report, model="net", batch=3) == {
+    assert request_fields(report, model="net", batch=3) == {
         "request_id": "r-17",
         "model": "net",
         "methods": ["saliency", "occlusion"],
@@ -99,7 +99,7 @@ def test_a_line_tells_what_the_request_cost_and_how_it_ended() -> None:
 
 
 def test_what_is_not_known_is_null_and_a_long_id_is_cut() -> None:
-    found = fields(RequestRecord("x" * 500, (), None, 0.001, ImageError("secret")), model="net", batch=1)
+    found = request_fields(RequestRecord("x" * 500, (), None, 0.001, ImageError("secret")), model="net", batch=1)
     assert (found["queue_ms"], found["methods"], found["status"]) == (None, [], 400)
     assert found["request_id"] == "x" * 128
     assert "secret" not in json.dumps(found)
@@ -108,9 +108,9 @@ def test_what_is_not_known_is_null_and_a_long_id_is_cut() -> None:
 def test_the_time_is_that_of_the_record_in_utc() -> None:
     record: Any = logging.LogRecord("convlens.access", logging.INFO, "", 0, "request", None, None)
     record.created = 1_700_000_000.25
-    assert json.loads(JsonLines().format(record))["time"] == "2023-11-14T22:13:20.250Z"
+    assert json.loads(JsonLineFormatter().format(record))["time"] == "2023-11-14T22:13:20.250Z"
 
 
 def test_an_ordinary_traceback_keeps_its_lines() -> None:
     text = "Traceback (most recent call last):\n  File \"a.py\", line 1, in f\n\tx[1] = {2: 'ä'}\nKeyError: 'ä'"
-    assert harmless(text) == text
+    assert sanitise(text) == text

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from convlens.engine.engine import Engine, EngineOptions
 from convlens.gallery import Gallery
 from convlens.models import Classifier
-from convlens.protocol.params import Request, parse_params
+from convlens.protocol.params import parse_params
+from convlens.protocol.requests import Request
 from convlens.types import Attribution, ModelSpec, Reply
 
 SIDE = 24
