@@ -83,7 +83,7 @@ def made(maker: Classifier, judge: Classifier, preset: str, folder: Path | None)
             "steps": work.total,
             "seconds a picture": seconds / len(CLASSES),
         }
-        for target, picture in zip(outcome.facts["targets"], outcome.pictures.values(), strict=True)
+        for target, picture in zip(outcome.facts["targets"], outcome.images.values(), strict=True)
     ]
 
 

@@ -61,7 +61,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 def write_outcome(out: Path, outcome: Outcome, *, video: bool) -> dict[str, str]:
     """Pictures and figures as PNG, arrays as .npy; each file's sha256 by name."""
     made = {}
-    for stem, picture in (*outcome.pictures.items(), *outcome.figures.items()):
+    for stem, picture in (*outcome.images.items(), *outcome.figures.items()):
         made[f"{stem}.png"] = job_dir.write(out / f"{stem}.png", image.encode_png(picture, level=6))
     for stem, values in outcome.arrays.items():
         memory = io.BytesIO()
@@ -90,7 +90,7 @@ def write_page(
             ("seed", str(job.seed)),
         ],
         figures=[Shown(f"{stem}.png", stem) for stem in outcome.figures],
-        pictures=[Shown(f"{stem}.png", stem) for stem in outcome.pictures],
+        pictures=[Shown(f"{stem}.png", stem) for stem in outcome.images],
         snapshots=[
             Shown(f"{job_dir.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
             for path in snapshots
@@ -113,7 +113,7 @@ def versions() -> dict[str, str]:
 
 
 def _subject(job: Job, outcome: Outcome) -> str:
-    names = [stem.lstrip("0123456789-") or stem for stem in outcome.pictures]
+    names = [stem.lstrip("0123456789-") or stem for stem in outcome.images]
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 

@@ -75,7 +75,7 @@ def _run(
     saved = checkpoints.latest(out, on_damaged=notes.append)
     before_s, made_before = 0.0, 0
     if saved is not None:
-        work.restore(saved["work"])
+        work.load_state_dict(saved["work"])
         work.total, before_s, made_before = saved["total"], saved["seconds"], saved["steps"]
         notes.append(f"goes on after {work.done} of {work.total}")
     losses = Losses(out, made_before, work.blame)
@@ -116,7 +116,7 @@ def _steps(
 
     def save() -> None:
         losses.flush()
-        state = work.state()
+        state = work.state_dict()
         if not checkpoints.finite(state):
             raise diverged(losses.steps, work.blame)
         spent = before_s + time.monotonic() - began

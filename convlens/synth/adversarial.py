@@ -64,13 +64,13 @@ class Fool(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.picture,)
 
-    def begin(self, classifier: Classifier | None) -> FoolWork:
+    def begin(self, classifier: Classifier | None) -> FoolRun:
         if classifier is None:
             raise RequestError("fool needs a model", field="model")
-        return FoolWork(self, classifier)
+        return FoolRun(self, classifier)
 
 
-class FoolWork(SynthesisRun):
+class FoolRun(SynthesisRun):
     """``best`` is the least changed 8-bit picture that fools, once there is one."""
 
     blame = ("rate",)
@@ -113,7 +113,7 @@ class FoolWork(SynthesisRun):
         self.done += 1
         return {"objective": total.detach(), "lead": led, "change": size}
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         best = None if self.best is None else torch.from_numpy(self.best.copy())
         return {
             "done": self.done,
@@ -123,7 +123,7 @@ class FoolWork(SynthesisRun):
             "size": self._best_size,
         }
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.done, self._radius, self._best_size = state["done"], state["radius"], state["size"]
         self._change = state["change"].to(self._plain)
         self.best = None if state["best"] is None else state["best"].numpy()

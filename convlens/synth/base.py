@@ -24,13 +24,13 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished work leaves: ``pictures`` (H, W, 3) by file stem, the main one first; figures beside them.
+    """What a finished work leaves: ``images`` (H, W, 3) by file stem, the main one first; figures beside them.
 
     ``facts`` are plain JSON values for the manifest and the page (final predictions, errors, PSNR, ...), ``arrays``
     numbers to be kept as .npy. ``frames`` are pictures of one size for a video, in order.
     """
 
-    pictures: Mapping[str, Bytes8]
+    images: Mapping[str, Bytes8]
     figures: Mapping[str, Bytes8] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Any] = field(default_factory=dict)
@@ -38,10 +38,10 @@ class Outcome:
 
 
 class SynthesisRun(ABC):
-    """A job under way. ``done`` of ``total`` steps are made; ``total`` may shrink when a work finds itself finished.
+    """A job under way: ``done`` of ``total`` steps. ``total`` may shrink when a run is finished early.
 
-    ``state`` after a step and ``restore`` of it into a fresh work of the same job must go on bit for bit as if nothing
-    had happened (CPU): random generators are the work's own, never torch's global one, and belong to the state.
+    A fresh run of the same job that loads the ``state_dict`` of another continues bit for bit as that one would have
+    (CPU). So a run owns its random generators, never uses torch's global one, and saves them in its state.
     """
 
     total: int
@@ -57,11 +57,11 @@ class SynthesisRun(ABC):
         """
 
     @abstractmethod
-    def state(self) -> State:
+    def state_dict(self) -> State:
         """All that the next steps depend on; tensors detached, the caller copies or saves them before the next step."""
 
     @abstractmethod
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from there."""
 
     @abstractmethod

@@ -116,13 +116,13 @@ class Dream(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, self.guide) if self.guide else (self.picture,)
 
-    def begin(self, classifier: Classifier | None) -> DreamWork:
+    def begin(self, classifier: Classifier | None) -> DreamRun:
         if classifier is None:
             raise RequestError("dream needs a model", field="model")
-        return DreamWork(self, classifier)
+        return DreamRun(self, classifier)
 
 
-class DreamWork(SynthesisRun):
+class DreamRun(SynthesisRun):
     """A dream under way."""
 
     blame = ("rate", "strengths")
@@ -161,7 +161,7 @@ class DreamWork(SynthesisRun):
             self._frames += to_uint8(self._x, self._classifier.spec)
         return {"objective": self._energy / rolled[0, 0].numel()}
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {
             "x": self._x,
             "generator": self._generator.get_state(),
@@ -169,7 +169,7 @@ class DreamWork(SynthesisRun):
             "frames": [torch.from_numpy(frame) for frame in self._frames],
         }
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self._x = state["x"].to(self._classifier.device)
         self._generator.set_state(state["generator"])
         self.done = state["done"]

@@ -60,11 +60,11 @@ class EfrosLeung(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.source,)
 
-    def begin(self, classifier: Classifier | None) -> EfrosWork:
-        return EfrosWork(self)
+    def begin(self, classifier: Classifier | None) -> EfrosRun:
+        return EfrosRun(self)
 
 
-class EfrosWork(SynthesisRun):
+class EfrosRun(SynthesisRun):
     """A step is a layer of pixels: those next to known ones. ``origin_HW2`` says where in the source each is from."""
 
     def __init__(self, job: EfrosLeung) -> None:
@@ -106,7 +106,7 @@ class EfrosWork(SynthesisRun):
         self.done += grown
         return {"objective": worst}
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {
             "done": self.done,
             "picture": torch.from_numpy(self._picture.copy()),
@@ -115,7 +115,7 @@ class EfrosWork(SynthesisRun):
             "chance": self._chance.bit_generator.state,
         }
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
         self._picture[:] = state["picture"].numpy()
         self.origin_HW2[:] = state["origin"].numpy()

@@ -86,13 +86,13 @@ class Invert(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, *self.others)
 
-    def begin(self, classifier: Classifier | None) -> InvertWork:
+    def begin(self, classifier: Classifier | None) -> InvertRun:
         if classifier is None:
             raise RequestError("invert needs a model", field="model")
-        return InvertWork(self, classifier)
+        return InvertRun(self, classifier)
 
 
-class InvertWork(SynthesisRun):
+class InvertRun(SynthesisRun):
     """Layer after layer, each for as many steps."""
 
     blame = ("rate", "tv", "norm")
@@ -123,16 +123,16 @@ class InvertWork(SynthesisRun):
         self.done += 1
         return {"objective": value, self._layers[layer]: value}
 
-    def state(self) -> State:
-        moving = self._newton.state() if self._newton else {"x": self._x, "velocity": self._velocity}
+    def state_dict(self) -> State:
+        moving = self._newton.state_dict() if self._newton else {"x": self._x, "velocity": self._velocity}
         return {"done": self.done, "found": self._found, "moving": moving}
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
         self._found = [found.to(self._target) for found in state["found"]]
         self._open(min((self.done - 1) // self._job.steps, len(self._layers) - 1) if self.done else 0)
         if self._newton is not None:
-            self._newton.restore(state["moving"])
+            self._newton.load_state_dict(state["moving"])
         else:
             self._x, self._velocity = (state["moving"][name].to(self._target) for name in ("x", "velocity"))
 

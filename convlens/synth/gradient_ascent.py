@@ -102,13 +102,13 @@ class Ascent(Job):
     def inputs(self) -> tuple[str, ...]:
         return () if self.settings.start in ("noise", "zeros") else (self.settings.start,)
 
-    def begin(self, classifier: Classifier | None) -> AscentWork:
+    def begin(self, classifier: Classifier | None) -> AscentRun:
         if classifier is None:
             raise RequestError("ascent needs a model", field="model")
-        return AscentWork(self, classifier)
+        return AscentRun(self, classifier)
 
 
-class AscentWork(SynthesisRun):
+class AscentRun(SynthesisRun):
     """Ascent under way. ``x_NCHW`` is where it stands."""
 
     blame = ("rate", "contribution_percentile")
@@ -170,7 +170,7 @@ class AscentWork(SynthesisRun):
         said = torch.cat(parts)
         return {"objective": said.mean()} | {goal.name: one for goal, one in zip(self.goals, said, strict=True)}
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {
             "values": self._parameter.values.detach(),
             "optimizer": self._optimizer.state_dict(),
@@ -178,7 +178,7 @@ class AscentWork(SynthesisRun):
             "done": self.done,
         }
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         with torch.no_grad():
             self._parameter.values.copy_(state["values"])
         self._optimizer.load_state_dict(state["optimizer"])

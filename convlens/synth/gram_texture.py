@@ -102,13 +102,13 @@ class Texture(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.source,)
 
-    def begin(self, classifier: Classifier | None) -> TextureWork:
+    def begin(self, classifier: Classifier | None) -> TextureRun:
         if classifier is None:
             raise RequestError("texture needs a model; quilt and efros need none", field="model")
-        return TextureWork(self, classifier)
+        return TextureRun(self, classifier)
 
 
-class TextureWork(SynthesisRun):
+class TextureRun(SynthesisRun):
     """Scale after scale, from coarse to fine."""
 
     blame = ("rate", "weights")
@@ -135,16 +135,18 @@ class TextureWork(SynthesisRun):
         self.done += 1
         return {"objective": value}
 
-    def state(self) -> State:
-        moving = self._newton.state() if self._newton else {"x": self._leaf.detach(), "adam": self._adam.state_dict()}
+    def state_dict(self) -> State:
+        moving = (
+            self._newton.state_dict() if self._newton else {"x": self._leaf.detach(), "adam": self._adam.state_dict()}
+        )
         return {"done": self.done, "moving": moving}
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
         x = state["moving"]["x"].to(self._classifier.device)
         self._open((self.done - 1) // self._job.steps if self.done else 0, x)
         if self._newton:
-            self._newton.restore(state["moving"])
+            self._newton.load_state_dict(state["moving"])
         else:
             with torch.no_grad():
                 self._leaf.copy_(x)

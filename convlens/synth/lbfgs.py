@@ -44,10 +44,10 @@ class QuasiNewton:
         found: Tensor = self._optimizer.step(self._value)
         return found.detach()
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {"x": self.x.detach(), "optimizer": self._optimizer.state_dict()}
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         with torch.no_grad():
             self.x.copy_(state["x"])
         self._optimizer.load_state_dict(state["optimizer"])

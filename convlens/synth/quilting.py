@@ -73,11 +73,11 @@ class Quilt(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.source,)
 
-    def begin(self, classifier: Classifier | None) -> QuiltWork:
-        return QuiltWork(self)
+    def begin(self, classifier: Classifier | None) -> QuiltRun:
+        return QuiltRun(self)
 
 
-class QuiltWork(SynthesisRun):
+class QuiltRun(SynthesisRun):
     """A step is a block, row by row. ``origin_HW2`` holds for each pixel where in the source it is from."""
 
     def __init__(self, job: Quilt) -> None:
@@ -116,7 +116,7 @@ class QuiltWork(SynthesisRun):
         self.done += 1
         return {"objective": float(np.sqrt(error_YX.flat[chosen] / self._places.compared(row > 0, column > 0)))}
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {
             "done": self.done,
             "quilt": torch.from_numpy(self._quilt.copy()),
@@ -124,7 +124,7 @@ class QuiltWork(SynthesisRun):
             "chance": self._chance.bit_generator.state,
         }
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
         self._quilt[:] = state["quilt"].numpy()
         self.origin_HW2[:] = state["origin"].numpy()

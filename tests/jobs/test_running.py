@@ -50,10 +50,10 @@ class Descent(Job):
 
     def begin(self, classifier: Classifier | None) -> SynthesisRun:
         assert classifier is None
-        return DescentWork(self)
+        return DescentRun(self)
 
 
-class DescentWork(SynthesisRun):
+class DescentRun(SynthesisRun):
     blame = ("rate", "steps")
 
     def __init__(self, job: Descent) -> None:
@@ -69,10 +69,10 @@ class DescentWork(SynthesisRun):
         self.done += 1
         return {"objective": value, "half": float(value) / 2}
 
-    def state(self) -> State:
+    def state_dict(self) -> State:
         return {"x": self._x, "generator": self._generator.get_state(), "done": self.done}
 
-    def restore(self, state: State) -> None:
+    def load_state_dict(self, state: State) -> None:
         self._x, self.done = state["x"], state["done"]
         self._generator.set_state(state["generator"])
 

@@ -21,10 +21,10 @@ def run_to_end(work: SynthesisRun) -> Outcome:
 def reload_from_file(work: SynthesisRun, fresh: SynthesisRun) -> SynthesisRun:
     """``fresh`` where ``work`` stood, by way of a file's bytes."""
     memory = io.BytesIO()
-    torch.save({"work": work.state(), "total": work.total}, memory)
+    torch.save({"work": work.state_dict(), "total": work.total}, memory)
     memory.seek(0)
     saved: Any = torch.load(memory, weights_only=True)
-    fresh.restore(saved["work"])
+    fresh.load_state_dict(saved["work"])
     fresh.total = saved["total"]
     return fresh
 
@@ -42,9 +42,9 @@ def assert_resumes(begin: Callable[[], SynthesisRun], *, every: int = 1) -> None
         work = reload_from_file(work, begin())
     assert again == values
     wanted, found = whole.finish(), work.finish()
-    assert found.pictures.keys() == wanted.pictures.keys()
-    for name, picture in wanted.pictures.items():
-        np.testing.assert_array_equal(found.pictures[name], picture)
+    assert found.images.keys() == wanted.images.keys()
+    for name, picture in wanted.images.items():
+        np.testing.assert_array_equal(found.images[name], picture)
     assert found.facts == wanted.facts
 
 

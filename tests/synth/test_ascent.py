@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convlens.errors import RequestError, TargetError
 from convlens.models import Classifier
-from convlens.synth.gradient_ascent import Ascent, AscentWork
+from convlens.synth.gradient_ascent import Ascent, AscentRun
 from convlens.synth.presets import PRESETS
 
 SIDE = 16
@@ -33,7 +33,7 @@ def mixed() -> Classifier:
     return nets.classifier(nets.seeded(nets.Mixed).float().requires_grad_(False), classes=4, crop=SIDE)
 
 
-def ended(job: Ascent, classifier: Classifier) -> AscentWork:
+def ended(job: Ascent, classifier: Classifier) -> AscentRun:
     work = job.begin(classifier)
     while work.done < work.total:
         work.step()
@@ -238,5 +238,5 @@ def test_on_the_default_model_a_class_is_reached(default_model: Classifier) -> N
     for target in outcome.facts["targets"]:
         assert target["probability"] >= 0.95
         assert target["rank"] == 0
-    assert list(outcome.pictures) == ["00-balloon", "01-goldfish"]
-    assert outcome.pictures["00-balloon"].shape == (224, 224, 3)
+    assert list(outcome.images) == ["00-balloon", "01-goldfish"]
+    assert outcome.images["00-balloon"].shape == (224, 224, 3)

@@ -105,7 +105,7 @@ def test_detail_of_each_octave_is_kept_in_the_next(saved: Callable[..., str]) ->
     """A rate of nearly nothing leaves the picture as it was: what shrinking loses comes back."""
     picture = pixels(96, 120)
     job = Dream(picture=saved(picture), layers=("first",), octaves=2, steps=1, rate=1e-4, jitter=0)
-    np.testing.assert_allclose(run_to_end(job.begin(same())).pictures["dream"], picture, atol=1)
+    np.testing.assert_allclose(run_to_end(job.begin(same())).images["dream"], picture, atol=1)
     # And what was dreamt small is there, enlarged: brighter by the same.
     strong = replace(job, rate=30.0)
     work = strong.begin(same())
@@ -183,4 +183,4 @@ def test_on_real_weights_the_layer_s_energy_rises_threefold(default_model: Class
     """Of the 8-bit picture."""
     outcome = run_to_end(Dream(picture=CHELSEA, side=224, layers=("blocks.3.1",), octaves=3).begin(default_model))
     assert outcome.facts["energy_ratio"] >= 3
-    assert outcome.pictures["dream"].shape == (149, 224, 3)
+    assert outcome.images["dream"].shape == (149, 224, 3)

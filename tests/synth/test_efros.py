@@ -10,17 +10,17 @@ import pytest
 from synthesis_runs import assert_resumes, period_of, run_to_end, stripes
 
 from convlens.errors import RequestError
-from convlens.synth.efros_leung import EfrosLeung, EfrosWork
+from convlens.synth.efros_leung import EfrosLeung, EfrosRun
 
 RANDOM = np.random.default_rng(0)
 
 
-def begun(saved: Callable[..., str], source: np.ndarray, **options: Any) -> EfrosWork:
+def begun(saved: Callable[..., str], source: np.ndarray, **options: Any) -> EfrosRun:
     given = {"source_side": len(source), "height": 20, "width": 20, "window": 5} | options
     return EfrosLeung(source=saved(source), **given).begin(None)
 
 
-def errors_one_by_one(work: EfrosWork, source: np.ndarray, y: int, x: int, window: int) -> np.ndarray:
+def errors_one_by_one(work: EfrosRun, source: np.ndarray, y: int, x: int, window: int) -> np.ndarray:
     """As the paper has it: a Gaussian of window / 6.4, of known pixels alone, made to sum to 1."""
     reach = window // 2
     found = []
@@ -51,7 +51,7 @@ def test_differences_are_the_paper_s_window_by_window(saved: Callable[..., str])
 def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str]) -> None:
     source = RANDOM.integers(0, 255, (16, 16, 3)).astype(np.uint8)
     work = begun(saved, source, height=22, width=27)
-    found = run_to_end(work).pictures["texture"]
+    found = run_to_end(work).images["texture"]
     assert found.shape == (22, 27, 3)
     np.testing.assert_array_equal(found, source[work.origin_HW2[..., 0], work.origin_HW2[..., 1]])
 
@@ -59,7 +59,7 @@ def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str
 def test_stripes_keep_their_period(saved: Callable[..., str]) -> None:
     source = stripes(32, 8)
     work = begun(saved, source, height=48, width=48, window=11)
-    found = run_to_end(work).pictures["texture"]
+    found = run_to_end(work).images["texture"]
     assert period_of(found) == pytest.approx(8, rel=0.02)
     np.testing.assert_array_equal(found, np.broadcast_to(found[:1], found.shape))
 

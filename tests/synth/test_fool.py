@@ -55,11 +55,11 @@ def test_the_change_of_a_linear_network_s_picture_is_nearly_the_least(saved: Cal
     margin = 1.0
     least = (said[original] - said[target] + margin) / np.linalg.norm(in_levels)
     outcome = run_to_end(Fool(picture=saved(picture), target=target, margin=margin, steps=200).begin(classifier))
-    found = np.sqrt(((outcome.pictures["fooled"].astype(float) - picture) ** 2).sum())
+    found = np.sqrt(((outcome.images["fooled"].astype(float) - picture) ** 2).sum())
     # Rounding moves each value by up to half a level, which is as much as the change itself here.
     assert least <= found + 1e-6
     assert found < least + 0.6 * np.sqrt(picture.size)
-    change = (outcome.pictures["fooled"].astype(float) - picture).transpose(2, 0, 1).ravel()
+    change = (outcome.images["fooled"].astype(float) - picture).transpose(2, 0, 1).ravel()
     assert change @ in_levels / np.linalg.norm(change) / np.linalg.norm(in_levels) > 0.7
 
 
@@ -72,7 +72,7 @@ def test_the_picture_as_saved_is_taken_for_the_target_whatever_its_size(
     classifier, picture = linear(), pixels(size, seed=3)
     target = another(classifier, picture)
     outcome = run_to_end(Fool(picture=saved(picture), target=target, norm=norm, steps=120).begin(classifier))
-    stored = io.BytesIO(image.encode_png(outcome.pictures["fooled"]))
+    stored = io.BytesIO(image.encode_png(outcome.images["fooled"]))
     read = np.asarray(Image.open(stored))
     assert read.shape == picture.shape
     assert logits(classifier, read).argmax() == target
@@ -128,6 +128,6 @@ def test_unknown_classes_and_what_the_picture_is_already_are_refused(saved: Call
 def test_on_the_default_model_a_cat_becomes_a_koala(default_model: Classifier) -> None:
     """Invisibly: trials reached 46 to 48 dB."""
     outcome = run_to_end(Fool(picture=str(CHELSEA), target="koala", steps=50).begin(default_model))
-    assert logits(default_model, outcome.pictures["fooled"]).argmax() == 105
+    assert logits(default_model, outcome.images["fooled"]).argmax() == 105
     assert outcome.facts["psnr_db"] >= 48
     assert outcome.figures["figure"].shape[1] > 4 * 451

@@ -70,7 +70,7 @@ def test_an_invertible_layer_gives_the_picture_back(
         norm=0.0,
     )
     outcome = run_to_end(job.begin(invertible()))
-    found = outcome.pictures["00-first"].astype(int)
+    found = outcome.images["00-first"].astype(int)
     assert np.abs(found - pixels()).max() <= off
     assert outcome.facts["layers"][0]["normalised_error"] < (1e-4 if off < 3 else 1e-2)
 
@@ -79,7 +79,7 @@ def test_a_layer_that_forgets_gives_another_picture_with_its_features(saved: Cal
     job = Invert(picture=saved(pixels()), layers=("narrow",), steps=60, tv=(0.0,), norm=0.0)
     outcome = run_to_end(job.begin(invertible()))
     assert outcome.facts["layers"][0]["normalised_error"] < 1e-3
-    assert np.abs(outcome.pictures["00-narrow"].astype(int) - pixels()).max() > 30
+    assert np.abs(outcome.images["00-narrow"].astype(int) - pixels()).max() > 30
 
 
 def test_the_second_error_is_over_the_mean_distance_between_pictures(saved: Callable[..., str]) -> None:
@@ -94,7 +94,7 @@ def test_the_second_error_is_over_the_mean_distance_between_pictures(saved: Call
 
     every = [features(pixels(n)) for n in range(3)]
     pairwise = np.mean([np.linalg.norm(every[a] - every[b]) for a, b in ((0, 1), (0, 2), (1, 2))])
-    distance = np.linalg.norm(features(outcome.pictures["00-first"]) - every[0])
+    distance = np.linalg.norm(features(outcome.images["00-first"]) - every[0])
     (fact,) = outcome.facts["layers"]
     assert fact["error_over_pairwise"] == pytest.approx(distance / pairwise, rel=1e-4)
     assert fact["normalised_error"] == pytest.approx(distance**2 / (every[0] ** 2).sum(), rel=1e-4)

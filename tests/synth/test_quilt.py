@@ -72,7 +72,7 @@ def test_differences_are_those_of_every_block_one_by_one(above: bool, beside: bo
 def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str]) -> None:
     source = RANDOM.integers(0, 255, (50, 60, 3)).astype(np.uint8)
     work = Quilt(source=saved(source), height=90, width=70, block=18).begin(None)
-    found = run_to_end(work).pictures["texture"]
+    found = run_to_end(work).images["texture"]
     assert found.shape == (90, 70, 3)
     origin = work.origin_HW2[:90, :70]
     assert (origin >= 0).all()
@@ -85,7 +85,7 @@ def test_every_pixel_is_the_source_s_pixel_that_it_says(saved: Callable[..., str
 @pytest.mark.parametrize("period", [8, 12])
 def test_stripes_keep_their_period_and_have_no_break(saved: Callable[..., str], period: int) -> None:
     source = stripes(96, period)
-    found = run_to_end(Quilt(source=saved(source), height=192, width=192, block=24).begin(None)).pictures["texture"]
+    found = run_to_end(Quilt(source=saved(source), height=192, width=192, block=24).begin(None)).images["texture"]
     assert period_of(found) == pytest.approx(period, rel=0.02)
     np.testing.assert_array_equal(found, np.broadcast_to(found[:1], found.shape))  # each column is of one colour
 
@@ -125,7 +125,7 @@ def test_it_resumes_bit_by_bit(saved: Callable[..., str]) -> None:
 def test_other_seeds_give_other_textures(saved: Callable[..., str]) -> None:
     path = saved(RANDOM.integers(0, 255, (40, 40, 3)))
     one, two, again = (
-        run_to_end(Quilt(source=path, height=40, width=40, block=16, seed=n).begin(None)).pictures["texture"]
+        run_to_end(Quilt(source=path, height=40, width=40, block=16, seed=n).begin(None)).images["texture"]
         for n in (1, 2, 1)
     )
     assert not np.array_equal(one, two)

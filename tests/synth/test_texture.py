@@ -90,8 +90,8 @@ def test_stripes_keep_their_period(saved: Callable[..., str], optimizer: str) ->
         optimizer=optimizer,
     )
     outcome = run_to_end(job.begin(filters()))
-    assert outcome.pictures["texture"].shape == (64, 96, 3)
-    assert period_of(outcome.pictures["texture"]) == pytest.approx(8, rel=0.1)
+    assert outcome.images["texture"].shape == (64, 96, 3)
+    assert period_of(outcome.images["texture"]) == pytest.approx(8, rel=0.1)
     assert outcome.facts["fell_by"] > 10
 
 
@@ -128,7 +128,7 @@ def test_it_resumes_bit_by_bit(saved: Callable[..., str], optimizer: str) -> Non
 def test_colours_stay_within_the_source_s(saved: Callable[..., str]) -> None:
     source = np.random.default_rng(0).integers(100, 150, (64, 64, 3))
     job = Texture(source=saved(source), layers=("first",), source_side=64, height=64, width=64, scales=1, steps=8)
-    found = run_to_end(job.begin(filters())).pictures["texture"]
+    found = run_to_end(job.begin(filters())).images["texture"]
     assert found.min() >= source.min() - 1
     assert found.max() <= source.max() + 1
 
