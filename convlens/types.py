@@ -31,7 +31,7 @@ class ModelSpec:
 
     Sizes are in pixels. ``mean`` and ``std`` are per channel on the 0..1 scale. ``resize`` is the short side
     before the centre crop of ``crop``; ``embedding_layer`` names the layer whose *input*, averaged over
-    space where it has any, is the embedding; ``attention_layer`` the last layer with a spatial map (Grad-CAM).
+    space where it has any, is the embedding; ``gradcam_layer`` the last layer with a spatial map (Grad-CAM).
     """
 
     name: str
@@ -42,7 +42,7 @@ class ModelSpec:
     std: tuple[float, ...]
     labels: tuple[str, ...]
     embedding_layer: str
-    attention_layer: str
+    gradcam_layer: str
     first_convolution: str
     weights_sha256: str
 

@@ -55,7 +55,7 @@ def rows(
 
 def _row(classifier: Classifier, kind: Kind) -> Row:
     spec = classifier.spec
-    layers = tuple(dict.fromkeys((spec.first_convolution, spec.attention_layer))) if kind == "features" else ()
+    layers = tuple(dict.fromkeys((spec.first_convolution, spec.gradcam_layer))) if kind == "features" else ()
     with tempfile.TemporaryDirectory(prefix="convlens-export-") as folder:
         try:
             report = export(classifier, kind, Path(folder) / "graph.onnx", layers=layers)

@@ -73,7 +73,7 @@ def activations(classifier: Classifier, x_CHW: Floats, *, layer: str) -> Activat
     if out.ndim != 4 or isinstance(layer_of(classifier.module, layer), torch.nn.Linear):
         raise RequestError(
             f"layer {layer!r} ({kind}) gives {'×'.join(map(str, out.shape[1:]))} numbers a picture and no map of "
-            f"channels; the last one that does is {classifier.spec.attention_layer}",
+            f"channels; the last one that does is {classifier.spec.gradcam_layer}",
             field="layer",
         )
     maps_CHW = out[0].float().cpu().numpy()

@@ -33,14 +33,14 @@ class DiscoveredLayers:
 
     classes: int
     embedding_layer: str
-    attention_layer: str
+    gradcam_layer: str
     first_convolution: str
 
 
 def probe(module: nn.Module, feed: Preprocessing) -> DiscoveredLayers:
     """Runs two seeded noise pictures through a private copy of the network and reads off what was called.
 
-    Layers are named by the order in which their calls *finish*. ``attention_layer`` is the last of them with a map
+    Layers are named by the order in which their calls *finish*. ``gradcam_layer`` is the last of them with a map
     larger than 1×1: ``layer4`` in a ResNet; ``avgpool`` in AlexNet and VGG, whose adaptive pooling keeps the grid at
     the usual size; where the classifier is itself a convolution (SqueezeNet) the map of class scores that is then
     averaged, so that Grad-CAM there is the class activation map. In networks that leave the grid early (ViT) it lies
@@ -50,7 +50,7 @@ def probe(module: nn.Module, feed: Preprocessing) -> DiscoveredLayers:
     calls, output = _record(private_copy(module).eval(), noise_NCHW)
     classes = _classes(output)
     first = _first_convolution(calls)
-    return DiscoveredLayers(classes, _embedding_layer(calls, classes), _attention_layer(calls), first)
+    return DiscoveredLayers(classes, _embedding_layer(calls, classes), _gradcam_layer(calls), first)
 
 
 def private_copy(module: nn.Module) -> nn.Module:
@@ -115,7 +115,7 @@ def _outputs(layer: nn.Module) -> int | None:
     return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
-def _attention_layer(calls: Sequence[Call]) -> str:
+def _gradcam_layer(calls: Sequence[Call]) -> str:
     for call in reversed(calls):
         if call.shape is not None and len(call.shape) == 4 and min(call.shape[2:]) > 1:
             return call.name

@@ -64,7 +64,7 @@ def _spec(shown: str, module: nn.Module, feed: Preprocessing, labels: tuple[str,
         std=feed.std,
         labels=_labels(found, labels),
         embedding_layer=found.embedding_layer,
-        attention_layer=found.attention_layer,
+        gradcam_layer=found.gradcam_layer,
         first_convolution=found.first_convolution,
         weights_sha256=weights_sha256(module),
     )

@@ -10,42 +10,49 @@ from typing import Any
 
 from convlens.errors import ModelError
 from convlens.types import ModelSpec
+from convlens.utils.files import atomic_write
 
 MANIFEST = "model.json"
 FORMAT = 1
-# In the place of a source, in a folder that holds exported graphs and no network.
 GRAPHS = "graphs"
+"""The ``source`` in the manifest of a folder that holds exported graphs and no network."""
+
+# Fields of ModelSpec whose key in the file is an older name. Format 1 keeps it, since its readers of version 0.1 refuse
+# any other key; the field's own name is read as well.
+_KEYS = {"gradcam_layer": "attention_layer"}
+_FIELDS = {key: name for name, key in _KEYS.items()}
 
 
 def write_manifest(folder: Path, *, source: str, spec: ModelSpec) -> None:
-    """Beside first and then renamed: without ``model.json`` a folder is no packed model."""
-    manifest = {"format": FORMAT, "source": source, "spec": asdict(spec)}
-    beside = folder / f"{MANIFEST}.part"
-    beside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    beside.replace(folder / MANIFEST)
+    """Write ``model.json``, whole or not at all: a folder without it is no packed model."""
+    stored = {_KEYS.get(name, name): value for name, value in asdict(spec).items()}
+    manifest = {"format": FORMAT, "source": source, "spec": stored}
+    with atomic_write(folder / MANIFEST) as draft:
+        draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> tuple[str, ModelSpec]:
-    """The source (or GRAPHS) and the spec. ModelError for a folder that is none or damaged."""
+    """The source (or GRAPHS) and the spec. Raises ModelError for a folder without a manifest or with a damaged one."""
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{folder} is not a packed model: there is no {MANIFEST} in it") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ModelError(f"{path} is not of format {FORMAT}; pack the model again with this version")
-    if not isinstance(found.get("source"), str) or not isinstance(found.get("spec"), dict):
+    if not isinstance(manifest.get("source"), str) or not isinstance(manifest.get("spec"), dict):
         raise ModelError(f"{path} lacks 'source' or 'spec'; pack the model again")
-    return found["source"], _spec(path, found["spec"])
+    return manifest["source"], _spec(path, manifest["spec"])
 
 
-def _spec(path: Path, found: Mapping[str, Any]) -> ModelSpec:
-    known = {field.name for field in fields(ModelSpec)}
-    if found.keys() != known:
-        raise ModelError(
-            f"{path}: 'spec' should have the keys {', '.join(sorted(known))}; it has {', '.join(sorted(found))}"
-        )
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+def _spec(path: Path, stored: Mapping[str, Any]) -> ModelSpec:
+    values = {
+        _FIELDS.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+    }
+    names = [field.name for field in fields(ModelSpec)]
+    if values.keys() != set(names) or len(values) != len(stored):
+        keys = sorted(_KEYS.get(name, name) for name in names)
+        raise ModelError(f"{path}: 'spec' should have the keys {', '.join(keys)}; it has {', '.join(sorted(stored))}")
     return ModelSpec(**values)

@@ -22,7 +22,7 @@ TARGETS = [0, 1, 3]
 
 @pytest.fixture(scope="module")
 def mixed() -> ForwardPass:
-    classifier = nets.classifier(nets.seeded(nets.Mixed), classes=4, attention_layer="third")
+    classifier = nets.classifier(nets.seeded(nets.Mixed), classes=4, gradcam_layer="third")
     return ForwardPass(classifier, nets.pictures(3, 3, 8, 8))
 
 

@@ -61,7 +61,7 @@ def net() -> Fused:
 
 def forward_of(net: nn.Module) -> ForwardPass:
     x_NCHW = nets.pictures(2, 3, 8, 8, dtype=torch.float32)
-    classifier = nets.classifier(net, classes=3, attention_layer="second")
+    classifier = nets.classifier(net, classes=3, gradcam_layer="second")
     return ForwardPass(classifier, x_NCHW, gallery=nets.StubGallery())
 
 

@@ -27,7 +27,7 @@ def test_an_option_may_hold_an_ampersand_when_escaped() -> None:
         ("resnet50", "write timm:resnet50 or torchvision:resnet50"),
         ("efficientnet_lite0", "write packaged:efficientnet_lite0 or timm:efficientnet_lite0"),
         ("resnett50", "did you mean resnet50"),
-        ("tim:resnet50", "file, packaged, timm, torchvision; did you mean timm?"),
+        ("tim:resnet50", "no model source 'tim'; did you mean timm?; there are: file, packaged, timm, torchvision"),
         ("packaged:efficientnet_lite", "packaged:efficientnet_lite0"),
         ("packaged:efficientnet_lite0?size=96", "packaged models take no options"),
         ("torchvision:resnet81", "did you mean resnet18"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from convlens.errors import ModelError
 from convlens.models import DEFAULT, Classifier, load, pack, unpack, weights_sha256
+from convlens.models.manifest import read_manifest, write_manifest
 
 NET = """
 import torch
@@ -154,3 +155,38 @@ def test_a_failure_half_way_leaves_no_packed_model(packed: Path, tmp_path: Path)
     with pytest.raises(OSError, match=r"architecture\.py"):
         pack(back, tmp_path / "target")
     assert not (tmp_path / "target" / "model.json").exists()
+
+
+BY_0_1 = Path(__file__).parents[1] / "data" / "written_by_0.1" / "model" / "model.json"
+
+
+def test_the_manifest_has_the_bytes_that_version_0_1_wrote(tmp_path: Path) -> None:
+    source, spec = read_manifest(BY_0_1.parent)
+    write_manifest(tmp_path, source=source, spec=spec)
+    assert (tmp_path / "model.json").read_bytes() == BY_0_1.read_bytes()
+    assert b'"attention_layer": "first"' in BY_0_1.read_bytes()
+    assert spec.gradcam_layer == "first"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"gradcam_layer": "first"}, ""),
+        ({"attention_layer": "first"}, ""),
+        ({}, "the keys attention_layer, .*; it has crop"),
+        ({"attention_layer": "first", "gradcam_layer": "first"}, "the keys"),
+        ({"attention_layer": "first", "colour": "red"}, "the keys"),
+    ],
+)
+def test_the_grad_cam_layer_is_read_by_its_old_key_and_by_its_name(
+    tmp_path: Path, keys: dict[str, str], said: str
+) -> None:
+    manifest = json.loads(BY_0_1.read_text())
+    del manifest["spec"]["attention_layer"]
+    manifest["spec"] |= keys
+    (tmp_path / "model.json").write_text(json.dumps(manifest))
+    if not said:
+        assert read_manifest(tmp_path)[1].gradcam_layer == "first"
+        return
+    with pytest.raises(ModelError, match=said):
+        read_manifest(tmp_path)

@@ -22,7 +22,7 @@ def small(*, classes: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), head)
 
 
-# Embedding width, embedding layer, attention layer and its channels, first convolution: papers, torchvision's source.
+# Embedding width, embedding layer, Grad-CAM layer and its channels, first convolution: papers, torchvision's source.
 KNOWN = {
     "torchvision:alexnet": (4096, "classifier.6", "avgpool", 256, "features.0"),
     "torchvision:vgg11": (4096, "classifier.6", "avgpool", 512, "features.0"),
@@ -46,7 +46,7 @@ def test_the_layers_found_are_those_of_the_paper(name: str) -> None:
     classifier = load(f"{name}:untrained", device="cpu")
     spec, module = classifier.spec, classifier.module
     width, embedding, attention, channels, first = KNOWN[name]
-    assert (spec.embedding_layer, spec.attention_layer, spec.first_convolution) == (embedding, attention, first)
+    assert (spec.embedding_layer, spec.gradcam_layer, spec.first_convolution) == (embedding, attention, first)
     assert spec.classes == 1000
     seen: dict[str, tuple[int, ...]] = {}
     module.get_submodule(embedding).register_forward_pre_hook(lambda _, x: seen.update(embedding=tuple(x[0].shape)))
@@ -63,7 +63,7 @@ def test_probing_leaves_the_network_as_it_was() -> None:
     before = copy.deepcopy(module.state_dict())
     state = torch.get_rng_state()
     found = probe(module, FEED)
-    assert (found.classes, found.embedding_layer, found.attention_layer, found.first_convolution) == (3, "3", "1", "0")
+    assert (found.classes, found.embedding_layer, found.gradcam_layer, found.first_convolution) == (3, "3", "1", "0")
     assert all(not part._forward_hooks and part.training for part in module.modules())
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
@@ -102,7 +102,7 @@ class Twice(nn.Module):
 
 def test_layers_are_found_by_the_order_of_calls_not_of_registration() -> None:
     found = probe(Twice(), FEED)
-    assert (found.first_convolution, found.attention_layer, found.embedding_layer) == ("early", "late", "head")
+    assert (found.first_convolution, found.gradcam_layer, found.embedding_layer) == ("early", "late", "head")
 
 
 class Tuple(nn.Module):

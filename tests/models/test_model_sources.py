@@ -74,7 +74,7 @@ def test_the_default_carries_its_own_normalisation() -> None:
     assert spec.mean == pytest.approx((127 / 255,) * 3)
     assert spec.std == pytest.approx((128 / 255,) * 3)
     assert (spec.crop, spec.resize, spec.interpolation, spec.classes) == (224, 256, "bicubic", 1000)
-    assert (spec.embedding_layer, spec.attention_layer, spec.first_convolution) == ("classifier", "bn2", "conv_stem")
+    assert (spec.embedding_layer, spec.gradcam_layer, spec.first_convolution) == ("classifier", "bn2", "conv_stem")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_file_model_loads_with_weights_labels_and_sizes(net_py: Path, tmp_path
     assert torch.equal(classifier.module.get_parameter("5.bias"), state["5.bias"])
     assert (spec.crop, spec.resize, spec.mean, spec.std) == (32, 40, (0.5,) * 3, (0.25,) * 3)
     assert spec.labels == ("a", "b", "c")
-    assert (spec.first_convolution, spec.attention_layer, spec.embedding_layer) == ("0", "2", "5")
+    assert (spec.first_convolution, spec.gradcam_layer, spec.embedding_layer) == ("0", "2", "5")
     assert (spec.name, classifier.source) == ("file:net.py:make?weights=w.pth", name)
 
 

@@ -103,7 +103,7 @@ def classifier(module: nn.Module) -> Classifier:
         std=(0.25, 0.25, 0.25),
         labels=LABELS,
         embedding_layer="head",
-        attention_layer="second",
+        gradcam_layer="second",
         first_convolution="first",
         weights_sha256=galleries.SHA,
     )

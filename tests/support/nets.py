@@ -22,7 +22,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def classifier(
-    module: nn.Module, *, classes: int, crop: int = 8, embedding_layer: str = "head", attention_layer: str = "first"
+    module: nn.Module, *, classes: int, crop: int = 8, embedding_layer: str = "head", gradcam_layer: str = "first"
 ) -> Classifier:
     """``module`` as it would come from load(), with its own dtype kept."""
     spec = ModelSpec(
@@ -34,7 +34,7 @@ def classifier(
         std=(0.25, 0.25, 0.25),
         labels=tuple(f"class {index}" for index in range(classes)),
         embedding_layer=embedding_layer,
-        attention_layer=attention_layer,
+        gradcam_layer=gradcam_layer,
         first_convolution="first",
         weights_sha256="0" * 64,
     )

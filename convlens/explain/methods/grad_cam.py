@@ -25,13 +25,13 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     """Feature maps of ``layer`` weighted by their mean gradients, summed (Selvaraju et al. 2017, arXiv:1610.02391).
 
     Values (N, 1, H, W) are stretched bilinearly to the input's size; ``extras["map_NCHW"]`` is the raw map. ``layer``
-    defaults to the spec's ``attention_layer``; RequestError for one that is not there, does not run or has no
+    defaults to the spec's ``gradcam_layer``; RequestError for one that is not there, does not run or has no
     map. ``relu=False`` keeps what speaks against the class, too.
     """
     from captum.attr import LayerAttribution, LayerGradCam  # on first use: it is slow to import and brings matplotlib
 
     started = time.perf_counter()
-    name = layer or forward.spec.attention_layer
+    name = layer or forward.spec.gradcam_layer
     if layer:  # the default one was tried when the model was loaded
         _require_map(forward, layer)
     # captum hooks the layer, so it gets a tree of its own: other threads on this model never see the hooks.
