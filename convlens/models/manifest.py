@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> tuple[str, ModelSpec]:
 
 
 def _spec(path: Path, stored: Mapping[str, Any]) -> ModelSpec:
-    values = {
+    values: dict[str, Any] = {
         _FIELDS.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in stored.items()
     }
     names = [field.name for field in fields(ModelSpec)]

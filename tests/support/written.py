@@ -10,7 +10,7 @@ from typing import Any
 
 from convlens.models import Classifier, load
 
-DATA = Path(__file__).parent / "data" / "written_by_0.1"
+DATA = Path(__file__).parents[1] / "data" / "written_by_0.1"
 MODEL = "file:network.py:network?size=16&resize=16&mean=.5&std=.25"
 
 
