@@ -23,7 +23,7 @@ from PIL import Image
 from table import RESULTS, interleaved, ratios, show, write
 
 from convlens import load
-from convlens.instrument import AveragePools, UpTo
+from convlens.instrument import AveragePooling, PartialForward
 from convlens.models import Classifier
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.synth.deepdream import Dream
@@ -38,7 +38,7 @@ LONG = 10**6
 def bare(classifier: Classifier, layers: tuple[str, ...], size: tuple[int, int], rows: int) -> Callable[[], None]:
     """One forward up to the layers, or all of it, and one gradient to the pictures."""
     x_NCHW = torch.randn(rows, 3, *size, device=classifier.device).requires_grad_()
-    up_to = UpTo(classifier.module, layers, x_NCHW.detach()) if layers else None
+    up_to = PartialForward(classifier.module, layers, x_NCHW.detach()) if layers else None
 
     def call() -> None:
         outs = list(up_to(x_NCHW).values()) if up_to else [classifier.module(x_NCHW)]
@@ -72,7 +72,7 @@ def by_pass(job: Invert | Texture, classifier: Classifier, side: int, *, pools: 
     def several() -> None:
         for _ in range(max(1, passes[0])):
             if pools:
-                with AveragePools():
+                with AveragePooling():
                     alone()
             else:
                 alone()

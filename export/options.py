@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from convlens.errors import RequestError, near_matches
-from convlens.instrument import layer_of
+from convlens.instrument import find_layer
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
@@ -87,7 +87,7 @@ def _require_layers(options: Options, classifier: Classifier) -> None:
     if len(set(options.layers)) < len(options.layers):
         raise RequestError(f"a layer is named twice in {', '.join(options.layers)}", field="layers")
     for layer in options.layers:
-        layer_of(classifier.module, layer)
+        find_layer(classifier.module, layer)
 
 
 def require_size(classifier: Classifier, *, half: bool) -> None:

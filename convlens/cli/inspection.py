@@ -28,7 +28,7 @@ from convlens.inspection.activations import Activations, all_channels, one_chann
 from convlens.inspection.activations import activations as activations_of
 from convlens.inspection.filters import Filters, Scaling, filters_figure, layer_filters
 from convlens.inspection.receptive_field import Box, Field, field_of, receptive_fields
-from convlens.instrument import layer_of
+from convlens.instrument import find_layer
 from convlens.models import load
 from convlens.types import Bytes8
 from convlens.utils.files import replace_folder
@@ -46,7 +46,7 @@ def receptive_field(
     with step(f"loading {model}"):
         classifier = load(model, device="cpu")
     if layer:
-        layer_of(classifier.module, layer)  # before the work, for an early answer
+        find_layer(classifier.module, layer)  # before the work, for an early answer
     fields = receptive_fields(classifier, size or None)
     _show_table([field_of(fields, layer)] if layer else fields.values())
     if layer:

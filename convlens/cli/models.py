@@ -22,7 +22,7 @@ from convlens.models import Classifier, choose_device, listing, load
 from convlens.models.manifest import GRAPHS
 from convlens.models.sources import source_names
 from convlens.protocol.params import Params
-from convlens.runtime.graph_set import Graphs
+from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import Providers
 
 
@@ -36,7 +36,7 @@ def open_model(name: str, *, device: str) -> Model:
     return GraphModel.open(Path(folder), providers=providers, device_id=placed.index or 0)
 
 
-def opened_graphs(model: Model, given: Sequence[Path], params: Params) -> Graphs | None:
+def opened_graphs(model: Model, given: Sequence[Path], params: Params) -> GraphSet | None:
     """The graphs given for a network's sweeps; without any, those that an incremental sweep cannot do without."""
     if not isinstance(model, Classifier):
         if given:

@@ -19,13 +19,13 @@ from convlens.runtime.graph_contract import labels_sha256
 from convlens.types import Floats
 
 if TYPE_CHECKING:
-    from convlens.runtime.graph_set import Graphs
+    from convlens.runtime.graph_set import GraphSet
 
 
 Model = Classifier | GraphModel
 
 
-def sweeps_for(model: Model, graphs: Graphs | None) -> SweepAutotuner:
+def sweeps_for(model: Model, graphs: GraphSet | None) -> SweepAutotuner:
     """The ways of sweeping, the engine's for as long as it lives, so that it learns which is fast."""
     if isinstance(model, GraphModel):
         return graph_sweeps(model)
@@ -41,7 +41,7 @@ def forward_of(
     return ForwardPass(model, x_NCHW, sweeps=sweeps, gallery=gallery, on_step=on_step)
 
 
-def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int | None = None) -> Graphs | None:
+def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int | None = None) -> GraphSet | None:
     """The graphs, files or folders of them, on the network's own kind of device; None for no paths.
 
     ModelError where they came from other weights.

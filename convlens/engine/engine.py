@@ -20,14 +20,14 @@ from convlens.engine.options import EngineOptions
 from convlens.errors import ConvLensError, GalleryError, RequestError
 from convlens.explain.forward import Forward, OnStep
 from convlens.gallery import Gallery
-from convlens.instrument import layer_of
+from convlens.instrument import find_layer
 from convlens.models import Classifier, find_class
 from convlens.protocol.params import Params, field_prefix
 from convlens.protocol.requests import Request
 from convlens.types import Floats, Neuron, Placement, Reply, no_op
 
 if TYPE_CHECKING:
-    from convlens.runtime.graph_set import Graphs
+    from convlens.runtime.graph_set import GraphSet
 
 __all__ = ["Engine", "EngineOptions"]
 
@@ -46,7 +46,7 @@ class Engine:
         model: Model,
         *,
         gallery: Gallery | None = None,
-        graphs: Graphs | None = None,
+        graphs: GraphSet | None = None,
         options: EngineOptions | None = None,
     ) -> None:
         self.model = model
@@ -148,7 +148,7 @@ class Engine:
             raise
         if isinstance(self.model, Classifier):
             with field_prefix(job.target_place):
-                layer_of(self.model.module, neuron.layer)
+                find_layer(self.model.module, neuron.layer)
 
     # --- one row out ------------------------------------------------------------------------------------------------
 

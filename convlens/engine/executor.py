@@ -22,7 +22,7 @@ from convlens.engine.rendering import explanation, top
 from convlens.errors import ConvLensError, DeadlineError, OutOfMemoryError, OverloadError, RequestError
 from convlens.explain.forward import Forward, OnStep
 from convlens.protocol.params import field_prefix
-from convlens.runtime.memory import free, out_of_memory
+from convlens.runtime.memory import free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, Neuron, Result, Step
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def attempt(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Co
     """What the action returns, or as an error what it raises; the error holds on to nothing of the failed try."""
     outcome = _attempt(action, *args, **kwargs)
     if isinstance(outcome, OutOfMemoryError):
-        free()  # here, where the failed try's tensors are gone with its traceback
+        free_gpu_cache()  # here, where the failed try's tensors are gone with its traceback
     return outcome
 
 
@@ -45,7 +45,7 @@ def _attempt(action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | C
         error.__cause__ = error.__context__ = None
         return error.with_traceback(None)
     except Exception as error:  # noqa: BLE001 - the boundary: a fault in one row must not take its neighbours down
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             return OutOfMemoryError("the device has not enough memory for this request; ask for less at a time")
         _log.exception("a request failed")
         return ConvLensError("internal error while answering this request; the server's log has the details")

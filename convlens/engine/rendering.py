@@ -24,7 +24,7 @@ def overlay(attribution: Attribution, view_HWC: Bytes8) -> Bytes8:
 def overlay_at_place(attribution: Attribution, picture_HWC: Bytes8, placement: Placement) -> Bytes8:
     """One attribution over the whole picture, of which the model saw a part; (H, W, 3) of the picture."""
     smooth_HW = visualization.smoothed(pixel_map(attribution), sigma=_smooth(attribution))
-    placed_HW = visualization.placed(smooth_HW[None], size=placement.size, box=placement.box)[0]
+    placed_HW = visualization.place_in_image(smooth_HW[None], size=placement.size, box=placement.box)[0]
     return visualization.overlay(picture_HWC, placed_HW, signed=_drawing(attribution) == "signed")
 
 
@@ -32,7 +32,7 @@ def heatmap(attribution: Attribution) -> Bytes8:
     """One attribution (of one row) alone, in the colours of its kind; (H, W, 3)."""
     drawing = _drawing(attribution)
     if drawing == "picture":
-        return visualization.gradient_picture(attribution.values_NCHW[0])
+        return visualization.gradient_image(attribution.values_NCHW[0])
     map_HW = pixel_map(attribution)
     return visualization.diverging(map_HW) if drawing == "signed" else visualization.sequential(map_HW)
 

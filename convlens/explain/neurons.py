@@ -18,7 +18,7 @@ from convlens.explain.forward import Forward
 from convlens.explain.registry import available_methods, get
 from convlens.explain.registry import run as run_method
 from convlens.explain.torch_forward import ForwardPass
-from convlens.instrument import ReluRule, RuledRelus, UpTo, refuse_unruled
+from convlens.instrument import PartialForward, ReluRule, RuledRelus, require_relu_network
 from convlens.models import Classifier
 from convlens.types import Attribution, Floats, Ints, Meta, Neuron, Result, ScoreKind
 from convlens.utils.concurrency import batched
@@ -48,7 +48,7 @@ class NeuronGradients:
         side = classifier.spec.crop
         self._device = classifier.device
         self._rule = RULE[backprop]
-        self._up_to = UpTo(classifier.module, [layer], torch.zeros(1, 3, side, side, device=self._device))
+        self._up_to = PartialForward(classifier.module, [layer], torch.zeros(1, 3, side, side, device=self._device))
         self._layer = layer
         self._checked = self._rule == "plain"
 
@@ -66,7 +66,7 @@ class NeuronGradients:
             # One sum: a row's gradient has nothing of the others, for each row has its own neuron.
             total = torch.stack([_neuron(row, unit) for row, unit in zip(out, units, strict=True)]).sum()
         if not self._checked:
-            refuse_unruled(out, method="guided_backprop", even_none=True)
+            require_relu_network(out, method="guided_backprop", even_none=True)
             self._checked = True
         (grad_NCHW,) = torch.autograd.grad(total, x_NCHW)
         if not torch.isfinite(grad_NCHW).all():
@@ -98,7 +98,7 @@ class NeuronPass(Forward):
             on_step=forward.on_step,
         )
         (self._layer,) = {neuron.layer for neuron in neurons}
-        up_to = UpTo(forward.classifier.module, [self._layer], self.x_NCHW)
+        up_to = PartialForward(forward.classifier.module, [self._layer], self.x_NCHW)
         self._rules, self._checked, self._backwards = RuledRelus(), False, 0
         x_NCHW = self.x_NCHW.detach().clone().requires_grad_()
         with torch.enable_grad(), self._rules:
@@ -141,7 +141,7 @@ class NeuronPass(Forward):
             raise RequestError("a neuron has an activation and no probability; leave score out", field="options.score")
         x_NCHW, out = self._graph
         if rule != "plain" and not self._checked:
-            refuse_unruled(out, method=method, even_none=True)
+            require_relu_network(out, method=method, even_none=True)
             self._checked = True
         with torch.enable_grad():
             total = torch.stack([row[_place(neuron)] for neuron, row in zip(self.resolved, out, strict=True)]).sum()

@@ -22,7 +22,7 @@ from convlens.runtime.graph_contract import GradientKind, labels_sha256
 from convlens.types import Floats, Ints, ModelSpec, ScoreKind, no_op
 
 if TYPE_CHECKING:
-    from convlens.runtime.graph_set import Graphs
+    from convlens.runtime.graph_set import GraphSet
     from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
 
 _KINDS: Mapping[ReluRule, GradientKind] = {
@@ -40,7 +40,7 @@ class GraphModel:
     """
 
     spec: ModelSpec
-    graphs: Graphs
+    graphs: GraphSet
     main: OnnxRuntime
     source: str
 
@@ -67,7 +67,7 @@ class GraphModel:
             device_id=device_id,
             threads=threads,
         )
-        main = graphs.one("embedding")
+        main = graphs.first("embedding")
         if main is None:
             raise ModelError(f"{folder} lacks a graph of embeddings, which predictions come from; export it again")
         return cls(spec, graphs, main, f"{GRAPHS}:{folder}")
@@ -75,7 +75,7 @@ class GraphModel:
     @property
     def methods(self) -> tuple[str, ...]:
         """What it can explain by."""
-        return (*(kind for kind in _KINDS.values() if self.graphs.one(kind)), "occlusion", "neighbours")
+        return (*(kind for kind in _KINDS.values() if self.graphs.first(kind)), "occlusion", "neighbours")
 
 
 class GraphForward(Forward):
@@ -121,7 +121,7 @@ class GraphForward(Forward):
             raise RequestError(
                 "an exported graph gives gradients of logits only; use score=logit", field="options.score"
             )
-        graph = self.model.graphs.one(_KINDS[rule])
+        graph = self.model.graphs.first(_KINDS[rule])
         if graph is None:
             raise UnsupportedModelError(
                 f"{method} needs the graph of {_KINDS[rule]}, which this model lacks; there are: "
@@ -155,12 +155,12 @@ class _Shared:
         return self._outputs
 
 
-def graph_ways(graphs: Graphs) -> Sequence[SweepBackend]:
+def graph_ways(graphs: GraphSet) -> Sequence[SweepBackend]:
     """The ways of sweeping that graphs offer: runs side by side first, where there are cores for them; whole sweeps."""
-    scorers = [*graphs.of("scores"), *graphs.of("embedding")][:1]
+    scorers = [*graphs.all("scores"), *graphs.all("embedding")][:1]
     batches = [ParallelSweep(runtime, precision=runtime.contract.precision) for runtime in scorers]
-    whole = [GraphSweep(runtime) for runtime in graphs.of("occlusion")]
-    return [*batches, *whole] if any(runtime.lanes > 1 for runtime in scorers) else [*whole, *batches]
+    whole = [GraphSweep(runtime) for runtime in graphs.all("occlusion")]
+    return [*batches, *whole] if any(runtime.parallel_runs > 1 for runtime in scorers) else [*whole, *batches]
 
 
 def graph_sweeps(model: GraphModel) -> SweepAutotuner:

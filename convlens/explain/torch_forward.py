@@ -17,7 +17,7 @@ from convlens.explain.scores import finite
 from convlens.explain.sweeps.autotune import HalfTorch, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend
 from convlens.gallery import Gallery
-from convlens.instrument import ReluRule, RuledRelus, refuse_unruled, require_eval, tapped
+from convlens.instrument import ReluRule, RuledRelus, require_eval, require_relu_network, tapped
 from convlens.models import Classifier
 from convlens.runtime.torch_runtime import TorchRuntime, as_input, pooled
 from convlens.types import Floats, Ints, ScoreKind, Step, no_op
@@ -148,7 +148,7 @@ class _Shared:
         self.record()
         x, logits_NK = _require(self._graph)
         if rule != "plain" and not self._checked:
-            refuse_unruled(logits_NK, method=method)
+            require_relu_network(logits_NK, method=method)
             self._checked = True
         grad = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device)
         for turn in _turns(rows):

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from convlens.errors import ModelError, RequestError
-from convlens.instrument import layer_of, require_eval, tapped
+from convlens.instrument import find_layer, require_eval, tapped
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints
 from convlens.visualization import diverging, overlay, resize_map, scale, sequential
-from convlens.visualization.layout import enlarged, framed, lettered, side_by_side, stacked
+from convlens.visualization.layout import add_margin, enlarge, hstack, text_image, vstack
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def activations(classifier: Classifier, x_CHW: Floats, *, layer: str) -> Activat
     channels first; ModelError where it gave values that are not finite.
     """
     require_eval(classifier.module)
-    kind = type(layer_of(classifier.module, layer)).__name__
+    kind = type(find_layer(classifier.module, layer)).__name__
     x_NCHW = torch.from_numpy(np.array(x_CHW[None], np.float32)).to(classifier.device)
     with torch.no_grad(), tapped(classifier.module, outputs=[layer]) as tap:
         tap.module(x_NCHW)
     out = tap.outputs[layer]
-    if out.ndim != 4 or isinstance(layer_of(classifier.module, layer), torch.nn.Linear):
+    if out.ndim != 4 or isinstance(find_layer(classifier.module, layer), torch.nn.Linear):
         raise RequestError(
             f"layer {layer!r} ({kind}) gives {'×'.join(map(str, out.shape[1:]))} numbers a picture and no map of "
             f"channels; the last one that does is {classifier.spec.gradcam_layer}",
@@ -93,12 +93,12 @@ def all_channels(found: Activations) -> Bytes8:
     count, _, width = found.maps_CHW.shape
     columns = math.ceil(math.sqrt(count))
     factor = max(1, _SHEET // (columns * (width + 1)))
-    tiles = [enlarged(_drawn(found, map_HW, limit_of(found)), factor) for map_HW in found.maps_CHW]
+    tiles = [enlarge(_drawn(found, map_HW, limit_of(found)), factor) for map_HW in found.maps_CHW]
     rows = []
     for first in range(0, count, columns):
-        number = lettered(str(first), size=_SMALL, width=_NUMBERS)
-        rows.append(side_by_side([number, side_by_side(tiles[first : first + columns], gap=2)], gap=0))
-    return _with_caption(stacked(rows, gap=2), found, f"all {count} channels in order")
+        number = text_image(str(first), size=_SMALL, width=_NUMBERS)
+        rows.append(hstack([number, hstack(tiles[first : first + columns], gap=2)], gap=0))
+    return _with_caption(vstack(rows, gap=2), found, f"all {count} channels in order")
 
 
 def strongest_channels(found: Activations, *, most: int = 24, columns: int = 6) -> Bytes8:
@@ -107,18 +107,18 @@ def strongest_channels(found: Activations, *, most: int = 24, columns: int = 6) 
     factor = max(1, _TILE // max(found.maps_CHW.shape[1:]))
     tiles = []
     for channel in map(int, shown):
-        tile = enlarged(_drawn(found, found.maps_CHW[channel], limit_of(found)), factor)
-        words = lettered(f"{channel}: {found.peak(channel)[0]:.4g}", size=_CAPTION, width=max(tile.shape[1], 80))
-        tiles.append(stacked([words, tile]))
-    rows = [side_by_side(tiles[n : n + columns], gap=8) for n in range(0, len(tiles), columns)]
+        tile = enlarge(_drawn(found, found.maps_CHW[channel], limit_of(found)), factor)
+        words = text_image(f"{channel}: {found.peak(channel)[0]:.4g}", size=_CAPTION, width=max(tile.shape[1], 80))
+        tiles.append(vstack([words, tile]))
+    rows = [hstack(tiles[n : n + columns], gap=8) for n in range(0, len(tiles), columns)]
     what = f"the {len(shown)} of {len(found.maps_CHW)} channels with the largest values, largest first"
-    return _with_caption(stacked(rows, gap=8), found, what)
+    return _with_caption(vstack(rows, gap=8), found, what)
 
 
 def one_channel(found: Activations, channel: int) -> Bytes8:
     """One channel enlarged, a square for each unit, drawn to its own scale. RequestError for one that there is not."""
     map_HW = found.channel(channel)
-    picture = enlarged(_drawn(found, map_HW, scale(map_HW)), max(1, _SIDE // max(map_HW.shape)))
+    picture = enlarge(_drawn(found, map_HW, scale(map_HW)), max(1, _SIDE // max(map_HW.shape)))
     return _with_caption(picture, found, f"channel {channel}, drawn to its own scale")
 
 
@@ -144,6 +144,6 @@ def _with_caption(picture: Bytes8, found: Activations, what: str) -> Bytes8:
     colours = "blue below 0, white at 0, red above" if found.signed else "black at 0, brighter above"
     shape = "×".join(map(str, found.maps_CHW.shape))
     words = f"{found.model}  {found.layer} ({found.kind}, {shape}): {what}; {colours}."
-    return framed(
-        stacked([picture, lettered(words, size=_CAPTION, width=max(picture.shape[1], _SIDE))], gap=8), margin=12
+    return add_margin(
+        vstack([picture, text_image(words, size=_CAPTION, width=max(picture.shape[1], _SIDE))], gap=8), margin=12
     )

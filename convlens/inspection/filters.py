@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from convlens.errors import RequestError, near_matches
-from convlens.instrument import layer_of
+from convlens.instrument import find_layer
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats
-from convlens.visualization import gradient_picture, grid
-from convlens.visualization.layout import enlarged, framed, lettered, side_by_side, stacked
+from convlens.visualization import gradient_image, grid
+from convlens.visualization.layout import add_margin, enlarge, hstack, text_image, vstack
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def layer_filters(classifier: Classifier, layer: str | None = None) -> Filters:
     RequestError, with near matches, for a layer that there is not, and for one that is no such convolution.
     """
     name = classifier.spec.first_convolution if layer is None else layer
-    found = layer_of(classifier.module, name)
+    found = find_layer(classifier.module, name)
     if not isinstance(found, nn.Conv2d):
         raise RequestError(
             f"layer {name!r} is a {type(found).__name__} and has no filters{_convolutions(classifier, name)}",
@@ -83,13 +83,13 @@ def filters_figure(panels: Sequence[Filters], *, scaling: Scaling = "own") -> By
     """
     if not panels:
         raise RequestError("no layer to draw; give at least one")
-    return framed(side_by_side([_panel(filters, scaling) for filters in panels], gap=40), margin=16)
+    return add_margin(hstack([_panel(filters, scaling) for filters in panels], gap=40), margin=16)
 
 
 def filter_pictures(weights_OCHW: Floats, *, scaling: Scaling = "own") -> list[Bytes8]:
     """Filters over red, green and blue as RGB pictures: 0 is 128, the largest weight 1 or 255."""
     limits = _limits(weights_OCHW, scaling)
-    return [gradient_picture(filter_CHW, limit=limit) for filter_CHW, limit in zip(weights_OCHW, limits, strict=True)]
+    return [gradient_image(filter_CHW, limit=limit) for filter_CHW, limit in zip(weights_OCHW, limits, strict=True)]
 
 
 def grey_pictures(weights_OCHW: Floats, *, most: int, scaling: Scaling = "own") -> list[Bytes8]:
@@ -99,7 +99,7 @@ def grey_pictures(weights_OCHW: Floats, *, most: int, scaling: Scaling = "own") 
     """
     limits = _limits(weights_OCHW, scaling)[:most]
     return [
-        gradient_picture(np.repeat(kernel_HW[None], 3, axis=0), limit=limit)
+        gradient_image(np.repeat(kernel_HW[None], 3, axis=0), limit=limit)
         for filter_CHW, limit in zip(weights_OCHW[:most], limits, strict=True)
         for kernel_HW in filter_CHW[:most]
     ]
@@ -116,12 +116,12 @@ def _limits(weights_OCHW: Floats, scaling: Scaling) -> list[float]:
 def _panel(filters: Filters, scaling: Scaling) -> Bytes8:
     tiles, columns, words = (_colours if filters.on_colours else _greys)(filters.weights_OCHW, scaling)
     factor = max(1, _PANEL // (columns * (tiles[0].shape[1] + 1)))
-    sheet = grid([enlarged(tile, factor) for tile in tiles], columns=columns, gap=max(1, factor // 2))
+    sheet = grid([enlarge(tile, factor) for tile in tiles], columns=columns, gap=max(1, factor // 2))
     width = max(sheet.shape[1], _PANEL)
-    title = lettered(f"{filters.model}  {filters.layer}", size=_TITLE, width=width)
+    title = text_image(f"{filters.model}  {filters.layer}", size=_TITLE, width=width)
     shape = "×".join(map(str, filters.weights_OCHW.shape))
     caption = f"{filters.kind} {shape}. {words} Zero is mid grey; {_SCALED[scaling]}."
-    return stacked([title, sheet, lettered(caption, size=_CAPTION, width=width)], gap=8)
+    return vstack([title, sheet, text_image(caption, size=_CAPTION, width=width)], gap=8)
 
 
 def _colours(weights_OCHW: Floats, scaling: Scaling) -> tuple[list[Bytes8], int, str]:

@@ -21,12 +21,12 @@ from convlens.errors import ModelError, RequestError
 from convlens.explain.neurons import Unit
 from convlens.features.loader import Reader, Ready, Unreadable
 from convlens.inspection.receptive_field import Box, Field, receptive_field
-from convlens.instrument import UpTo, layer_of, require_eval
+from convlens.instrument import PartialForward, find_layer, require_eval
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints, no_op
 from convlens.utils.concurrency import batched, cores, ordered_map
-from convlens.visualization import gradient_picture
-from convlens.visualization.layout import enlarged, side_by_side, stacked
+from convlens.visualization import gradient_image
+from convlens.visualization.layout import enlarge, hstack, vstack
 
 
 @dataclass
@@ -138,7 +138,7 @@ def find_patches(
     if k < 1:
         raise RequestError(f"k={k} keeps nothing; use 1 or more", field="k")
     require_eval(classifier.module)
-    kind = type(layer_of(classifier.module, layer)).__name__
+    kind = type(find_layer(classifier.module, layer)).__name__
     field = receptive_field(classifier, layer)
     seeker = _Seeker(classifier, layer, field, k)
     wanted = _channels(channels, seeker.strongest.channels, layer)
@@ -173,7 +173,7 @@ class _Seeker:
         side = classifier.spec.crop
         example = torch.zeros(1, 3, side, side, device=classifier.device)
         self._classifier, self._layer, self._field = classifier, layer, field
-        self._up_to = UpTo(classifier.module, [layer], example)
+        self._up_to = PartialForward(classifier.module, [layer], example)
         self.strongest = TopK(self._maps(example).shape[1], k)
         self.names: list[str] = []
         self.sha256: dict[str, str] = {}
@@ -272,17 +272,17 @@ def cut_gradient(grad_CHW: Floats, box: Box) -> Floats:
 
 def channel_sheet(crops: Sequence[Bytes8], gradients: Sequence[Floats]) -> Bytes8:
     """Crops in a row, strongest first, their gradients below, each drawn to its own scale; no gradients, one row."""
-    rows = [side_by_side([_tile(each) for each in crops], gap=4)]
+    rows = [hstack([_tile(each) for each in crops], gap=4)]
     if gradients:
-        rows.append(side_by_side([_tile(gradient_picture(each)) for each in gradients], gap=4))
-    return stacked(rows, gap=4)
+        rows.append(hstack([_tile(gradient_image(each)) for each in gradients], gap=4))
+    return vstack(rows, gap=4)
 
 
 def _tile(picture_HWC: Bytes8) -> Bytes8:
     """A square: small crops with whole squares for pixels, large ones made smaller."""
     longest = max(picture_HWC.shape[:2])
     if longest <= TILE:
-        picture_HWC = enlarged(picture_HWC, TILE // longest)
+        picture_HWC = enlarge(picture_HWC, TILE // longest)
     else:
         size = tuple(max(1, round(side * TILE / longest)) for side in picture_HWC.shape[1::-1])
         picture_HWC = np.asarray(Image.fromarray(picture_HWC).resize((size[0], size[1]), Image.Resampling.LANCZOS))

@@ -19,7 +19,7 @@ from convlens.errors import RequestError
 from convlens.gallery import Gallery
 from convlens.types import Bytes8, ModelSpec
 from convlens.utils.concurrency import cores, ordered_map
-from convlens.visualization.layout import framed, lettered, side_by_side, stacked
+from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,18 @@ def neighbours_figure(compared: Sequence[Compared], *, caption: str) -> Bytes8:
     blocks = []
     for one in compared:
         rows = [
-            side_by_side([_words("features"), *(_tile(near) for near in one.by_features)], gap=8),
-            side_by_side([_words("pixels"), *(_tile(near) for near in one.by_pixels)], gap=8),
+            hstack([_words("features"), *(_tile(near) for near in one.by_features)], gap=8),
+            hstack([_words("pixels"), *(_tile(near) for near in one.by_pixels)], gap=8),
         ]
         view = Image.fromarray(one.view_HWC).resize((2 * TILE, 2 * TILE), Image.Resampling.LANCZOS)
-        query = stacked([np.asarray(view), lettered(one.name, size=_SMALL, width=2 * TILE)], gap=4)
-        blocks.append(side_by_side([query, stacked(rows, gap=8)], gap=16))
-    body = stacked(blocks, gap=24)
-    return framed(stacked([body, lettered(caption, size=_SIZE, width=body.shape[1])], gap=16), margin=16)
+        query = vstack([np.asarray(view), text_image(one.name, size=_SMALL, width=2 * TILE)], gap=4)
+        blocks.append(hstack([query, vstack(rows, gap=8)], gap=16))
+    body = vstack(blocks, gap=24)
+    return add_margin(vstack([body, text_image(caption, size=_SIZE, width=body.shape[1])], gap=16), margin=16)
 
 
 def _words(text: str) -> Bytes8:
-    return lettered(text, size=_SIZE, width=72)
+    return text_image(text, size=_SIZE, width=72)
 
 
 def _tile(near: Near) -> Bytes8:
@@ -133,7 +133,7 @@ def _tile(near: Near) -> Bytes8:
             drawn = np.asarray(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
     else:
         drawn = np.full((TILE, TILE, 3), 235, np.uint8)
-    return stacked([drawn, lettered(f"{_said(near.distance)} {near.label}", size=_SMALL, width=TILE)], gap=2)
+    return vstack([drawn, text_image(f"{_said(near.distance)} {near.label}", size=_SMALL, width=TILE)], gap=2)
 
 
 def _said(distance: float) -> str:

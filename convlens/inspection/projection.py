@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from convlens.errors import RequestError
 from convlens.gallery.vectors import nearest_others, sampled
 from convlens.types import Bytes8, Floats, Ints
-from convlens.visualization.layout import framed, lettered, side_by_side, stacked
+from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 CHUNK = 4096
 
@@ -206,8 +206,8 @@ def map_picture(coordinates_N2: Floats, labels: Sequence[str], thumbnails: Seque
     for (x, y), colour, drawn in zip(places, colour_N, as_pictures, strict=True):
         if not drawn:
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-    parts = [np.asarray(sheet), *_legend(colours, Counter(labels)), lettered(caption, size=_SIZE, width=SHEET)]
-    return framed(stacked(parts, gap=12), margin=16)
+    parts = [np.asarray(sheet), *_legend(colours, Counter(labels)), text_image(caption, size=_SIZE, width=SHEET)]
+    return add_margin(vstack(parts, gap=12), margin=16)
 
 
 def _drawn(
@@ -242,10 +242,10 @@ def _legend(colours: dict[str, Colour], counts: Counter[str]) -> list[Bytes8]:
     items = []
     for label, colour in colours.items():
         swatch = np.full((_SWATCH, _SWATCH, 3), colour, np.uint8)
-        words = lettered(f"{label[:28]} ({counts[label]})", size=_SIZE, width=_COLUMN - _SWATCH - 8)
-        items.append(side_by_side([swatch, words], gap=8))
+        words = text_image(f"{label[:28]} ({counts[label]})", size=_SIZE, width=_COLUMN - _SWATCH - 8)
+        items.append(hstack([swatch, words], gap=8))
     columns = SHEET // (_COLUMN + 12)
-    return [side_by_side(items[n : n + columns], gap=12) for n in range(0, len(items), columns)]
+    return [hstack(items[n : n + columns], gap=12) for n in range(0, len(items), columns)]
 
 
 def _colour(hue: float) -> Colour:

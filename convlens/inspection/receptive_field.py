@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.inspection.receptive_bounds import ROWS, SEEN, is_marked, marked, of_picture
 from convlens.inspection.receptive_rules import Bounding
-from convlens.instrument import layer_of, private_tree, require_eval
+from convlens.instrument import find_layer, private_tree, require_eval
 from convlens.models import Classifier
 from convlens.types import Floats, Ints
 
@@ -126,7 +126,7 @@ def receptive_fields(classifier: Classifier, size: int | tuple[int, int] | None 
 
 def receptive_field(classifier: Classifier, layer: str, size: int | tuple[int, int] | None = None) -> Field:
     """The field of one layer; RequestError, with near matches, for a name that there is not or that has no field."""
-    layer_of(classifier.module, layer)
+    find_layer(classifier.module, layer)
     return field_of(receptive_fields(classifier, size), layer)
 
 

@@ -6,23 +6,23 @@ module never gets a hook, so threads cannot see each other and an exception has 
 
 from __future__ import annotations
 
-from convlens.instrument.function_modes import AveragePools, own_randomness
-from convlens.instrument.layer_hooks import Tap, UpTo, layer_of, private_tree, require_eval, tapped
-from convlens.instrument.relu_guard import refuse_unruled
+from convlens.instrument.function_modes import AveragePooling, private_rng
+from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
+from convlens.instrument.relu_guard import require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
 
 __all__ = [
     "RULES",
-    "AveragePools",
+    "AveragePooling",
+    "PartialForward",
     "RedirectedRelus",
     "ReluRule",
     "RuledRelus",
     "Tap",
-    "UpTo",
-    "layer_of",
-    "own_randomness",
+    "find_layer",
+    "private_rng",
     "private_tree",
-    "refuse_unruled",
     "require_eval",
+    "require_relu_network",
     "tapped",
 ]

@@ -17,7 +17,7 @@ _NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_i
 _MAX_POOLS = {functional.max_pool2d, torch.max_pool2d}
 
 
-class AveragePools(TorchFunctionMode):
+class AveragePooling(TorchFunctionMode):
     """Inside this ``with``, every max pooling of the calling thread takes the mean of what lies in the picture.
 
     Gatys et al. 2015 found textures to look better so. Windows, strides and padding stay; padding is not counted, as
@@ -59,7 +59,7 @@ def _mean(
 _DRAWS = {torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm, torch.bernoulli, torch.multinomial}
 
 
-class own_randomness(TorchFunctionMode):  # noqa: N801 - reads as a function in a with statement
+class private_rng(TorchFunctionMode):  # noqa: N801 - reads as a function in a with statement
     """Inside this ``with``, draws of the calling thread come from a generator of their own, seeded by ``seed``.
 
     torch.manual_seed would reach into every other thread, and be reached into.

@@ -51,7 +51,7 @@ def require_eval(module: nn.Module) -> None:
         raise ModelError(f"{training[0]} is in training mode; call .eval() on the model first")
 
 
-def layer_of(module: nn.Module, name: str) -> nn.Module:
+def find_layer(module: nn.Module, name: str) -> nn.Module:
     """The part of that dotted name, or RequestError with near matches."""
     parts: dict[str, nn.Module] = dict(module.named_modules())
     if not name or name not in parts:
@@ -93,7 +93,7 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
 
 def tappable(module: nn.Module, name: str) -> nn.Module:
     """The layer of that name; RequestError for an unknown one, with near matches, and for one that takes no hooks."""
-    layer = layer_of(module, name)
+    layer = find_layer(module, name)
     if isinstance(layer, torch.jit.ScriptModule):
         raise RequestError(f"layer {name!r} is scripted, and what flows through it cannot be caught", field="layer")
     return layer
@@ -119,7 +119,7 @@ def _catch_output(caught: dict[str, Tensor], name: str) -> Any:
     return hook
 
 
-class UpTo:
+class PartialForward:
     """Call it with pictures (N, C, H, W), get what the named layers give, by name; what comes behind them is not run.
 
     A layer that runs several times (torchvision's ResNets share one ReLU within a block) counts by its last run: one

@@ -54,7 +54,7 @@ _CHOICES = {
 _RULED = "_RuledReluBackward"
 
 
-def refuse_unruled(output: Tensor, *, method: str, even_none: bool = False) -> None:
+def require_relu_network(output: Tensor, *, method: str, even_none: bool = False) -> None:
     """Raise UnsupportedModelError unless every non-linearity behind ``output`` obeys the ReLU rule.
 
     ``even_none``: that there is no non-linearity at all will do, as there is none before a first convolution.

@@ -37,7 +37,7 @@ class DiscoveredLayers:
     first_convolution: str
 
 
-def probe(module: nn.Module, feed: Preprocessing) -> DiscoveredLayers:
+def discover_layers(module: nn.Module, feed: Preprocessing) -> DiscoveredLayers:
     """Runs two seeded noise pictures through a private copy of the network and reads off what was called.
 
     Layers are named by the order in which their calls *finish*. ``gradcam_layer`` is the last of them with a map

@@ -7,8 +7,8 @@ from torch import nn
 
 from convlens.errors import ModelError, near_matches
 from convlens.models.classifier import Classifier, choose_device
-from convlens.models.layer_discovery import DiscoveredLayers, probe
-from convlens.models.model_id import ModelName, Name, parse, read_options
+from convlens.models.layer_discovery import DiscoveredLayers, discover_layers
+from convlens.models.model_id import ModelId, ModelName, parse, read_options
 from convlens.models.preprocessing import Preprocessing, adjusted
 from convlens.models.sources import find_source, source_names
 from convlens.models.weights import weights_sha256
@@ -31,7 +31,7 @@ def load(name: str = DEFAULT, *, device: str | torch.device = "auto") -> Classif
         raise ModelError(_bare(parsed))
     source, options = find_source(parsed.source), read_options(parsed)
     draft = source.draft(parsed, options)
-    module = settled(draft.module)
+    module = for_inference(draft.module)
     try:
         spec = _spec(source.shown(parsed), module, adjusted(draft.feed, options), options.labels or draft.labels)
     except ModelError as error:
@@ -48,13 +48,13 @@ def listing(source: str | None = None) -> tuple[ModelName, ...]:
     return tuple(entry for each in wanted for entry in find_source(each).names())
 
 
-def settled(module: nn.Module) -> nn.Module:
+def for_inference(module: nn.Module) -> nn.Module:
     """The same module in eval mode, in float32, without gradients for its parameters."""
     return module.eval().float().requires_grad_(False)
 
 
 def _spec(shown: str, module: nn.Module, feed: Preprocessing, labels: tuple[str, ...] | None) -> ModelSpec:
-    found = probe(module, feed)
+    found = discover_layers(module, feed)
     return ModelSpec(
         name=shown,
         crop=feed.crop,
@@ -81,7 +81,7 @@ def _labels(found: DiscoveredLayers, labels: tuple[str, ...] | None) -> tuple[st
     return labels
 
 
-def _bare(name: Name) -> str:
+def _bare(name: ModelId) -> str:
     """Why a name without a source is refused, with the corrected spellings."""
     everywhere = [entry.name for entry in listing()]
     spelled = [full for full in everywhere if full.partition(":")[2].split(".")[0] == name.rest]

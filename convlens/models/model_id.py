@@ -27,7 +27,7 @@ class ModelName:
 
 
 @dataclass(frozen=True)
-class Name:
+class ModelId:
     """A name taken apart. ``rest`` is what stands between the source and the options; ``source`` is empty in a bare
     name.
     """
@@ -43,7 +43,7 @@ class Name:
         return f"{self.source}:{self.rest}"
 
 
-def parse(text: str) -> Name:
+def parse(text: str) -> ModelId:
     """Takes a name apart; ``%26`` and the like in an option's value stand for the character itself.
 
     Raises ModelError for an option without a value, or one given twice.
@@ -52,10 +52,10 @@ def parse(text: str) -> Name:
     source, colon, rest = head.partition(":")
     if not colon:
         source, rest = "", head
-    return Name(text, source.strip(), rest.strip(), MappingProxyType(_options(text, query)))
+    return ModelId(text, source.strip(), rest.strip(), MappingProxyType(_options(text, query)))
 
 
-def split_variant(name: Name) -> tuple[str, str]:
+def split_variant(name: ModelId) -> tuple[str, str]:
     """``("resnet50", "IMAGENET1K_V2")`` of ``torchvision:resnet50:IMAGENET1K_V2``; the variant may be empty."""
     model, _, variant = name.rest.partition(":")
     if not model or ":" in variant:
@@ -76,7 +76,7 @@ def _options(text: str, query: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Options:
+class ModelOptions:
     """``weights`` and ``labels`` are files; ``size`` and ``resize`` pixels; ``mean`` and ``std`` on the 0..1 scale.
 
     None: as the model's source has it.
@@ -91,16 +91,16 @@ class Options:
     interpolation: str | None = None
 
 
-def read_options(name: Name) -> Options:
+def read_options(name: ModelId) -> ModelOptions:
     """Reads the options of a name, label file included; raises ModelError for unknown keys and unreadable values."""
-    known = [field.name for field in fields(Options)]
+    known = [field.name for field in fields(ModelOptions)]
     for key in name.options:
         if key not in known:
             raise ModelError(
                 f"{name.text!r}: no option {key!r}; there are: {', '.join(known)}{near_matches(key, known)}"
             )
     given = name.options
-    return Options(
+    return ModelOptions(
         weights=Path(given["weights"]).expanduser() if "weights" in given else None,
         labels=read_labels(given["labels"]) if "labels" in given else None,
         size=_pixels(name, "size"),
@@ -111,7 +111,7 @@ def read_options(name: Name) -> Options:
     )
 
 
-def _pixels(name: Name, key: str) -> int | None:
+def _pixels(name: ModelId, key: str) -> int | None:
     text = name.options.get(key)
     if text is None:
         return None
@@ -120,7 +120,7 @@ def _pixels(name: Name, key: str) -> int | None:
     return int(text)
 
 
-def _channels(name: Name, key: str) -> tuple[float, ...] | None:
+def _channels(name: ModelId, key: str) -> tuple[float, ...] | None:
     text = name.options.get(key)
     if text is None:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError
 from convlens.models.classifier import Classifier, choose_device
-from convlens.models.loader import settled
+from convlens.models.loader import for_inference
 from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from convlens.models.model_id import parse
 from convlens.models.sources import find_source
@@ -47,7 +47,7 @@ def unpack(folder: Path, *, device: str | torch.device = "auto") -> Classifier:
     name = parse(portable)
     source = find_source(name.source)
     located = source.located(name, folder)
-    module = settled(source.skeleton(parse(located), spec.classes))
+    module = for_inference(source.skeleton(parse(located), spec.classes))
     apply_state_dict(module, read_state_dict(folder / WEIGHTS), origin=str(folder / WEIGHTS))
     _verify(module, spec, folder)
     return Classifier(module.to(placed), spec, placed, located)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from convlens.errors import ModelError
-from convlens.models.model_id import Options
+from convlens.models.model_id import ModelOptions
 from convlens.types import Interpolation
 
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
@@ -35,7 +35,7 @@ def interpolation(word: str) -> Interpolation:
     return word  # type: ignore[return-value]  # narrowed by the check above, which mypy does not follow
 
 
-def adjusted(feed: Preprocessing, options: Options) -> Preprocessing:
+def adjusted(feed: Preprocessing, options: ModelOptions) -> Preprocessing:
     """The feed with the options that were given in its stead.
 
     A ``size`` without a ``resize`` keeps the model's own proportion of crop to resize. Raises ModelError when the crop

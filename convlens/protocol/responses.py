@@ -325,7 +325,7 @@ class _Writer:
     def _sized(self, values_CHW: Floats) -> Floats:
         if self.params.size == "model" or self.placement is None:
             return values_CHW
-        return visualization.placed(values_CHW, size=self.placement.size, box=self.placement.box)
+        return visualization.place_in_image(values_CHW, size=self.placement.size, box=self.placement.box)
 
     def _neighbour(self, found: Neighbour) -> dict[str, Any]:
         body: dict[str, Any] = {"id": found.id, "label": found.label, "distance": found.distance}

@@ -14,16 +14,16 @@ SUFFIX, DRAFT = ".onnx", ".draft.onnx"
 
 
 @dataclass(frozen=True)
-class Graphs:
-    """Graphs of the same weights and classes: at most one of a kind, but for occlusion and features."""
+class GraphSet:
+    """GraphSet of the same weights and classes: at most one of a kind, but for occlusion and features."""
 
     runtimes: tuple[OnnxRuntime, ...]
 
-    def of(self, kind: Kind) -> tuple[OnnxRuntime, ...]:
+    def all(self, kind: Kind) -> tuple[OnnxRuntime, ...]:
         return tuple(runtime for runtime in self.runtimes if runtime.contract.kind == kind)
 
-    def one(self, kind: Kind) -> OnnxRuntime | None:
-        return next(iter(self.of(kind)), None)
+    def first(self, kind: Kind) -> OnnxRuntime | None:
+        return next(iter(self.all(kind)), None)
 
 
 def graph_files(path: Path) -> tuple[Path, ...]:
@@ -44,7 +44,7 @@ def open_graphs(
     providers: Providers = "auto",
     device_id: int = 0,
     threads: int | None = None,
-) -> Graphs:
+) -> GraphSet:
     """Files, and folders of them, as sessions.
 
     Raises ModelError for a graph of other weights or class names than given (with both hashes), for two graphs of one
@@ -62,7 +62,7 @@ def open_graphs(
         if runtime.contract.preprocessing:
             raise ModelError(f"{file} begins at uint8 pictures; export it without preprocessing for this")
     _require_distinct(opened)
-    return Graphs(tuple(runtime for _, runtime in opened))
+    return GraphSet(tuple(runtime for _, runtime in opened))
 
 
 def _require_distinct(opened: Sequence[tuple[Path, OnnxRuntime]]) -> None:

@@ -26,7 +26,7 @@ from convlens.runtime.graph_contract import (
 from convlens.runtime.onnx_session import (
     CUDA,
     ORT_ERRORS,
-    Feed,
+    InputArray,
     Providers,
     batches,
     empty,
@@ -104,16 +104,16 @@ class OnnxRuntime:
                 f"those in use are {weights_sha256}; export it again from these"
             )
 
-    def logits(self, x_NCHW: Feed) -> Floats:
+    def logits(self, x_NCHW: InputArray) -> Floats:
         """Logits (N, K), from a graph of scores or of embeddings."""
         return self._outputs([x_NCHW], LOGITS)[LOGITS]
 
     @property
-    def lanes(self) -> int:
-        """How many runs ``logits_of`` makes at once."""
+    def parallel_runs(self) -> int:
+        """How many runs ``logits_each`` makes at once."""
         return self._lanes.count if self._lanes else 1
 
-    def logits_of(self, makers: Sequence[Callable[[], Feed]]) -> Iterator[Floats]:
+    def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Iterator[Floats]:
         """Logits (N, K) of the pictures that each maker gives, in order; several at once on a CPU of several cores.
 
         Makers are called when their turn comes, in the threads that run the graph. For a graph that takes any number of
@@ -124,21 +124,21 @@ class OnnxRuntime:
         session = self._single_threaded()
         return self._lanes.results([partial(self._made, session, maker) for maker in makers])
 
-    def embeddings(self, x_NCHW: Feed) -> Floats:
+    def embeddings(self, x_NCHW: InputArray) -> Floats:
         """Embeddings (N, D), from a graph of embeddings."""
         return self._outputs([x_NCHW], EMBEDDING)[EMBEDDING]
 
-    def logits_and_embeddings(self, x_NCHW: Feed) -> tuple[Floats, Floats]:
+    def logits_and_embeddings(self, x_NCHW: InputArray) -> tuple[Floats, Floats]:
         """Both from the same runs of a graph of embeddings."""
         found = self._outputs([x_NCHW], LOGITS, EMBEDDING)
         return found[LOGITS], found[EMBEDDING]
 
-    def features(self, x_NCHW: Feed) -> dict[str, Floats]:
+    def features(self, x_NCHW: InputArray) -> dict[str, Floats]:
         """The outputs of the graph's layers by name, from a graph of features."""
         self._require_kind("features")
         return self._outputs([x_NCHW], *self.contract.layers)
 
-    def gradient(self, x_NCHW: Feed, target_N: Ints) -> tuple[Floats, Floats]:
+    def gradient(self, x_NCHW: InputArray, target_N: Ints) -> tuple[Floats, Floats]:
         """d logit(target) / d picture (N, C, H, W), each row by its own target, and the logits (N, K).
 
         From a graph of saliency, guided_backprop or deconvnet. TargetError for a class that there is not.
@@ -147,7 +147,7 @@ class OnnxRuntime:
         found = self._outputs([x_NCHW, self._targets(target_N, len(x_NCHW))], GRADIENT, LOGITS)
         return found[GRADIENT], found[LOGITS]
 
-    def sweep(self, x_CHW: Feed, target: int, *, fill: float = 0.0, score: ScoreKind = "logit") -> Floats:
+    def sweep(self, x_CHW: InputArray, target: int, *, fill: float = 0.0, score: ScoreKind = "logit") -> Floats:
         """The target's score with each window hidden in turn (R, Q), from a graph of occlusion.
 
         ``fill`` is in normalised units. Raises RequestError for a picture of another shape, TargetError for a class
@@ -160,11 +160,11 @@ class OnnxRuntime:
         found = self.run(x_CHW[None], np.asarray(target, np.int64), np.asarray(fill, np.float32))
         return found[SCORES] if score == "logit" else np.exp(found[SCORES] - found[LOG_SUMS])
 
-    def run(self, *feeds: Feed) -> dict[str, Floats]:
+    def run(self, *feeds: InputArray) -> dict[str, Floats]:
         """One run: all outputs by name, for all inputs in the contract's order. RequestError for a wrong shape."""
         return {name: value.cpu().numpy() for name, value in self.run_on_device(*feeds).items()}
 
-    def run_on_device(self, *feeds: Feed) -> dict[str, Tensor]:
+    def run_on_device(self, *feeds: InputArray) -> dict[str, Tensor]:
         """As ``run``, with the outputs left on the session's device; inputs that lie there already are not copied."""
         inputs = [fed(feed, port, self.device) for feed, port in zip(feeds, self.contract.inputs, strict=True)]
         size_of = sizes(inputs, self.contract.inputs)
@@ -203,7 +203,7 @@ class OnnxRuntime:
                 self._narrow = narrow
             return self._narrow
 
-    def _made(self, session: Any, maker: Callable[[], Feed]) -> Floats:
+    def _made(self, session: Any, maker: Callable[[], InputArray]) -> Floats:
         # Not bound: outputs are small, and to bind them took a twentieth of such a short run.
         (port,) = self.contract.inputs
         try:
@@ -212,7 +212,7 @@ class OnnxRuntime:
             raise run_error(error, self.name) from error
         return np.asarray(found)
 
-    def _outputs(self, feeds: list[Feed], *names: str) -> dict[str, Floats]:
+    def _outputs(self, feeds: list[InputArray], *names: str) -> dict[str, Floats]:
         missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
         if missing:
             raise ModelError(
@@ -229,7 +229,7 @@ class OnnxRuntime:
         on_cpu = CPU_GRADIENT_BATCH if self.contract.kind in GRADIENTS else CPU_BATCH
         return on_cpu if self.device.type == "cpu" else BATCH
 
-    def _part(self, feeds: Sequence[Feed]) -> dict[str, Floats]:
+    def _part(self, feeds: Sequence[InputArray]) -> dict[str, Floats]:
         """One batch, filled up with its first row where the graph is bound to a larger one."""
         count, bound = len(feeds[0]), self.contract.batch
         if bound is None or count == bound:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from convlens.errors import ModelError, OutOfMemoryError, RequestError
 from convlens.runtime.graph_contract import Port
-from convlens.runtime.memory import out_of_memory
+from convlens.runtime.memory import is_out_of_memory
 
 SHARED = "session.use_env_allocators"
 
@@ -37,11 +37,11 @@ def share_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-Feed = Tensor | NDArray[Any]
+InputArray = Tensor | NDArray[Any]
 _TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64, "uint8": torch.uint8}
 
 
-def fed(feed: Feed, port: Port, device: torch.device) -> Tensor:
+def fed(feed: InputArray, port: Port, device: torch.device) -> Tensor:
     """The feed as the port wants it, on that device. Of casts only those between floats are meant."""
     # torch takes no array whose axes run backwards
     tensor = feed if isinstance(feed, Tensor) else torch.as_tensor(np.ascontiguousarray(feed).reshape(feed.shape))
@@ -77,7 +77,7 @@ def place(tensor: Tensor, port: Port) -> tuple[str, int, Any, tuple[int, ...], i
     return tensor.device.type, device_id, np.dtype(port.dtype), tuple(tensor.shape), tensor.data_ptr()
 
 
-def batches(x_NCHW: Feed, size: int) -> list[Feed]:
+def batches(x_NCHW: InputArray, size: int) -> list[InputArray]:
     """The pictures in parts of at most ``size``; RequestError for none."""
     if not len(x_NCHW):
         raise RequestError("no pictures were given; give one or more")
@@ -149,7 +149,7 @@ def _settings(provider: str, device_id: int, memory_limit_bytes: int | None) -> 
 
 def run_error(error: Exception, name: str) -> ModelError | OutOfMemoryError:
     """What a failed run means, as an error of ours."""
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return OutOfMemoryError(f"{name} ran out of memory: {_short(error)}; use smaller batches or another device")
     return ModelError(f"{name} failed: {_short(error)}")
 

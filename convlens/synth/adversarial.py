@@ -20,7 +20,7 @@ from convlens.models import Classifier, find_class
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import read_rgb, resized, to_tensor, top
 from convlens.types import Bytes8, Floats, ModelSpec
-from convlens.visualization.layout import framed, lettered, side_by_side, stacked
+from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 _GAMMA = 0.05  # how fast the allowed change grows and shrinks
 _AMPLIFIED = 10
@@ -235,9 +235,9 @@ def _figure(before: Bytes8, after: Bytes8, said: Any, says: Any, psnr: float) ->
         (_about_grey(_AMPLIFIED * difference), f"difference × {_AMPLIFIED}"),
     ]
     shown = [
-        stacked([picture, lettered(caption, size=14, width=picture.shape[1])], gap=4) for picture, caption in tiles
+        vstack([picture, text_image(caption, size=14, width=picture.shape[1])], gap=4) for picture, caption in tiles
     ]
-    return framed(side_by_side(shown, gap=8), margin=8)
+    return add_margin(hstack(shown, gap=8), margin=8)
 
 
 def _about_grey(difference: Floats) -> Bytes8:

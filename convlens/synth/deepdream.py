@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from convlens.errors import RequestError
-from convlens.instrument import UpTo, require_eval
+from convlens.instrument import PartialForward, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
 from convlens.synth.tiling import tiled_gradient
 from convlens.types import Bytes8
-from convlens.visualization.layout import side_by_side
+from convlens.visualization.layout import hstack
 
 SMALLEST = 48  # pixels: below, networks of stride 32 have a map of one unit
 Size = tuple[int, int]
@@ -134,7 +134,7 @@ class DreamRun(SynthesisRun):
         height, width = picture.shape[:2]
         self._sizes = octave_sizes((height, width), octaves=job.octaves, scale=job.octave_scale)
         self._picture = to_tensor(picture, classifier.spec, classifier.device)
-        self._up_to = UpTo(classifier.module, job.layers, at_size(self._picture, self._sizes[0]))
+        self._up_to = PartialForward(classifier.module, job.layers, at_size(self._picture, self._sizes[0]))
         self._strengths = dict(zip(job.layers, job.strengths or (1.0,) * len(job.layers), strict=True))
         self._guides = self._guide_features() if job.guide else {}
         self._generator = torch.Generator().manual_seed(job.seed)
@@ -194,7 +194,7 @@ class DreamRun(SynthesisRun):
         }
         return Outcome(
             {"dream": found},
-            {"before-and-after": side_by_side([before, found], gap=8)},
+            {"before-and-after": hstack([before, found], gap=8)},
             facts,
             frames=tuple(self._frames),
         )

@@ -16,7 +16,7 @@ from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import middle_square, read_rgb, require_texture
 from convlens.types import Bytes8, Floats
-from convlens.visualization.layout import side_by_side
+from convlens.visualization.layout import hstack
 
 _SEED_SIDE, _MOST_WORSE = 3, 1.1
 
@@ -128,7 +128,7 @@ class EfrosRun(SynthesisRun):
     def finish(self) -> Outcome:
         found = self._picture.copy()
         facts: dict[str, Any] = {"max_error": self._max_error}
-        return Outcome({"texture": found}, {"source-and-texture": side_by_side([self._source, found], gap=8)}, facts)
+        return Outcome({"texture": found}, {"source-and-texture": hstack([self._source, found], gap=8)}, facts)
 
     def _plant(self) -> None:
         """A patch of the source in the middle."""

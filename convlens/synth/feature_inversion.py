@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convlens.errors import RequestError
 from convlens.image import prepare, read
-from convlens.instrument import UpTo, require_eval
+from convlens.instrument import PartialForward, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import channels_last, sheet, to_tensor, to_uint8
@@ -20,7 +20,7 @@ from convlens.synth.lbfgs import QuasiNewton
 from convlens.synth.parameters import KINDS, make_parameter, noise
 from convlens.synth.regularisers import total_variation
 from convlens.types import Bytes8
-from convlens.visualization.layout import side_by_side
+from convlens.visualization.layout import hstack
 
 _SHALLOW, _DEEP = 0.001, 20.0  # weights of total variation
 
@@ -103,7 +103,7 @@ class InvertRun(SynthesisRun):
         self._view = _seen(job.picture, classifier, "picture")
         self._target = to_tensor(self._view, classifier.spec, classifier.device)
         self._layers = tuple(dict.fromkeys(job.layers))
-        every = UpTo(classifier.module, self._layers, self._target)  # also: an unknown layer is told at once
+        every = PartialForward(classifier.module, self._layers, self._target)  # also: an unknown layer is told at once
         with torch.no_grad():
             self._wanted = every(self._target)
         self._range = 1 / float(min(classifier.spec.std))
@@ -137,7 +137,7 @@ class InvertRun(SynthesisRun):
             self._x, self._velocity = (state["moving"][name].to(self._target) for name in ("x", "velocity"))
 
     def snapshot(self) -> Bytes8:
-        return side_by_side([*to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)], gap=4)
+        return hstack([*to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)], gap=4)
 
     def finish(self) -> Outcome:
         pictures = to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)
@@ -160,7 +160,7 @@ class InvertRun(SynthesisRun):
     def _open(self, layer: int) -> None:
         """Start with a layer, from noise of its own."""
         name = self._layers[layer]
-        self._up_to = UpTo(self._classifier.module, [name], self._target)
+        self._up_to = PartialForward(self._classifier.module, [name], self._target)
         self._tv = self._job.weights[layer]
         self._name = name
         generator = torch.Generator().manual_seed(self._job.seed * 1000 + layer)
@@ -199,7 +199,7 @@ class InvertRun(SynthesisRun):
 
     def _errors(self, layer: str, picture: Bytes8) -> dict[str, float | None]:
         """Of the picture as saved: squared over the squared length, and the distance over that between pictures."""
-        up_to = UpTo(self._classifier.module, [layer], self._target)
+        up_to = PartialForward(self._classifier.module, [layer], self._target)
         with torch.no_grad():
             found = up_to(to_tensor(picture, self._classifier.spec, self._classifier.device))[layer].double()
             wanted = self._wanted[layer].double()
@@ -210,7 +210,7 @@ class InvertRun(SynthesisRun):
             "error_over_pairwise": distance / pairwise if pairwise else None,
         }
 
-    def _pairwise(self, up_to: UpTo, layer: str) -> float:
+    def _pairwise(self, up_to: PartialForward, layer: str) -> float:
         """Mean distance between the features of different pictures; 0 where there are no others."""
         features = [self._wanted[layer].double().flatten()]
         for path in self._job.others:

@@ -21,7 +21,7 @@ from convlens.synth.presets import OVERRIDABLE, Settings, settings_of
 from convlens.synth.regularisers import blurred, total_variation, without_small_contributions, without_small_pixels
 from convlens.synth.transforms import Movements, drawn, moved
 from convlens.types import Bytes8, ModelSpec
-from convlens.visualization.layout import side_by_side
+from convlens.visualization.layout import hstack
 
 _TINY = 1e-30
 _AT_ONCE = 4  # rows a forward pass: more do not go faster on a CPU, and take memory
@@ -186,7 +186,7 @@ class AscentRun(SynthesisRun):
         self.done = state["done"]
 
     def snapshot(self) -> Bytes8:
-        return side_by_side(to_uint8(self.x_NCHW[:6], self._classifier.spec), gap=4)
+        return hstack(to_uint8(self.x_NCHW[:6], self._classifier.spec), gap=4)
 
     def finish(self) -> Outcome:
         pictures = to_uint8(self.x_NCHW, self._classifier.spec)

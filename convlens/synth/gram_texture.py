@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.instrument import AveragePools, UpTo, require_eval
+from convlens.instrument import AveragePooling, PartialForward, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import channels_last, middle_square, read_rgb, require_texture, resized, to_tensor, to_uint8
 from convlens.synth.lbfgs import QuasiNewton
 from convlens.synth.parameters import noise
 from convlens.types import Bytes8
-from convlens.visualization.layout import side_by_side
+from convlens.visualization.layout import hstack
 
 
 def gram(features_NCHW: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class TextureRun(SynthesisRun):
         self._source = middle_square(read_rgb(job.source, field="source"), job.source_side)
         require_texture(self._source)
         whole = to_tensor(self._source, classifier.spec, classifier.device)
-        self._up_to = UpTo(classifier.module, job.layers, whole)
+        self._up_to = PartialForward(classifier.module, job.layers, whole)
         self._low, self._high = (edge(whole, (0, 2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
         self._weights = dict(zip(job.layers, job.weights or (1.0,) * len(job.layers), strict=True))
         self.total = job.scales * job.steps
@@ -169,7 +169,7 @@ class TextureRun(SynthesisRun):
             "gram_loss": losses["texture"],
             "fell_by": losses["noise"] / max(losses["texture"], 1e-30),
         }
-        return Outcome({"texture": found}, {"source-and-texture": side_by_side([self._source, found], gap=8)}, facts)
+        return Outcome({"texture": found}, {"source-and-texture": hstack([self._source, found], gap=8)}, facts)
 
     # --- inside -------------------------------------------------------------------------------------------------
 
@@ -178,7 +178,7 @@ class TextureRun(SynthesisRun):
         return self._newton.x.detach() if self._newton else self._leaf.detach()
 
     def _pools(self) -> contextlib.AbstractContextManager[object]:
-        return AveragePools() if self._job.pooling == "average" else contextlib.nullcontext()
+        return AveragePooling() if self._job.pooling == "average" else contextlib.nullcontext()
 
     def _size(self, scale: int) -> tuple[int, int]:
         halved = self._job.scales - 1 - scale

@@ -16,7 +16,7 @@ from convlens import image
 from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.types import Bytes8, ModelSpec
-from convlens.visualization.layout import lettered, side_by_side, stacked
+from convlens.visualization.layout import hstack, text_image, vstack
 
 _GAP, _MOST_ABREAST = 8, 6
 
@@ -98,10 +98,8 @@ def top(ranking: Sequence[tuple[int, str, float, float]], count: int = 5) -> lis
 def sheet(pictures: Sequence[Bytes8], captions: Sequence[str]) -> Bytes8:
     """Pictures in rows, each with its caption below."""
     tiles = [
-        stacked([picture, lettered(caption, size=13, width=picture.shape[1])], gap=4)
+        vstack([picture, text_image(caption, size=13, width=picture.shape[1])], gap=4)
         for picture, caption in zip(pictures, captions, strict=True)
     ]
-    rows = [
-        side_by_side(tiles[first : first + _MOST_ABREAST], gap=_GAP) for first in range(0, len(tiles), _MOST_ABREAST)
-    ]
-    return stacked(rows, gap=_GAP)
+    rows = [hstack(tiles[first : first + _MOST_ABREAST], gap=_GAP) for first in range(0, len(tiles), _MOST_ABREAST)]
+    return vstack(rows, gap=_GAP)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.instrument import UpTo
+from convlens.instrument import PartialForward
 from convlens.models import Classifier
 from convlens.synth.images import channels_last, half_on_gpus
 
@@ -35,7 +35,7 @@ class Objective:
         (self._layer,) = {goal.layer for goal in goals}
         self._module = classifier.module
         example = torch.zeros(1, len(classifier.spec.mean), *size, device=classifier.device)
-        self._up_to = UpTo(classifier.module, [self._layer], example) if self._layer else None
+        self._up_to = PartialForward(classifier.module, [self._layer], example) if self._layer else None
         with torch.no_grad():
             out = self._out(example)
         _require_units(out, goals)

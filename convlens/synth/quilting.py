@@ -20,7 +20,7 @@ from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import read_rgb, require_texture
 from convlens.types import Bytes8, Floats
-from convlens.visualization.layout import side_by_side
+from convlens.visualization.layout import hstack
 
 
 def least_seam(error_RQ: Floats) -> NDArray[np.intp]:
@@ -136,7 +136,7 @@ class QuiltRun(SynthesisRun):
     def finish(self) -> Outcome:
         found = self.snapshot().copy()
         facts: dict[str, Any] = {"blocks": self.total, "overlap": self._overlap}
-        return Outcome({"texture": found}, {"source-and-texture": side_by_side([self._source, found], gap=8)}, facts)
+        return Outcome({"texture": found}, {"source-and-texture": hstack([self._source, found], gap=8)}, facts)
 
     def _shown(self, old: Bytes8, new: Bytes8, *, above: bool, beside: bool) -> Any:
         """Where the new block shows: beyond the seam of each overlap, in the corner beyond both."""

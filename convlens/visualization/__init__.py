@@ -8,16 +8,16 @@ caller, hence ValueError.
 from __future__ import annotations
 
 from convlens.visualization.colormaps import diverging, sequential
-from convlens.visualization.heatmaps import abs_max, placed, resize_map, scale, signed_sum, smoothed
-from convlens.visualization.overlays import gradient_picture, grid, overlay
+from convlens.visualization.heatmaps import abs_max, place_in_image, resize_map, scale, signed_sum, smoothed
+from convlens.visualization.overlays import gradient_image, grid, overlay
 
 __all__ = [
     "abs_max",
     "diverging",
-    "gradient_picture",
+    "gradient_image",
     "grid",
     "overlay",
-    "placed",
+    "place_in_image",
     "resize_map",
     "scale",
     "sequential",

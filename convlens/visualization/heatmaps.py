@@ -99,7 +99,7 @@ def as_part(map_HW: Floats, limit: float | None) -> Map:
 Box = tuple[float, float, float, float]
 
 
-def placed(values_CHW: Floats, *, size: tuple[int, int], box: Box) -> Floats:
+def place_in_image(values_CHW: Floats, *, size: tuple[int, int], box: Box) -> Floats:
     """The values where they belong in a picture of ``size`` (width, height): (C, height, width), 0 outside the box.
 
     ``box`` is the left, top, right and bottom of the map in pixels of the picture; fractions are meant. Pixels whose

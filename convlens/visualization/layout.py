@@ -14,7 +14,7 @@ _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 _LEADING = 1.35  # of the size, from line to line
 
 
-def lettered(text: str, *, size: int, width: int) -> Bytes8:
+def text_image(text: str, *, size: int, width: int) -> Bytes8:
     """The text as a picture of that width: dark on white, broken between words where it is too long.
 
     ``size`` is the height of the letters in pixels. Words wider than the picture are broken too.
@@ -33,24 +33,24 @@ def text_width(text: str, *, size: int) -> int:
     return int(np.ceil(_font(size).getlength(text)))
 
 
-def stacked(pictures: Sequence[Bytes8], *, gap: int = 0) -> Bytes8:
+def vstack(pictures: Sequence[Bytes8], *, gap: int = 0) -> Bytes8:
     """Pictures one below another, at the left, on white paper."""
     width = max(picture.shape[1] for picture in pictures)
     rows = [np.pad(each, ((0, gap), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
     return np.concatenate(rows)[: -gap or None]
 
 
-def side_by_side(pictures: Sequence[Bytes8], *, gap: int) -> Bytes8:
+def hstack(pictures: Sequence[Bytes8], *, gap: int) -> Bytes8:
     """Pictures beside each other, at the top, on white paper."""
-    return stacked([picture.transpose(1, 0, 2) for picture in pictures], gap=gap).transpose(1, 0, 2)
+    return vstack([picture.transpose(1, 0, 2) for picture in pictures], gap=gap).transpose(1, 0, 2)
 
 
-def framed(picture_HWC: Bytes8, *, margin: int) -> Bytes8:
+def add_margin(picture_HWC: Bytes8, *, margin: int) -> Bytes8:
     """White paper all around."""
     return np.pad(picture_HWC, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
 
 
-def enlarged(picture_HWC: Bytes8, factor: int) -> Bytes8:
+def enlarge(picture_HWC: Bytes8, factor: int) -> Bytes8:
     """Each pixel as a square of so many: what is drawn are the values, nothing in between."""
     return picture_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
 

@@ -17,7 +17,7 @@ _GREY_LEVELS = (30.0, 205.0)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def gradient_picture(values_CHW: Floats, *, limit: float | None = None) -> Bytes8:
+def gradient_image(values_CHW: Floats, *, limit: float | None = None) -> Bytes8:
     """Signed values of three channels as a picture around mid grey: 0 is exactly 128, the limit 1 or 255.
 
     The usual drawing of guided backprop (Springenberg 2014, arXiv:1412.6806). ``limit`` is by default the 99th

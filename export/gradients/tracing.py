@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from convlens.errors import UnsupportedModelError
-from convlens.instrument import ReluRule, RuledRelus, refuse_unruled
+from convlens.instrument import ReluRule, RuledRelus, require_relu_network
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import GradientKind
 from convlens.types import ModelSpec
@@ -52,7 +52,7 @@ def require_rule(classifier: Classifier, spec: ModelSpec, kind: GradientKind) ->
     x_NCHW = torch.zeros(1, len(spec.mean), spec.crop, spec.crop, device=classifier.device, dtype=dtype)
     with torch.enable_grad(), RuledRelus():
         logits_NK = classifier.module(x_NCHW.requires_grad_())
-    refuse_unruled(logits_NK, method=kind)
+    require_relu_network(logits_NK, method=kind)
 
 
 def unrolled(graph: nn.Module, inputs: Sequence[Tensor], *, open_batch: bool) -> fx.GraphModule:

@@ -17,7 +17,7 @@ from engines import Tripwire, counted, engine, replied, request, values
 from torch import Tensor, nn
 
 from convlens.errors import ConvLensError, OutOfMemoryError
-from convlens.runtime.memory import out_of_memory
+from convlens.runtime.memory import is_out_of_memory
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SWEEP = {"method": "occlusion", "options": {"window": 8, "stride": 4}}
@@ -137,7 +137,7 @@ def test_other_faults_are_not_taken_for_a_lack_of_memory() -> None:
     (answer,) = engine(module).run([request(0, methods=[SMOOTH])])
     assert type(answer) is ConvLensError
     assert len(module.faults.failed) == 1, "and not tried again with less"
-    assert not out_of_memory(RuntimeError("allocator of another kind"))
+    assert not is_out_of_memory(RuntimeError("allocator of another kind"))
 
 
 def test_the_backward_pass_may_run_out_of_memory_as_well() -> None:

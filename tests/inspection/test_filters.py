@@ -12,7 +12,7 @@ from convlens import load
 from convlens.errors import RequestError
 from convlens.inspection import Filters, layer_filters
 from convlens.inspection.filters import filter_pictures, filters_figure, grey_pictures
-from convlens.visualization.layout import lettered
+from convlens.visualization.layout import text_image
 
 # A filter that is red at the upper left, blue at the lower right and takes green away between; and one half as strong.
 BY_HAND = np.zeros((2, 3, 2, 2), np.float32)
@@ -95,7 +95,7 @@ def test_deeper_filters_are_drawn_in_grey_with_a_caption_that_says_what_they_are
     weights_OCHW[0, 0], weights_OCHW[1, 1] = 1.0, -0.5
     figure = filters_figure([Filters("model", "deep", "Conv2d", weights_OCHW, False)], scaling="shared")
     inner = figure[16:-16, 16:-16]
-    caption = lettered(
+    caption = text_image(
         "Conv2d 2x2x1x1. All 2 filters (rows) over all 2 channels (columns). These are not directly interpretable: "
         "they weigh channels of the layer before, not colours, and what those channels mean is not in this picture. "
         "Zero is mid grey; all filters are scaled alike, to the layer's largest weight.",
@@ -103,7 +103,7 @@ def test_deeper_filters_are_drawn_in_grey_with_a_caption_that_says_what_they_are
         width=520,
     )
     np.testing.assert_array_equal(inner[-len(caption) :], caption)
-    title = lettered("model deep", size=20, width=520)
+    title = text_image("model deep", size=20, width=520)
     np.testing.assert_array_equal(inner[: len(title)], title)
     tiles = inner[len(title) + 8 : -len(caption) - 8]  # two by two: 130 pixels each, 65 apart
     quarters = [tiles[y, x].tolist() for y in (65, 260) for x in (65, 260)]
@@ -121,13 +121,13 @@ def test_panels_stand_side_by_side() -> None:
 
 
 def test_words_are_drawn_broken_and_never_lost() -> None:
-    one, two = (lettered(text, size=12, width=120) for text in ("short", "a good deal longer than the sheet is wide"))
+    one, two = (text_image(text, size=12, width=120) for text in ("short", "a good deal longer than the sheet is wide"))
     assert one.shape[1] == two.shape[1] == 120
     assert two.shape[0] > one.shape[0]
     # A word as wide as ten sheets' lines is all there: ten times the ink of one that is a tenth as long.
-    tenth, whole = (lettered("m" * count, size=12, width=60) for count in (4, 40))
+    tenth, whole = (text_image("m" * count, size=12, width=60) for count in (4, 40))
     assert (whole < 128).sum() == 10 * (tenth < 128).sum()
-    np.testing.assert_array_equal(lettered("3×3", size=12, width=60), lettered("3x3", size=12, width=60))
+    np.testing.assert_array_equal(text_image("3×3", size=12, width=60), text_image("3x3", size=12, width=60))
 
 
 def test_half_precision_weights_are_read_exactly() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1
 
-from convlens.instrument import AveragePools
+from convlens.instrument import AveragePooling
 
 X = torch.rand(1, 2, 7, 7, generator=torch.Generator().manual_seed(0))
 POOLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -50,7 +50,7 @@ def means(x_NCHW: Tensor, kernel: int, stride: int, padding: int, ceil: bool) ->
     ],
 )
 def test_each_spelling_takes_the_mean_of_its_windows(name: str, settings: tuple[int, int, int, bool]) -> None:
-    with AveragePools() as pools:
+    with AveragePooling() as pools:
         found = POOLS[name](X)
     torch.testing.assert_close(found, means(X, *settings))
     assert pools.calls == 1
@@ -59,7 +59,7 @@ def test_each_spelling_takes_the_mean_of_its_windows(name: str, settings: tuple[
 
 
 def test_indices_and_dilation_are_left_alone() -> None:
-    with AveragePools() as pools:
+    with AveragePooling() as pools:
         values, indices = F.max_pool2d(X, 2, return_indices=True)
         wide = F.max_pool2d(X, 2, dilation=2)
     assert pools.calls == 0
@@ -72,7 +72,7 @@ def test_a_real_network_s_pools_are_all_met_and_no_other_thread_notices() -> Non
     net = squeezenet1_1(weights=None).eval()
     x_NCHW = torch.rand(1, 3, 64, 64)
     elsewhere: list[Tensor] = []
-    with torch.no_grad(), AveragePools() as pools:
+    with torch.no_grad(), AveragePooling() as pools:
         inside = net(x_NCHW)
         thread = threading.Thread(target=lambda: elsewhere.append(F.max_pool2d(X, 2)))
         thread.start()

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from unsupported_activations import UNSUPPORTED, with_relu
 
 from convlens.errors import UnsupportedModelError
-from convlens.instrument import RuledRelus, refuse_unruled
+from convlens.instrument import RuledRelus, require_relu_network
 
 
 def checked(module: nn.Module) -> None:
     x = nets.pictures(2, 3, 8, 8, dtype=torch.float32).requires_grad_()
     with RuledRelus():
         logits = module(x)
-    refuse_unruled(logits, method="guided_backprop")
+    require_relu_network(logits, method="guided_backprop")
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")

@@ -8,7 +8,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from convlens.errors import RequestError
-from convlens.instrument import UpTo
+from convlens.instrument import PartialForward
 
 
 class Shared(nn.Module):
@@ -48,12 +48,12 @@ def by_hand(net: Shared) -> dict[str, torch.Tensor]:
 
 
 def test_a_layer_that_runs_twice_counts_by_its_last_run(net: Shared) -> None:
-    found = UpTo(net, ["relu"], X)(X)["relu"]
+    found = PartialForward(net, ["relu"], X)(X)["relu"]
     torch.testing.assert_close(found, by_hand(net)["relu"], rtol=0, atol=0)
 
 
 def test_several_layers_come_as_they_were_before_in_place_steps_behind_them(net: Shared) -> None:
-    found = UpTo(net, ["second", "first", "relu", "first"], X)(X)
+    found = PartialForward(net, ["second", "first", "relu", "first"], X)(X)
     assert found.keys() == {"first", "second", "relu"}
     for name, wanted in by_hand(net).items():
         torch.testing.assert_close(found[name], wanted, rtol=0, atol=0)
@@ -61,7 +61,7 @@ def test_several_layers_come_as_they_were_before_in_place_steps_behind_them(net:
 
 def test_nothing_runs_behind_the_last_layer() -> None:
     net = resnet18().eval()
-    up_to = UpTo(net, ["layer1"], torch.zeros(1, 3, 64, 64))
+    up_to = PartialForward(net, ["layer1"], torch.zeros(1, 3, 64, 64))
     ran: list[str] = []
     up_to._tree.layer2.register_forward_pre_hook(lambda *_: ran.append("layer2"))
     wanted = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(torch.ones(2, 3, 64, 64))))))
@@ -71,13 +71,13 @@ def test_nothing_runs_behind_the_last_layer() -> None:
 
 def test_gradients_flow_to_the_pictures(net: Shared) -> None:
     x = X.clone().requires_grad_()
-    (grad,) = torch.autograd.grad(UpTo(net, ["second"], X)(x)["second"].sum(), x)
+    (grad,) = torch.autograd.grad(PartialForward(net, ["second"], X)(x)["second"].sum(), x)
     mask = (net.first(X) > 0).float()
     torch.testing.assert_close(grad, (net.second.weight.sum(0) * mask) @ net.first.weight)
 
 
 def test_the_user_s_module_never_gets_a_hook(net: Shared) -> None:
-    UpTo(net, ["relu"], X)(X)
+    PartialForward(net, ["relu"], X)(X)
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in net.modules())
     assert net(X).shape == (4, 2)
 
@@ -88,4 +88,4 @@ def test_the_user_s_module_never_gets_a_hook(net: Shared) -> None:
 )
 def test_a_layer_that_will_not_do_is_said(net: Shared, layer: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        UpTo(net, [layer], X)
+        PartialForward(net, [layer], X)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import ModelError, RequestError
-from convlens.instrument import layer_of, private_tree, require_eval, tapped
+from convlens.instrument import find_layer, private_tree, require_eval, tapped
 
 
 def hooks(module: nn.Module) -> int:
@@ -65,7 +65,7 @@ def test_a_layer_that_runs_twice_keeps_its_last_call() -> None:
 
 def test_an_unknown_layer_is_refused_with_near_matches() -> None:
     with pytest.raises(RequestError, match=r"no layer 'frist'; did you mean first"):
-        layer_of(nets.Mixed(), "frist")
+        find_layer(nets.Mixed(), "frist")
     with (
         pytest.raises(RequestError, match="no layer 'zzz'; its first are first, norm, relu"),
         tapped(nets.Mixed(), outputs=["zzz"]),

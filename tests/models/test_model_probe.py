@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError
 from convlens.models import load
-from convlens.models.layer_discovery import private_copy, probe
+from convlens.models.layer_discovery import discover_layers, private_copy
 from convlens.models.preprocessing import IMAGENET
 
 FEED = replace(IMAGENET, crop=16, resize=16)
@@ -62,7 +62,7 @@ def test_probing_leaves_the_network_as_it_was() -> None:
     module = small().train()
     before = copy.deepcopy(module.state_dict())
     state = torch.get_rng_state()
-    found = probe(module, FEED)
+    found = discover_layers(module, FEED)
     assert (found.classes, found.embedding_layer, found.gradcam_layer, found.first_convolution) == (3, "3", "1", "0")
     assert all(not part._forward_hooks and part.training for part in module.modules())
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
@@ -101,7 +101,7 @@ class Twice(nn.Module):
 
 
 def test_layers_are_found_by_the_order_of_calls_not_of_registration() -> None:
-    found = probe(Twice(), FEED)
+    found = discover_layers(Twice(), FEED)
     assert (found.first_convolution, found.gradcam_layer, found.embedding_layer) == ("early", "late", "head")
 
 
@@ -135,4 +135,4 @@ class Tuple(nn.Module):
 )
 def test_what_is_no_convolutional_classifier_is_refused(module: nn.Module, told: str) -> None:
     with pytest.raises(ModelError, match=told):
-        probe(module, FEED)
+        discover_layers(module, FEED)

@@ -39,8 +39,8 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logits_side_by_side_are_torch_s_in_order(scores: Path, threads: int) -> None:
     x_NCHW = pictures(11)
     runtime = OnnxRuntime(scores, providers="cpu", threads=threads)
-    assert runtime.lanes == threads
-    parts = list(runtime.logits_of([lambda few=x_NCHW[n : n + 3]: few for n in range(0, 11, 3)]))
+    assert runtime.parallel_runs == threads
+    parts = list(runtime.logits_each([lambda few=x_NCHW[n : n + 3]: few for n in range(0, 11, 3)]))
     with torch.no_grad():
         wanted = small().module(torch.tensor(x_NCHW)).numpy()
     assert [len(part) for part in parts] == [3, 3, 3, 2]
@@ -55,21 +55,21 @@ def test_a_graph_that_was_replaced_meanwhile_is_refused(scores: Path, tmp_path: 
     other = replace(other, spec=replace(other.spec, weights_sha256="1" * 64))
     path.write_bytes(export(other, "scores", tmp_path / "other.onnx").path.read_bytes())
     with pytest.raises(ModelError, match="was replaced by another graph after it was opened; open it again"):
-        list(runtime.logits_of([lambda: pictures(1)]))
+        list(runtime.logits_each([lambda: pictures(1)]))
 
 
 class ShortOfMemory:
     """As ``OnnxRuntime``, but after some runs there is no memory for more at once."""
 
     def __init__(self, runtime: OnnxRuntime, after: int) -> None:
-        self.name, self.lanes, self.contract = runtime.name, 2, runtime.contract
+        self.name, self.parallel_runs, self.contract = runtime.name, 2, runtime.contract
         self.runtime, self.after, self.alone = runtime, after, 0
 
     def logits(self, x_NCHW: Any) -> Any:
         self.alone += len(x_NCHW)
         return self.runtime.logits(x_NCHW)
 
-    def logits_of(self, makers: Any) -> Any:
+    def logits_each(self, makers: Any) -> Any:
         for n, maker in enumerate(makers):
             if n == self.after:
                 raise MemoryError("bad allocation")

@@ -5,7 +5,7 @@ import pytest
 import skimage.color
 import skimage.data
 
-from convlens.visualization import gradient_picture, grid, overlay
+from convlens.visualization import gradient_image, grid, overlay
 
 CHELSEA = skimage.data.chelsea()[:60, :80]
 
@@ -19,14 +19,14 @@ def blob(sign: float = 1) -> np.ndarray:
 def test_a_gradient_of_zero_is_mid_grey_and_the_limit_is_one_or_255():
     values_CHW = np.zeros((3, 1, 4))
     values_CHW[0, 0] = [0, 2, -2, 1]
-    drawn = gradient_picture(values_CHW, limit=2)[0]
+    drawn = gradient_image(values_CHW, limit=2)[0]
     assert drawn.tolist() == [[128] * 3, [255, 128, 128], [1, 128, 128], [192, 128, 128]]
-    assert (gradient_picture(np.zeros((3, 4, 4))) == 128).all()
+    assert (gradient_image(np.zeros((3, 4, 4))) == 128).all()
 
 
 def test_all_channels_of_a_gradient_share_one_limit():
     values_CHW = np.stack([np.full((8, 8), 4.0), np.full((8, 8), 2.0), np.zeros((8, 8))])
-    assert gradient_picture(values_CHW)[0, 0].tolist() == [255, 192, 128]
+    assert gradient_image(values_CHW)[0, 0].tolist() == [255, 192, 128]
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -102,8 +102,8 @@ def test_a_grid_is_no_wider_than_its_pictures():
         (lambda: overlay(CHELSEA, blob(), signed=True, strength=2), "strength=2"),
         (lambda: overlay(CHELSEA / 255, blob(), signed=True), "float64"),
         (lambda: overlay(CHELSEA, blob() * np.nan, signed=True), "not finite"),
-        (lambda: gradient_picture(np.zeros((1, 5, 5))), r"need \(3, H, W\)"),
-        (lambda: gradient_picture(np.full((3, 5, 5), np.nan)), "not finite"),
+        (lambda: gradient_image(np.zeros((1, 5, 5))), r"need \(3, H, W\)"),
+        (lambda: gradient_image(np.full((3, 5, 5), np.nan)), "not finite"),
         (lambda: grid([], columns=1), "0 pictures"),
         (lambda: grid([CHELSEA], columns=0), "columns=0"),
         (lambda: grid([CHELSEA, CHELSEA[1:]], columns=2), "different sizes"),

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from convlens import image
-from convlens.visualization import placed
+from convlens.visualization import place_in_image
 
 
 def random_map(channels: int, height: int, width: int) -> np.ndarray:
@@ -17,12 +17,12 @@ def random_map(channels: int, height: int, width: int) -> np.ndarray:
 
 def test_at_its_own_size_the_map_comes_back_bit_for_bit() -> None:
     values = random_map(3, 5, 7)
-    np.testing.assert_array_equal(placed(values, size=(7, 5), box=(0, 0, 7, 5)), values)
+    np.testing.assert_array_equal(place_in_image(values, size=(7, 5), box=(0, 0, 7, 5)), values)
 
 
 def test_a_whole_number_of_pixels_away_it_is_only_moved() -> None:
     values = random_map(2, 3, 4)
-    found = placed(values, size=(10, 9), box=(5, 2, 9, 5))
+    found = place_in_image(values, size=(10, 9), box=(5, 2, 9, 5))
     np.testing.assert_array_equal(found[:, 2:5, 5:9], values)
     found[:, 2:5, 5:9] = 0
     assert not found.any()
@@ -34,7 +34,9 @@ def test_enlarged_it_is_torchs_bilinear_interpolation(height: int, width: int) -
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None], (height, width), mode="bilinear", align_corners=False
     )[0].numpy()
-    np.testing.assert_allclose(placed(values, size=(width, height), box=(0, 0, width, height)), wanted, atol=2e-6)
+    np.testing.assert_allclose(
+        place_in_image(values, size=(width, height), box=(0, 0, width, height)), wanted, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (4, 5), (7, 3)])
@@ -43,7 +45,7 @@ def test_made_smaller_it_averages_as_torchs_antialiased_interpolation_does(heigh
     wanted = torch.nn.functional.interpolate(
         torch.from_numpy(values)[None], (height, width), mode="bilinear", align_corners=False, antialias=True
     )[0].numpy()
-    found = placed(values, size=(width, height), box=(0, 0, width, height))
+    found = place_in_image(values, size=(width, height), box=(0, 0, width, height))
     # torch cuts the filter off at the border, here the border is repeated: the same but for the outermost pixels.
     inner = (slice(None), slice(1, -1), slice(1, -1))
     np.testing.assert_allclose(found[inner], wanted[inner], atol=2e-6)
@@ -51,7 +53,7 @@ def test_made_smaller_it_averages_as_torchs_antialiased_interpolation_does(heigh
 
 @pytest.mark.parametrize("box", [(0.3, 1.2, 5.9, 4.4), (-0.4, 0.0, 3.6, 6.5), (2.5, 2.5, 3.5, 3.5)])
 def test_a_constant_map_fills_the_pixels_whose_centres_lie_inside(box: tuple[float, float, float, float]) -> None:
-    found = placed(np.full((1, 4, 4), 3.0), size=(7, 6), box=box)
+    found = place_in_image(np.full((1, 4, 4), 3.0), size=(7, 6), box=box)
     left, top, right, bottom = box
     for y in range(6):
         for x in range(7):
@@ -67,7 +69,7 @@ def test_a_mark_in_the_view_lies_over_the_same_mark_in_the_picture() -> None:
     spec.mean, spec.std = (0.5,) * 3, (0.25,) * 3
     prepared = image.prepare(Image.fromarray(pixels), spec)
     seen = prepared.view_HWC[..., 0].astype(np.float32)[None] / 255
-    found = placed(seen, size=(480, 300), box=prepared.box)[0]
+    found = place_in_image(seen, size=(480, 300), box=prepared.box)[0]
     y, x = (np.average(np.arange(n) + 0.5, weights=found.sum(axis)) for n, axis in ((300, 1), (480, 0)))
     assert (x, y) == pytest.approx((306, 196), abs=0.25)
 
@@ -78,4 +80,4 @@ def test_a_mark_in_the_view_lies_over_the_same_mark_in_the_picture() -> None:
 )
 def test_what_is_no_map_or_no_place_is_refused(shape: tuple[int, ...], size: tuple[int, int], box: tuple) -> None:
     with pytest.raises(ValueError, match="need"):
-        placed(np.zeros(shape), size=size, box=box)
+        place_in_image(np.zeros(shape), size=size, box=box)

@@ -9,7 +9,7 @@ import torch
 from convlens.errors import RequestError
 from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass
-from convlens.instrument import layer_of, private_tree, tapped
+from convlens.instrument import find_layer, private_tree, tapped
 from convlens.types import Attribution, Ints
 
 
@@ -37,7 +37,7 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     # captum hooks the layer, so it gets a tree of its own: other threads on this model never see the hooks.
     tree = private_tree(forward.classifier.module)
     x_NCHW = forward.x_NCHW.clone().requires_grad_()
-    cam = LayerGradCam(tree, layer_of(tree, name)).attribute(x_NCHW, target=target_N.tolist(), relu_attributions=relu)
+    cam = LayerGradCam(tree, find_layer(tree, name)).attribute(x_NCHW, target=target_N.tolist(), relu_attributions=relu)
     stretched = LayerAttribution.interpolate(cam, tuple(x_NCHW.shape[-2:]), interpolate_mode="bilinear")
     meta = forward.meta("logit", started=started, runtime="torch+captum", layer=name)
     extras = {"map_NCHW": cam.detach().cpu().numpy()}

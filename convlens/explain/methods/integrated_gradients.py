@@ -12,7 +12,7 @@ from annotated_types import Interval
 
 from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass, Watched
-from convlens.runtime.memory import with_less
+from convlens.runtime.memory import with_smaller_batch
 from convlens.types import Attribution, Floats, Ints
 
 BATCH = 16
@@ -43,7 +43,10 @@ def integrated_gradients(
     Gauss–Legendre quadrature with ``steps`` nodes, by captum. arXiv:1703.01365.
     """
     started = time.perf_counter()
-    rows = [with_less(partial(_one, forward, n, int(target_N[n]), steps, baseline), BATCH) for n in range(len(forward))]
+    rows = [
+        with_smaller_batch(partial(_one, forward, n, int(target_N[n]), steps, baseline), BATCH)
+        for n in range(len(forward))
+    ]
     values_NCHW = torch.cat([values for values, _ in rows])
     gap_N: Floats = torch.cat([gap for _, gap in rows]).cpu().numpy()
     options = {"steps": steps, "baseline": baseline}

@@ -11,8 +11,8 @@ from annotated_types import Interval
 
 from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass, Watched
-from convlens.instrument import own_randomness
-from convlens.runtime.memory import with_less
+from convlens.instrument import private_rng
+from convlens.runtime.memory import with_smaller_batch
 from convlens.types import Attribution, Ints
 
 BATCH = 16
@@ -43,7 +43,8 @@ def smoothgrad(
     """
     started = time.perf_counter()
     rows = [
-        with_less(partial(_one, forward, n, int(target_N[n]), samples, noise, seed), BATCH) for n in range(len(forward))
+        with_smaller_batch(partial(_one, forward, n, int(target_N[n]), samples, noise, seed), BATCH)
+        for n in range(len(forward))
     ]
     options = {"samples": samples, "noise": noise, "seed": seed}
     meta = forward.meta("logit", started=started, runtime="torch+captum", seed=seed)
@@ -56,7 +57,7 @@ def _one(forward: ForwardPass, n: int, target: int, samples: int, noise: float, 
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
     tunnel = NoiseTunnel(Saliency(Watched(forward, "smoothgrad", samples)))
     deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
-    with own_randomness(seed, forward.device):
+    with private_rng(seed, forward.device):
         values: torch.Tensor = tunnel.attribute(
             x_NCHW,
             nt_type="smoothgrad",

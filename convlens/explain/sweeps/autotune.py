@@ -19,7 +19,7 @@ from convlens.errors import RequestError
 from convlens.explain.sweeps.backends import OnWindows, SweepBackend
 from convlens.explain.sweeps.windows import Windows
 from convlens.runtime.graph_contract import Precision, Strategy
-from convlens.runtime.memory import RAISED, free, out_of_memory
+from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, ScoreKind
 
 
@@ -91,13 +91,13 @@ class SweepAutotuner:
         started = time.perf_counter()
         try:
             score_RQ = way.scores(x_CHW, target, windows, fill, score, on_windows)
-        except RAISED as error:
-            if not out_of_memory(error) or way.kind == "batches" or way.precision != self.reference.precision:
+        except MAYBE_OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error) or way.kind == "batches" or way.precision != self.reference.precision:
                 raise
         else:
             self._seconds[way, windows.window] = (time.perf_counter() - started) / len(windows)
             return score_RQ
-        free()
+        free_gpu_cache()
         return self.reference.scores(x_CHW, target, windows, fill, score, on_windows)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from convlens.explain.scores import Scorer, finite, scores_of
 from convlens.explain.sweeps.windows import Windows
 from convlens.runtime.graph_contract import GraphContract, Precision, Strategy
-from convlens.runtime.memory import RAISED, free, out_of_memory
+from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, ScoreKind, no_op
 
 BATCH = 32
@@ -27,9 +27,9 @@ class SideScorer(Scorer, Protocol):
     """One that can score several batches at once."""
 
     @property
-    def lanes(self) -> int: ...
+    def parallel_runs(self) -> int: ...
 
-    def logits_of(self, makers: Sequence[Callable[[], Tensor | Floats]]) -> Iterator[Floats]: ...
+    def logits_each(self, makers: Sequence[Callable[[], Tensor | Floats]]) -> Iterator[Floats]: ...
 
 
 class SweepRuntime(Protocol):
@@ -119,10 +119,10 @@ class BatchedSweep:
         """Of all, or of the first quarter where memory does not suffice for all at once, or of a quarter of that."""
         try:
             return self._scorer.logits(hidden(x_CHW, corners, window, fill))
-        except RAISED as error:
-            if len(corners) == 1 or not out_of_memory(error):
+        except MAYBE_OUT_OF_MEMORY as error:
+            if len(corners) == 1 or not is_out_of_memory(error):
                 raise
-        free()  # here, where the failed try's tensors are gone with its traceback
+        free_gpu_cache()  # here, where the failed try's tensors are gone with its traceback
         return self._logits(x_CHW, corners[: max(1, len(corners) // 4)], window, fill)
 
 
@@ -143,21 +143,21 @@ class ParallelSweep(BatchedSweep):
         score: ScoreKind,
         on_windows: OnWindows,
     ) -> Floats:
-        if self._side_scorer.lanes == 1:
+        if self._side_scorer.parallel_runs == 1:
             return super()._scores(x_CHW, target, corners, window, fill, score, on_windows)
         picture = x_CHW.detach().cpu().numpy()
         makers = [partial(_copies, picture, few, window, fill) for few in _groups(corners, FEW)]
         parts: list[Floats] = []
         try:
-            for logits_BK in self._side_scorer.logits_of(makers):
+            for logits_BK in self._side_scorer.logits_each(makers):
                 parts.append(scores_of(finite(logits_BK), score)[:, target])
                 on_windows(len(logits_BK))
-        except RAISED as error:
-            if not out_of_memory(error):
+        except MAYBE_OUT_OF_MEMORY as error:
+            if not is_out_of_memory(error):
                 raise
         else:
             return np.concatenate(parts)
-        free()
+        free_gpu_cache()
         left = corners[sum(map(len, parts)) :]
         return np.concatenate([*parts, super()._scores(x_CHW, target, left, window, fill, score, on_windows)])
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from convlens.errors import ModelError
-from convlens.models.model_id import ModelName, Name, Options
+from convlens.models.model_id import ModelId, ModelName, ModelOptions
 from convlens.models.preprocessing import Preprocessing
 from convlens.utils.registry import Registry
 
@@ -37,23 +37,23 @@ class Source(ABC):
         """Full names that can be loaded, in alphabetical order."""
 
     @abstractmethod
-    def draft(self, name: Name, options: Options) -> Draft:
+    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
         """The network with weights; raises ModelError for whatever is unknown, contradictory or not to be had."""
 
     @abstractmethod
-    def skeleton(self, name: Name, classes: int) -> nn.Module:
+    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
         """The architecture alone, weights of no meaning, nothing downloaded."""
 
-    def shown(self, name: Name) -> str:
+    def shown(self, name: ModelId) -> str:
         """The name as it may be shown: without folders, sizes and so on, which the spec has."""
         weights = name.options.get("weights")
         return f"{name.head}?weights={Path(weights).name}" if weights else name.head
 
-    def portable(self, name: Name, folder: Path) -> str:
+    def portable(self, name: ModelId, folder: Path) -> str:
         """Puts into an archive's folder what ``skeleton`` needs there; returns the name to be recorded."""
         return name.head
 
-    def located(self, name: Name, folder: Path) -> str:
+    def located(self, name: ModelId, folder: Path) -> str:
         """The recorded name as one that ``skeleton`` understands, now that the archive lies in this folder."""
         return name.text
 

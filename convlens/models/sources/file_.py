@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.model_id import ModelName, Name, Options
+from convlens.models.model_id import ModelId, ModelName, ModelOptions
 from convlens.models.preprocessing import IMAGENET
 from convlens.models.sources import Draft, Source, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
@@ -47,13 +47,13 @@ class File(Source):
     def names(self) -> Iterable[ModelName]:
         return []
 
-    def draft(self, name: Name, options: Options) -> Draft:
+    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
         module = self.skeleton(name, 0)
         if options.weights is not None:
             apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
         return Draft(module, IMAGENET, None)
 
-    def skeleton(self, name: Name, classes: int) -> nn.Module:
+    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
         path, factory = _taken_apart(name)
         make = _factory(_imported(path), path, factory)
         try:
@@ -65,23 +65,23 @@ class File(Source):
             raise ModelError(f"{path}: {factory}() returned a {type(made).__name__}; it should return an nn.Module")
         return made
 
-    def shown(self, name: Name) -> str:
+    def shown(self, name: ModelId) -> str:
         path, factory = _taken_apart(name)
         weights = name.options.get("weights")
         return f"file:{path.name}:{factory}" + (f"?weights={Path(weights).name}" if weights else "")
 
-    def portable(self, name: Name, folder: Path) -> str:
+    def portable(self, name: ModelId, folder: Path) -> str:
         path, factory = _taken_apart(name)
         if path.resolve() != (folder / ARCHITECTURE).resolve():
             shutil.copyfile(path, folder / ARCHITECTURE)
         return f"file:{ARCHITECTURE}:{factory}"
 
-    def located(self, name: Name, folder: Path) -> str:
+    def located(self, name: ModelId, folder: Path) -> str:
         _, factory = _taken_apart(name)
         return f"file:{folder / ARCHITECTURE}:{factory}"
 
 
-def _taken_apart(name: Name) -> tuple[Path, str]:
+def _taken_apart(name: ModelId) -> tuple[Path, str]:
     where, _, factory = name.rest.rpartition(":")
     if not where.endswith(".py") or not factory.isidentifier():
         raise ModelError(f"{name.text!r} should read file:PATH.py:FACTORY, FACTORY being a function in that file")

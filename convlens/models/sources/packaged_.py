@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError, near_matches
 from convlens.models.labels import imagenet_labels
-from convlens.models.model_id import ModelName, Name, Options
+from convlens.models.model_id import ModelId, ModelName, ModelOptions
 from convlens.models.preprocessing import Preprocessing
 from convlens.models.sources import Draft, Source, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
@@ -30,7 +30,7 @@ class Packaged(Source):
     def names(self) -> Iterable[ModelName]:
         return [ModelName(f"packaged:{MODEL}", _wheel() is not None)]
 
-    def draft(self, name: Name, options: Options) -> Draft:
+    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
         if name.options:
             raise ModelError(
                 f"{name.text!r}: packaged models take no options; for other weights use "
@@ -41,7 +41,7 @@ class Packaged(Source):
         apply_state_dict(module, _renamed(state, module.state_dict()), origin=name.text)
         return Draft(module, FEED, imagenet_labels())
 
-    def skeleton(self, name: Name, classes: int) -> nn.Module:
+    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
         if name.rest != MODEL:
             raise ModelError(
                 f"no packaged model {name.rest!r}; there is: packaged:{MODEL}{near_matches(name.rest, [MODEL])}"

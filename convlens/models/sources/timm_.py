@@ -14,7 +14,7 @@ from torch import nn
 
 from convlens.errors import ModelError, near_matches
 from convlens.models.labels import imagenet_labels
-from convlens.models.model_id import UNTRAINED, ModelName, Name, Options, split_variant
+from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, split_variant
 from convlens.models.preprocessing import Preprocessing, interpolation
 from convlens.models.sources import Draft, Source, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
@@ -33,7 +33,7 @@ class Timm(Source):
         cached = _cached()
         return [ModelName(f"timm:{name}", name in cached) for name in timm.list_models(pretrained=True)]
 
-    def draft(self, name: Name, options: Options) -> Draft:
+    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
         module = self._module(name, options)
         classes = getattr(module, "num_classes", 0)
         if not classes:
@@ -42,15 +42,15 @@ class Timm(Source):
             )
         return Draft(module, _feed(name, module), imagenet_labels() if classes == 1000 else None)
 
-    def skeleton(self, name: Name, classes: int) -> nn.Module:
+    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
         model, variant = split_variant(name)
         _check_model(model, variant)
         return _create(model, num_classes=classes)
 
-    def portable(self, name: Name, folder: Path) -> str:
+    def portable(self, name: ModelId, folder: Path) -> str:
         return f"timm:{split_variant(name)[0]}:{UNTRAINED}"
 
-    def _module(self, name: Name, options: Options) -> nn.Module:
+    def _module(self, name: ModelId, options: ModelOptions) -> nn.Module:
         model, variant = split_variant(name)
         _check_model(model, variant)
         if options.weights is None and variant != UNTRAINED:
@@ -106,7 +106,7 @@ def _pretrained(model: str) -> nn.Module:
     return module
 
 
-def _feed(name: Name, module: nn.Module) -> Preprocessing:
+def _feed(name: ModelId, module: nn.Module) -> Preprocessing:
     config: Any = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:

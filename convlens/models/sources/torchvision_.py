@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.model_id import UNTRAINED, ModelName, Name, Options, split_variant
+from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, split_variant
 from convlens.models.preprocessing import Preprocessing, interpolation
 from convlens.models.sources import Draft, Source, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
@@ -49,13 +49,13 @@ class Torchvision(Source):
     def names(self) -> Iterable[ModelName]:
         return [ModelName(f"torchvision:{model}", _cached(_weights(model, "DEFAULT"))) for model in _models()]
 
-    def draft(self, name: Name, options: Options) -> Draft:
+    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
         model, variant = split_variant(name)
         _check_model(model)
         trained = _weights(model, "DEFAULT" if variant in ("", UNTRAINED) else variant)
         return Draft(self._module(name, options, trained), _feed(trained), tuple(trained.meta["categories"]))
 
-    def skeleton(self, name: Name, classes: int) -> nn.Module:
+    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
         model, _ = split_variant(name)
         _check_model(model)
         with seeded():
@@ -64,10 +64,10 @@ class Torchvision(Source):
             )
         return module
 
-    def portable(self, name: Name, folder: Path) -> str:
+    def portable(self, name: ModelId, folder: Path) -> str:
         return f"torchvision:{split_variant(name)[0]}:{UNTRAINED}"
 
-    def _module(self, name: Name, options: Options, trained: WeightsEnum) -> nn.Module:
+    def _module(self, name: ModelId, options: ModelOptions, trained: WeightsEnum) -> nn.Module:
         model, variant = split_variant(name)
         if options.weights is None and variant != UNTRAINED:
             return _pretrained(model, trained)
