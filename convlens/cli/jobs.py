@@ -18,7 +18,7 @@ from convlens.errors import RequestError
 from convlens.jobs import Entry, read_batch, run_batch, run_job
 from convlens.jobs import runner as jobs_running
 from convlens.jobs.results import require_video
-from convlens.synth.base import Job, find, kinds
+from convlens.synth.base import Job, job_class, job_kinds
 
 OUTPUT = typer.Option("--output", "-o", help="Folder of the job; the same command goes on where it was cut short.")
 DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
@@ -65,9 +65,9 @@ def check(batch: Annotated[Path, typer.Argument(metavar="BATCH.yaml")]) -> None:
 @app.command(name="kinds")
 def list_kinds() -> None:
     """All kinds of jobs with their options and defaults, as YAML would have them."""
-    for kind in kinds():
+    for kind in job_kinds():
         out.print(f"{kind}:", markup=False, highlight=False)
-        for field in fields(find(kind)):
+        for field in fields(job_class(kind)):
             default = "(needed)" if field.default is MISSING else json.dumps(field.default)
             out.print(f"  {field.name}: {default}", markup=False, highlight=False)
 

@@ -110,9 +110,9 @@ def _known(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     """Those defaults that this kind of job has; a kind that there is not is told by ``from_mapping``."""
     from dataclasses import fields
 
-    from convlens.synth.base import find, kinds
+    from convlens.synth.base import job_class, job_kinds
 
-    if own.get("kind") not in kinds():
+    if own.get("kind") not in job_kinds():
         return {}
-    known = {field.name for field in fields(find(own["kind"]))}
+    known = {field.name for field in fields(job_class(own["kind"]))}
     return {name: value for name, value in defaults.items() if name in known}

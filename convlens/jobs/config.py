@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from convlens.errors import JobError, RequestError, near_matches
-from convlens.synth.base import Job, find
+from convlens.synth.base import Job, job_class
 
 
 def to_mapping(job: Job) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def from_mapping(given: Mapping[str, Any]) -> Job:
     """The job. JobError, with the option's name in ``field``, for what is no option or of another type."""
     if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
         raise JobError("a job is a mapping with its kind, such as {kind: ascent, classes: [koala]}", field="kind")
-    cls = find(given["kind"])
+    cls = job_class(given["kind"])
     known = [field.name for field in fields(cls)]
     options = {str(name): value for name, value in given.items() if name != "kind"}
     for name in options:

@@ -18,7 +18,7 @@ from convlens.errors import RequestError
 from convlens.instrument import require_eval
 from convlens.models import Classifier, find_class
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
-from convlens.synth.images import read_rgb, resized, to_tensor, top
+from convlens.synth.images import read_rgb, resized, to_tensor, top_classes
 from convlens.types import Bytes8, Floats, ModelSpec
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
@@ -144,8 +144,8 @@ class FoolRun(SynthesisRun):
         mean_square = float((difference**2).mean())
         facts: dict[str, Any] = {
             "target": self._classifier.spec.labels[self._target],
-            "before": top(self.before),
-            "after": top(after),
+            "before": top_classes(self.before),
+            "after": top_classes(after),
             "psnr_db": 10 * math.log10(255**2 / mean_square),
             "rms_levels": math.sqrt(mean_square),
             "largest_change_levels": int(np.abs(difference).max()),

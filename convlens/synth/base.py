@@ -114,11 +114,11 @@ def job(kind: str) -> Callable[[J], J]:
     return register
 
 
-def kinds() -> tuple[str, ...]:
+def job_kinds() -> tuple[str, ...]:
     """All kinds of jobs, sorted."""
     return _JOBS.names()
 
 
-def find(kind: str) -> type[Job]:
+def job_class(kind: str) -> type[Job]:
     """The job class of that kind, or RequestError with those there are."""
     return _JOBS.get(kind)

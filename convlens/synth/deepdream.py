@@ -42,17 +42,17 @@ def octave_sizes(size: Size, *, octaves: int, scale: float) -> list[Size]:
     return found[::-1]
 
 
-def at_size(x_NCHW: Tensor, size: Size) -> Tensor:
+def resize(x_NCHW: Tensor, size: Size) -> Tensor:
     """Resized bilinearly, smaller without aliasing."""
     if tuple(x_NCHW.shape[2:]) == size:
         return x_NCHW
     return functional.interpolate(x_NCHW, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def carried(x_NCHW: Tensor, from_NCHW: Tensor, to_NCHW: Tensor) -> Tensor:
+def carry_detail(x_NCHW: Tensor, from_NCHW: Tensor, to_NCHW: Tensor) -> Tensor:
     """What was dreamt into ``from``, laid over the larger ``to``."""
     height, width = to_NCHW.shape[2:]
-    return to_NCHW + at_size(x_NCHW - from_NCHW, (height, width))
+    return to_NCHW + resize(x_NCHW - from_NCHW, (height, width))
 
 
 def _shrunk(size: Size, by: float) -> Size:
@@ -134,7 +134,7 @@ class DreamRun(SynthesisRun):
         height, width = picture.shape[:2]
         self._sizes = octave_sizes((height, width), octaves=job.octaves, scale=job.octave_scale)
         self._picture = to_tensor(picture, classifier.spec, classifier.device)
-        self._up_to = PartialForward(classifier.module, job.layers, at_size(self._picture, self._sizes[0]))
+        self._up_to = PartialForward(classifier.module, job.layers, resize(self._picture, self._sizes[0]))
         self._strengths = dict(zip(job.layers, job.strengths or (1.0,) * len(job.layers), strict=True))
         self._guides = self._guide_features() if job.guide else {}
         self._generator = torch.Generator().manual_seed(job.seed)
@@ -142,7 +142,7 @@ class DreamRun(SynthesisRun):
         mean, std = (torch.tensor(each, device=classifier.device)[:, None, None] for each in given)
         self._low, self._high = -mean / std, (1 - mean) / std
         self._unit = 1 / (255 * float(std.mean()))
-        self._x = at_size(self._picture, self._sizes[0])
+        self._x = resize(self._picture, self._sizes[0])
         self._frames: list[Bytes8] = []
         self.total = job.octaves * job.steps + job.frames * job.frame_steps
 
@@ -214,8 +214,8 @@ class DreamRun(SynthesisRun):
         """Where the next step begins: at the start of an octave or a frame, elsewhere than the last one ended."""
         if 0 < self.done < self._dreamt and self.done % self._job.steps == 0:
             octave = self.done // self._job.steps
-            before, now = (at_size(self._picture, self._sizes[n]) for n in (octave - 1, octave))
-            return carried(self._x, before, now)
+            before, now = (resize(self._picture, self._sizes[n]) for n in (octave - 1, octave))
+            return carry_detail(self._x, before, now)
         if self.done >= self._dreamt and (self.done - self._dreamt) % self._job.frame_steps == 0:
             return _zoomed(self._x, self._job.zoom)
         return self._x
@@ -266,6 +266,6 @@ def _at_side(picture_HWC: Bytes8, side: int | None) -> Bytes8:
 def _zoomed(x_NCHW: Tensor, zoom: float) -> Tensor:
     """The middle of the picture, enlarged to its size."""
     height, width = x_NCHW.shape[2:]
-    large = at_size(x_NCHW, (round(height * zoom), round(width * zoom)))
+    large = resize(x_NCHW, (round(height * zoom), round(width * zoom)))
     top, left = (large.shape[2] - height) // 2, (large.shape[3] - width) // 2
     return large[:, :, top : top + height, left : left + width].contiguous()

@@ -15,9 +15,9 @@ from convlens.image import prepare, read
 from convlens.instrument import PartialForward, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
-from convlens.synth.images import channels_last, sheet, to_tensor, to_uint8
-from convlens.synth.lbfgs import QuasiNewton
-from convlens.synth.parameters import KINDS, make_parameter, noise
+from convlens.synth.images import channels_last, contact_sheet, to_tensor, to_uint8
+from convlens.synth.lbfgs import ResumableLBFGS
+from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
@@ -147,7 +147,7 @@ class InvertRun(SynthesisRun):
         facts: dict[str, Any] = {
             "layers": [{"layer": layer, **error} for layer, error in zip(self._layers, errors, strict=True)]
         }
-        figure = sheet([self._view, *pictures], ["the picture", *captions])
+        figure = contact_sheet([self._view, *pictures], ["the picture", *captions])
         return Outcome(dict(zip(names, pictures, strict=True)), {"shallow-to-deep": figure}, facts)
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class InvertRun(SynthesisRun):
     @property
     def _now(self) -> Tensor:
         with torch.no_grad():
-            return self._parameter.of(self._newton.x if self._newton is not None else self._x).detach()
+            return self._parameter.to_images(self._newton.x if self._newton is not None else self._x).detach()
 
     def _open(self, layer: int) -> None:
         """Start with a layer, from noise of its own."""
@@ -166,13 +166,13 @@ class InvertRun(SynthesisRun):
         generator = torch.Generator().manual_seed(self._job.seed * 1000 + layer)
         size = (self._target.shape[2], self._target.shape[3])
         spec, device = self._classifier.spec, self._target.device
-        self._parameter = make_parameter(self._job.parameter, 1, size, spec, device, decorrelated=True)
+        self._parameter = make_parameterization(self._job.parameter, 1, size, spec, device, decorrelated=True)
         x = noise(self._parameter.values.shape, generator, device) * self._job.start_spread
-        self._newton = QuasiNewton(x, self._loss) if self._job.optimizer == "lbfgs" else None
+        self._newton = ResumableLBFGS(x, self._loss) if self._job.optimizer == "lbfgs" else None
         self._x, self._velocity = x, torch.zeros_like(x)
 
     def _loss(self, values: Tensor) -> Tensor:
-        x_NCHW = self._parameter.of(values)
+        x_NCHW = self._parameter.to_images(values)
         wanted, job = self._wanted[self._name], self._job
         error = ((self._up_to(channels_last(x_NCHW))[self._name] - wanted) ** 2).sum() / (wanted**2).sum().clamp_min(
             1e-30

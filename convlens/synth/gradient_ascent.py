@@ -14,12 +14,12 @@ from convlens.errors import RequestError
 from convlens.instrument import RedirectedRelus, require_eval
 from convlens.models import Classifier, find_class
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
-from convlens.synth.images import judged, read_rgb, resized, sheet, to_tensor, to_uint8, top
-from convlens.synth.objectives import Goal, Objective
-from convlens.synth.parameters import Pixels, make_parameter, noise
+from convlens.synth.images import contact_sheet, rank_classes, read_rgb, resized, to_tensor, to_uint8, top_classes
+from convlens.synth.objectives import BatchObjective, Objective
+from convlens.synth.parameters import Pixels, make_parameterization, noise
 from convlens.synth.presets import OVERRIDABLE, Settings, settings_of
-from convlens.synth.regularisers import blurred, total_variation, without_small_contributions, without_small_pixels
-from convlens.synth.transforms import Movements, drawn, moved
+from convlens.synth.regularisers import clip_small_contribution, clip_small_norm, gaussian_blur, total_variation
+from convlens.synth.transforms import RandomTransform, apply_transforms, sample_transforms
 from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.layout import hstack
 
@@ -89,15 +89,15 @@ class Ascent(Job):
         """With the preset's values where none are given."""
         return settings_of(self.preset, {name: getattr(self, name) for name in OVERRIDABLE})
 
-    def goals(self, spec: ModelSpec) -> list[Goal]:
+    def objectives(self, spec: ModelSpec) -> list[Objective]:
         """One a picture. TargetError for a class that there is not."""
         if not self.layer:
             indices = [find_class(spec.labels, one) for one in self.classes]
-            return [Goal(spec.labels[index], index=index) for index in indices]
+            return [Objective(spec.labels[index], index=index) for index in indices]
         if not self.channels:
-            return [Goal(self.layer, self.layer)]
+            return [Objective(self.layer, self.layer)]
         place = "" if self.y is None else f" at {self.y}, {self.x}"
-        return [Goal(f"{self.layer} {n}{place}", self.layer, n, self.y, self.x) for n in self.channels]
+        return [Objective(f"{self.layer} {n}{place}", self.layer, n, self.y, self.x) for n in self.channels]
 
     def inputs(self) -> tuple[str, ...]:
         return () if self.settings.start in ("noise", "zeros") else (self.settings.start,)
@@ -118,15 +118,15 @@ class AscentRun(SynthesisRun):
         self._classifier, self._settings = classifier, job.settings
         side = job.size or classifier.spec.crop
         self._size = (side, side)
-        self.goals = job.goals(classifier.spec)
-        self._objective = Objective(classifier, self.goals, self._size)
+        self.objectives = job.objectives(classifier.spec)
+        self._objective = BatchObjective(classifier, self.objectives, self._size)
         self._generator = torch.Generator().manual_seed(job.seed)
         given = self._settings
         self.total = given.steps
-        self._movements = Movements(given.jitter, given.scale, given.rotate)
-        self._parameter = make_parameter(
+        self._movements = RandomTransform(given.jitter, given.scale, given.rotate)
+        self._parameter = make_parameterization(
             given.parameter,
-            len(self.goals),
+            len(self.objectives),
             self._size,
             classifier.spec,
             classifier.device,
@@ -142,17 +142,21 @@ class AscentRun(SynthesisRun):
     def x_NCHW(self) -> Tensor:
         """The pictures, normalised, as they stand."""
         with torch.no_grad():
-            return self._parameter.pictures().detach().clone()
+            return self._parameter.images().detach().clone()
 
     def step(self) -> Mapping[str, Tensor | float]:
         values = self._parameter.values
         grad, parts = None, []
-        maps_N23 = drawn(self._movements, len(self.goals), self._size, self._generator) if self._movements.any else None
-        shape = (len(self.goals), len(self._classifier.spec.mean), *self._size)
+        maps_N23 = (
+            sample_transforms(self._movements, len(self.objectives), self._size, self._generator)
+            if self._movements.any
+            else None
+        )
+        shape = (len(self.objectives), len(self._classifier.spec.mean), *self._size)
         grain = self._grain
         grain_NCHW = noise(shape, self._generator, values.device) * grain if grain else None
         redirected = self.done < self._settings.redirect_steps
-        for first in range(0, len(self.goals), _AT_ONCE):
+        for first in range(0, len(self.objectives), _AT_ONCE):
             rows = slice(first, first + _AT_ONCE)
             with RedirectedRelus() if redirected else contextlib.nullcontext():
                 said_N, total = self._total(rows, maps_N23, grain_NCHW)
@@ -168,7 +172,7 @@ class AscentRun(SynthesisRun):
         if isinstance(self._parameter, Pixels):
             self._regularise(grad)
         said = torch.cat(parts)
-        return {"objective": said.mean()} | {goal.name: one for goal, one in zip(self.goals, said, strict=True)}
+        return {"objective": said.mean()} | {goal.name: one for goal, one in zip(self.objectives, said, strict=True)}
 
     def state_dict(self) -> State:
         return {
@@ -190,10 +194,10 @@ class AscentRun(SynthesisRun):
 
     def finish(self) -> Outcome:
         pictures = to_uint8(self.x_NCHW, self._classifier.spec)
-        rankings = judged(self._classifier, pictures)
+        rankings = rank_classes(self._classifier, pictures)
         facts, captions = [], []
-        for goal, ranking in zip(self.goals, rankings, strict=True):
-            fact: dict[str, Any] = asdict(goal) | {"predicted": top(ranking)}
+        for goal, ranking in zip(self.objectives, rankings, strict=True):
+            fact: dict[str, Any] = asdict(goal) | {"predicted": top_classes(ranking)}
             caption = goal.name
             if not goal.layer:
                 place = next(n for n, entry in enumerate(ranking) if entry[0] == goal.index)
@@ -201,8 +205,8 @@ class AscentRun(SynthesisRun):
                 caption = f"{goal.name}: p = {ranking[place][2]:.3f}"
             facts.append(fact)
             captions.append(caption)
-        names = _names([goal.name for goal in self.goals])
-        figures = {"sheet": sheet(pictures, captions)} if len(pictures) > 1 else {}
+        names = _names([goal.name for goal in self.objectives])
+        figures = {"sheet": contact_sheet(pictures, captions)} if len(pictures) > 1 else {}
         return Outcome(dict(zip(names, pictures, strict=True)), figures, {"targets": facts, **asdict(self._settings)})
 
     # --- inside -------------------------------------------------------------------------------------------------
@@ -210,8 +214,8 @@ class AscentRun(SynthesisRun):
     def _total(self, rows: slice, maps_N23: Tensor | None, grain_NCHW: Tensor | None) -> tuple[Tensor, Tensor]:
         """Each row's objective, and their sum less the penalties."""
         given = self._settings
-        x_NCHW = self._parameter.pictures(rows)
-        shown = x_NCHW if maps_N23 is None else moved(x_NCHW, maps_N23[rows])
+        x_NCHW = self._parameter.images(rows)
+        shown = x_NCHW if maps_N23 is None else apply_transforms(x_NCHW, maps_N23[rows])
         if grain_NCHW is not None:
             shown = shown + grain_NCHW[rows]
         said_N = self._objective.values(shown, rows)
@@ -239,7 +243,7 @@ class AscentRun(SynthesisRun):
         elif start != "zeros":
             picture = resized(read_rgb(start, field="start"), self._size)
             x_1CHW = to_tensor(picture, self._classifier.spec, self._classifier.device)
-            self._parameter.begin_with(x_1CHW.expand(len(self.goals), -1, -1, -1))
+            self._parameter.set_images(x_1CHW.expand(len(self.objectives), -1, -1, -1))
 
     def _unit(self) -> float:
         """Of the rate: a level of 255 is 1 / (255 σ) of ours, and so is a gradient by levels."""
@@ -256,9 +260,9 @@ class AscentRun(SynthesisRun):
             if given.decay:
                 x_NCHW = x_NCHW * (1 - given.decay)
             if given.blur and self.done % given.blur_every == 0:
-                x_NCHW = blurred(x_NCHW, given.blur)
-            x_NCHW = without_small_pixels(x_NCHW, given.norm_percentile)
-            x_NCHW = without_small_contributions(x_NCHW, grad, given.contribution_percentile)
+                x_NCHW = gaussian_blur(x_NCHW, given.blur)
+            x_NCHW = clip_small_norm(x_NCHW, given.norm_percentile)
+            x_NCHW = clip_small_contribution(x_NCHW, grad, given.contribution_percentile)
             if x_NCHW is not values:
                 values.copy_(x_NCHW)
         assert isinstance(self._parameter, Pixels)

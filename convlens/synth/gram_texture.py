@@ -18,7 +18,7 @@ from convlens.instrument import AveragePooling, PartialForward, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import channels_last, middle_square, read_rgb, require_texture, resized, to_tensor, to_uint8
-from convlens.synth.lbfgs import QuasiNewton
+from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import noise
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
@@ -198,7 +198,7 @@ class TextureRun(SynthesisRun):
             x = coarser.clone()
         else:
             x = torch.nn.functional.interpolate(coarser, size=size, mode="bicubic", align_corners=False)
-        self._newton = QuasiNewton(x, self._value) if job.optimizer == "lbfgs" else None
+        self._newton = ResumableLBFGS(x, self._value) if job.optimizer == "lbfgs" else None
         self._leaf = x.detach().clone().requires_grad_()
         self._adam = torch.optim.Adam([self._leaf], lr=job.rate)
 

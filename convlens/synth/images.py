@@ -74,7 +74,7 @@ def to_uint8(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
     return [image.denormalise(row, spec) for row in rows]
 
 
-def judged(classifier: Classifier, pictures: Sequence[Bytes8]) -> list[list[tuple[int, str, float, float]]]:
+def rank_classes(classifier: Classifier, pictures: Sequence[Bytes8]) -> list[list[tuple[int, str, float, float]]]:
     """What the network says of each picture: every class as (index, label, probability, logit), the likeliest first.
 
     Pictures are taken as they are, not resized: all of one size.
@@ -90,12 +90,12 @@ def judged(classifier: Classifier, pictures: Sequence[Bytes8]) -> list[list[tupl
     return found
 
 
-def top(ranking: Sequence[tuple[int, str, float, float]], count: int = 5) -> list[dict[str, Any]]:
+def top_classes(ranking: Sequence[tuple[int, str, float, float]], count: int = 5) -> list[dict[str, Any]]:
     """The first few as plain values."""
     return [{"index": k, "label": label, "probability": p, "logit": s} for k, label, p, s in ranking[:count]]
 
 
-def sheet(pictures: Sequence[Bytes8], captions: Sequence[str]) -> Bytes8:
+def contact_sheet(pictures: Sequence[Bytes8], captions: Sequence[str]) -> Bytes8:
     """Pictures in rows, each with its caption below."""
     tiles = [
         vstack([picture, text_image(caption, size=13, width=picture.shape[1])], gap=4)

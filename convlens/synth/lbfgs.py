@@ -16,7 +16,7 @@ Value = Callable[[Tensor], Tensor]
 _HISTORY = 20  # Gatys et al. 2015
 
 
-class QuasiNewton:
+class ResumableLBFGS:
     """Minimises ``loss`` from ``x``, in place, by torch's L-BFGS with strong Wolfe line search.
 
     torch's optimizer evaluates each iteration's first point anew, although the line search of the iteration before

@@ -15,7 +15,7 @@ from convlens.synth.images import channels_last, half_on_gpus
 
 
 @dataclass(frozen=True)
-class Goal:
+class Objective:
     """One picture's: a class where ``layer`` is "", else of that layer a channel (its mean over the map), a neuron of
     it at ``y``, ``x``, or without a channel the layer's energy ½ mean a².
     """
@@ -27,10 +27,10 @@ class Goal:
     x: int | None = None
 
 
-class Objective:
+class BatchObjective:
     """Values (N,) of pictures, each by its own goal; all goals of one layer, or all classes."""
 
-    def __init__(self, classifier: Classifier, goals: Sequence[Goal], size: tuple[int, int]) -> None:
+    def __init__(self, classifier: Classifier, goals: Sequence[Objective], size: tuple[int, int]) -> None:
         self._goals = goals
         (self._layer,) = {goal.layer for goal in goals}
         self._module = classifier.module
@@ -52,7 +52,7 @@ class Objective:
         return found.float()
 
 
-def _value(out: Tensor, goal: Goal) -> Tensor:
+def _value(out: Tensor, goal: Objective) -> Tensor:
     """Of one row of the layer's output."""
     if goal.index is None:
         return (out**2).mean() / 2
@@ -61,7 +61,7 @@ def _value(out: Tensor, goal: Goal) -> Tensor:
     return out[goal.index].mean()
 
 
-def _require_units(out: Tensor, goals: Sequence[Goal]) -> None:
+def _require_units(out: Tensor, goals: Sequence[Objective]) -> None:
     for goal in goals:
         if goal.index is not None and goal.index >= out.shape[1]:
             raise RequestError(

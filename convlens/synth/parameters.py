@@ -24,25 +24,25 @@ _EDGE = 1e-3  # a sigmoid reaches neither black nor white
 _COLOURS = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
-class Parameter(ABC):
+class Parameterization(ABC):
     """``values`` is a leaf that may be changed in place; ``pictures`` are made from it, differentiably."""
 
     values: Tensor
 
-    def pictures(self, rows: slice = slice(None)) -> Tensor:
+    def images(self, rows: slice = slice(None)) -> Tensor:
         """Normalised pictures (N, 3, H, W) of these rows."""
-        return self.of(self.values[rows])
+        return self.to_images(self.values[rows])
 
     @abstractmethod
-    def of(self, values: Tensor) -> Tensor:
+    def to_images(self, values: Tensor) -> Tensor:
         """The pictures that such values stand for."""
 
     @abstractmethod
-    def begin_with(self, x_NCHW: Tensor) -> None:
+    def set_images(self, x_NCHW: Tensor) -> None:
         """Start from normalised pictures, as near as the parameter can come."""
 
 
-class Pixels(Parameter):
+class Pixels(Parameterization):
     """The pictures in units of pixel / 255 over the normalisation's spread: those that the network takes.
 
     ``clip`` keeps them, after each step, within what a picture can hold.
@@ -54,10 +54,10 @@ class Pixels(Parameter):
         mean_C11, std_C11 = (torch.tensor(each, device=device)[:, None, None] for each in (spec.mean, spec.std))
         self.low_C11, self.high_C11 = -mean_C11 / std_C11, (1 - mean_C11) / std_C11
 
-    def of(self, values: Tensor) -> Tensor:
+    def to_images(self, values: Tensor) -> Tensor:
         return values
 
-    def begin_with(self, x_NCHW: Tensor) -> None:
+    def set_images(self, x_NCHW: Tensor) -> None:
         with torch.no_grad():
             self.values.copy_(x_NCHW)
 
@@ -66,7 +66,7 @@ class Pixels(Parameter):
             torch.maximum(torch.minimum(self.values, self.high_C11, out=self.values), self.low_C11, out=self.values)
 
 
-class Fourier(Parameter):
+class Fourier(Parameterization):
     """Fourier coefficients, each divided by its frequency so that all scales move alike, of colours that are
     uncorrelated; a sigmoid keeps pixels between black and white.
 
@@ -99,7 +99,7 @@ class Fourier(Parameter):
         self._colours = colours if decorrelated else torch.eye(3, device=device)
         self._mean, self._std = (torch.tensor(each, device=device)[:, None, None] for each in (spec.mean, spec.std))
 
-    def of(self, values: Tensor) -> Tensor:
+    def to_images(self, values: Tensor) -> Tensor:
         spectrum = torch.view_as_complex(values * self._scale_HW1)
         plain_NCHW = torch.fft.irfft2(spectrum, s=self._size)
         count, channels, height, width = plain_NCHW.shape
@@ -107,14 +107,14 @@ class Fourier(Parameter):
         coloured = torch.matmul(self._colours, plain_NCHW.reshape(count, channels, -1)).view(count, 3, height, width)
         return (coloured.sigmoid() - self._mean) / self._std
 
-    def begin_with(self, x_NCHW: Tensor) -> None:
+    def set_images(self, x_NCHW: Tensor) -> None:
         with torch.no_grad():
             rgb = (x_NCHW * self._std + self._mean).clamp(_EDGE, 1 - _EDGE)
             plain = torch.linalg.solve(self._colours, rgb.logit().flatten(2)).view_as(rgb)
             self.values.copy_(torch.view_as_real(torch.fft.rfft2(plain)) / self._scale_HW1)
 
 
-def make_parameter(
+def make_parameterization(
     kind: str,
     count: int,
     size: tuple[int, int],
@@ -123,7 +123,7 @@ def make_parameter(
     *,
     decorrelated: bool,
     smoothness: float = 1.0,
-) -> Parameter:
+) -> Parameterization:
     """RequestError for a kind that there is not, and for the Fourier one of pictures that are not RGB."""
     if kind == "pixels":
         return Pixels(count, size, spec, device)

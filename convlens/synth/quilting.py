@@ -23,7 +23,7 @@ from convlens.types import Bytes8, Floats
 from convlens.visualization.layout import hstack
 
 
-def least_seam(error_RQ: Floats) -> NDArray[np.intp]:
+def minimum_error_cut(error_RQ: Floats) -> NDArray[np.intp]:
     """For each row the column of the path from top to bottom of least error, 8-connected."""
     rows, columns = error_RQ.shape
     total_RQ = np.array(error_RQ, np.float64)
@@ -39,9 +39,9 @@ def least_seam(error_RQ: Floats) -> NDArray[np.intp]:
     return seam_R
 
 
-def beyond_seam(error_RQ: Floats) -> NDArray[np.bool_]:
+def beyond_cut(error_RQ: Floats) -> NDArray[np.bool_]:
     """Where the new picture shows: right of the seam, and on it."""
-    return np.arange(error_RQ.shape[1]) >= least_seam(error_RQ)[:, None]
+    return np.arange(error_RQ.shape[1]) >= minimum_error_cut(error_RQ)[:, None]
 
 
 @job("quilt")
@@ -143,9 +143,9 @@ class QuiltRun(SynthesisRun):
         shown = np.ones(old.shape[:2], bool)
         squared_HW = ((old.astype(np.float64) - new) ** 2).sum(2)
         if beside:
-            shown[:, : self._overlap] &= beyond_seam(squared_HW[:, : self._overlap])
+            shown[:, : self._overlap] &= beyond_cut(squared_HW[:, : self._overlap])
         if above:
-            shown[: self._overlap] &= beyond_seam(squared_HW[: self._overlap].T).T
+            shown[: self._overlap] &= beyond_cut(squared_HW[: self._overlap].T).T
         return shown
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def blurred(x_NCHW: Tensor, sigma: float) -> Tensor:
+def gaussian_blur(x_NCHW: Tensor, sigma: float) -> Tensor:
     """Convolved with a Gaussian of ``sigma`` pixels, cut off at four sigma; the border repeats the outermost pixel."""
     if sigma <= 0:
         return x_NCHW
@@ -25,12 +25,12 @@ def blurred(x_NCHW: Tensor, sigma: float) -> Tensor:
     return functional.conv2d(across, kernel[:, None].expand(channels, 1, -1, 1), groups=channels)
 
 
-def without_small_pixels(x_NCHW: Tensor, percentile: float) -> Tensor:
+def clip_small_norm(x_NCHW: Tensor, percentile: float) -> Tensor:
     """Pixels whose norm over the channels is below that percentile of their picture's become 0."""
     return _without_smallest(x_NCHW, x_NCHW.norm(dim=1), percentile)
 
 
-def without_small_contributions(x_NCHW: Tensor, grad_NCHW: Tensor, percentile: float) -> Tensor:
+def clip_small_contribution(x_NCHW: Tensor, grad_NCHW: Tensor, percentile: float) -> Tensor:
     """Pixels become 0 whose |Σ x · gradient| over the channels is below that percentile of their picture's.
 
     That is, to first order, how little the objective would change were the pixel 0.

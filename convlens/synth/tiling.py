@@ -21,7 +21,7 @@ class Tile:
     kept: tuple[int, int]
 
 
-def along(length: int, *, tile: int, overlap: int) -> list[Tile]:
+def tiles_along(length: int, *, tile: int, overlap: int) -> list[Tile]:
     """Tiles that cover a side of ``length`` pixels once; each sees ``overlap`` pixels or more beyond its own.
 
     RequestError where a tile has no room for that.
@@ -57,6 +57,6 @@ def tiled_gradient(x_NCHW: Tensor, gradient: Callable[[Tensor], Tensor], *, tile
 
 
 def _grid(x_NCHW: Tensor, tile: int, overlap: int) -> Iterator[tuple[Tile, Tile]]:
-    for rows in along(x_NCHW.shape[2], tile=tile, overlap=overlap):
-        for columns in along(x_NCHW.shape[3], tile=tile, overlap=overlap):
+    for rows in tiles_along(x_NCHW.shape[2], tile=tile, overlap=overlap):
+        for columns in tiles_along(x_NCHW.shape[3], tile=tile, overlap=overlap):
             yield rows, columns

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Movements:
+class RandomTransform:
     """How far pictures are moved at random: ``jitter`` pixels either way, enlarged by 1 ± ``scale``, ``rotate``
     degrees either way; all uniform, a row its own.
     """
@@ -25,7 +25,9 @@ class Movements:
         return bool(self.jitter or self.scale or self.rotate)
 
 
-def drawn(movements: Movements, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def sample_transforms(
+    movements: RandomTransform, count: int, size: tuple[int, int], generator: torch.Generator
+) -> Tensor:
     """Affine maps (N, 2, 3) from places in the moved picture to places in the picture, for ``affine_grid``."""
     uniform = torch.rand(count, 4, generator=generator) * 2 - 1
     angle = uniform[:, 0] * math.radians(movements.rotate)
@@ -38,7 +40,7 @@ def drawn(movements: Movements, count: int, size: tuple[int, int], generator: to
     return torch.stack(rows, 1)
 
 
-def moved(x_NCHW: Tensor, maps_N23: Tensor) -> Tensor:
+def apply_transforms(x_NCHW: Tensor, maps_N23: Tensor) -> Tensor:
     """The pictures seen through the maps, bilinearly; what comes in from beyond the border is 0, the mean grey."""
     grid = functional.affine_grid(maps_N23.to(x_NCHW), list(x_NCHW.shape), align_corners=False)
     return functional.grid_sample(x_NCHW, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

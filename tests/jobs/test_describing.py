@@ -12,13 +12,13 @@ import yaml
 from convlens.errors import JobError, RequestError
 from convlens.jobs import from_mapping, read_batch, to_mapping
 from convlens.jobs.config import identity
-from convlens.synth.base import kinds
+from convlens.synth.base import job_kinds
 from convlens.synth.gradient_ascent import Ascent
 from convlens.synth.quilting import Quilt
 
 
 def test_there_is_a_job_for_each_kind_of_synthesis() -> None:
-    assert {"ascent", "fool", "dream", "invert", "texture", "quilt", "efros"} <= set(kinds())
+    assert {"ascent", "fool", "dream", "invert", "texture", "quilt", "efros"} <= set(job_kinds())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
-from convlens.synth.deepdream import Dream, at_size, octave_sizes
+from convlens.synth.deepdream import Dream, octave_sizes, resize
 
 CHELSEA = str(Path(skimage.__file__).parent / "data" / "chelsea.png")
 
@@ -109,11 +109,11 @@ def test_detail_of_each_octave_is_kept_in_the_next(saved: Callable[..., str]) ->
     # And what was dreamt small is there, enlarged: brighter by the same.
     strong = replace(job, rate=30.0)
     work = strong.begin(same())
-    small = at_size(work._picture, work._sizes[0])
+    small = resize(work._picture, work._sizes[0])
     work.step()
     grown = work._x - small
     placed = work._place() - work._picture
-    torch.testing.assert_close(placed, at_size(grown, (96, 120)))
+    torch.testing.assert_close(placed, resize(grown, (96, 120)))
 
 
 def test_tiles_change_nothing_where_they_see_far_enough(saved: Callable[..., str]) -> None:
@@ -146,7 +146,7 @@ def test_frames_zoom_into_the_dream(saved: Callable[..., str]) -> None:
     )
     outcome = run_to_end(job.begin(same()))
     assert len(outcome.frames) == 4
-    wanted = at_size(torch.tensor(pixels(64, 64), dtype=torch.float32).permute(2, 0, 1)[None], (128, 128))
+    wanted = resize(torch.tensor(pixels(64, 64), dtype=torch.float32).permute(2, 0, 1)[None], (128, 128))
     middle = wanted[0, :, 32:96, 32:96].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(outcome.frames[0], middle, atol=2)
 

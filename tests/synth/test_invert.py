@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.feature_inversion import Invert
-from convlens.synth.lbfgs import QuasiNewton
+from convlens.synth.lbfgs import ResumableLBFGS
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 SIDE = 8
@@ -118,7 +118,7 @@ def test_quasi_newton_steps_are_torch_s_and_cost_fewer_evaluations() -> None:
         return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
     start = torch.tensor([-1.2, 1.0, -0.5, 0.8], dtype=torch.float64)
-    ours = QuasiNewton(start, valley)
+    ours = ResumableLBFGS(start, valley)
     theirs = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [theirs],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convlens.errors import RequestError
-from convlens.synth.parameters import Fourier, Pixels, make_parameter, noise
+from convlens.synth.parameters import Fourier, Pixels, make_parameterization, noise
 
 SPEC = nets.classifier(nets.Linear(), classes=3).spec  # mean .5, spread .25
 
@@ -32,7 +32,7 @@ def test_pictures_are_numpy_s_inverse_transform_of_weighted_coefficients(
     weight = weight * np.sqrt((inverse**2).sum() / (weight**2).sum()) * np.sqrt(height * width) / 4
     spectrum = (made.values[..., 0] + 1j * made.values[..., 1]).detach().numpy() * weight
     rgb = 1 / (1 + np.exp(-np.fft.irfft2(spectrum, s=size)))
-    np.testing.assert_allclose(made.pictures().detach().numpy(), (rgb - 0.5) / 0.25, atol=1e-5)
+    np.testing.assert_allclose(made.images().detach().numpy(), (rgb - 0.5) / 0.25, atol=1e-5)
 
 
 def test_colours_are_mixed_by_the_square_root_of_their_covariance() -> None:
@@ -41,7 +41,7 @@ def test_colours_are_mixed_by_the_square_root_of_their_covariance() -> None:
     with torch.no_grad():
         made.values[0, 0, 0, 0, 0] = 0.1
         made.values[1, 2, 0, 0, 0] = 0.1
-    moved_NC = made.pictures().detach().mean((2, 3)).numpy()
+    moved_NC = made.images().detach().mean((2, 3)).numpy()
     strength = np.abs(moved_NC).max(1)
     assert strength[0] > 3 * strength[1]
     assert np.ptp(np.sign(moved_NC[0])) == 0  # the first is brightness: all colours one way
@@ -50,18 +50,18 @@ def test_colours_are_mixed_by_the_square_root_of_their_covariance() -> None:
 def test_the_start_from_a_picture_is_that_picture() -> None:
     x_NCHW = torch.rand(2, 3, 6, 10, generator=torch.Generator().manual_seed(3)) * 3.6 - 1.8
     made = fourier((6, 10))
-    made.begin_with(x_NCHW)
-    torch.testing.assert_close(made.pictures().detach(), x_NCHW, atol=1e-4, rtol=0)
+    made.set_images(x_NCHW)
+    torch.testing.assert_close(made.images().detach(), x_NCHW, atol=1e-4, rtol=0)
 
 
 def test_pixels_stay_between_black_and_white() -> None:
     made = Pixels(1, (2, 2), SPEC, nets.CPU)
-    made.begin_with(torch.full((1, 3, 2, 2), 9.0))
+    made.set_images(torch.full((1, 3, 2, 2), 9.0))
     made.clip()
-    assert made.pictures().max() == 2.0  # (1 − .5) / .25
-    made.begin_with(torch.full((1, 3, 2, 2), -9.0))
+    assert made.images().max() == 2.0  # (1 − .5) / .25
+    made.set_images(torch.full((1, 3, 2, 2), -9.0))
     made.clip()
-    assert made.pictures().min() == -2.0
+    assert made.images().min() == -2.0
 
 
 def test_noise_is_the_generator_s() -> None:
@@ -71,4 +71,4 @@ def test_noise_is_the_generator_s() -> None:
 
 def test_an_unknown_parameterisation_is_refused() -> None:
     with pytest.raises(RequestError, match="no parameterisation 'wavelet'; there are: fourier, pixels"):
-        make_parameter("wavelet", 1, (4, 4), SPEC, nets.CPU, decorrelated=True)
+        make_parameterization("wavelet", 1, (4, 4), SPEC, nets.CPU, decorrelated=True)

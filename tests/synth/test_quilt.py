@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import dijkstra
 from synthesis_runs import assert_resumes, period_of, run_to_end, stripes
 
 from convlens.errors import RequestError
-from convlens.synth.quilting import Quilt, _Places, beyond_seam, least_seam
+from convlens.synth.quilting import Quilt, _Places, beyond_cut, minimum_error_cut
 
 RANDOM = np.random.default_rng(0)
 
@@ -39,7 +39,7 @@ def shortest(error_RQ: np.ndarray) -> float:
 def test_a_seam_is_a_shortest_path(shape: tuple[int, int]) -> None:
     for _ in range(5):
         error = RANDOM.random(shape) + 1e-3
-        seam = least_seam(error)
+        seam = minimum_error_cut(error)
         assert error[np.arange(shape[0]), seam].sum() == pytest.approx(shortest(error), abs=1e-7)
         assert (np.abs(np.diff(seam)) <= 1).all()
 
@@ -48,8 +48,8 @@ def test_a_seam_of_no_error_is_followed() -> None:
     error = np.ones((6, 6))
     path = [2, 3, 4, 4, 3, 2]
     error[np.arange(6), path] = 0
-    assert least_seam(error).tolist() == path
-    assert (beyond_seam(error)[0] == [False, False, True, True, True, True]).all()
+    assert minimum_error_cut(error).tolist() == path
+    assert (beyond_cut(error)[0] == [False, False, True, True, True, True]).all()
 
 
 @pytest.mark.parametrize(("above", "beside"), [(True, False), (False, True), (True, True)])
@@ -95,7 +95,7 @@ def test_a_corner_is_cut_by_both_seams(saved: Callable[..., str]) -> None:
     work = Quilt(source=saved(RANDOM.integers(0, 255, (40, 40, 3))), block=20, overlap=8).begin(None)
     old, new = (RANDOM.integers(0, 255, (20, 20, 3)).astype(np.uint8) for _ in range(2))
     error = ((old.astype(float) - new) ** 2).sum(2)
-    beside, above = least_seam(error[:, :8]), least_seam(error[:8].T)
+    beside, above = minimum_error_cut(error[:, :8]), minimum_error_cut(error[:8].T)
     shown = work._shown(old, new, above=True, beside=True)
     for i in range(20):
         for j in range(20):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from convlens.synth.regularisers import blurred, total_variation, without_small_contributions, without_small_pixels
+from convlens.synth.regularisers import clip_small_contribution, clip_small_norm, gaussian_blur, total_variation
 
 X = torch.randn(2, 3, 11, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 GRAD = torch.randn(2, 3, 11, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -19,13 +19,13 @@ def test_the_blur_is_scipy_s_gaussian(sigma: float) -> None:
     wanted = X.numpy()
     for axis in (2, 3):
         wanted = gaussian_filter1d(wanted, sigma, axis=axis, mode="nearest", radius=reach)
-    np.testing.assert_allclose(blurred(X, sigma).numpy(), wanted, atol=1e-12)
+    np.testing.assert_allclose(gaussian_blur(X, sigma).numpy(), wanted, atol=1e-12)
 
 
 def test_a_grey_picture_stays_grey_when_blurred() -> None:
     grey = torch.full((1, 3, 5, 5), 0.7)
-    torch.testing.assert_close(blurred(grey, 1.0), grey)
-    assert blurred(X, 0.0) is X
+    torch.testing.assert_close(gaussian_blur(grey, 1.0), grey)
+    assert gaussian_blur(X, 0.0) is X
 
 
 @pytest.mark.parametrize("percentile", [20.0, 50.0, 90.0])
@@ -33,8 +33,8 @@ def test_small_pixels_and_small_contributions_become_zero(percentile: float) -> 
     norm_NHW = np.sqrt((X.numpy() ** 2).sum(1))
     part_NHW = np.abs((X * GRAD).numpy().sum(1))
     for found, size_NHW in (
-        (without_small_pixels(X, percentile), norm_NHW),
-        (without_small_contributions(X, GRAD, percentile), part_NHW),
+        (clip_small_norm(X, percentile), norm_NHW),
+        (clip_small_contribution(X, GRAD, percentile), part_NHW),
     ):
         for row, kept, size_HW in zip(X.numpy(), found.numpy(), size_NHW, strict=True):
             limit = np.sort(size_HW.ravel())[round(percentile / 100 * size_HW.size) - 1]

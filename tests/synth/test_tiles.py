@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
-from convlens.synth.tiling import GRID, along, tiled_gradient
+from convlens.synth.tiling import GRID, tiled_gradient, tiles_along
 
 
 @pytest.mark.parametrize("length", [1, 64, 160, 161, 333, 512])
 @pytest.mark.parametrize(("tile", "overlap"), [(96, 32), (128, 20), (160, 0)])
 def test_every_pixel_is_kept_once_and_seen_with_its_surroundings(length: int, tile: int, overlap: int) -> None:
-    tiles = along(length, tile=tile, overlap=overlap)
+    tiles = tiles_along(length, tile=tile, overlap=overlap)
     assert [pixel for one in tiles for pixel in range(*one.kept)] == list(range(length))
     for one in tiles:
         assert one.seen[1] - one.seen[0] <= tile
@@ -24,7 +24,7 @@ def test_every_pixel_is_kept_once_and_seen_with_its_surroundings(length: int, ti
 
 def test_tiles_without_room_are_refused() -> None:
     with pytest.raises(RequestError, match="tiles of 128 pixels have no room for 50 more on each side; they need 160"):
-        along(500, tile=128, overlap=50)
+        tiles_along(500, tile=128, overlap=50)
 
 
 class Strided(nn.Module):
