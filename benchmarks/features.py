@@ -33,8 +33,8 @@ from torchvision import transforms
 
 from convlens.features.embedder import Embedder, graph_embedder, torch_embedder
 from convlens.features.extract import extract
-from convlens.features.image_list import picture_files
-from convlens.features.loader import Reader
+from convlens.features.image_list import image_files
+from convlens.features.loader import ImageReader
 from convlens.models import DEFAULT, Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Floats, ModelSpec
@@ -102,17 +102,17 @@ def cut(folder: Path, count: int) -> Path:
 
 def reading_share(files: dict[str, Path], embedder: Embedder, call: Callable[[], Any]) -> float:
     """Processor seconds of reading, decoding and preparing all files, over those of the whole extraction."""
-    reader = Reader(embedder.spec, not embedder.normalises)
+    reader = ImageReader(embedder.spec, not embedder.normalises)
     began = time.process_time()
     for item in files.items():
-        reader.file(item)
+        reader.read_file(item)
     reading, began = time.process_time() - began, time.process_time()
     call()
     return reading / (time.process_time() - began)
 
 
 def compare(folder: Path, given: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
-    classifier, files = load(given.model, device=given.device), picture_files(folder)
+    classifier, files = load(given.model, device=given.device), image_files(folder)
     graph = export(classifier, "embedding", scratch / "embedding.onnx", preprocessing=True, half=given.half).path
     embedders = {
         GRAPH: graph_embedder(classifier, graph),

@@ -24,9 +24,9 @@ import numpy as np
 from table import RESULTS, show, write
 
 from convlens.gallery import Gallery, GalleryEntry
-from convlens.gallery.index import Wanted
-from convlens.gallery.vectors import as_features
-from convlens.gallery.writer import Made, Part, write_parts
+from convlens.gallery.index import IndexChoice
+from convlens.gallery.vectors import to_feature_space
+from convlens.gallery.writer import EmbeddingSource, Part, write_parts
 
 DIMENSIONS, GROUPS, NOISE, CHUNK, K = 1280, 2000, 0.5, 20_000, 10
 
@@ -39,10 +39,10 @@ def vectors(count: int, seed: int, centre_GD: np.ndarray) -> np.ndarray:
     chance = np.random.default_rng(seed)
     noise_ND = chance.standard_normal((count, DIMENSIONS), np.float32)
     raw_ND = centre_GD[chance.integers(0, GROUPS, count)] + NOISE * noise_ND
-    return as_features(raw_ND.clip(0), "unit")
+    return to_feature_space(raw_ND.clip(0), "unit")
 
 
-def build(folder: Path, count: int, kind: Wanted) -> float:
+def build(folder: Path, count: int, kind: IndexChoice) -> float:
     """A gallery of that many, streamed; the seconds it took."""
     centre_GD = centres()
 
@@ -53,7 +53,9 @@ def build(folder: Path, count: int, kind: Wanted) -> float:
             yield Part(vectors(size, 1 + first // CHUNK, centre_GD), names)
 
     started = time.perf_counter()
-    write_parts(folder, parts(), Made("0" * 64, "synthetic", "none"), count=count, dimensions=DIMENSIONS, index=kind)
+    write_parts(
+        folder, parts(), EmbeddingSource("0" * 64, "synthetic", "none"), count=count, dimensions=DIMENSIONS, index=kind
+    )
     return time.perf_counter() - started
 
 

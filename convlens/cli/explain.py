@@ -17,7 +17,7 @@ from convlens.cli.results import Answer, show_table, write_folder
 from convlens.engine.engine import Engine
 from convlens.errors import ConvLensError
 from convlens.gallery import Gallery
-from convlens.gallery.builder import picture_files
+from convlens.gallery.builder import image_files
 from convlens.protocol.params import Params, parse_params
 from convlens.protocol.requests import Request
 from convlens.runtime.torch_runtime import keep_freed_memory
@@ -90,7 +90,7 @@ def _pictures(given: Sequence[Path]) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        yield from picture_files(path).values()
+        yield from image_files(path).values()
 
 
 def _answer_all(

@@ -11,8 +11,8 @@ from convlens.cli.console import console, out, rated, step
 from convlens.cli.options import MODEL
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
-from convlens.features.image_list import pictures_of
-from convlens.features.loader import BATCH
+from convlens.features.image_list import find_images
+from convlens.features.loader import BATCH_SIZE
 from convlens.features.row_files import Format
 from convlens.models import load
 from convlens.runtime.torch_runtime import keep_freed_memory
@@ -30,7 +30,7 @@ def features(
         Path | None, typer.Option(help="Graph of `convlens export embedding`, to run on; twice as fast on CPUs.")
     ] = None,
     format: Annotated[Format, typer.Option(help="One .npy file, or shards.")] = "npy",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = BATCH,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = BATCH_SIZE,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="Threads that read pictures. Default: one a core.")] = None,
     ray: Annotated[
@@ -40,7 +40,7 @@ def features(
 ) -> None:
     """Write the features of many pictures, with a table of which picture each row is."""
     keep_freed_memory()
-    files = pictures_of(pictures)
+    files = find_images(pictures)
     if ray:
         _spread(ray, files, output, model, graph, format=format, batch=batch, device=device, overwrite=overwrite)
         return

@@ -18,8 +18,8 @@ from convlens.cli.options import MODEL
 from convlens.gallery import BuildReport, Gallery
 from convlens.gallery import add as add_pictures
 from convlens.gallery import build as build_gallery
-from convlens.gallery.builder import picture_files
-from convlens.gallery.index import Wanted
+from convlens.gallery.builder import image_files
+from convlens.gallery.index import IndexChoice
 from convlens.gallery.vectors import FeatureSpace
 from convlens.models import load
 from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
@@ -49,14 +49,14 @@ def build(
         FeatureSpace, typer.Option(help="unit: compare directions; raw: the lecture's plain L2.")
     ] = "unit",
     index: Annotated[
-        Wanted, typer.Option(help="How neighbours are found. auto: exact below 50,000 pictures, then hnsw, ivfpq.")
+        IndexChoice, typer.Option(help="How neighbours are found. auto: exact below 50,000 pictures, then hnsw, ivfpq.")
     ] = "auto",
     graph: Annotated[Path | None, GRAPH] = None,
     device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Build a gallery from a folder of pictures, with the model's own embeddings; goes on where a kill cut it short."""
     keep_freed_memory()
-    total = len(picture_files(folder))
+    total = len(image_files(folder))
     with step(f"loading {model}"):
         classifier = load(model, device=device)
     with rated("embedding", total) as show:
@@ -85,7 +85,7 @@ def add(
 ) -> None:
     """Add pictures to a gallery; until all of them are in, the gallery stays as it was."""
     keep_freed_memory()
-    total = len(picture_files(folder))
+    total = len(image_files(folder))
     with step(f"loading {model}"):
         classifier = load(model, device=device)
     with rated("embedding", total) as show:

@@ -19,7 +19,7 @@ from convlens.cli.options import MODEL
 from convlens.cli.results import MANIFEST
 from convlens.errors import RequestError
 from convlens.explain.neurons import Backprop, NeuronGradients
-from convlens.features.image_list import pictures_of
+from convlens.features.image_list import find_images
 from convlens.inspection.patches import Patch, Patches, channel_sheet, crop, cut_gradient, find_patches, shown
 from convlens.inspection.receptive_field import Box
 from convlens.models import Classifier, load
@@ -49,7 +49,7 @@ def patches(
     keep_freed_memory()
     _check_folder(output)
     wanted = _numbers(channels) if channels else None
-    files = pictures_of(pictures)
+    files = find_images(pictures)
     with step(f"loading {model}"):
         classifier = load(model, device=device)
     gradients = None if backprop == "none" else NeuronGradients(classifier, layer, backprop=backprop)

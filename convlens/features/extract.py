@@ -12,10 +12,20 @@ from typing import Any, NoReturn, Protocol
 
 from convlens.errors import ConvLensError, RequestError
 from convlens.features.embedder import Embedder
-from convlens.features.journal import JOURNAL, Committer, Entry, Failure, entries, recover
-from convlens.features.loader import BATCH, Batch, embedded_files
-from convlens.features.output_dir import MANIFEST, PARTIAL, begun, discard, finish, finished, held, manifest, settings
-from convlens.features.row_files import SHARD_ROWS, Format, Layout, fill_headers, layout
+from convlens.features.journal import JOURNAL, Committer, Failure, JournalEntry, read_journal, recover_journal
+from convlens.features.loader import BATCH_SIZE, EmbeddedBatch, embed_files
+from convlens.features.output_dir import (
+    MANIFEST,
+    PARTIAL,
+    discard,
+    finish,
+    held,
+    is_complete,
+    manifest,
+    resume_or_create,
+    settings,
+)
+from convlens.features.row_files import SHARD_ROWS, Format, RowLayout, fill_headers, row_layout
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE, read_failures, write_tables
 from convlens.types import no_op
 
@@ -27,7 +37,9 @@ class Spread(Protocol):
 
     part: int
 
-    def batches(self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int) -> Generator[Batch]:
+    def batches(
+        self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int
+    ) -> Generator[EmbeddedBatch]:
         """One for each part of the files, in their order."""
 
 
@@ -48,7 +60,7 @@ def extract(
     embedder: Embedder,
     *,
     format: Format = "npy",
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
     overwrite: bool = False,
     shard_rows: int = SHARD_ROWS,
@@ -69,7 +81,7 @@ def extract(
     """
     if batch < 1 or shard_rows < 1 or (workers is not None and workers < 1):
         raise RequestError(f"batch={batch}, workers={workers}, shard_rows={shard_rows}; use 1 or more of each")
-    made = layout(format, shard_rows=shard_rows)
+    made = row_layout(format, shard_rows=shard_rows)
     job = _Job(files, out, embedder, made, batch, workers, commit_seconds, thumbnail_side, on_step, spread)
     asked = settings(files, embedder, format=format, batch=batch, thumbnail_side=thumbnail_side)
     asked |= {"shard_rows": job.layout.rows}
@@ -77,10 +89,10 @@ def extract(
         asked |= {"part": spread.part}
     try:
         with held(out):
-            if reuse and finished(out, asked):
+            if reuse and is_complete(out, asked):
                 on_step(len(files), len(files))
                 return job.found()
-            resumed = recover(begun(out, asked, overwrite=overwrite) / JOURNAL)
+            resumed = recover_journal(resume_or_create(out, asked, overwrite=overwrite) / JOURNAL)
             on_step(resumed.next, len(files))
             if resumed.next < len(files):
                 job.go_on(resumed)
@@ -97,7 +109,7 @@ class _Job:
     files: Mapping[str, Path]
     out: Path
     embedder: Embedder
-    layout: Layout
+    layout: RowLayout
     batch: int
     workers: int | None
     commit_seconds: float
@@ -109,7 +121,7 @@ class _Job:
     def partial(self) -> Path:
         return self.out / PARTIAL
 
-    def go_on(self, resumed: Entry) -> None:
+    def go_on(self, resumed: JournalEntry) -> None:
         """Embed and commit everything behind what is done."""
         remaining = itertools.islice(self.files.items(), resumed.next, None)
         batches = self._batches(remaining)
@@ -120,17 +132,17 @@ class _Job:
                 self.on_step(committer.add(each), len(self.files))
             committer.commit()
 
-    def _batches(self, files: Iterable[tuple[str, Path]]) -> Generator[Batch]:
+    def _batches(self, files: Iterable[tuple[str, Path]]) -> Generator[EmbeddedBatch]:
         if self.spread is not None:
             return self.spread.batches(files, batch=self.batch, thumbnail_side=self.thumbnail_side)
-        return embedded_files(
+        return embed_files(
             files, self.embedder, batch=self.batch, workers=self.workers, thumbnail_side=self.thumbnail_side
         )
 
     def finish(self, asked: Mapping[str, Any], resumed: int) -> Extraction:
         """Headers, tables and the manifest, from the journal alone; may be repeated after a kill."""
-        last = recover(self.partial / JOURNAL)
-        failures = tuple(failure for each in entries(self.partial / JOURNAL) for failure in each.failures)
+        last = recover_journal(self.partial / JOURNAL)
+        failures = tuple(failure for each in read_journal(self.partial / JOURNAL) for failure in each.failures)
         if not last.total:
             self._refuse(failures)
         fill_headers(self.partial, self.layout, rows=last.total, dimensions=last.dimensions)

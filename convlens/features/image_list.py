@@ -11,14 +11,14 @@ from convlens.errors import RequestError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
 
-def pictures_of(given: Sequence[Path]) -> dict[str, Path]:
-    """id -> file: of a LIST (the only path, a file without a picture's suffix) its lines, else as ``picture_files``."""
+def find_images(given: Sequence[Path]) -> dict[str, Path]:
+    """id -> file: of a LIST (the only path, a file without a picture's suffix) its lines, else as ``image_files``."""
     if len(given) == 1 and given[0].is_file() and given[0].suffix.lower() not in SUFFIXES:
-        return listed_files(given[0])
-    return picture_files(given)
+        return read_image_list(given[0])
+    return image_files(given)
 
 
-def picture_files(given: Path | Sequence[Path]) -> dict[str, Path]:
+def image_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     """id -> file, sorted by id. Folders are walked; hidden files and folders and other suffixes are passed over.
 
     An id is the path relative to the root, with forward slashes. The root is the folder given, or of several paths the
@@ -38,7 +38,7 @@ def picture_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def listed_files(path: Path) -> dict[str, Path]:
+def read_image_list(path: Path) -> dict[str, Path]:
     """id -> file in the order of a text file with one path a line; a relative one starts at the list's own folder.
 
     An id is the line, with forward slashes. Empty lines are passed over; a file that is not there stays in, to be

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from convlens.features.loader import Batch, Ready, Unreadable
-from convlens.features.row_files import Blob, Layout, RowFiles, flush
+from convlens.features.loader import EmbeddedBatch, LoadedImage, UnreadableImage
+from convlens.features.row_files import Blob, RowFiles, RowLayout, flush
 from convlens.types import Floats
 
 JOURNAL = "journal.jsonl"
 
 
 @dataclass(frozen=True)
-class Row:
+class ImageRow:
     """A picture that has features; ``position`` is its place among all pictures, ``top1`` the likeliest class.
 
     ``thumbnail`` is how many bytes its small picture has, 0 where none is kept.
@@ -51,7 +51,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """One batch. After it, the pictures before ``next`` are done, and ``total`` of them have a row each.
 
     ``thumbnail_bytes`` is what the small pictures of all of these come to.
@@ -60,7 +60,7 @@ class Entry:
     next: int
     total: int
     dimensions: int
-    rows: tuple[Row, ...]
+    rows: tuple[ImageRow, ...]
     failures: tuple[Failure, ...]
     thumbnail_bytes: int = 0
 
@@ -70,16 +70,18 @@ class Entry:
         return json.dumps(values, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-NOTHING = Entry(0, 0, 0, (), ())
+NOTHING = JournalEntry(0, 0, 0, (), ())
 
 
-def entry(before: Entry, outcomes: Sequence[Ready | Unreadable], logits_NK: Floats, embeddings_ND: Floats) -> Entry:
+def entry(
+    before: JournalEntry, outcomes: Sequence[LoadedImage | UnreadableImage], logits_NK: Floats, embeddings_ND: Floats
+) -> JournalEntry:
     """What a batch that begins where ``before`` ended has come to. An embedding that is not finite is a failure."""
-    rows: list[Row] = []
+    rows: list[ImageRow] = []
     failures: list[Failure] = []
     n = 0
     for position, outcome in enumerate(outcomes, start=before.next):
-        if isinstance(outcome, Unreadable):
+        if isinstance(outcome, UnreadableImage):
             failures.append(Failure(position, outcome.id, outcome.reason))
         elif not np.isfinite(embeddings_ND[n]).all():
             failures.append(Failure(position, outcome.id, "its embedding is NaN or infinite; see the model's weights"))
@@ -90,20 +92,20 @@ def entry(before: Entry, outcomes: Sequence[Ready | Unreadable], logits_NK: Floa
     dimensions = embeddings_ND.shape[1] if n else before.dimensions
     small = before.thumbnail_bytes + sum(row.thumbnail for row in rows)
     done, total = before.next + len(outcomes), before.total + len(rows)
-    return Entry(done, total, dimensions, tuple(rows), tuple(failures), small)
+    return JournalEntry(done, total, dimensions, tuple(rows), tuple(failures), small)
 
 
-def recover(path: Path) -> Entry:
+def recover_journal(path: Path) -> JournalEntry:
     """The last whole entry, without its rows; what lies behind it is cut off."""
     last, end = NOTHING, 0
     if path.exists():
         for found, size in _read(path):
             last, end = found, end + size
         os.truncate(path, end)
-    return Entry(last.next, last.total, last.dimensions, (), (), last.thumbnail_bytes)
+    return JournalEntry(last.next, last.total, last.dimensions, (), (), last.thumbnail_bytes)
 
 
-def entries(path: Path) -> Iterator[Entry]:
+def read_journal(path: Path) -> Iterator[JournalEntry]:
     """All entries, one after the other."""
     return (found for found, _ in _read(path))
 
@@ -114,7 +116,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._file = (folder / JOURNAL).open("ab")
 
-    def commit(self, entries: Sequence[Entry]) -> None:
+    def commit(self, entries: Sequence[JournalEntry]) -> None:
         self._file.writelines(entry.line() for entry in entries)
         flush(self._file)
 
@@ -122,20 +124,20 @@ class Journal:
         self._file.close()
 
 
-def _row(position: int, picture: Ready, logits_K: Floats) -> Row:
+def _row(position: int, picture: LoadedImage, logits_K: Floats) -> ImageRow:
     shifted_K = np.asarray(logits_K, np.float64) - logits_K.max()
     top1 = int(shifted_K.argmax())
     probability = float(np.float32(1 / np.exp(shifted_K).sum()))
     size = picture.width, picture.height
     small = len(picture.thumbnail)
-    return Row(position, picture.id, picture.size, picture.sha256, *size, top1, probability, small)
+    return ImageRow(position, picture.id, picture.size, picture.sha256, *size, top1, probability, small)
 
 
-def _plain(values: Sequence[Row] | Sequence[Failure]) -> list[list[Any]]:
+def _plain(values: Sequence[ImageRow] | Sequence[Failure]) -> list[list[Any]]:
     return [list(vars(value).values()) for value in values]
 
 
-def _read(path: Path) -> Iterator[tuple[Entry, int]]:
+def _read(path: Path) -> Iterator[tuple[JournalEntry, int]]:
     with path.open("rb") as file:
         for line in file:
             found = _parsed(line)
@@ -144,16 +146,16 @@ def _read(path: Path) -> Iterator[tuple[Entry, int]]:
             yield found, len(line)
 
 
-def _parsed(line: bytes) -> Entry | None:
+def _parsed(line: bytes) -> JournalEntry | None:
     if not line.endswith(b"\n"):
         return None
     try:
         next, total, dimensions, rows, failures, small = json.loads(line)
-        return Entry(
+        return JournalEntry(
             next,
             total,
             dimensions,
-            tuple(Row(*row) for row in rows),
+            tuple(ImageRow(*row) for row in rows),
             tuple(Failure(*failure) for failure in failures),
             small,
         )
@@ -168,16 +170,16 @@ class Committer:
     """
 
     def __init__(
-        self, folder: Path, layout: Layout, before: Entry, *, seconds: float, blob: Path | None = None
+        self, folder: Path, layout: RowLayout, before: JournalEntry, *, seconds: float, blob: Path | None = None
     ) -> None:
         self._rows = RowFiles(folder, layout, rows=before.total, dimensions=before.dimensions)
         self._blob = Blob(blob, before.thumbnail_bytes) if blob else None
         self._journal = Journal(folder)
         self._last, self._seconds = before, seconds
-        self._waiting: list[Entry] = []
+        self._waiting: list[JournalEntry] = []
         self._committed = time.monotonic()
 
-    def add(self, batch: Batch) -> int:
+    def add(self, batch: EmbeddedBatch) -> int:
         """How many pictures are done with this batch."""
         self._last = entry(self._last, batch.outcomes, batch.logits_NK, batch.embeddings_ND)
         finite_N = np.isfinite(batch.embeddings_ND).all(axis=1)

@@ -24,12 +24,14 @@ from typing import Any
 
 from convlens.errors import RequestError
 from convlens.features.embedder import Embedder
-from convlens.features.journal import Entry
+from convlens.features.journal import JournalEntry
 from convlens.features.row_files import Format, flush, flush_folder
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE
 
 
-def manifest(settings: Mapping[str, Any], last: Entry, names: Sequence[str], folders: Sequence[Path]) -> dict[str, Any]:
+def manifest(
+    settings: Mapping[str, Any], last: JournalEntry, names: Sequence[str], folders: Sequence[Path]
+) -> dict[str, Any]:
     """The settings, the counts, and size and hash of each file, which lies in the first of the folders that has it.
 
     It holds neither times nor places, so that the same pictures make the same bytes.
@@ -141,7 +143,7 @@ def held(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def begun(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Path:
+def resume_or_create(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Path:
     """The folder to go on in: that of a run with these very settings that was cut short, or a new one.
 
     With ``overwrite`` what other settings began is removed; a finished result stays until the new one is complete.
@@ -167,7 +169,7 @@ def begun(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Path:
     return partial
 
 
-def finished(out: Path, settings: Mapping[str, Any]) -> bool:
+def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a whole run with these very settings lies there."""
     try:
         found = json.loads((out / MANIFEST).read_bytes())

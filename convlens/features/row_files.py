@@ -29,7 +29,7 @@ _NPY_BYTES, _SAFETENSORS_BYTES = 128, 256
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """``rows`` go into a file, then the next one begins; None where one file holds all."""
 
     format: Format
@@ -56,12 +56,12 @@ class Layout:
         return _safetensors_header(rows, dimensions, first)
 
 
-def layout(format: str, *, shard_rows: int = SHARD_ROWS) -> Layout:
+def row_layout(format: str, *, shard_rows: int = SHARD_ROWS) -> RowLayout:
     """Raises RequestError for an unknown format."""
     if format == "npy":
-        return Layout("npy", None, _NPY_BYTES)
+        return RowLayout("npy", None, _NPY_BYTES)
     if format == "safetensors":
-        return Layout("safetensors", shard_rows, _SAFETENSORS_BYTES)
+        return RowLayout("safetensors", shard_rows, _SAFETENSORS_BYTES)
     raise RequestError(f"no format {format!r}; there are: {', '.join(get_args(Format))}", field="format")
 
 
@@ -83,7 +83,7 @@ def _safetensors_header(rows: int, dimensions: int, first: int) -> bytes:
 class RowFiles:
     """The feature files of one folder while they grow; ``rows`` are in them."""
 
-    def __init__(self, folder: Path, layout: Layout, *, rows: int, dimensions: int) -> None:
+    def __init__(self, folder: Path, layout: RowLayout, *, rows: int, dimensions: int) -> None:
         """Goes on behind the first ``rows`` rows; whatever lies behind them is cut off."""
         self._folder, self._layout, self.rows = folder, layout, rows
         self._open: BinaryIO | None = None
@@ -153,7 +153,7 @@ def _shorten(path: Path, size: int) -> None:
     os.truncate(path, size)
 
 
-def fill_headers(folder: Path, layout: Layout, *, rows: int, dimensions: int) -> None:
+def fill_headers(folder: Path, layout: RowLayout, *, rows: int, dimensions: int) -> None:
     """Say in each file what it holds; files that are not in the folder any more were finished before."""
     first = 0
     for number, count in enumerate(layout.counts(rows)):

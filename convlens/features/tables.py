@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from convlens.features.journal import Row, entries
-from convlens.features.row_files import Layout, flush
+from convlens.features.journal import ImageRow, read_journal
+from convlens.features.row_files import RowLayout, flush
 
 ROWS, UNREADABLE, THUMBNAILS = "manifest.parquet", "unreadable.parquet", "thumbnails.bin"
 
@@ -35,17 +35,17 @@ _SMALL_COLUMNS = {"thumbnail": "int64"}
 _FAILURE_COLUMNS = {"position": "int64", "id": "string", "reason": "string"}
 
 
-def write_tables(folder: Path, journal: Path, layout: Layout, labels: Sequence[str], *, thumbnails: bool) -> None:
+def write_tables(folder: Path, journal: Path, layout: RowLayout, labels: Sequence[str], *, thumbnails: bool) -> None:
     """Both tables, in the order of the pictures; the same journal makes the same bytes."""
-    rows = (row for entry in entries(journal) for row in entry.rows)
+    rows = (row for entry in read_journal(journal) for row in entry.rows)
     columns = _ROW_COLUMNS | _SMALL_COLUMNS if thumbnails else _ROW_COLUMNS
-    failures = (failure for entry in entries(journal) for failure in entry.failures)
+    failures = (failure for entry in read_journal(journal) for failure in entry.failures)
     cells = (_cells(number, row, layout, labels) for number, row in enumerate(rows))
     _write(folder / ROWS, columns, (some[: len(columns)] for some in cells))
     _write(folder / UNREADABLE, _FAILURE_COLUMNS, ((each.position, each.id, each.reason) for each in failures))
 
 
-def _cells(number: int, row: Row, layout: Layout, labels: Sequence[str]) -> tuple[Any, ...]:
+def _cells(number: int, row: ImageRow, layout: RowLayout, labels: Sequence[str]) -> tuple[Any, ...]:
     file, file_row = layout.place(number)
     place = (number, layout.file_name(file), file_row, row.position)
     known = row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability

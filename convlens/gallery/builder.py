@@ -23,14 +23,14 @@ from convlens.errors import GalleryError, RequestError
 from convlens.features import image_list
 from convlens.features.embedder import Embedder, open_embedder
 from convlens.features.extract import extract
-from convlens.features.loader import BATCH, Batch, Reader, Ready, embedded
+from convlens.features.loader import BATCH_SIZE, EmbeddedBatch, ImageReader, LoadedImage, embedded
 from convlens.features.tables import THUMBNAILS, read_rows
 from convlens.gallery.entries import GalleryEntry, LabelFrom, labels_of
 from convlens.gallery.gallery import Gallery
-from convlens.gallery.index import Wanted, kind_for
-from convlens.gallery.vectors import FeatureSpace, as_features, flaws, require_space
+from convlens.gallery.index import IndexChoice, kind_for
+from convlens.gallery.vectors import FeatureSpace, flaws, require_space, to_feature_space
 from convlens.gallery.versions import require_ours
-from convlens.gallery.writer import Made, Part, write, write_parts
+from convlens.gallery.writer import EmbeddingSource, Part, write, write_parts
 from convlens.models import Classifier
 from convlens.types import Floats, ModelSpec, no_op
 from convlens.utils.concurrency import batched
@@ -60,7 +60,7 @@ class Extracted:
                 ]
                 kept = [n for n in range(len(names)) if n not in bad]
                 if kept:
-                    yield Part(as_features(vectors_BD[kept], self.space), [entries[n] for n in kept])
+                    yield Part(to_feature_space(vectors_BD[kept], self.space), [entries[n] for n in kept])
 
     @property
     def _small(self) -> bool:
@@ -110,9 +110,9 @@ def build(
     graph: Path | None = None,
     label_from: LabelFrom = "folder",
     feature_space: FeatureSpace = "unit",
-    index: Wanted = "auto",
+    index: IndexChoice = "auto",
     thumbnail_side: int = 96,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
     on_step: OnStep = no_op,
 ) -> BuildReport:
@@ -126,7 +126,7 @@ def build(
     with the gallery that one run would have made; until then the old gallery stays. Raises GalleryError when no picture
     can be used, ModelError for a graph of another model, and as ``write`` does.
     """
-    files = picture_files(pictures)
+    files = image_files(pictures)
     labels = dict(zip(files, labels_of(list(files), label_from), strict=True))
     _require(feature_space, batch, thumbnail_side)
     kind_for(index, len(files))
@@ -149,7 +149,7 @@ def add(
     graph: Path | None = None,
     label_from: LabelFrom = "folder",
     replace: bool = False,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
     on_step: OnStep = no_op,
 ) -> BuildReport:
@@ -161,7 +161,7 @@ def add(
     """
     old = Gallery.open(folder)
     old.require_weights(classifier.spec.weights_sha256)
-    files = picture_files(pictures)
+    files = image_files(pictures)
     labels = dict(zip(files, labels_of(list(files), label_from), strict=True))
     there = [entry.id for entry in old.entries if entry.id in files]
     if there and not replace:
@@ -189,16 +189,16 @@ def build_from(
     *,
     graph: Path | None = None,
     feature_space: FeatureSpace = "unit",
-    index: Wanted = "auto",
+    index: IndexChoice = "auto",
     thumbnail_side: int = 96,
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     on_step: OnStep = no_op,
 ) -> BuildReport:
     """A gallery of (id, label, RGB picture), in the order given; made at once; otherwise as ``build``."""
     total = len(pictures) if isinstance(pictures, Sequence) else None
     builder = _Builder(classifier.spec, feature_space, thumbnail_side, batch, on_step, total)
     embedder = _embedder(classifier, graph, batch)
-    reader = Reader(embedder.spec, not embedder.normalises, thumbnail_side)
+    reader = ImageReader(embedder.spec, not embedder.normalises, thumbnail_side)
     builder.collect(embedded(builder.ready(pictures, reader), embedder, batch=batch))
     return builder.report(out, index)
 
@@ -272,13 +272,13 @@ def _side_of(gallery: Gallery) -> int:
         return picture.width
 
 
-def _again(gallery: Gallery, count: int) -> Wanted:
+def _again(gallery: Gallery, count: int) -> IndexChoice:
     """The gallery's own kind of index, or by size where it was exact and may have outgrown that."""
     return "auto" if gallery.index.kind == "exact" and count >= len(gallery) else gallery.index.kind
 
 
-def _made(spec: ModelSpec, space: FeatureSpace) -> Made:
-    return Made(spec.weights_sha256, spec.name, spec.embedding_layer, space)
+def _made(spec: ModelSpec, space: FeatureSpace) -> EmbeddingSource:
+    return EmbeddingSource(spec.weights_sha256, spec.name, spec.embedding_layer, space)
 
 
 def _require(space: str, batch: int, side: int) -> None:
@@ -323,19 +323,19 @@ class _Builder:
     def __post_init__(self) -> None:
         _require(self.space, self.batch, self.side)
 
-    def ready(self, pictures: Iterable[NamedPicture], reader: Reader) -> Iterator[Ready]:
+    def ready(self, pictures: Iterable[NamedPicture], reader: ImageReader) -> Iterator[LoadedImage]:
         """Made ready one by one, so that never more than one picture is held at its full size."""
         for id, label, picture in pictures:
             self.labels[id] = label
-            yield reader.picture(id, picture)
+            yield reader.prepare(id, picture)
 
-    def collect(self, batches: Iterable[Batch]) -> None:
+    def collect(self, batches: Iterable[EmbeddedBatch]) -> None:
         for batch in batches:
             self.unreadable += [(each.id, each.reason) for each in batch.unreadable]
             self._add(batch.pictures, batch.embeddings_ND)
             self.on_step(len(self.entries) + len(self.unreadable), self.total)
 
-    def report(self, out: Path, index: Wanted) -> BuildReport:
+    def report(self, out: Path, index: IndexChoice) -> BuildReport:
         if not self.entries:
             raise GalleryError(_none_used(len(self.unreadable), self.unreadable))
         gallery = write(
@@ -350,7 +350,7 @@ class _Builder:
         )
         return BuildReport(gallery, len(self.entries), tuple(self.unreadable))
 
-    def _add(self, pictures: Sequence[Ready], embedding_ND: Floats) -> None:
+    def _add(self, pictures: Sequence[LoadedImage], embedding_ND: Floats) -> None:
         flawed = flaws(embedding_ND, self.space)
         for n, picture in enumerate(pictures):
             if n in flawed:
@@ -360,9 +360,9 @@ class _Builder:
                 self.vectors.append(embedding_ND[n])
 
 
-def picture_files(given: Path | Sequence[Path]) -> dict[str, Path]:
+def image_files(given: Path | Sequence[Path]) -> dict[str, Path]:
     """As ``convlens.features.image_list.picture_files``, but what is wrong is a GalleryError."""
     try:
-        return image_list.picture_files(given)
+        return image_list.image_files(given)
     except RequestError as error:
         raise GalleryError(error.message) from error

@@ -12,7 +12,7 @@ from convlens.errors import GalleryError, RequestError
 from convlens.gallery.entries import GalleryEntry, StoredEntries, read_entries
 from convlens.gallery.index import Hubness, IndexRecord
 from convlens.gallery.search import ExactSearch, IndexedSearch, Nearest, Search
-from convlens.gallery.vectors import FeatureSpace, as_features, require_matrix
+from convlens.gallery.vectors import FeatureSpace, require_matrix, to_feature_space
 from convlens.gallery.versions import (
     ENTRIES,
     INDEX,
@@ -147,7 +147,7 @@ class Gallery:
                 f"embeddings have {embedding_ND.shape[1]} values, the gallery's have {self.dimensions}; "
                 f"it was made by {self.model} at layer {self.embedding_layer}"
             )
-        features_ND = as_features(embedding_ND, self.feature_space)
+        features_ND = to_feature_space(embedding_ND, self.feature_space)
         return tuple(self._neighbours(found) for found in self._search.nearest(features_ND, k))
 
     def _require_k(self, k: int) -> None:

@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from convlens.errors import GalleryError
-from convlens.gallery.vectors import nearest_others, sampled
+from convlens.gallery.vectors import nearest_others, sample_rows
 from convlens.types import Floats, Ints
 
 IndexKind = Literal["exact", "hnsw", "ivfpq"]
-Wanted = Literal["auto", "exact", "hnsw", "ivfpq"]
+IndexChoice = Literal["auto", "exact", "hnsw", "ivfpq"]
 
 # Looking through 50,000 vectors of 1,280 takes about as long as a forward pass of a small network. HNSW answers fastest
 # but is built slowly and lies in memory: 1,500 bytes a vector of 1,280 numbers. IVF-PQ: 72 bytes.
@@ -55,8 +55,8 @@ EXACT = IndexRecord("exact")
 
 def kind_for(wanted: str, count: int) -> IndexKind:
     """The kind to build; GalleryError for one that there is not, or that so few vectors do not fill."""
-    if wanted not in get_args(Wanted):
-        raise GalleryError(f"no index {wanted!r}; there are: {', '.join(get_args(Wanted))}")
+    if wanted not in get_args(IndexChoice):
+        raise GalleryError(f"no index {wanted!r}; there are: {', '.join(get_args(IndexChoice))}")
     if wanted == "auto":
         return "exact" if count < EXACT_BELOW else "hnsw" if count < HNSW_BELOW else "ivfpq"
     kind: IndexKind = wanted  # type: ignore[assignment]  # one of them, as was just seen
@@ -111,7 +111,7 @@ def _parts(dimensions: int) -> int:
 
 
 def _some(features_ND: Floats, most: int) -> Floats:
-    return np.ascontiguousarray(features_ND[sampled(len(features_ND), most)], np.float32)
+    return np.ascontiguousarray(features_ND[sample_rows(len(features_ND), most)], np.float32)
 
 
 def _fill(index: Any, features_ND: Floats) -> None:
@@ -121,7 +121,7 @@ def _fill(index: Any, features_ND: Floats) -> None:
 
 def _tuned(index: Any, features_ND: Floats, kind: IndexKind) -> IndexRecord:
     """Twice as far, or twice as many candidates, whichever finds more, until it finds enough."""
-    rows_M = sampled(len(features_ND), QUERIES)
+    rows_M = sample_rows(len(features_ND), QUERIES)
     k = min(RECALL_K, len(features_ND) - 1)
     true_MK = nearest_others(features_ND, rows_M, k=k)
     widest = int(index.nlist) if kind == "ivfpq" else 1024
@@ -181,7 +181,7 @@ class Hubness:
 
 def hubness(features_ND: Floats) -> Hubness | None:
     """Measured exactly on at most 5,000 of the features; None for fewer than 3."""
-    rows_M = sampled(len(features_ND), MOST)
+    rows_M = sample_rows(len(features_ND), MOST)
     if len(rows_M) < 3:
         return None
     some_MD = np.asarray(features_ND[rows_M])

@@ -21,7 +21,7 @@ _BROKEN = "NaN, infinite or longer than 1e15; the model's weights may be damaged
 _ZERO = "all zero, which has no direction to compare; use another picture or a gallery in the raw space"
 
 
-def as_features(vectors_ND: Floats, space: FeatureSpace) -> NDArray[np.float32]:
+def to_feature_space(vectors_ND: Floats, space: FeatureSpace) -> NDArray[np.float32]:
     """Vectors as they are compared: float32, of length 1 each in the space ``unit``, unchanged in ``raw``.
 
     A gallery's vectors and the queries both pass through here, so that equal embeddings stay exactly equal. Raises
@@ -90,7 +90,7 @@ def _merged(
     return np.take_along_axis(squared_MA, order_MK, axis=1), np.take_along_axis(row_MA, order_MK, axis=1)
 
 
-def sampled(count: int, most: int) -> NDArray[np.int64]:
+def sample_rows(count: int, most: int) -> NDArray[np.int64]:
     """That many of the rows, spread by chance but always the same; all where there are no more."""
     if count <= most:
         return np.arange(count)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from convlens.errors import GalleryError
 from convlens.gallery.entries import EntryWriter, GalleryEntry
 from convlens.gallery.gallery import Gallery
-from convlens.gallery.index import EXACT, IndexKind, IndexRecord, Wanted, build_index, hubness, kind_for
-from convlens.gallery.vectors import FeatureSpace, as_features, require_matrix, require_space
+from convlens.gallery.index import EXACT, IndexChoice, IndexKind, IndexRecord, build_index, hubness, kind_for
+from convlens.gallery.vectors import FeatureSpace, require_matrix, require_space, to_feature_space
 from convlens.gallery.versions import (
     ENTRIES,
     FILES,
@@ -33,7 +33,7 @@ from convlens.types import Floats
 
 
 @dataclass(frozen=True)
-class Made:
+class EmbeddingSource:
     """What made the vectors, and how they are compared."""
 
     weights_sha256: str
@@ -59,7 +59,7 @@ def write(
     model: str,
     embedding_layer: str,
     feature_space: FeatureSpace = "unit",
-    index: Wanted = "auto",
+    index: IndexChoice = "auto",
 ) -> Gallery:
     """Make ``folder`` the gallery of these embeddings (N, D), replacing the gallery that it may hold.
 
@@ -72,13 +72,19 @@ def write(
     require_matrix(vectors_ND)
     if len(entries) != len(vectors_ND):
         raise GalleryError(f"{len(entries)} entries and {len(vectors_ND)} embeddings; a gallery needs as many of both")
-    made = Made(weights_sha256, model, embedding_layer, feature_space)
-    parts = [Part(as_features(vectors_ND, feature_space), entries)] if len(entries) else []
+    made = EmbeddingSource(weights_sha256, model, embedding_layer, feature_space)
+    parts = [Part(to_feature_space(vectors_ND, feature_space), entries)] if len(entries) else []
     return write_parts(folder, parts, made, count=len(entries), dimensions=vectors_ND.shape[1], index=index)
 
 
 def write_parts(
-    folder: Path, parts: Iterable[Part], made: Made, *, count: int, dimensions: int, index: Wanted = "auto"
+    folder: Path,
+    parts: Iterable[Part],
+    made: EmbeddingSource,
+    *,
+    count: int,
+    dimensions: int,
+    index: IndexChoice = "auto",
 ) -> Gallery:
     """As ``write``, of ``count`` pictures that come part by part, so that they never need to be in memory together."""
     if not count:

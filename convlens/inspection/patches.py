@@ -19,7 +19,7 @@ from PIL import Image
 from convlens import image
 from convlens.errors import ModelError, RequestError
 from convlens.explain.neurons import Unit
-from convlens.features.loader import Reader, Ready, Unreadable
+from convlens.features.loader import ImageReader, LoadedImage, UnreadableImage
 from convlens.inspection.receptive_field import Box, Field, receptive_field
 from convlens.instrument import PartialForward, find_layer, require_eval
 from convlens.models import Classifier
@@ -113,8 +113,8 @@ class Patches:
         RequestError where the file has changed since.
         """
         path, sha256 = self.files[patch.picture]
-        ready = Reader(classifier.spec, normalised=False).file((patch.picture, path))
-        if isinstance(ready, Unreadable) or ready.sha256 != sha256:
+        ready = ImageReader(classifier.spec, normalised=False).read_file((patch.picture, path))
+        if isinstance(ready, UnreadableImage) or ready.sha256 != sha256:
             raise RequestError(f"{path} has changed since its patches were found; start again")
         return ready.pixels, image.normalise(ready.pixels, classifier.spec)
 
@@ -144,7 +144,7 @@ def find_patches(
     wanted = _channels(channels, seeker.strongest.channels, layer)
     for done, outcome in enumerate(seeker.run(files), start=1):
         on_pictures(done, len(files))
-        if isinstance(outcome, Unreadable):
+        if isinstance(outcome, UnreadableImage):
             seeker.unreadable.append((outcome.id, outcome.reason))
     if seeker.strongest.seen < k:
         reasons = "".join(f"; {id}: {reason}" for id, reason in seeker.unreadable[:3])
@@ -179,13 +179,13 @@ class _Seeker:
         self.sha256: dict[str, str] = {}
         self.unreadable: list[tuple[str, str]] = []
 
-    def run(self, files: Mapping[str, Path]) -> Iterator[Ready | Unreadable]:
+    def run(self, files: Mapping[str, Path]) -> Iterator[LoadedImage | UnreadableImage]:
         """What became of each file, after the layer has seen it."""
-        reader = Reader(self._classifier.spec, normalised=True)
-        reading = ordered_map(reader.file, files.items(), workers=cores(), ahead=2 * BATCH)
+        reader = ImageReader(self._classifier.spec, normalised=True)
+        reading = ordered_map(reader.read_file, files.items(), workers=cores(), ahead=2 * BATCH)
         with contextlib.closing(reading) as outcomes:
             for some in batched(outcomes, BATCH):
-                self._add([outcome for outcome in some if isinstance(outcome, Ready)])
+                self._add([outcome for outcome in some if isinstance(outcome, LoadedImage)])
                 yield from some
 
     def patches(self, channel: int) -> tuple[Patch, ...]:
@@ -203,7 +203,7 @@ class _Seeker:
             for m in at
         )
 
-    def _add(self, pictures: Sequence[Ready]) -> None:
+    def _add(self, pictures: Sequence[LoadedImage]) -> None:
         if not pictures:
             return
         x_NCHW = torch.from_numpy(np.stack([each.pixels for each in pictures])).to(self._classifier.device)

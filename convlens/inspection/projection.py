@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from convlens.errors import RequestError
-from convlens.gallery.vectors import nearest_others, sampled
+from convlens.gallery.vectors import nearest_others, sample_rows
 from convlens.types import Bytes8, Floats, Ints
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
@@ -144,7 +144,7 @@ def project(
         coordinates_N2 = _tsne(found.coordinates_NP, perplexity, seed, threads)
         explained = (float(found.explained_P.sum()),)
         options = {"perplexity": perplexity, "seed": seed, "dimensions": found.coordinates_NP.shape[1]}
-    judged_N = sampled(count, MOST_JUDGED)
+    judged_N = sample_rows(count, MOST_JUDGED)
     return Projection(
         method,
         coordinates_N2,

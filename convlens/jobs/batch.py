@@ -29,7 +29,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Ended:
+class BatchResult:
     """How an entry ended: ``error`` is empty where it is done."""
 
     name: str
@@ -73,21 +73,21 @@ def run_batch(
     device: str = "auto",
     watch: Callable[[Entry], OnProgress] = lambda _: no_op,
     video: bool = False,
-) -> list[Ended]:
+) -> list[BatchResult]:
     """One after another, each in ``out / name``; those that are done are left as they are, others go on."""
     return [run_entry(entry, out, device=device, on_progress=watch(entry), video=video) for entry in entries]
 
 
 def run_entry(
     entry: Entry, out: Path, *, device: str = "auto", on_progress: OnProgress = no_op, video: bool = False
-) -> Ended:
+) -> BatchResult:
     """One, with its error as a value."""
     try:
-        return Ended(
+        return BatchResult(
             entry.name, run_job(entry.job, out / entry.name, device=device, on_progress=on_progress, video=video)
         )
     except ConvLensError as error:
-        return Ended(entry.name, error=error.message)
+        return BatchResult(entry.name, error=error.message)
 
 
 def _entry(given: Any, n: int, defaults: Mapping[str, Any]) -> Entry:

@@ -18,7 +18,7 @@ _GROUP = 16
 Values = Mapping[str, "Tensor | float"]
 
 
-class Losses:
+class LossLog:
     """Those of the first ``steps`` are kept; later ones, of steps that are made again, are cut off.
 
     ``added`` counts all that came in, ``steps`` those that were read and written.

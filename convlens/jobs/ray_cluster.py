@@ -15,8 +15,8 @@ from typing import Any
 from convlens.errors import JobError
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
-from convlens.features.loader import BATCH, Batch, embedded_files, joined
-from convlens.jobs.batch import Ended, Entry, run_entry
+from convlens.features.loader import BATCH_SIZE, EmbeddedBatch, embed_files, join_batches
+from convlens.jobs.batch import BatchResult, Entry, run_entry
 from convlens.jobs.config import from_mapping, to_mapping
 from convlens.models import load
 from convlens.utils.concurrency import batched
@@ -33,7 +33,7 @@ def run_batch_on(
     device: str = "auto",
     video: bool = False,
     workers: int | None = None,
-) -> list[Ended]:
+) -> list[BatchResult]:
     """As ``run_batch``, spread over the cluster at ``address``, or one of ``workers`` processes here for "local".
 
     ``out`` and the jobs' pictures must lie where every machine of the cluster finds them. Each worker takes one core,
@@ -45,7 +45,7 @@ def run_batch_on(
     with _cluster(address, workers) as ray:
         ended = _spread(ray, _run_one, tasks, device)
     return [
-        found if isinstance(found, Ended) else Ended(entry.name, error=f"its worker died: {found}")
+        found if isinstance(found, BatchResult) else BatchResult(entry.name, error=f"its worker died: {found}")
         for entry, found in zip(entries, ended, strict=True)
     ]
 
@@ -58,7 +58,7 @@ def extract_on(
     model: str,
     graph: Path | None = None,
     device: str = "auto",
-    batch: int = BATCH,
+    batch: int = BATCH_SIZE,
     workers: int | None = None,
     **options: Any,
 ) -> Extraction:
@@ -93,7 +93,9 @@ class _Spread:
         actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(_Embedder)
         self._workers = [actor.remote(embedding) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
 
-    def batches(self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int) -> Generator[Batch]:
+    def batches(
+        self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int
+    ) -> Generator[EmbeddedBatch]:
         """One for each part. JobError where a worker died."""
         parts = enumerate(batched(files, self.part))
         waiting: deque[Any] = deque()
@@ -118,9 +120,9 @@ class _Embedder:
         self._classifier = load(embedding.model, device=embedding.device)
         self._graph = embedding.graph
 
-    def embed(self, files: Sequence[tuple[str, Path]], batch: int, thumbnail_side: int) -> Batch:
+    def embed(self, files: Sequence[tuple[str, Path]], batch: int, thumbnail_side: int) -> EmbeddedBatch:
         embedder = open_embedder(self._classifier, self._graph, batch=batch)
-        return joined(embedded_files(files, embedder, batch=batch, workers=1, thumbnail_side=thumbnail_side))
+        return join_batches(embed_files(files, embedder, batch=batch, workers=1, thumbnail_side=thumbnail_side))
 
 
 def _one_thread_each() -> None:
@@ -129,7 +131,7 @@ def _one_thread_each() -> None:
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
-def _run_one(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> Ended:
+def _run_one(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> BatchResult:
     _one_thread_each()
     return run_entry(Entry(name, from_mapping(description)), Path(out), device=device, video=video)
 

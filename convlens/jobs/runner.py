@@ -17,7 +17,7 @@ from convlens import image
 from convlens.errors import JobError
 from convlens.jobs import checkpoints, job_dir, results
 from convlens.jobs.config import identity, to_mapping
-from convlens.jobs.loss_log import Losses, diverged
+from convlens.jobs.loss_log import LossLog, diverged
 from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.synth.base import Job, SynthesisRun
@@ -78,7 +78,7 @@ def _run(
         work.load_state_dict(saved["work"])
         work.total, before_s, made_before = saved["total"], saved["seconds"], saved["steps"]
         notes.append(f"goes on after {work.done} of {work.total}")
-    losses = Losses(out, made_before, work.blame)
+    losses = LossLog(out, made_before, work.blame)
     on_progress(Progress(work.done, work.total, losses.last, "; ".join(notes)))
     began = time.monotonic()
     seconds = _steps(work, out, losses, on_progress, checkpoint_s, before_s, began)
@@ -105,7 +105,7 @@ def _run(
 def _steps(
     work: SynthesisRun,
     out: Path,
-    losses: Losses,
+    losses: LossLog,
     on_progress: OnProgress,
     checkpoint_s: float,
     before_s: float,

@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from convlens.errors import RequestError
 from convlens.features.embedder import torch_embedder
-from convlens.features.row_files import layout
+from convlens.features.row_files import row_layout
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -131,7 +131,7 @@ def test_npy_can_be_mapped_and_shards_hold_the_same_rows(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("count", [0, 1, 16384, 10**12])
 def test_headers_are_read_by_numpy_for_any_number_of_rows(tmp_path: Path, count: int) -> None:
-    header = layout("npy").header(count, 2048, first=0)
+    header = row_layout("npy").header(count, 2048, first=0)
     (tmp_path / "header").write_bytes(header)
     with (tmp_path / "header").open("rb") as file:
         assert np.lib.format.read_magic(file) == (1, 0)

@@ -11,14 +11,14 @@ import numpy as np
 from extractions import mixed, photographs
 
 from convlens.features.embedder import torch_embedder
-from convlens.features.image_list import picture_files
-from convlens.features.loader import embedded_files
+from convlens.features.image_list import image_files
+from convlens.features.loader import embed_files
 
 WAIT = 30
 
 
 def test_only_a_few_batches_are_in_memory_and_the_next_is_read_while_one_is_embedded(tmp_path: Path) -> None:
-    files, batch = picture_files(photographs(tmp_path / "pictures", 60)), 4
+    files, batch = image_files(photographs(tmp_path / "pictures", 60)), 4
     plain = torch_embedder(mixed(), batch=batch)
     drawn, embedded, most = [0], [0], [0]
     ahead = threading.Event()
@@ -37,5 +37,5 @@ def test_only_a_few_batches_are_in_memory_and_the_next_is_read_while_one_is_embe
         return plain.embed(pixels)
 
     watched = replace(plain, embed=embed)
-    assert sum(len(each.pictures) for each in embedded_files(counted(), watched, batch=batch, workers=2)) == 60
+    assert sum(len(each.pictures) for each in embed_files(counted(), watched, batch=batch, workers=2)) == 60
     assert most[0] <= 3 * batch  # one being embedded, two read ahead; not the 60 that there are

@@ -10,7 +10,7 @@ import pytest
 from extractions import extraction, photographs
 
 from convlens.errors import RequestError
-from convlens.features.image_list import listed_files, pictures_of
+from convlens.features.image_list import find_images, read_image_list
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_list_keeps_its_order_and_its_names(tmp_path: Path, pictures: Path) ->
 
 
 def test_lists_of_other_systems_mean_the_same(pictures: Path) -> None:
-    found = listed_files(a_list(pictures, b"\xef\xbb\xbfa/000.jpg\r\n\r\n./b/001.jpg\r\n"))
+    found = read_image_list(a_list(pictures, b"\xef\xbb\xbfa/000.jpg\r\n\r\n./b/001.jpg\r\n"))
     assert found == {"a/000.jpg": pictures / "a" / "000.jpg", "b/001.jpg": pictures / "b" / "001.jpg"}
 
 
@@ -55,15 +55,15 @@ def test_what_a_list_names_and_is_not_there_is_reported_with_the_unreadable(tmp_
 )
 def test_lists_that_make_no_sense_are_refused(pictures: Path, text: bytes, says: str) -> None:
     with pytest.raises(RequestError, match=says):
-        pictures_of([a_list(pictures, text)])
+        find_images([a_list(pictures, text)])
 
 
 def test_one_picture_is_no_list(pictures: Path) -> None:
-    assert list(pictures_of([pictures / "a" / "000.jpg"])) == ["000.jpg"]
+    assert list(find_images([pictures / "a" / "000.jpg"])) == ["000.jpg"]
 
 
 def test_folders_and_files_share_the_folder_that_holds_them_all(pictures: Path) -> None:
-    assert list(pictures_of([pictures / "b", pictures / "a" / "000.jpg"])) == ["a/000.jpg", "b/001.jpg", "b/004.jpg"]
+    assert list(find_images([pictures / "b", pictures / "a" / "000.jpg"])) == ["a/000.jpg", "b/001.jpg", "b/004.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_folders_and_files_share_the_folder_that_holds_them_all(pictures: Path) 
 def test_no_pictures_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], says: str) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RequestError, match=says):
-        pictures_of([Path(each) for each in given])
+        find_images([Path(each) for each in given])
 
 
 def test_names_that_are_no_text_are_spelt_out(tmp_path: Path, pictures: Path) -> None:

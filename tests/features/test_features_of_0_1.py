@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from convlens.errors import RequestError
 from convlens.features.embedder import torch_embedder
 from convlens.features.extract import Extraction, extract
-from convlens.features.image_list import picture_files
+from convlens.features.image_list import image_files
 from convlens.features.tables import read_failures, read_rows
 
 FORMATS = ("npy", "safetensors")
@@ -30,7 +30,7 @@ def go_on(folder: Path, out: Path, format: str, **options: object) -> Extraction
     embedder = torch_embedder(written.network(folder), batch=2)
     side = 8 if format == "npy" else 0
     given = {"format": format, "batch": 2, "shard_rows": 3, "thumbnail_side": side, **options}
-    return extract(picture_files(folder / "images"), out, embedder, **given)
+    return extract(image_files(folder / "images"), out, embedder, **given)
 
 
 def features(folder: Path) -> np.ndarray:

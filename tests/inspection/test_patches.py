@@ -16,7 +16,7 @@ from torch import nn
 from convlens import image, load
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.neurons import NeuronGradients, Unit
-from convlens.features.image_list import picture_files
+from convlens.features.image_list import image_files
 from convlens.inspection.patches import TopK, crop, cut_gradient, find_patches, shown
 from convlens.inspection.receptive_field import receptive_field
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layer", ["blocks.0.0.conv_dw", "blocks.2.1", "classifier"])
 def test_a_folder_s_patches_are_those_of_all_its_activations_sorted(folder: Path, layer: str) -> None:
     model = load(device="cpu")
-    files = picture_files(folder)
+    files = image_files(folder)
     found = find_patches(model, files, layer=layer, k=5)
     names = [name for name in files if "broken" not in name]
     caught: list[torch.Tensor] = []
@@ -82,7 +82,7 @@ def test_a_folder_s_patches_are_those_of_all_its_activations_sorted(folder: Path
 def test_whatever_lies_outside_a_patch_does_not_matter_to_its_neuron(folder: Path) -> None:
     model = load(device="cpu")
     layer = "blocks.1.1.conv_dw"
-    found = find_patches(model, picture_files(folder), layer=layer, k=2, channels=range(0, 60, 7))
+    found = find_patches(model, image_files(folder), layer=layer, k=2, channels=range(0, 60, 7))
     noise = np.random.default_rng(3)
     for some in found.by_channel.values():
         for patch in some:
@@ -163,7 +163,7 @@ def test_a_crop_at_the_border_is_padded_and_not_shifted() -> None:
 )
 def test_what_cannot_be_found_is_said(folder: Path, given: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        find_patches(load(device="cpu"), picture_files(folder), **given)
+        find_patches(load(device="cpu"), image_files(folder), **given)
 
 
 def test_a_picture_that_changed_meanwhile_is_noticed(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from convlens.errors import JobError
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import extract
-from convlens.features.image_list import pictures_of
+from convlens.features.image_list import find_images
 from convlens.jobs import Entry, run_batch
 from convlens.models import load
 from convlens.synth.quilting import Quilt
@@ -56,7 +56,7 @@ def test_a_cluster_that_is_not_there_is_told(entries: list[Entry], tmp_path: Pat
 def test_extraction_over_two_workers_is_one_process_s(tmp_path: Path) -> None:
     """With a picture that cannot be read, and after it was cut short; features to the last bits of float32."""
     pictures = photographs(tmp_path / "pictures", 30, broken=(3, 17))
-    files = pictures_of([pictures])
+    files = find_images([pictures])
     model = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
     embedder = open_embedder(load(model, device="cpu"), None, batch=4)
     alone = extract(files, tmp_path / "alone", embedder, batch=4)

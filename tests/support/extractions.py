@@ -18,7 +18,7 @@ from PIL import Image
 
 from convlens.features.embedder import Embedder, torch_embedder
 from convlens.features.extract import Extraction, extract
-from convlens.features.image_list import pictures_of
+from convlens.features.image_list import find_images
 from convlens.models import Classifier
 
 SUPPORT = Path(__file__).parent
@@ -49,7 +49,7 @@ def photographs(folder: Path, count: int, *, broken: tuple[int, ...] = ()) -> Pa
 def extraction(folder: Path, out: Path, embedder: Embedder | None = None, **options: Any) -> Extraction:
     """Of batches of four and committed batch by batch, unless said otherwise."""
     given = {"batch": 4, "commit_seconds": 0.0, **options}
-    return extract(pictures_of([folder]), out, embedder or torch_embedder(mixed(), batch=given["batch"]), **given)
+    return extract(find_images([folder]), out, embedder or torch_embedder(mixed(), batch=given["batch"]), **given)
 
 
 class Interrupted(Exception):
