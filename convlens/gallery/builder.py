@@ -361,7 +361,7 @@ class _Builder:
 
 
 def image_files(given: Path | Sequence[Path]) -> dict[str, Path]:
-    """As ``convlens.features.image_list.picture_files``, but what is wrong is a GalleryError."""
+    """As ``convlens.features.image_list.image_files``, but what is wrong is a GalleryError."""
     try:
         return image_list.image_files(given)
     except RequestError as error:
