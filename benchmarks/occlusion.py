@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convlens import image
 from convlens.explain import ForwardPass, run
-from convlens.explain.sweeps.autotune import HalfTorch, SweepAutotuner
+from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, GraphSweep, ParallelSweep, SweepBackend
 from convlens.explain.sweeps.windows import Windows
 from convlens.models import DEFAULT, Classifier, load
@@ -78,7 +78,7 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
     module, device = classifier.module, classifier.device
     found: dict[str, SweepBackend] = {
         "torch": BatchedSweep(TorchRuntime(module, classifier.spec.embedding_layer, device)),
-        "torch, half": BatchedSweep(HalfTorch(module, device)),
+        "torch, half": BatchedSweep(HalfPrecisionScorer(module, device)),
         "onnx scores": ParallelSweep(scores),
     }
     for batch in given.batch:

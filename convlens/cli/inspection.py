@@ -27,7 +27,7 @@ from convlens.errors import RequestError
 from convlens.inspection.activations import Activations, all_channels, one_channel, over_picture, strongest_channels
 from convlens.inspection.activations import activations as activations_of
 from convlens.inspection.filters import Filters, Scaling, filters_figure, layer_filters
-from convlens.inspection.receptive_field import Box, Field, field_of, receptive_fields
+from convlens.inspection.receptive_field import Box, ReceptiveField, receptive_fields, require_receptive_field
 from convlens.instrument import find_layer
 from convlens.models import load
 from convlens.types import Bytes8
@@ -48,12 +48,12 @@ def receptive_field(
     if layer:
         find_layer(classifier.module, layer)  # before the work, for an early answer
     fields = receptive_fields(classifier, size or None)
-    _show_table([field_of(fields, layer)] if layer else fields.values())
+    _show_table([require_receptive_field(fields, layer)] if layer else fields.values())
     if layer:
         _show_unit(fields[layer], _unit(at, fields[layer].grid))
 
 
-def _show_table(fields: Iterable[Field]) -> None:
+def _show_table(fields: Iterable[ReceptiveField]) -> None:
     table = Table(caption="in pixels, height first; start: where the first unit's field begins, below 0 in the padding")
     for heading in ("layer", "kind"):
         table.add_column(heading, overflow="fold")
@@ -64,16 +64,16 @@ def _show_table(fields: Iterable[Field]) -> None:
     out.print(table)
 
 
-def _cells(field: Field) -> tuple[str, ...]:
+def _cells(field: ReceptiveField) -> tuple[str, ...]:
     size = _times(field.size) if field.uniform else f"up to {_times(field.size)}"
     stride = _times(field.stride) if field.stride else "–"
     return field.layer, field.kind, _times(field.grid), size, stride, f"{field.start[0]}, {field.start[1]}"
 
 
-def _show_unit(field: Field, unit: tuple[int, int]) -> None:
+def _show_unit(field: ReceptiveField, unit: tuple[int, int]) -> None:
     said = [f"unit at row {unit[0]}, column {unit[1]} of {field.layer}"]
     said.append(f"  field           {_box(field.box(*unit))}")
-    said.append(f"  in the picture  {_box(field.clipped(*unit))}, of {_times(field.picture)} pixels")
+    said.append(f"  in the picture  {_box(field.clipped(*unit))}, of {_times(field.image_size)} pixels")
     for line in said:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 

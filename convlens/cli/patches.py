@@ -18,9 +18,18 @@ from convlens.cli.console import console, counted, out, rated, step
 from convlens.cli.options import MODEL
 from convlens.cli.results import MANIFEST
 from convlens.errors import RequestError
-from convlens.explain.neurons import Backprop, NeuronGradients
 from convlens.features.image_list import find_images
-from convlens.inspection.patches import Patch, Patches, channel_sheet, crop, cut_gradient, find_patches, shown
+from convlens.inspection.patches import (
+    Backprop,
+    Patch,
+    Patches,
+    PatchGradients,
+    crop,
+    crop_gradient,
+    draw_channel_sheet,
+    find_patches,
+    visible_box,
+)
 from convlens.inspection.receptive_field import Box
 from convlens.models import Classifier, load
 from convlens.report.pages import ChannelRow, render_patches
@@ -52,19 +61,17 @@ def patches(
     files = find_images(pictures)
     with step(f"loading {model}"):
         classifier = load(model, device=device)
-    gradients = None if backprop == "none" else NeuronGradients(classifier, layer, backprop=backprop)
+    gradients = None if backprop == "none" else PatchGradients(classifier, layer, backprop=backprop)
     with rated(f"running up to {layer}", len(files)) as show:
         show(0)
-        found = find_patches(
-            classifier, files, layer=layer, channels=wanted, k=k, on_pictures=lambda done, _: show(done)
-        )
+        found = find_patches(classifier, files, layer=layer, channels=wanted, k=k, on_images=lambda done, _: show(done))
     for name, reason in found.unreadable:
         console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     with replace_folder(output) as draft:
         _write(draft, found, classifier, gradients, backprop)
     out.print(
         f"{sum(map(len, found.by_channel.values()))} patches of {len(found.by_channel)} channels from "
-        f"{found.pictures} pictures\nreport: {output / PAGE}",
+        f"{found.images} pictures\nreport: {output / PAGE}",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -90,7 +97,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _write(
-    draft: Path, found: Patches, classifier: Classifier, gradients: NeuronGradients | None, backprop: Backprop
+    draft: Path, found: Patches, classifier: Classifier, gradients: PatchGradients | None, backprop: Backprop
 ) -> None:
     (draft / SHEETS).mkdir()
     rows = []
@@ -101,7 +108,7 @@ def _write(
             path.write_bytes(image.encode_jpeg(drawn, quality=92))
             some = found.by_channel[channel]
             height, width = drawn.shape[:2]
-            names = [patch.picture for patch in some]
+            names = [patch.image_id for patch in some]
             rows.append(ChannelRow(channel, some[0].value, f"{SHEETS}/{path.name}", width, height, names))
             bar.advance(bar.task_ids[0], len(some))
     with (draft / TABLE).open("w", newline="", encoding="utf-8") as file:
@@ -110,23 +117,23 @@ def _write(
     (draft / MANIFEST).write_text(json.dumps(_manifest(found, backprop), indent=1), encoding="utf-8")
 
 
-def _sheets(found: Patches, classifier: Classifier, gradients: NeuronGradients | None) -> Iterator[tuple[int, Bytes8]]:
+def _sheets(found: Patches, classifier: Classifier, gradients: PatchGradients | None) -> Iterator[tuple[int, Bytes8]]:
     """Channel by channel, never more than one channel's pictures in memory."""
     grey = [round(255 * mean) for mean in classifier.spec.mean]  # what padding is to the network: normalised, 0
     for channel, some in found.by_channel.items():
         views, pictures = zip(*(found.read(patch, classifier) for patch in some), strict=True)
-        boxes = [shown(patch.box, found.field.picture) for patch in some]
+        boxes = [visible_box(patch.box, found.receptive_field.image_size) for patch in some]
         crops = [crop(view_HWC, box, fill=grey) for view_HWC, box in zip(views, boxes, strict=True)]
-        yield channel, channel_sheet(crops, _gradients(some, pictures, boxes, gradients))
+        yield channel, draw_channel_sheet(crops, _gradients(some, pictures, boxes, gradients))
 
 
 def _gradients(
-    some: Sequence[Patch], pictures: Sequence[Floats], boxes: Sequence[Box], of: NeuronGradients | None
+    some: Sequence[Patch], pictures: Sequence[Floats], boxes: Sequence[Box], of: PatchGradients | None
 ) -> list[Floats]:
     if of is None:
         return []
-    gradients = of.each((x_CHW, patch.unit) for x_CHW, patch in zip(pictures, some, strict=True))
-    return [cut_gradient(grad, box) for grad, box in zip(gradients, boxes, strict=True)]
+    gradients = of.each([patch.neuron for patch in some], pictures)
+    return [crop_gradient(grad, box) for grad, box in zip(gradients, boxes, strict=True)]
 
 
 _HEADINGS = ("channel", "rank", "value", "picture", "y", "x", "top", "left", "bottom", "right")
@@ -136,11 +143,12 @@ def _table(found: Patches) -> Iterator[tuple[object, ...]]:
     for some in found.by_channel.values():
         for patch in some:
             value = np.format_float_positional(np.float32(patch.value), trim="0")
-            yield patch.channel, patch.rank, value, patch.picture, patch.unit.y, patch.unit.x, *patch.box
+            neuron = patch.neuron
+            yield neuron.channel, patch.rank, value, patch.image_id, neuron.y or 0, neuron.x or 0, *patch.box
 
 
 def _page(found: Patches, rows: Sequence[ChannelRow], backprop: Backprop) -> str:
-    height, width = found.field.size
+    height, width = found.receptive_field.size
     below = {
         "guided": " Below each, guided backprop of that very neuron, cut to the same pixels; grey is 0.",
         "saliency": " Below each, the gradient of that very neuron, cut to the same pixels; grey is 0.",
@@ -153,7 +161,7 @@ def _page(found: Patches, rows: Sequence[ChannelRow], backprop: Backprop) -> str
             ("weights", found.weights_sha256[:12]),
             ("layer", f"{found.layer} ({found.kind})"),
             ("field", f"{height}×{width} pixels"),
-            ("pictures", f"{found.pictures}, {len(found.unreadable)} left out"),
+            ("pictures", f"{found.images}, {len(found.unreadable)} left out"),
         ],
         explained=(
             "For each channel the parts of pictures that excite one of its neurons most, strongest first, at most one "
@@ -171,10 +179,10 @@ def _manifest(found: Patches, backprop: Backprop) -> dict[str, object]:
         "weights_sha256": found.weights_sha256,
         "layer": found.layer,
         "kind": found.kind,
-        "field": list(found.field.size),
+        "field": list(found.receptive_field.size),
         "channels": len(found.by_channel),
         "k": len(next(iter(found.by_channel.values()))),
         "backprop": backprop,
-        "pictures": found.pictures,
+        "pictures": found.images,
         "unreadable": [list(pair) for pair in found.unreadable],
     }

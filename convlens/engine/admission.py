@@ -58,7 +58,7 @@ def _what_each_takes(jobs: Sequence[MethodCall], seconds_of: Seconds, say: Calla
         each = ", ".join(f"{job.id} {say(seconds_of(job))}" for job in jobs)
         return f"of this {each}; ask for fewer at a time"
     for job in jobs:
-        option, values = explain.get(job.method).cheaper(job.options)
+        option, values = explain.get(job.method).cheaper_values(job.options)
         if values:
             return f"not even {job.id} with {option}={values[-1]} would fit"
         return f"no one option makes {job.id} cheaper; ask for larger windows or another method"
@@ -67,7 +67,7 @@ def _what_each_takes(jobs: Sequence[MethodCall], seconds_of: Seconds, say: Calla
 
 def _cheaper(job: MethodCall, seconds_of: Seconds, limit_s: float) -> str:
     """``stride=7 or larger``; empty where no value of its own makes the job fit."""
-    option, values = explain.get(job.method).cheaper(job.options)
+    option, values = explain.get(job.method).cheaper_values(job.options)
 
     def fits(value: int) -> bool:
         return seconds_of(replace(job, options={**job.options, option: value})) <= limit_s
@@ -156,7 +156,7 @@ class AdmissionController:
 
     def key(self, job: MethodCall) -> Key:
         """Under which its seconds are learnt, by the way it would go now."""
-        return job.method, explain.get(job.method).pace(job.options, self._side, self._sweeps())
+        return job.method, explain.get(job.method).rate_key(job.options, self._side, self._sweeps())
 
     def job_seconds(self, job: MethodCall) -> float:
         """What the method takes for one picture; 0 before anything was measured."""

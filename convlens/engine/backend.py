@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convlens.explain import ForwardPass, GraphForward, GraphModel, sweeps_of
+from convlens.explain import ForwardPass, GraphForward, GraphModel, torch_sweeps
 from convlens.explain.forward import Forward, OnStep
-from convlens.explain.onnx_forward import graph_sweeps, graph_ways
+from convlens.explain.onnx_forward import graph_backends, graph_sweeps
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
 from convlens.models import Classifier
@@ -29,7 +29,7 @@ def sweeps_for(model: Model, graphs: GraphSet | None) -> SweepAutotuner:
     """The ways of sweeping, the engine's for as long as it lives, so that it learns which is fast."""
     if isinstance(model, GraphModel):
         return graph_sweeps(model)
-    return sweeps_of(model, graph_ways(graphs) if graphs else ())
+    return torch_sweeps(model, graph_backends(graphs) if graphs else ())
 
 
 def forward_of(

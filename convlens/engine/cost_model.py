@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Key = tuple[str, str]  # a method, and at which pace it works (``Method.pace``)
+Key = tuple[str, str]  # a method, and at which pace it works (``Method.rate_key``)
 
 # A measurement counts for more where it is shorter than expected: a busy moment makes any work longer and none shorter,
 # and what is expected too long refuses requests, while what takes longer than expected is stopped in time.

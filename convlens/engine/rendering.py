@@ -31,7 +31,7 @@ def overlay_at_place(attribution: Attribution, picture_HWC: Bytes8, placement: P
 def heatmap(attribution: Attribution) -> Bytes8:
     """One attribution (of one row) alone, in the colours of its kind; (H, W, 3)."""
     drawing = _drawing(attribution)
-    if drawing == "picture":
+    if drawing == "gradient":
         return visualization.gradient_image(attribution.values_NCHW[0])
     map_HW = pixel_map(attribution)
     return visualization.diverging(map_HW) if drawing == "signed" else visualization.sequential(map_HW)

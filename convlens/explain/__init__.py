@@ -1,4 +1,4 @@
-"""One explanation method a file, in a registry; every one takes a Forward and a target per row.
+"""Explanation methods, one per file in ``methods/``; each takes a Forward and one target per row.
 
 forward = ForwardPass(classifier, x_NCHW)
 attribution = run("saliency", forward)                # of the predicted classes
@@ -13,7 +13,8 @@ from convlens.explain.neurons import NeuronPass, require_neurons, run_neurons
 from convlens.explain.onnx_forward import GraphForward, GraphModel
 from convlens.explain.registry import Method, available_methods, explainer, get, run
 from convlens.explain.scores import Scorer
-from convlens.explain.torch_forward import ForwardPass, sweeps_of
+from convlens.explain.torch_forward import ForwardPass, torch_sweeps
+from convlens.types import Neuron
 
 __all__ = [
     "Forward",
@@ -21,6 +22,7 @@ __all__ = [
     "GraphForward",
     "GraphModel",
     "Method",
+    "Neuron",
     "NeuronPass",
     "Scorer",
     "available_methods",
@@ -29,5 +31,5 @@ __all__ = [
     "require_neurons",
     "run",
     "run_neurons",
-    "sweeps_of",
+    "torch_sweeps",
 ]

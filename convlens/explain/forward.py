@@ -1,4 +1,4 @@
-"""What an explainer may ask of a batch that went through a network, whoever ran it."""
+"""A batch that went through a model, as the explanation methods see it, whichever runtime made the pass."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OnStep = Callable[[Step], None]
 
 
 class Forward(ABC):
-    """A batch of normalised pictures and, computed when first asked for, what the network makes of them.
+    """A batch of images and, computed at first use, their logits, embeddings and gradients.
 
-    ``x_NCHW`` is float, normalised as ``spec`` says; ``sweeps`` are the ways of making occlusion sweeps, ``gallery``
-    holds the pictures that neighbours are sought in, ``on_step`` is told how far long work has come. ``runtime`` names
-    who answers.
+    ``x_NCHW`` is float, normalised as ``spec`` says. ``sweeps`` makes occlusion sweeps, ``gallery`` is searched for
+    neighbours, ``on_step`` is called with the progress of long work and ends that work by raising. ``runtime`` is the
+    name that results carry.
     """
 
     runtime: str
@@ -50,7 +50,8 @@ class Forward(ABC):
         self._rows = np.arange(len(x_NCHW))
 
     def select(self, rows: Sequence[int]) -> Self:
-        """Some of the rows, in the given order, sharing the forward that was or will be made for all."""
+        """These rows alone, in this order, sharing the one forward pass of the whole batch."""
+        # Not through __init__: subclasses share their pass by the attributes that are copied here.
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)
         part._rows = self._rows[np.asarray(rows)]
@@ -62,11 +63,11 @@ class Forward(ABC):
 
     @abstractmethod
     def record(self) -> None:
-        """Make ready for gradients now, where that takes another forward, because they will be asked for."""
+        """Prepare for gradients, which takes a forward pass of its own where one without a graph came before."""
 
     @abstractmethod
     def release(self) -> None:
-        """Let go of what only gradients need, for nobody will ask for more; asked all the same, it is made again."""
+        """Free what only gradients need; a later gradient makes it again."""
 
     @property
     @abstractmethod
@@ -79,25 +80,28 @@ class Forward(ABC):
 
     @abstractmethod
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor | Floats:
-        """d score(target) / d x, (N, C, H, W), the rule applied at every ReLU; UnsupportedModelError if it has none."""
+        """d score(target) / d x (N, C, H, W), with ``rule`` at every ReLU; UnsupportedModelError where there is none.
+
+        ``method`` is the name that errors mention.
+        """
 
     @property
     @abstractmethod
     def counts(self) -> Mapping[str, int]:
         """``forwards`` and ``backwards`` made so far, and ``relu_calls`` met in them."""
 
-    def targets(self, given: Sequence[int] | Ints | None) -> Ints:
-        """The class to explain in each row: as given, or the predicted one. TargetError for one out of range."""
-        if given is None:
+    def targets(self, target_N: Sequence[int] | Ints | None) -> Ints:
+        """The classes to explain, one per row; None means the predicted ones. TargetError for one out of range."""
+        if target_N is None:
             return np.asarray(self.logits_NK.argmax(axis=1))
-        target_N, classes = np.asarray(given), self.spec.classes
-        if target_N.shape != (len(self),) or target_N.dtype.kind not in "iu":
-            raise TargetError(f"{len(self)} pictures need as many integer targets; got {given!r}", field="target")
-        if ((target_N < 0) | (target_N >= classes)).any():
+        indices_N, classes = np.asarray(target_N), self.spec.classes
+        if indices_N.shape != (len(self),) or indices_N.dtype.kind not in "iu":
+            raise TargetError(f"{len(self)} images need as many integer targets; got {target_N!r}", field="target")
+        if ((indices_N < 0) | (indices_N >= classes)).any():
             raise TargetError(
-                f"target {target_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target"
+                f"target {indices_N.tolist()} is out of range; classes are 0..{classes - 1}", field="target"
             )
-        return target_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
+        return indices_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
 
     def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
         """The target's logit or probability, per row."""
@@ -106,7 +110,7 @@ class Forward(ABC):
     def meta(
         self, kind: ScoreKind, *, started: float, runtime: str | None = None, ruled: bool = False, **more: Any
     ) -> Meta:
-        """How the result at hand came about; ``started`` is a time.perf_counter(), ``ruled``: ReLU rules were used."""
+        """How the result came about; ``started`` is a time.perf_counter(), ``ruled`` whether ReLU rules were used."""
         counts = self.counts
         return Meta(
             weights_sha256=self.spec.weights_sha256,
@@ -135,6 +139,6 @@ class Forward(ABC):
         """The result of a method for these rows; ModelError where the values are not finite."""
         values = values_NCHW.detach().cpu().numpy() if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
         if not np.isfinite(values).all():
-            raise ModelError(f"{method} gave NaN or infinity for this picture; the weights may be damaged")
+            raise ModelError(f"{method} gave NaN or infinity for this image; the weights may be damaged")
         score_N = self.scores(target_N, "probability" if meta.target_kind == "probability" else "logit")
         return Attribution(values, score_N, target_N, method, dict(options), meta, dict(extras or {}))

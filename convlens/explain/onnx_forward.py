@@ -1,4 +1,4 @@
-"""A model that consists of exported graphs alone, and batches through it: no network, no torch forward."""
+"""A batch through a model that consists of exported graphs alone: no network, no forward pass by torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convlens.errors import ModelError, RequestError, UnsupportedModelError
 from convlens.explain.forward import Forward, OnStep
-from convlens.explain.scores import finite
+from convlens.explain.scores import require_finite
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import GraphSweep, ParallelSweep, SweepBackend
 from convlens.gallery import Gallery
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from convlens.runtime.graph_set import GraphSet
     from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
 
-_KINDS: Mapping[ReluRule, GradientKind] = {
+_GRADIENT_GRAPHS: Mapping[ReluRule, GradientKind] = {
     "plain": "saliency",
     "guided": "guided_backprop",
     "deconvnet": "deconvnet",
@@ -34,9 +34,9 @@ _KINDS: Mapping[ReluRule, GradientKind] = {
 
 @dataclass(frozen=True)
 class GraphModel:
-    """What stands in for a Classifier where there are graphs only.
+    """Exported graphs of one model, in place of a Classifier.
 
-    ``main`` is its graph of embeddings, which gives the logits, too. ``source`` names where it came from.
+    ``main`` is the graph of embeddings, which gives the logits as well. ``source`` names the folder it was read from.
     """
 
     spec: ModelSpec
@@ -52,8 +52,10 @@ class GraphModel:
     def open(
         cls, folder: Path, *, providers: Providers = "auto", device_id: int = 0, threads: int | None = None
     ) -> GraphModel:
-        """The folder that ``export.bundle`` wrote. ModelError for one without ``model.json`` or without embeddings,
-        and for graphs that are not of one model."""
+        """Open the folder that ``export.bundle`` wrote.
+
+        ModelError where it lacks ``model.json`` or a graph of embeddings, and for graphs of different models.
+        """
         from convlens.runtime.graph_set import open_graphs  # on first use: a model by torch needs no ONNX Runtime
 
         source, spec = read_manifest(folder)
@@ -74,15 +76,15 @@ class GraphModel:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """What it can explain by."""
-        return (*(kind for kind in _KINDS.values() if self.graphs.first(kind)), "occlusion", "neighbours")
+        """Names of the explanation methods that these graphs support."""
+        return (*(kind for kind in _GRADIENT_GRAPHS.values() if self.graphs.first(kind)), "occlusion", "neighbours")
 
 
 class GraphForward(Forward):
     """A batch through exported graphs; otherwise as ``Forward``.
 
-    Gradients come from graphs of saliency, guided backprop and deconvnet, as far as the model has them;
-    UnsupportedModelError for others, RequestError for the gradient of a probability, which no graph holds.
+    Gradients come from graphs of saliency, guided backprop and deconvnet. UnsupportedModelError for one that the model
+    lacks, RequestError for the gradient of a probability, which no graph computes.
     """
 
     def __init__(
@@ -94,23 +96,27 @@ class GraphForward(Forward):
         gallery: Gallery | None = None,
         on_step: OnStep = no_op,
     ) -> None:
-        x = torch.as_tensor(x_NCHW).to(device=model.device, dtype=torch.float32)
         super().__init__(
-            model.spec, model.device, x, sweeps=sweeps or graph_sweeps(model), gallery=gallery, on_step=on_step
+            model.spec,
+            model.device,
+            torch.as_tensor(x_NCHW).to(device=model.device, dtype=torch.float32),
+            sweeps=sweeps or graph_sweeps(model),
+            gallery=gallery,
+            on_step=on_step,
         )
         self.runtime = model.main.name
         self.model = model
-        self._shared = _Shared(model, x)
+        self._shared = _SharedPass(model, self.x_NCHW)
 
     def record(self) -> None:
-        """Nothing to do: a graph of gradients makes its own forward."""
+        """Nothing to do: a graph of gradients makes its own forward pass."""
 
     def release(self) -> None:
-        """Nothing to do: nor does it leave anything behind."""
+        """Nothing to do: runs of graphs leave nothing behind."""
 
     @property
     def logits_NK(self) -> Floats:
-        return finite(self._shared.outputs[0][self._rows])
+        return require_finite(self._shared.outputs[0][self._rows])
 
     @property
     def embedding_ND(self) -> Floats:
@@ -121,10 +127,10 @@ class GraphForward(Forward):
             raise RequestError(
                 "an exported graph gives gradients of logits only; use score=logit", field="options.score"
             )
-        graph = self.model.graphs.first(_KINDS[rule])
+        graph = self.model.graphs.first(_GRADIENT_GRAPHS[rule])
         if graph is None:
             raise UnsupportedModelError(
-                f"{method} needs the graph of {_KINDS[rule]}, which this model lacks; there are: "
+                f"{method} needs the graph of {_GRADIENT_GRAPHS[rule]}, which this model lacks; there are: "
                 f"{', '.join(self.model.methods)}",
                 field="method",
             )
@@ -137,8 +143,8 @@ class GraphForward(Forward):
         return {"forwards": self._shared.forwards, "backwards": self._shared.backwards, "relu_calls": 0}
 
 
-class _Shared:
-    """The run itself, made once for all rows."""
+class _SharedPass:
+    """The run of the main graph, made once for all rows of a batch."""
 
     def __init__(self, model: GraphModel, x_NCHW: Tensor) -> None:
         self._model, self._x_NCHW = model, x_NCHW
@@ -155,17 +161,18 @@ class _Shared:
         return self._outputs
 
 
-def graph_ways(graphs: GraphSet) -> Sequence[SweepBackend]:
-    """The ways of sweeping that graphs offer: runs side by side first, where there are cores for them; whole sweeps."""
+def graph_backends(graphs: GraphSet) -> Sequence[SweepBackend]:
+    """The sweep backends of a set of graphs, those that are expected to be fastest first."""
     scorers = [*graphs.all("scores"), *graphs.all("embedding")][:1]
-    batches = [ParallelSweep(runtime, precision=runtime.contract.precision) for runtime in scorers]
+    batched = [ParallelSweep(runtime, precision=runtime.contract.precision) for runtime in scorers]
     whole = [GraphSweep(runtime) for runtime in graphs.all("occlusion")]
-    return [*batches, *whole] if any(runtime.parallel_runs > 1 for runtime in scorers) else [*whole, *batches]
+    # Parallel runs, a core each, beat a graph of the whole sweep; on one core they do not.
+    return [*batched, *whole] if any(runtime.parallel_runs > 1 for runtime in scorers) else [*whole, *batched]
 
 
 def graph_sweeps(model: GraphModel) -> SweepAutotuner:
-    """The ways of sweeping with a model that has no network."""
-    ways = list(graph_ways(model.graphs))
-    if all(way.precision != "float32" or way.kind != "batches" for way in ways):
+    """The sweep backends of a model that has no network; ModelError without a graph in full precision."""
+    backends = graph_backends(model.graphs)
+    if not any(backend.kind == "batches" and backend.precision == "float32" for backend in backends):
         raise ModelError("a model of graphs needs its embeddings in float32, for sweeps to be compared with")
-    return SweepAutotuner(ways)
+    return SweepAutotuner(backends)

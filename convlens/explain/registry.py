@@ -1,4 +1,4 @@
-"""The explanation methods by name. A new method is one new file with a decorated function in this folder."""
+"""The explanation methods by name. A new method is one new file with a decorated function in ``methods/``."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from convlens.types import Ints, Result
 from convlens.utils.registry import Registry
 
 Needs = Literal["gradient", "scores", "embedding", "model"]
-Drawing = Literal["magnitude", "signed", "picture", "thumbnails"]
+Drawing = Literal["magnitude", "signed", "gradient", "thumbnails"]
 Explainer = Callable[..., Result]
-Cost = Callable[[Mapping[str, Any], int], float]
-Pace = Callable[[Mapping[str, Any], int, SweepAutotuner], str]
-Cheaper = Callable[[Mapping[str, Any]], tuple[str, range]]
+CostEstimate = Callable[[Mapping[str, Any], int], float]
+RateKey = Callable[[Mapping[str, Any], int, SweepAutotuner], str]
+CheaperValues = Callable[[Mapping[str, Any]], tuple[str, range]]
 
 
-def _few_forwards(_: Mapping[str, Any], __: int) -> float:
-    return 3.0  # one forward and one backward, which costs about two
+def _forward_and_backward(_: Mapping[str, Any], __: int) -> float:
+    return 3.0  # a backward pass costs about two forward passes
 
 
-def _one_pace(_: Mapping[str, Any], __: int, ___: SweepAutotuner) -> str:
+def _one_rate(_: Mapping[str, Any], __: int, ___: SweepAutotuner) -> str:
     return ""
 
 
@@ -37,11 +37,13 @@ def _nothing_cheaper(_: Mapping[str, Any]) -> tuple[str, range]:
 
 @dataclass(frozen=True)
 class Method:
-    """``needs`` tells the engine what to share between rows, ``drawing`` how the raw values become a picture.
+    """One explanation method and what the engine, the command line and the report need to know of it.
 
-    ``cost(options, side)`` estimates the work on one picture of ``side`` pixels, in forward passes; calls of the same
-    ``pace(options, side, sweeps)`` take about the same seconds for that. ``cheaper(options)`` names the option that
-    makes it cheaper, and its values from the next cheaper one to the cheapest.
+    ``needs`` says what can be shared between the rows of a batch, ``drawing`` how raw values become an image.
+    ``cost(options, side)`` estimates the work on one image of ``side`` pixels, in forward passes. Calls with the same
+    ``rate_key(options, side, sweeps)`` take about the same seconds per forward pass of that estimate.
+    ``cheaper_values(options)`` names the option that lowers the cost, and its values from the next cheaper one to the
+    cheapest.
     """
 
     name: str
@@ -51,9 +53,9 @@ class Method:
     drawing: Drawing
     shows: str
     does_not_show: str
-    cost: Cost
-    pace: Pace
-    cheaper: Cheaper
+    cost: CostEstimate
+    rate_key: RateKey
+    cheaper_values: CheaperValues
 
     @functools.cached_property
     def options(self) -> Mapping[str, tuple[Any, Any]]:
@@ -74,14 +76,17 @@ def explainer(
     drawing: Drawing,
     shows: str,
     does_not_show: str,
-    cost: Cost = _few_forwards,
-    pace: Pace = _one_pace,
-    cheaper: Cheaper = _nothing_cheaper,
+    cost: CostEstimate = _forward_and_backward,
+    rate_key: RateKey = _one_rate,
+    cheaper_values: CheaperValues = _nothing_cheaper,
 ) -> Callable[[Explainer], Explainer]:
-    """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``."""
+    """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``.
+
+    The function's keyword-only parameters become the method's options; the other arguments are those of ``Method``.
+    """
 
     def register(function: Explainer) -> Explainer:
-        method = Method(name, title, function, needs, drawing, shows, does_not_show, cost, pace, cheaper)
+        method = Method(name, title, function, needs, drawing, shows, does_not_show, cost, rate_key, cheaper_values)
         _METHODS.add(name, method)
         return function
 
@@ -94,7 +99,7 @@ def available_methods() -> tuple[str, ...]:
 
 
 def get(name: str) -> Method:
-    """The method of that name, or RequestError with the names there are."""
+    """The method of that name; RequestError, with near matches and all names, for an unknown one."""
     return _METHODS.get(name)
 
 
@@ -104,33 +109,36 @@ def run(
     target_N: Sequence[int] | Ints | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Explain each row of ``forward`` for its own target (None: the predicted class).
+    """Explain each row of ``forward`` for its own target class (None: the predicted classes).
 
-    Raises RequestError for an unknown method or option and for a word that is not among an option's, TargetError for a
-    class the model does not have.
+    Raises RequestError for an unknown method or option and for a value that is not among an option's choices,
+    TargetError for a class that the model does not have, UnsupportedModelError for a method that needs the network
+    where ``forward`` runs on exported graphs.
     """
     method = get(name)
-    given = dict(options or {})
-    for key, value in given.items():
-        if key not in method.options:
-            raise RequestError(
-                f"{name} has no option {key!r}{near_matches(key, method.options)}; "
-                f"there are: {', '.join(method.options) or 'none'}",
-                field=f"options.{key}",
-            )
-        words = _words(method.options[key][0])
-        if words and not (isinstance(value, str) and value in words):
-            raise RequestError(f"no {key} {value!r}; there are: {', '.join(words)}", field=f"options.{key}")
+    options = dict(options or {})
+    for key, value in options.items():
+        _require_option(method, key, value)
     if method.needs == "model" and not isinstance(forward, ForwardPass):
         raise UnsupportedModelError(
             f"{name} needs the network itself, and this model consists of graphs; serve it with --runtime torch",
             field="method",
         )
     if method.needs == "gradient":
-        forward.record()  # before the targets are looked up in the logits, lest a second forward be made for them
-    return method.run(forward, forward.targets(target_N), **given)
+        # Before targets() reads the logits: that alone would make a forward pass without a graph, and the gradient
+        # another one with it.
+        forward.record()
+    return method.run(forward, forward.targets(target_N), **options)
 
 
-def _words(hint: Any) -> tuple[str, ...]:
-    """The words an option takes, where it takes only certain ones."""
-    return get_args(hint) if get_origin(hint) is Literal else ()
+def _require_option(method: Method, key: str, value: object) -> None:
+    if key not in method.options:
+        raise RequestError(
+            f"{method.name} has no option {key!r}{near_matches(key, method.options)}; "
+            f"there are: {', '.join(method.options) or 'none'}",
+            field=f"options.{key}",
+        )
+    hint, _ = method.options[key]
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    if choices and not (isinstance(value, str) and value in choices):
+        raise RequestError(f"no {key} {value!r}; there are: {', '.join(choices)}", field=f"options.{key}")

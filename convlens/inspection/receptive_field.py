@@ -1,12 +1,11 @@
-"""The receptive fields of a layer's units: frozen, in pixels.
+"""Receptive fields of every layer, exact, from one run of the network on bounds in place of an image.
 
-Receptive fields of every layer, from one run of the network on bounds.
+``receptive_bounds`` says what bounds are, ``receptive_rules`` how each operation carries them on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError, UnsupportedModelError
-from convlens.inspection.receptive_bounds import ROWS, SEEN, is_marked, marked, of_picture
-from convlens.inspection.receptive_rules import Bounding
+from convlens.inspection.receptive_bounds import ROWS, SEEN, image_bounds, is_marked, marked
+from convlens.inspection.receptive_rules import BoundsMode
 from convlens.instrument import find_layer, private_tree, require_eval
 from convlens.models import Classifier
 from convlens.types import Floats, Ints
@@ -25,17 +24,17 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class Field:
-    """What each unit of a layer looks at, in pixels of the picture that the network is fed, whatever the channel.
+class ReceptiveField:
+    """The receptive fields of one layer's units, in pixels of the network's input; the same for every channel.
 
-    ``picture`` is that picture's height and width, ``grid`` the layer's rows and columns of units; where a layer has
-    lost its map (flattened, fully connected) it is (1, 1). ``reach_4YX`` and ``seen_4YX`` hold for each unit top, left,
-    bottom and right, the last two exclusive: as if the picture went on beyond its border, and the pixels that count.
+    ``image_size`` is that input's height and width, ``grid`` the layer's rows and columns of units, (1, 1) for a layer
+    without a map (flattened, fully connected). ``reach_4YX`` and ``seen_4YX`` hold for each unit top, left, bottom and
+    right, the last two exclusive: as if the image went on beyond its border, and within its pixels.
     """
 
     layer: str
     kind: str
-    picture: tuple[int, int]
+    image_size: tuple[int, int]
     reach_4YX: Ints
     seen_4YX: Ints
 
@@ -47,17 +46,17 @@ class Field:
     def box(self, y: int, x: int) -> Box:
         """Top, left, bottom, right (the last two exclusive) of the unit's field, beyond the border where it pads.
 
-        Of an ordinary convolutional layer all units' boxes have one size and equal distances: cut them from a padded
-        picture. A unit behind a mean over the whole map, or fully connected, has the picture for a box. RequestError
-        for a unit that is not in the grid.
+        In an ordinary convolutional layer all boxes have one size and lie at equal distances, so crops of a padded
+        image fit them. A unit behind a mean over the whole map, or fully connected, has the whole image as its box.
+        RequestError for a unit outside the grid.
         """
         return self._at(self.reach_4YX, y, x)
 
     def clipped(self, y: int, x: int) -> Box:
-        """The smallest rectangle of the picture that holds every pixel which the unit depends on; (0, 0, 0, 0) if none.
+        """The smallest rectangle of pixels that holds everything the unit depends on; (0, 0, 0, 0) for nothing.
 
-        Mostly the box cut at the border. It is smaller where the last pixels fall between two steps of a stride, and no
-        unit reads them. RequestError for a unit that is not in the grid.
+        Mostly the box cut at the border. It is smaller where the last pixels fall between two steps of a stride and no
+        unit reads them. RequestError for a unit outside the grid.
         """
         return self._at(self.seen_4YX, y, x)
 
@@ -84,7 +83,7 @@ class Field:
 
     @property
     def start(self) -> tuple[int, int]:
-        """Top and left of the first unit's box: negative where it begins in the padding."""
+        """Top and left of the first unit's box; negative where it begins in the padding."""
         return int(self.reach_4YX[0, 0, 0]), int(self.reach_4YX[1, 0, 0])
 
     def _at(self, boxes_4YX: Ints, y: int, x: int) -> Box:
@@ -99,65 +98,62 @@ class Field:
         return top, left, bottom, right
 
 
-def receptive_fields(classifier: Classifier, size: int | tuple[int, int] | None = None) -> Mapping[str, Field]:
-    """The field of every layer that gives a tensor made from the picture, in the order in which layers finish.
+def receptive_fields(classifier: Classifier, size: int | tuple[int, int] | None = None) -> Mapping[str, ReceptiveField]:
+    """The receptive field of every layer whose output is computed from the image, in the order in which layers finish.
 
-    ``size`` is the picture's side, or height and width; by default what the model is fed. A layer that runs several
-    times keeps its last run (torchvision's ResNets share one ReLU within a block). Weights are not looked at. Raises
-    UnsupportedModelError for a network with an operation whose fields are not known, RequestError for a size that the
-    network cannot take.
+    ``size`` is the image's side, or height and width; by default the model's crop. A layer that runs several times
+    keeps its last run (torchvision's ResNets share one ReLU within a block). The values of weights play no part. Raises
+    UnsupportedModelError for a network with an operation that has no rule, RequestError for a size that the network
+    cannot take.
     """
-    height, width = _sides(classifier, size)
+    height, width = _image_size(classifier, size)
     recorder = _Recorder(classifier.module, (height, width))
-    bounds = of_picture(len(classifier.spec.mean), height, width)
+    bounds = image_bounds(len(classifier.spec.mean), height, width)
     try:
-        with torch.no_grad(), recorder.bounding():
+        with torch.no_grad(), BoundsMode(lambda: recorder.where):
             recorder.module(marked(bounds))
     except UnsupportedModelError:
         raise
+    # What torch and networks raise for shapes that do not fit.
     except (RuntimeError, ValueError, AssertionError, LookupError, TypeError) as error:
         raise RequestError(
-            f"{classifier.spec.name} failed on pictures of {height}×{width} pixels, in {recorder.where}: "
-            f"{_first_line(error)}; its own size is {classifier.spec.crop}",
+            f"{classifier.spec.name} failed on images of {height}×{width} pixels, in {recorder.where}: "
+            f"{str(error).strip().partition(chr(10))[0]}; its own size is {classifier.spec.crop}",
             field="size",
         ) from error
     return recorder.fields
 
 
-def receptive_field(classifier: Classifier, layer: str, size: int | tuple[int, int] | None = None) -> Field:
-    """The field of one layer; RequestError, with near matches, for a name that there is not or that has no field."""
+def receptive_field(classifier: Classifier, layer: str, size: int | tuple[int, int] | None = None) -> ReceptiveField:
+    """The receptive field of one layer; RequestError, with near matches, for an unknown layer or one without any."""
     find_layer(classifier.module, layer)
-    return field_of(receptive_fields(classifier, size), layer)
+    return require_receptive_field(receptive_fields(classifier, size), layer)
 
 
-def field_of(fields: Mapping[str, Field], layer: str) -> Field:
-    """One of the fields; RequestError for a layer that has none."""
+def require_receptive_field(fields: Mapping[str, ReceptiveField], layer: str) -> ReceptiveField:
+    """That layer's field; RequestError for a layer that has none."""
     if layer not in fields:
         raise RequestError(
-            f"layer {layer!r} has no receptive field: it does not run, or gives no tensor made from the picture; "
-            "choose another",
+            f"layer {layer!r} has no receptive field: it does not run, or its output is no tensor computed from the "
+            "image; choose another",
             field="layer",
         )
     return fields[layer]
 
 
 class _Recorder:
-    """A private tree of the network that notes each layer's field as it finishes."""
+    """A private tree of the network that notes each layer's field as the layer finishes."""
 
-    def __init__(self, module: nn.Module, picture: tuple[int, int]) -> None:
+    def __init__(self, module: nn.Module, image_size: tuple[int, int]) -> None:
         require_eval(module)
         self.module = private_tree(module)
-        self.fields: dict[str, Field] = {}
-        self._picture = picture
+        self.fields: dict[str, ReceptiveField] = {}
+        self._image_size = image_size
         self._running: list[str] = []
         for name, layer in self.module.named_modules():
+            # Scripted modules take no Python hooks.
             if name and not isinstance(layer, torch.jit.ScriptModule):
                 self._watch(name, layer)
-
-    @contextmanager
-    def bounding(self) -> Iterator[None]:
-        with Bounding(lambda: self.where):
-            yield
 
     @property
     def where(self) -> str:
@@ -170,34 +166,33 @@ class _Recorder:
         def finish(_: nn.Module, __: Any, out: Any) -> None:
             self._running.pop()
             if isinstance(out, Tensor) and is_marked(out):
-                # Last run, last place: the order is that of the calls that count.
+                # Removed first, so that the order is that of the last runs, which count.
                 self.fields.pop(name, None)
-                self.fields[name] = _field(name, type(layer).__name__, self._picture, out)
+                self.fields[name] = self._field(name, type(layer).__name__, out)
 
         layer.register_forward_pre_hook(begin)
         layer.register_forward_hook(finish)
 
-
-def _field(name: str, kind: str, picture: tuple[int, int], bounds: Tensor) -> Field:
-    # numpy, because on tensors every operation of ours would be one of the network's.
-    sides_8YX = _over_channels(bounds.numpy())
-    return Field(name, kind, picture, _boxes(sides_8YX[SEEN:]), _boxes(sides_8YX[:SEEN]))
+    def _field(self, name: str, kind: str, bounds: Tensor) -> ReceptiveField:
+        # numpy, because every operation on tensors would be taken for one of the network's.
+        sides_8YX = _over_channels(bounds.numpy())
+        return ReceptiveField(name, kind, self._image_size, _boxes(sides_8YX[SEEN:]), _boxes(sides_8YX[:SEEN]))
 
 
 def _over_channels(bounds: Floats) -> Floats:
     """(8, Y, X): the hull over the channels; over everything where there is no map."""
     if bounds.ndim != 4:
-        # The batch comes first, be it with other axes in one: (N·Y·X, C). Nothing of the map is left: nor is its reach.
-        around_8 = bounds.reshape(ROWS, -1).max(axis=1)
-        return np.tile(around_8[:SEEN], 2)[:, None, None]
+        # The batch axis comes first, perhaps merged with others: (N·Y·X, C). Without a map there is no padding to
+        # reach into, so the reach is what is seen.
+        hull_8 = bounds.reshape(ROWS, -1).max(axis=1)
+        return np.tile(hull_8[:SEEN], 2)[:, None, None]
     return np.asarray(bounds.max(axis=3 if _channels_last(bounds) else 1))
 
 
 def _channels_last(bounds: Floats) -> bool:
-    """(N, H, W, C), as inside ConvNeXt: then bounds differ along axes 1 and 2, and not along the last.
-
-    Along one axis alone they also differ where channels have seen different parts (branches, then a mean over places).
-    """
+    """Whether the axes are (N, H, W, C), as inside ConvNeXt: bounds differ along axes 1 and 2, but not along axis 3."""
+    # Both axes must differ: along axis 1 alone bounds also differ in (N, C, H, W) where channels have seen different
+    # parts, as after branches with a mean over places.
     alike_1, alike_2, alike_3 = (bool((bounds.max(axis) == bounds.min(axis)).all()) for axis in (1, 2, 3))
     return alike_3 and bounds.shape[3] > 1 and not alike_1 and not alike_2
 
@@ -211,12 +206,8 @@ def _boxes(sides_4YX: Floats) -> Ints:
     return boxes_4YX
 
 
-def _sides(classifier: Classifier, size: int | tuple[int, int] | None) -> tuple[int, int]:
+def _image_size(classifier: Classifier, size: int | tuple[int, int] | None) -> tuple[int, int]:
     height, width = size if isinstance(size, tuple) else (size or classifier.spec.crop,) * 2
     if min(height, width) < 1:
-        raise RequestError(f"a picture of {height}×{width} pixels is none; use 1 or more", field="size")
+        raise RequestError(f"an image of {height}×{width} pixels is empty; use 1 or more", field="size")
     return height, width
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -38,7 +38,7 @@ def require_sendable(request: Request, default_methods: Iterable[str], *, most: 
         _require_one_picture(request.params, [method.name for method in asked if method.drawing != "thumbnails"])
     if request.params.size == "original":
         maps = [
-            3 if method.drawing in ("magnitude", "picture") else 1 for method in asked if method.needs != "embedding"
+            3 if method.drawing in ("magnitude", "gradient") else 1 for method in asked if method.needs != "embedding"
         ]
         size = _original_bytes(request, maps)
         if size > most:

@@ -85,7 +85,7 @@ def test_without_backprop_only_crops_are_drawn(folder: Path, tmp_path: Path) -> 
         (("--layer", "conv_stem", "--channels", "3-1"), "smaller number comes first"),
         (("--layer", "conv_stem", "--channels", "x"), "should read like"),
         (("--layer", "conv_stem", "--channels", "32"), r"there are 0\.\.31"),
-        (("--layer", "conv_stem", "-k", "4"), "3 of 4 pictures could be read"),
+        (("--layer", "conv_stem", "-k", "4"), "3 of 4 images could be read"),
         (("--layer", "conv_stem", "--model", "torchvision:convnext_tiny:untrained"), "no layer"),
     ],
 )

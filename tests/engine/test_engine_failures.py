@@ -96,7 +96,7 @@ def assert_neighbours_unharmed(answers: list[Any], given: list[Request]) -> None
 @pytest.mark.parametrize(
     ("fault", "status", "type_", "said"),
     [
-        (spoil, 500, ModelError, "NaN or infinite for this picture"),
+        (spoil, 500, ModelError, "NaN or infinite for this image"),
         (explode, 500, ConvLensError, "internal error"),
         (run_out, 507, OutOfMemoryError, "not enough memory"),
         (run_out_on_the_cpu, 507, OutOfMemoryError, "not enough memory"),

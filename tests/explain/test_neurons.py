@@ -160,7 +160,7 @@ def test_methods_of_classes_graphs_and_other_counts_are_refused() -> None:
     forward = mixed_pass(1)
     with pytest.raises(RequestError, match="occlusion explains classes; neurons are explained by deconvnet, guided"):
         explained("occlusion", forward, Neuron("first", 0))
-    with pytest.raises(RequestError, match="1 pictures need as many neurons; got 2"):
+    with pytest.raises(RequestError, match="1 images need as many neurons; got 2"):
         explained("saliency", forward, Neuron("first", 0), Neuron("first", 1))
     with pytest.raises(RequestError, match="an activation and no probability"):
         explained("saliency", forward, Neuron("first", 0), score="probability")

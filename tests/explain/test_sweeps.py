@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import OutOfMemoryError, RequestError
-from convlens.explain import ForwardPass, run, sweeps_of
-from convlens.explain.sweeps.autotune import HalfTorch, SweepAutotuner
-from convlens.explain.sweeps.backends import BatchedSweep
+from convlens.explain import ForwardPass, run, torch_sweeps
+from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
+from convlens.explain.sweeps.backends import BatchedSweep, SweepRequest
 from convlens.explain.sweeps.windows import Windows
 from convlens.models import Classifier, load
 from convlens.types import Attribution, Step
@@ -206,7 +206,7 @@ def halves(model: Classifier, half: float, full: float) -> SweepAutotuner:
             time.sleep(self.seconds)
             return self.scorer.logits(x_NCHW)
 
-    by_half = Later(HalfTorch(model.module, model.device), half)
+    by_half = Later(HalfPrecisionScorer(model.module, model.device), half)
     by_full = Later(Delayed("full", model.module, 0.0), full)
     return SweepAutotuner([BatchedSweep(by_full), BatchedSweep(by_half, precision="half")])
 
@@ -241,7 +241,7 @@ def test_a_model_without_half_says_so_and_sweeps_in_full() -> None:
     model = convolutional()
     sweeps = SweepAutotuner([BatchedSweep(Delayed("full", model.module, 0.0))])
     result = swept(model, pictures(1), sweeps, window=6, stride=6, precision="half")
-    assert "not to be had here" in result.meta.warnings[0]
+    assert "not available here" in result.meta.warnings[0]
 
 
 def test_the_model_itself_keeps_its_precision() -> None:
@@ -261,14 +261,13 @@ def test_incremental_sweeps_are_not_made_in_half() -> None:
 @pytest.mark.parametrize("make", [linear, convolutional])
 def test_bfloat16_is_near_float32_on_the_default_way(make: Callable[[], Classifier]) -> None:
     model = make()
-    (half,) = (way for way in sweeps_of(model).ways if way.precision == "half")
+    (half,) = (backend for backend in torch_sweeps(model).backends if backend.precision == "half")
     assert half.name == "torch:bfloat16"
-    full = sweeps_of(model).reference
+    full = torch_sweeps(model).reference
     windows = Windows(SIDE, SIDE, 4, 4)
-    x_CHW = torch.as_tensor(pictures(1)[0])
-    at = list(range(len(windows)))
-    found, expected = (way.some(x_CHW, 2, windows, 0.0, "logit", at) for way in (half, full))
-    np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
+    request = SweepRequest(torch.as_tensor(pictures(1)[0]), 2, windows, 0.0, "logit")
+    result, expected = (backend.scores_at(request, range(len(windows))) for backend in (half, full))
+    np.testing.assert_allclose(result, expected, atol=0.02 * np.abs(expected).max())
 
 
 def test_the_default_model_in_half_points_at_the_same_place() -> None:

@@ -15,8 +15,8 @@ from torch import nn
 
 from convlens import ForwardPass, run
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
-from convlens.explain import GraphForward, GraphModel, sweeps_of
-from convlens.explain.onnx_forward import graph_ways
+from convlens.explain import GraphForward, GraphModel, torch_sweeps
+from convlens.explain.onnx_forward import graph_backends
 from convlens.models import Classifier, load, pack, unpack
 from convlens.runtime.graph_contract import labels_sha256
 from convlens.runtime.graph_set import graph_files, open_graphs
@@ -118,7 +118,7 @@ def test_graphs_beside_a_network_sweep_for_it(folder: Path, threads: int, sweep:
     net = small()
     labels = labels_sha256(net.spec.labels)
     graphs = open_graphs([folder], weights_sha256="0" * 64, labels_sha256=labels, threads=threads)
-    forward = ForwardPass(net, pictures(1), sweeps=sweeps_of(net, graph_ways(graphs)))
+    forward = ForwardPass(net, pictures(1), sweeps=torch_sweeps(net, graph_backends(graphs)))
     found = run("occlusion", forward, [0], {"window": 5, "stride": 3})
     assert isinstance(found, Attribution)
     assert (found.meta.runtime, found.meta.sweep) == (PROVIDER, sweep)

@@ -15,10 +15,10 @@ from torch import nn
 
 from convlens import image, load
 from convlens.errors import RequestError, UnsupportedModelError
-from convlens.explain.neurons import NeuronGradients, Unit
 from convlens.features.image_list import image_files
-from convlens.inspection.patches import TopK, crop, cut_gradient, find_patches, shown
+from convlens.inspection.patches import PatchGradients, TopK, crop, crop_gradient, find_patches, visible_box
 from convlens.inspection.receptive_field import receptive_field
+from convlens.types import Neuron
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -40,7 +40,7 @@ def test_streaming_gives_what_sorting_everything_gives_on_200_pictures_for_every
     strongest = TopK(24, 9)
     for first in range(0, 200, batch):
         strongest.add(maps_NCHW[first : first + batch])
-    found = np.stack([strongest.picture_CM, strongest.y_CM, strongest.x_CM], axis=2).tolist()
+    found = np.stack([strongest.image_CM, strongest.y_CM, strongest.x_CM], axis=2).tolist()
     assert [[tuple(place) for place in some] for some in found] == everything_sorted(maps_NCHW, 9)
     assert (np.diff(strongest.value_CM, axis=1) <= 0).all()
 
@@ -73,10 +73,13 @@ def test_a_folder_s_patches_are_those_of_all_its_activations_sorted(folder: Path
     handle.remove()
     maps = torch.cat(caught).numpy()
     wanted = everything_sorted(maps if maps.ndim == 4 else maps[:, :, None, None], 5)
-    places = [[(names.index(p.picture), p.unit.y, p.unit.x) for p in some] for some in found.by_channel.values()]
+    places = [
+        [(names.index(p.image_id), p.neuron.y or 0, p.neuron.x or 0) for p in some]
+        for some in found.by_channel.values()
+    ]
     assert places == wanted
     assert [name for name, _ in found.unreadable] == ["05-broken.png"]
-    assert found.pictures == 12
+    assert found.images == 12
 
 
 def test_whatever_lies_outside_a_patch_does_not_matter_to_its_neuron(folder: Path) -> None:
@@ -90,43 +93,42 @@ def test_whatever_lies_outside_a_patch_does_not_matter_to_its_neuron(folder: Pat
             top, left, bottom, right = (max(side, 0) for side in patch.box)
             other_CHW = noise.normal(size=x_CHW.shape).astype(np.float32)
             other_CHW[:, top:bottom, left:right] = x_CHW[:, top:bottom, left:right]
-            again = find_value(model, other_CHW, layer, patch.unit)
+            again = find_value(model, other_CHW, layer, patch.neuron)
             assert again == pytest.approx(patch.value, abs=1e-6 * max(1, abs(patch.value)))
 
 
-def find_value(model, x_CHW: np.ndarray, layer: str, unit: Unit) -> float:
+def find_value(model, x_CHW: np.ndarray, layer: str, neuron: Neuron) -> float:
     caught: list[torch.Tensor] = []
     handle = model.module.get_submodule(layer).register_forward_hook(lambda _, __, out: caught.append(out.clone()))
     with torch.no_grad():
         model.module(torch.from_numpy(x_CHW[None]))
     handle.remove()
-    return float(caught[0][0, unit.channel, unit.y, unit.x])
+    return float(caught[0][0, neuron.channel, neuron.y, neuron.x])
 
 
 class Head(nn.Module):
     """A network cut behind one layer, with one neuron of it for its only score: what the slow twin can take."""
 
-    def __init__(self, trunk: nn.Sequential, unit: Unit) -> None:
+    def __init__(self, trunk: nn.Sequential, neuron: Neuron) -> None:
         super().__init__()
-        self.trunk, self.unit = trunk, unit
+        self.trunk, self.neuron = trunk, neuron
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.trunk(x)[:, self.unit.channel, self.unit.y, self.unit.x, None]
+        return self.trunk(x)[:, self.neuron.channel, self.neuron.y, self.neuron.x, None]
 
 
 @pytest.mark.parametrize(("backprop", "rule"), [("guided", "guided"), ("saliency", "plain")])
 def test_gradients_of_neurons_are_those_of_the_slow_twin(backprop: str, rule: str) -> None:
     model = load("torchvision:vgg11:untrained", device="cpu")
-    units = [Unit(3, 10, 40), Unit(100, 0, 0), Unit(3, 55, 55)]
+    neurons = [Neuron("features.4", *place) for place in ((3, 10, 40), (100, 0, 0), (3, 55, 55))]
     x_NCHW = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(2))
-    asked = zip(x_NCHW.numpy(), units, strict=True)
-    found = np.stack(list(NeuronGradients(model, "features.4", backprop=backprop).each(asked)))
-    for grad, unit, x_CHW in zip(found, units, x_NCHW, strict=True):
-        wanted = ReferenceNetwork(Head(model.module.features[:5], unit), x_CHW[None]).gradient(rule, [0])[0]
+    found = np.stack(list(PatchGradients(model, "features.4", backprop=backprop).each(neurons, x_NCHW.numpy())))
+    for grad, neuron, x_CHW in zip(found, neurons, x_NCHW, strict=True):
+        wanted = ReferenceNetwork(Head(model.module.features[:5], neuron), x_CHW[None]).gradient(rule, [0])[0]
         assert relative_error(grad, wanted) < 1e-5
     field = receptive_field(model, "features.4")
-    for grad, unit in zip(found, units, strict=True):
-        top, left, bottom, right = field.clipped(unit.y, unit.x)
+    for grad, neuron in zip(found, neurons, strict=True):
+        top, left, bottom, right = field.clipped(neuron.y, neuron.x)
         assert np.abs(grad).sum() == pytest.approx(np.abs(grad[:, top:bottom, left:right]).sum())
 
 
@@ -135,8 +137,8 @@ def test_a_network_without_relus_has_no_guided_backprop_and_says_so() -> None:
     model = classifier(net, classes=2)
     x_CHW = np.zeros((3, 8, 8), np.float32)
     with pytest.raises(UnsupportedModelError, match=r"(?i)silu"):
-        list(NeuronGradients(model, "2").each([(x_CHW, Unit(0, 0, 0))]))
-    (plain,) = NeuronGradients(model, "2", backprop="saliency").each([(x_CHW, Unit(0, 0, 0))])
+        list(PatchGradients(model, "2").each([Neuron("2", 0, 0, 0)], [x_CHW]))
+    (plain,) = PatchGradients(model, "2", backprop="saliency").each([Neuron("2", 0, 0, 0)], [x_CHW])
     assert np.abs(plain).sum() > 0
 
 
@@ -146,10 +148,10 @@ def test_a_crop_at_the_border_is_padded_and_not_shifted() -> None:
     assert got.shape == (3, 4, 3)
     assert (got[0] == (9, 8, 7)).all() and (got[:, 2:] == (9, 8, 7)).all()
     np.testing.assert_array_equal(got[1:, :2], view[:2, 3:5])
-    gradient = cut_gradient(view.transpose(2, 0, 1).astype(np.float32), (-1, 3, 2, 7))
+    gradient = crop_gradient(view.transpose(2, 0, 1).astype(np.float32), (-1, 3, 2, 7))
     np.testing.assert_array_equal(gradient[:, 1:, :2], view[:2, 3:5].transpose(2, 0, 1))
     assert gradient[:, 0].sum() == 0 and gradient[:, :, 2:].sum() == 0
-    assert shown((-9, 2, 9, 4), (6, 6)) == (0, 2, 6, 4)
+    assert visible_box((-9, 2, 9, 4), (6, 6)) == (0, 2, 6, 4)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_a_crop_at_the_border_is_padded_and_not_shifted() -> None:
     [
         ({"layer": "blocks.2.9"}, "did you mean blocks.2"),
         ({"layer": "blocks.2.1", "channels": [3, 40]}, r"no channel 40; there are 0\.\.39"),
-        ({"layer": "blocks.2.1", "k": 13}, "12 of 13 pictures could be read; 05-broken"),
+        ({"layer": "blocks.2.1", "k": 13}, "12 of 13 images could be read; 05-broken"),
         ({"layer": "blocks.2.1", "k": 0}, "use 1 or more"),
     ],
 )
@@ -184,14 +186,14 @@ def test_the_photograph_s_strongest_place_is_its_peak() -> None:
     files = {"chelsea.png": PHOTOGRAPHS / "chelsea.png"}
     found = find_patches(model, files, layer="blocks.1.0", channels=[4], k=1)
     (patch,) = found.by_channel[4]
-    assert find_value(model, x_CHW, "blocks.1.0", patch.unit) == patch.value
+    assert find_value(model, x_CHW, "blocks.1.0", patch.neuron) == patch.value
 
 
 def test_before_the_first_relu_guided_backprop_is_the_gradient() -> None:
     model = load("torchvision:alexnet:untrained", device="cpu")
     x_CHW = np.random.default_rng(0).normal(size=(3, 224, 224)).astype(np.float32)
-    asked = [(x_CHW, Unit(7, 3, 4))]
-    (guided,) = NeuronGradients(model, "features.0").each(asked)
-    (plain,) = NeuronGradients(model, "features.0", backprop="saliency").each(asked)
+    neurons = [Neuron("features.0", 7, 3, 4)]
+    (guided,) = PatchGradients(model, "features.0").each(neurons, [x_CHW])
+    (plain,) = PatchGradients(model, "features.0", backprop="saliency").each(neurons, [x_CHW])
     np.testing.assert_array_equal(guided, plain)
     np.testing.assert_allclose(guided[:, 10:21, 14:25], model.module.features[0].weight[7], rtol=1e-5, atol=1e-8)

@@ -65,7 +65,7 @@ def test_a_transformer_is_refused() -> None:
 
 
 def test_a_picture_that_is_too_small_is_said_to_be() -> None:
-    with pytest.raises(RequestError, match=r"failed on pictures of 20×20 pixels, in layer 'f.*own size is 224"):
+    with pytest.raises(RequestError, match=r"failed on images of 20×20 pixels, in layer 'f.*own size is 224"):
         receptive_fields(load("torchvision:alexnet:untrained", device="cpu"), 20)
     with pytest.raises(RequestError, match="0×5"):
         receptive_fields(small(), (0, 5))

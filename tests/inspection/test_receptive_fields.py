@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convlens import load
-from convlens.inspection import Box, Field, receptive_fields
+from convlens.inspection import Box, ReceptiveField, receptive_fields
 from convlens.models import Classifier
 
 NETWORKS = (
@@ -92,7 +92,7 @@ def windowed(module: nn.Module) -> list[str]:
     return [name for name, layer in module.named_modules() if isinstance(layer, WINDOWED)]
 
 
-def units(field: Field) -> Iterator[tuple[int, int]]:
+def units(field: ReceptiveField) -> Iterator[tuple[int, int]]:
     """Both borders and the centre."""
     rows, columns = field.grid
     yield from ((0, 0), (rows // 2, columns // 2), (rows - 1, columns - 1), (0, columns - 1))

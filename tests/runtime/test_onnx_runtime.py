@@ -19,8 +19,8 @@ from torch import nn
 
 from convlens import ForwardPass, run
 from convlens.errors import ModelError, RequestError
-from convlens.explain import sweeps_of
-from convlens.explain.onnx_forward import graph_ways
+from convlens.explain import torch_sweeps
+from convlens.explain.onnx_forward import graph_backends
 from convlens.models import Classifier
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import OnnxRuntime
@@ -91,8 +91,8 @@ def test_a_graph_may_come_as_bytes(scores: Path) -> None:
 def test_occlusion_by_onnx_is_occlusion_by_torch_and_says_who_answered(scores: Path) -> None:
     x_NCHW, options = pictures(2), {"window": 5, "stride": 3, "fill": 0.5}
     by_torch = run("occlusion", ForwardPass(small(), x_NCHW), [0, 2], options)
-    ways = graph_ways(GraphSet((OnnxRuntime(scores, providers="cpu"),)))
-    forward = ForwardPass(small(), x_NCHW, sweeps=sweeps_of(small(), ways))
+    ways = graph_backends(GraphSet((OnnxRuntime(scores, providers="cpu"),)))
+    forward = ForwardPass(small(), x_NCHW, sweeps=torch_sweeps(small(), ways))
     by_onnx = run("occlusion", forward, [0, 2], options)
     np.testing.assert_allclose(by_onnx.values_NCHW, by_torch.values_NCHW, atol=1e-5)
     assert by_onnx.meta.runtime == CPU_NAME

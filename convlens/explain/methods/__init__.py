@@ -1,1 +1,1 @@
-"""The explanation methods, one a file; the registry finds them here."""
+"""The explanation methods, one per file; the registry finds them here."""

@@ -1,4 +1,4 @@
-"""Deconvnet: the score projected back to the picture through rectified layers."""
+"""Deconvnet: the score projected back to the image through rectified layers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from convlens.types import Attribution, Ints
     "deconvnet",
     title="Deconvnet",
     needs="gradient",
-    drawing="picture",
+    drawing="gradient",
     shows="what pattern, projected back through the layers, stands for the score.",
-    does_not_show="which units this picture switched on: only max pooling remembers; without it all maps look alike.",
+    does_not_show="which units this image switched on: only max pooling remembers; without it all maps look alike.",
 )
 def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
     """max(g, 0) at every ReLU on the way back from the target's logit (Zeiler & Fergus 2014, arXiv:1311.2901).

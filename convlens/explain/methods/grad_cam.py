@@ -1,4 +1,4 @@
-"""Grad-CAM, by captum, adapted to our result type."""
+"""Grad-CAM, by captum: the last feature maps, weighted by the gradients of the score."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from convlens.types import Attribution, Ints
     needs="model",
     drawing="signed",
     shows="the coarse regions whose features in the last spatial layer speak for the class.",
-    does_not_show="detail: its raw map has only a few cells a side and is stretched over the picture.",
+    does_not_show="detail: its raw map has only a few cells a side and is stretched over the image.",
 )
 def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: bool = True) -> Attribution:
     """Feature maps of ``layer`` weighted by their mean gradients, summed (Selvaraju et al. 2017, arXiv:1610.02391).
 
     Values (N, 1, H, W) are stretched bilinearly to the input's size; ``extras["map_NCHW"]`` is the raw map. ``layer``
-    defaults to the spec's ``gradcam_layer``; RequestError for one that is not there, does not run or has no
-    map. ``relu=False`` keeps what speaks against the class, too.
+    defaults to the spec's ``gradcam_layer``; RequestError for one that does not exist, does not run or has no
+    map. ``relu=False`` keeps the evidence against the class as well.
     """
     from captum.attr import LayerAttribution, LayerGradCam  # on first use: it is slow to import and brings matplotlib
 
     started = time.perf_counter()
     name = layer or forward.spec.gradcam_layer
-    if layer:  # the default one was tried when the model was loaded
+    if layer:  # the default one was checked when the model was loaded
         _require_map(forward, layer)
-    # captum hooks the layer, so it gets a tree of its own: other threads on this model never see the hooks.
+    # captum hooks the layer, so it gets a tree of its own: other threads that use this model never see the hooks.
     tree = private_tree(forward.classifier.module)
     x_NCHW = forward.x_NCHW.clone().requires_grad_()
     cam = LayerGradCam(tree, find_layer(tree, name)).attribute(x_NCHW, target=target_N.tolist(), relu_attributions=relu)

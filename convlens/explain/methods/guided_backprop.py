@@ -1,4 +1,4 @@
-"""Guided backprop: the gradient that meets no negative evidence on its way."""
+"""Guided backprop: the gradient without its negative parts at every ReLU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from convlens.types import Attribution, Ints
     "guided_backprop",
     title="Guided backprop",
     needs="gradient",
-    drawing="picture",
-    shows="the fine detail in the picture that excites the units behind the score.",
+    drawing="gradient",
+    shows="the fine detail in the image that excites the units behind the score.",
     does_not_show="much about the class: randomising the top layers hardly changes it (Adebayo et al. 2018).",
 )
 def guided_backprop(forward: Forward, target_N: Ints) -> Attribution:

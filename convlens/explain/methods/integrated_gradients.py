@@ -1,4 +1,4 @@
-"""Integrated gradients, by captum, adapted to our result type."""
+"""Integrated gradients, by captum: gradients on the path from a baseline to the image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from annotated_types import Interval
 
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass, Watched
+from convlens.explain.torch_forward import ForwardPass, ProgressModule
 from convlens.runtime.memory import with_smaller_batch
 from convlens.types import Attribution, Floats, Ints
 
-BATCH = 16
-TOLERATED = 0.1  # of the rise
+_BATCH = 16
+_TOLERATED_GAP = 0.1  # of the rise
 
 
 @explainer(
@@ -24,10 +24,10 @@ TOLERATED = 0.1  # of the rise
     title="Integrated gradients",
     needs="model",
     drawing="signed",
-    shows="each pixel's share of the score's rise from a grey picture to this one; the shares add up to it.",
-    does_not_show="anything where the picture equals the baseline: mean-grey regions always get zero.",
+    shows="each pixel's share of the score's rise from a grey image to this one; the shares add up to it.",
+    does_not_show="anything where the image equals the baseline: mean-grey regions always get zero.",
     cost=lambda options, _: 3.0 * options["steps"],
-    cheaper=lambda options: ("steps", range(options["steps"] - 1, 1, -1)),
+    cheaper_values=lambda options: ("steps", range(options["steps"] - 1, 1, -1)),
 )
 def integrated_gradients(
     forward: ForwardPass,
@@ -38,14 +38,14 @@ def integrated_gradients(
 ) -> Attribution:
     """Gradients of the logit, averaged on the path from ``baseline``, times the difference (Sundararajan 2017).
 
-    Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline), but
-    for the quadrature's error, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey.
+    Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline) up
+    to the quadrature's error, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey.
     Gauss–Legendre quadrature with ``steps`` nodes, by captum. arXiv:1703.01365.
     """
     started = time.perf_counter()
     rows = [
-        with_smaller_batch(partial(_one, forward, n, int(target_N[n]), steps, baseline), BATCH)
-        for n in range(len(forward))
+        with_smaller_batch(partial(_attribute_row, forward, n, int(target), steps, baseline), _BATCH)
+        for n, target in enumerate(target_N)
     ]
     values_NCHW = torch.cat([values for values, _ in rows])
     gap_N: Floats = torch.cat([gap for _, gap in rows]).cpu().numpy()
@@ -55,7 +55,7 @@ def integrated_gradients(
     return forward.attribution("integrated_gradients", values_NCHW, target_N, options, meta, {"gap_N": gap_N})
 
 
-def _one(
+def _attribute_row(
     forward: ForwardPass, n: int, target: int, steps: int, baseline: float, batch: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from captum.attr import IntegratedGradients  # on first use: it is slow to import and brings matplotlib
@@ -63,7 +63,7 @@ def _one(
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
     # Row by row: captum would cut steps × rows into batches whose make-up, and so the last digits, depend on the
     # neighbours.
-    values, gap = IntegratedGradients(Watched(forward, "integrated_gradients", steps)).attribute(
+    values, gap = IntegratedGradients(ProgressModule(forward, "integrated_gradients", steps)).attribute(
         x_NCHW,
         baselines=baseline,
         target=target,
@@ -78,6 +78,6 @@ def _one(
 def _warnings(gap_N: Floats, rise_N: Floats, steps: int) -> tuple[str, ...]:
     # On ReLU networks the gradient jumps along the path, and 50 steps may miss a twentieth of the rise (measured).
     missed = float(np.max(np.abs(gap_N) / np.maximum(np.abs(rise_N), 1e-6), initial=0.0))
-    if missed <= TOLERATED:
+    if missed <= _TOLERATED_GAP:
         return ()
     return (f"the shares miss the score's rise by {missed:.0%} with steps={steps}; more steps bring them nearer",)

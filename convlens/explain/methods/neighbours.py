@@ -1,4 +1,4 @@
-"""Nearest neighbours: the gallery pictures that look alike to the network."""
+"""Nearest neighbours: the gallery images whose embeddings are nearest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from convlens.types import Ints, Neighbourhood
     title="Nearest neighbours",
     needs="embedding",
     drawing="thumbnails",
-    shows="which pictures of the gallery lie nearest in the network's last features: what it takes for alike.",
-    does_not_show="why; and it can only choose from the gallery it was given.",
+    shows="the gallery's nearest images in the embedding space, the network's last features.",
+    does_not_show="why they are near, nor anything that the gallery does not hold.",
 )
 def neighbours(forward: Forward, target_N: Ints, *, k: Annotated[int, Interval(ge=1, le=1000)] = 5) -> Neighbourhood:
-    """The ``k`` gallery pictures nearest to each row by exact L2 distance between embeddings, nearest first.
+    """The ``k`` gallery images nearest to each row by exact L2 distance between embeddings, nearest first.
 
     Distances are Euclidean, not squared, in the gallery's feature space (unit-normalised by default). ``target_N``
-    plays no part. Raises GalleryError without a gallery, for a gallery of other weights, and for ``k`` above its
+    is ignored. Raises GalleryError without a gallery, for a gallery of other weights, and for ``k`` above its
     size.
     """
     started = time.perf_counter()
@@ -34,5 +34,5 @@ def neighbours(forward: Forward, target_N: Ints, *, k: Annotated[int, Interval(g
             "no gallery to look for neighbours in; build one with `convlens gallery build DIR`", field="method"
         )
     forward.gallery.require_weights(forward.spec.weights_sha256)
-    found_NM = forward.gallery.query(forward.embedding_ND, k=k)
-    return Neighbourhood(found_NM, "neighbours", {"k": k}, forward.meta("logit", started=started))
+    neighbours_NM = forward.gallery.query(forward.embedding_ND, k=k)
+    return Neighbourhood(neighbours_NM, "neighbours", {"k": k}, forward.meta("logit", started=started))

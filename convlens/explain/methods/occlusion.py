@@ -1,4 +1,4 @@
-"""Occlusion: how far the score falls when a window of the picture is hidden."""
+"""Occlusion: how far the score falls when a window of the image is hidden."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Interval, Len
-from torch import Tensor
 
 from convlens.errors import RequestError
 from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
 from convlens.explain.sweeps.autotune import SweepAutotuner, half_sweep
+from convlens.explain.sweeps.backends import SweepBackend, SweepRequest
 from convlens.explain.sweeps.windows import Windows
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.types import Attribution, Floats, Ints, ScoreKind, Step
@@ -30,17 +30,17 @@ def _cost(options: Mapping[str, Any], side: int) -> float:
     return sum(len(Windows(side, side, size, options["stride"])) for size in _sizes(options["window"]))
 
 
-def _pace(options: Mapping[str, Any], side: int, sweeps: SweepAutotuner) -> str:
-    """Which ways it would take now: some are many times faster than others."""
+def _rate_key(options: Mapping[str, Any], side: int, sweeps: SweepAutotuner) -> str:
+    """The backends that would be used now: some are many times faster than others."""
     names = []
     for size in _sizes(options["window"]):
         windows = Windows(side, side, size, options["stride"])
-        way = sweeps.choose(windows, strategy=options["strategy"], precision=options["precision"])
-        names.append(f"{way.name} {way.kind}" if way else "")
+        backend = sweeps.choose(windows, strategy=options["strategy"], precision=options["precision"])
+        names.append(f"{backend.name} {backend.kind}" if backend else "")
     return ", ".join(dict.fromkeys(names))
 
 
-def _cheaper(options: Mapping[str, Any]) -> tuple[str, range]:
+def _cheaper_values(options: Mapping[str, Any]) -> tuple[str, range]:
     return "stride", range(options["stride"] + 1, min(_sizes(options["window"])) + 1)
 
 
@@ -49,11 +49,11 @@ def _cheaper(options: Mapping[str, Any]) -> tuple[str, range]:
     title="Occlusion",
     needs="scores",
     drawing="signed",
-    shows="how far the score falls when a part of the picture is hidden: what the answer really rests on.",
+    shows="how far the score falls when a part of the image is hidden: what the answer really rests on.",
     does_not_show="evidence that is there twice (hiding one copy costs nothing), nor detail finer than the window.",
     cost=_cost,
-    pace=_pace,
-    cheaper=_cheaper,
+    rate_key=_rate_key,
+    cheaper_values=_cheaper_values,
 )
 def occlusion(
     forward: Forward,
@@ -71,12 +71,12 @@ def occlusion(
     Values (N, 1, H, W) are positive where hiding lowers the score; ``extras["grid_NRQ"]`` holds the raw drop of every
     window, row by row. ``window`` and ``stride`` are in pixels of the model's input. ``fill`` is in normalised units:
     0 is the training mean, i.e. grey, not black. The last window of a row sits flush with the edge. The sum over a
-    batch of float32 is taken in float32, a float64 picture stays float64. Raises RequestError when a stride would
-    skip pixels.
+    batch of float32 is taken in float32, a float64 image stays float64. Raises RequestError when a stride would skip
+    pixels.
 
     For several ``window`` sizes the values are the mean of their maps, and ``extras`` holds each size's own
-    ``map_SIZE_NHW`` and ``grid_SIZE_NRQ``. Of the ways to make a sweep that the model has (torch, graphs), all of which
-    give the same scores, the fastest is taken; ``meta.runtime`` and ``meta.sweep`` say which.
+    ``map_SIZE_NHW`` and ``grid_SIZE_NRQ``. Of the model's sweep backends (torch, graphs), all of which give the same
+    scores, the fastest is used; ``meta.runtime`` and ``meta.sweep`` say which.
 
     ``precision="half"`` computes in float16 on a GPU and bfloat16 on the CPU, where that is faster, and states its
     deviation from float32, measured on some of the windows, in ``extras["half_deviation_N"]``: max |half - full| / max
@@ -93,7 +93,7 @@ def occlusion(
         )
     height, width = forward.x_NCHW.shape[-2:]
     windows = [Windows(height, width, size, stride) for size in sizes]
-    sweep = _Sweep(forward, target_N, fill, score, strategy, precision, sum(map(len, windows)) * len(forward))
+    sweep = _BatchSweep(forward, target_N, fill, score, strategy, precision, sum(map(len, windows)) * len(forward))
     drops = {each.window: forward.scores(target_N, score)[:, None, None] - sweep.scores(each) for each in windows}
     maps = {each.window: each.mean_map(drops[each.window]) for each in windows}
     options: dict[str, Any] = {"window": window, "stride": stride, "fill": fill, "score": score}
@@ -106,8 +106,8 @@ def occlusion(
 
 
 @dataclass
-class _Sweep:
-    """The sweeps of all rows, one after another, and what came to light on the way."""
+class _BatchSweep:
+    """The sweeps of all rows, one after another; collects the backends used, warnings and deviations."""
 
     forward: Forward
     target_N: Ints
@@ -121,49 +121,46 @@ class _Sweep:
         self.warnings: list[str] = []
         self._deviation_N = np.zeros(len(self.forward))
         self._done = 0
-        self._ways: dict[tuple[str, str], None] = {}
+        self._used: dict[tuple[str, str], None] = {}  # (name, kind) of backends, in order of first use
 
     @property
     def runtime(self) -> str:
-        return ", ".join(dict.fromkeys(name for name, _ in self._ways))
+        return ", ".join(dict.fromkeys(name for name, _ in self._used))
 
     @property
     def kinds(self) -> str:
-        return ", ".join(dict.fromkeys(kind for _, kind in self._ways))
+        return ", ".join(dict.fromkeys(kind for _, kind in self._used))
 
     def scores(self, windows: Windows) -> Floats:
         """The targets' scores with each window hidden in turn; (N, R, Q)."""
+        requests = [
+            SweepRequest(x_CHW, int(target), windows, self.fill, self.score)
+            for x_CHW, target in zip(self.forward.x_NCHW, self.target_N, strict=True)
+        ]
         if self.precision == "half":
-            return np.stack([self._half(n, x_CHW, windows) for n, x_CHW in enumerate(self.forward.x_NCHW)])
-        way, note = self.forward.sweeps.require(windows, self.strategy)
-        self._ways[way.name, way.kind] = None
-        self.warnings += [note] if note else []
-        timed = self.forward.sweeps.timed
-        rows = zip(self.forward.x_NCHW, self.target_N, strict=True)
-        return np.stack([timed(way, x, int(k), windows, self.fill, self.score, self._advance) for x, k in rows])
+            return np.stack([self._half(n, request) for n, request in enumerate(requests)])
+        # Chosen once for all rows: after each run another backend may be the fastest.
+        backend, note = self.forward.sweeps.require(windows, self.strategy)
+        self._note(backend, note)
+        return np.stack([self.forward.sweeps.run(backend, request, self._advance) for request in requests])
 
     def extras(self, drops: Mapping[int, Floats], maps: Mapping[int, Floats]) -> dict[str, Floats]:
-        found: dict[str, Floats] = {} if self.precision == "float32" else {"half_deviation_N": self._deviation_N}
+        extras: dict[str, Floats] = {} if self.precision == "float32" else {"half_deviation_N": self._deviation_N}
         if len(drops) == 1:
-            return found | {"grid_NRQ": next(iter(drops.values()))}
+            return extras | {"grid_NRQ": next(iter(drops.values()))}
         for size, drops_NRQ in drops.items():
-            found |= {f"grid_{size}_NRQ": drops_NRQ, f"map_{size}_NHW": maps[size]}
-        return found
+            extras |= {f"grid_{size}_NRQ": drops_NRQ, f"map_{size}_NHW": maps[size]}
+        return extras
 
-    def _half(self, n: int, x_CHW: Tensor, windows: Windows) -> Floats:
-        found = half_sweep(
-            self.forward.sweeps,
-            x_CHW,
-            int(self.target_N[n]),
-            windows,
-            fill=self.fill,
-            score=self.score,
-            on_windows=self._advance,
-        )
-        self._ways[found.way.name, found.way.kind] = None
-        self._deviation_N[n] = max(self._deviation_N[n], found.deviation)
-        self.warnings += [found.warning] if found.warning else []
-        return found.score_RQ
+    def _half(self, n: int, request: SweepRequest) -> Floats:
+        result = half_sweep(self.forward.sweeps, request, self._advance)
+        self._note(result.backend, result.warning)
+        self._deviation_N[n] = max(self._deviation_N[n], result.deviation)
+        return result.score_RQ
+
+    def _note(self, backend: SweepBackend, warning: str) -> None:
+        self._used[backend.name, backend.kind] = None
+        self.warnings += [warning] if warning else []
 
     def _advance(self, windows: int) -> None:
         self._done += windows

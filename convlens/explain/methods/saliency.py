@@ -18,10 +18,10 @@ from convlens.types import Attribution, Ints, ScoreKind
     does_not_show="whether they speak for or against the class, nor what a big change would do.",
 )
 def saliency(forward: Forward, target_N: Ints, *, score: ScoreKind = "logit") -> Attribution:
-    """The gradient of the target's score by the normalised picture (Simonyan et al. 2013, arXiv:1312.6034).
+    """The gradient of the target's score by the normalised image (Simonyan et al. 2013, arXiv:1312.6034).
 
-    Values (N, C, H, W) are signed and per channel; the paper's map is their ``colour.abs_max``. With
-    ``score="probability"`` a sure answer has hardly any gradient, because the softmax is flat there.
+    Values (N, C, H, W) are signed and per channel; the paper's map is their ``visualization.abs_max``. With
+    ``score="probability"`` a confident prediction has hardly any gradient: the softmax is flat there.
     """
     started = time.perf_counter()
     grad = forward.gradient("plain", target_N, score=score, method="saliency")

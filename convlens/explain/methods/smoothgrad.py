@@ -1,4 +1,4 @@
-"""SmoothGrad, by captum, adapted to our result type."""
+"""SmoothGrad, by captum: gradients averaged over noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from annotated_types import Interval
 
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass, Watched
+from convlens.explain.torch_forward import ForwardPass, ProgressModule
 from convlens.instrument import private_rng
 from convlens.runtime.memory import with_smaller_batch
 from convlens.types import Attribution, Ints
 
-BATCH = 16
+_BATCH = 16
 
 
 @explainer(
@@ -23,10 +23,10 @@ BATCH = 16
     title="SmoothGrad",
     needs="model",
     drawing="magnitude",
-    shows="saliency averaged over noisy copies of the picture: what stays when the gradient's flicker is gone.",
-    does_not_show="the network's answer to this very picture: every sample is another, noisier one.",
+    shows="saliency averaged over noisy copies of the image: what stays when the gradient's flicker is gone.",
+    does_not_show="the network's answer to this very image: every sample is another, noisier one.",
     cost=lambda options, _: 3.0 * options["samples"],
-    cheaper=lambda options: ("samples", range(options["samples"] - 1, 0, -1)),
+    cheaper_values=lambda options: ("samples", range(options["samples"] - 1, 0, -1)),
 )
 def smoothgrad(
     forward: ForwardPass,
@@ -38,24 +38,26 @@ def smoothgrad(
 ) -> Attribution:
     """Mean gradient over ``samples`` copies with Gaussian noise (Smilkov et al. 2017, arXiv:1706.03825).
 
-    Values (N, C, H, W) are signed. ``noise`` is the standard deviation as a share of the picture's own range (max −
-    min, normalised). ``seed`` makes the noise; a row's noise does not depend on the batch it came in.
+    Values (N, C, H, W) are signed. ``noise`` is the standard deviation as a share of the image's own range (max −
+    min, normalised). ``seed`` makes the noise; a row's noise does not depend on the batch around it.
     """
     started = time.perf_counter()
     rows = [
-        with_smaller_batch(partial(_one, forward, n, int(target_N[n]), samples, noise, seed), BATCH)
-        for n in range(len(forward))
+        with_smaller_batch(partial(_attribute_row, forward, n, int(target), samples, noise, seed), _BATCH)
+        for n, target in enumerate(target_N)
     ]
     options = {"samples": samples, "noise": noise, "seed": seed}
     meta = forward.meta("logit", started=started, runtime="torch+captum", seed=seed)
     return forward.attribution("smoothgrad", torch.cat(rows), target_N, options, meta)
 
 
-def _one(forward: ForwardPass, n: int, target: int, samples: int, noise: float, seed: int, batch: int) -> torch.Tensor:
+def _attribute_row(
+    forward: ForwardPass, n: int, target: int, samples: int, noise: float, seed: int, batch: int
+) -> torch.Tensor:
     from captum.attr import NoiseTunnel, Saliency  # on first use: it is slow to import and brings matplotlib
 
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
-    tunnel = NoiseTunnel(Saliency(Watched(forward, "smoothgrad", samples)))
+    tunnel = NoiseTunnel(Saliency(ProgressModule(forward, "smoothgrad", samples)))
     deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
     with private_rng(seed, forward.device):
         values: torch.Tensor = tunnel.attribute(

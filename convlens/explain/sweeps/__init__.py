@@ -1,1 +1,1 @@
-"""Occlusion sweeps: the windows, what scores them, and which of those is fastest here."""
+"""Occlusion sweeps: ``windows`` says where they lie, ``backends`` scores them, ``autotune`` picks the fastest one."""

@@ -1,6 +1,6 @@
-"""Which way a sweep takes: of those that give the same scores the fastest, by how long each took the last time.
+"""Which backend makes a sweep: the fastest one, by the time that each took when it was last used.
 
-SweepAutotuner in half precision: where that is faster, and with the deviation it costs.
+Half precision is used only where it is faster, and states how far its scores are from full precision.
 """
 
 from __future__ import annotations
@@ -16,100 +16,94 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
-from convlens.explain.sweeps.backends import OnWindows, SweepBackend
+from convlens.explain.sweeps.backends import OnWindows, SweepBackend, SweepRequest
 from convlens.explain.sweeps.windows import Windows
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
-from convlens.types import Floats, ScoreKind
+from convlens.types import Floats
+
+_SAMPLE = 8  # windows, spread over the image, that are scored in full precision as well
 
 
 class SweepAutotuner:
-    """The ways of sweeping that one model has; safe to use from several threads.
+    """The sweep backends that one model has; safe to use from several threads.
 
-    ``ways`` come in the order in which they are expected to be fast. Each that fits is taken once, in that order; from
-    then on the one that took least time a window when it was last taken. So nothing is computed just to be timed, and a
-    way that has become slow is left.
+    ``backends`` come in the order in which they are expected to be fast. Each that supports the windows is used once,
+    in that order; from then on the one that took least time per window when it was last used.
     """
 
-    def __init__(self, ways: Sequence[SweepBackend]) -> None:
-        self.ways = tuple(ways)
-        self._seconds: dict[
-            tuple[SweepBackend, int], float
-        ] = {}  # by way and window; a window's work hardly depends on more
+    # Only sweeps that somebody asked for are timed, none is made for the timing alone. A backend that has become slow
+    # loses its place at its next use.
+
+    def __init__(self, backends: Sequence[SweepBackend]) -> None:
+        self.backends = tuple(backends)
+        # By backend and window size; the work per window hardly depends on anything else.
+        self._seconds: dict[tuple[SweepBackend, int], float] = {}
 
     def choose(
         self, windows: Windows, *, strategy: Strategy = "full", precision: Precision = "float32"
     ) -> SweepBackend | None:
-        """The way to take now, or None where none of that strategy and precision fits."""
-        allowed = [way for way in self.ways if strategy in way.strategies and way.precision == precision]
-        fitting = [way for way in allowed if way.fits(windows)]
-        untried = [way for way in fitting if (way, windows.window) not in self._seconds]
+        """The backend to use now, or None where none serves that strategy and precision."""
+        candidates = [
+            backend
+            for backend in self.backends
+            if strategy in backend.strategies and backend.precision == precision and backend.supports(windows)
+        ]
+        untried = [backend for backend in candidates if (backend, windows.window) not in self._seconds]
         if untried:
             return untried[0]
-        return min(fitting, key=lambda way: self._seconds[way, windows.window], default=None)
-
-    @property
-    def reference(self) -> SweepBackend:
-        """A way that scores single windows in full precision, for comparisons."""
-        return next(way for way in self.ways if (way.kind, way.precision) == ("batches", "float32"))
-
-    def pace(self, way: SweepBackend, windows: Windows) -> float | None:
-        """Seconds a window when this way was last taken with windows of this size; None where it never was."""
-        return self._seconds.get((way, windows.window))
+        return min(candidates, key=lambda backend: self._seconds[backend, windows.window], default=None)
 
     def require(self, windows: Windows, strategy: Strategy) -> tuple[SweepBackend, str]:
-        """The way to take now, in full precision, and what the user should know of it.
+        """The full-precision backend to use now, and a note for the user.
 
-        Where the graph for an ``incremental`` sweep says that a full one is faster, any way of making that will do.
-        RequestError for ``incremental`` without a graph of these windows.
+        A graph exported for ``incremental`` sweeps may state in its note that a full sweep is faster; then any backend
+        of full sweeps may be chosen. RequestError for ``incremental`` without a graph of these windows.
         """
-        way = self.choose(windows, strategy=strategy)
-        if way is None:
+        backend = self.choose(windows, strategy=strategy)
+        if backend is None:
             raise RequestError(
                 f"strategy={strategy!r} needs a graph of these windows; write one by `convlens export occlusion "
                 f"--strategy {strategy} --window {windows.window} --stride {windows.stride}` and give it by --graphs",
                 field="options.strategy",
             )
         if strategy == "full":
-            return way, ""
-        return (self.choose(windows) or way) if "full" in way.strategies else way, way.note
+            return backend, ""
+        return (self.choose(windows) or backend) if "full" in backend.strategies else backend, backend.note
 
-    def timed(
-        self,
-        way: SweepBackend,
-        x_CHW: Tensor,
-        target: int,
-        windows: Windows,
-        fill: float,
-        score: ScoreKind,
-        on_windows: OnWindows,
-    ) -> Floats:
-        """The scores by this way; how long it took is remembered.
+    @property
+    def reference(self) -> SweepBackend:
+        """A backend that scores single windows in full precision, to compare others with."""
+        return next(each for each in self.backends if (each.kind, each.precision) == ("batches", "float32"))
 
-        Where memory does not suffice for a graph of the whole sweep, the windows go in batches, which need less.
+    def seconds_per_window(self, backend: SweepBackend, windows: Windows) -> float | None:
+        """When this backend was last used with windows of this size; None where it never was."""
+        return self._seconds.get((backend, windows.window))
+
+    def run(self, backend: SweepBackend, request: SweepRequest, on_windows: OnWindows) -> Floats:
+        """Scores (R, Q) by this backend; remembers how long it took.
+
+        Where memory does not suffice for a graph of the whole sweep, ``reference`` makes it: batches need less.
         """
         started = time.perf_counter()
         try:
-            score_RQ = way.scores(x_CHW, target, windows, fill, score, on_windows)
+            score_RQ = backend.scores(request, on_windows)
         except MAYBE_OUT_OF_MEMORY as error:
-            if not is_out_of_memory(error) or way.kind == "batches" or way.precision != self.reference.precision:
+            in_full = backend.precision == self.reference.precision
+            if not is_out_of_memory(error) or backend.kind == "batches" or not in_full:
                 raise
         else:
-            self._seconds[way, windows.window] = (time.perf_counter() - started) / len(windows)
+            self._seconds[backend, request.windows.window] = (time.perf_counter() - started) / len(request.windows)
             return score_RQ
         free_gpu_cache()
-        return self.reference.scores(x_CHW, target, windows, fill, score, on_windows)
-
-
-# So many windows, spread over the picture, are scored in full precision too.
-SAMPLE = 8
+        return self.reference.scores(request, on_windows)
 
 
 @dataclass(frozen=True)
-class HalfTorch:
+class HalfPrecisionScorer:
     """The network in float16 on a GPU, in bfloat16 on the CPU; its logits come back as float32.
 
-    It works on a copy of its own, made when first used: the model itself keeps its precision.
+    It works on a copy made at first use: the model itself keeps its precision.
     """
 
     module: nn.Module
@@ -135,54 +129,46 @@ class HalfTorch:
 
 
 @dataclass(frozen=True)
-class HalfSwept:
-    """The scores (R, Q) and the way that was taken.
+class HalfSweep:
+    """Scores (R, Q) and the backend that made them.
 
-    ``deviation`` is max |half - full| / max |full| over a sample of windows, 0 where full was taken; then ``warning``
-    says why.
+    ``deviation`` is max |half - full| / max |full| over a sample of windows. It is 0 where full precision was used;
+    then ``warning`` says why.
     """
 
     score_RQ: Floats
-    way: SweepBackend
+    backend: SweepBackend
     deviation: float
     warning: str = ""
 
 
-def half_sweep(
-    sweeps: SweepAutotuner,
-    x_CHW: Tensor,
-    target: int,
-    windows: Windows,
-    *,
-    fill: float,
-    score: ScoreKind,
-    on_windows: OnWindows,
-) -> HalfSwept:
-    """One picture's sweep in half precision, or in full where half has been, or on a sample is, no faster."""
-    at = np.unique(np.linspace(0, len(windows) - 1, SAMPLE).round().astype(int)).tolist()
+def half_sweep(sweeps: SweepAutotuner, request: SweepRequest, on_windows: OnWindows) -> HalfSweep:
+    """One image's sweep in half precision, or in full precision where half is, or in a sample proves, no faster."""
+    windows = request.windows
+    positions = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).round().astype(int)).tolist()
     half, full = sweeps.choose(windows, precision="half"), sweeps.choose(windows)
-    assert full is not None, "a model can always be swept in batches"
+    assert full is not None, "every model can be swept in batches"
 
-    def pace(way: SweepBackend) -> float:
-        """Seconds a window."""
-        known = sweeps.pace(way, windows)
+    def seconds_per_window(backend: SweepBackend) -> float:
+        known = sweeps.seconds_per_window(backend, windows)
         if known is not None:
             return known
-        way.some(x_CHW, target, windows, fill, score, at)  # the first run sets up more than the second
+        backend.scores_at(request, positions)  # a first run also sets up memory and kernels, so the second one counts
         started = time.perf_counter()
-        way.some(x_CHW, target, windows, fill, score, at)
-        return (time.perf_counter() - started) / (len(at) if way.kind == "batches" else len(windows))
+        backend.scores_at(request, positions)
+        # A graph computes all windows whichever are asked for.
+        return (time.perf_counter() - started) / (len(positions) if backend.kind == "batches" else len(windows))
 
-    warning = "half precision is not to be had here" if half is None else ""
-    if half is not None and (half_pace := pace(half)) >= (full_pace := pace(full)):
-        warning = f"half precision is no faster here ({half_pace * 1e3:.1f} against {full_pace * 1e3:.1f} ms a window)"
+    warning = "half precision is not available here" if half is None else ""
+    if half is not None and (half_s := seconds_per_window(half)) >= (full_s := seconds_per_window(full)):
+        warning = f"half precision is no faster here ({half_s * 1e3:.1f} against {full_s * 1e3:.1f} ms per window)"
     if half is None or warning:
-        swept = sweeps.timed(full, x_CHW, target, windows, fill, score, on_windows)
-        return HalfSwept(swept, full, 0.0, f"{warning}: the sweep ran in float32")
-    swept = sweeps.timed(half, x_CHW, target, windows, fill, score, on_windows)
-    expected = sweeps.reference.some(x_CHW, target, windows, fill, score, at)
-    return HalfSwept(swept, half, _deviation(swept.reshape(-1)[at], expected))
+        score_RQ = sweeps.run(full, request, on_windows)
+        return HalfSweep(score_RQ, full, 0.0, f"{warning}: the sweep ran in float32")
+    score_RQ = sweeps.run(half, request, on_windows)
+    expected_P = sweeps.reference.scores_at(request, positions)
+    return HalfSweep(score_RQ, half, _deviation(score_RQ.reshape(-1)[positions], expected_P))
 
 
-def _deviation(half: Floats, full: Floats) -> float:
-    return float(np.abs(half - full).max() / (np.abs(full).max() or 1.0))
+def _deviation(half_P: Floats, full_P: Floats) -> float:
+    return float(np.abs(half_P - full_P).max() / (np.abs(full_P).max() or 1.0))

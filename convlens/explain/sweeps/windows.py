@@ -1,4 +1,4 @@
-"""Windows that slide over a picture: where they lie, and how their values become a map."""
+"""Windows that slide over an image: where they lie, and how their values become a map."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from convlens.types import Floats, Ints
 
 @dataclass(frozen=True)
 class Windows:
-    """Square windows of side ``window`` over a picture of ``height`` × ``width`` pixels, ``stride`` apart.
+    """Square windows of side ``window`` over an image of ``height`` × ``width`` pixels, ``stride`` apart.
 
     The last window of a row or column sits flush with the edge, so that every pixel is covered. A window larger than
-    the picture covers it whole. Raises RequestError when a stride would skip pixels.
+    the image covers all of it. Raises RequestError when a stride would skip pixels.
     """
 
     height: int
@@ -41,17 +41,25 @@ class Windows:
         return _starts(self.width, self.window, self.stride)
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        return len(self.tops), len(self.lefts)
+
+    @property
     def corners(self) -> list[tuple[int, int]]:
         """(top, left) of every window, row by row."""
         return [(int(top), int(left)) for top in self.tops for left in self.lefts]
 
     def __len__(self) -> int:
-        return len(self.tops) * len(self.lefts)
+        rows, columns = self.grid
+        return rows * columns
 
     def mean_map(self, grid_NRQ: Floats) -> Floats:
         """(N, H, W): for each pixel the mean of the values of all windows that cover it."""
-        rows_RH = _cover(self.tops, self.window, self.height)
-        columns_QW = _cover(self.lefts, self.window, self.width)
+        # A window is a product of a row range and a column range, so two small matrix products replace a loop over
+        # windows that would add up to R·Q whole maps.
+        rows_RH = _coverage(self.tops, self.window, self.height)
+        columns_QW = _coverage(self.lefts, self.window, self.width)
         total_NHW = np.einsum("nrq,rh,qw->nhw", grid_NRQ, rows_RH, columns_QW, optimize=True)
         return np.asarray((total_NHW / np.outer(rows_RH.sum(0), columns_QW.sum(0))).astype(grid_NRQ.dtype))
 
@@ -61,7 +69,7 @@ def _starts(length: int, window: int, stride: int) -> Ints:
     return np.unique(np.append(np.arange(0, last + 1, stride), last))
 
 
-def _cover(starts: Ints, window: int, length: int) -> Floats:
+def _coverage(starts: Ints, window: int, length: int) -> Floats:
     """(windows, pixels): 1 where the window covers the pixel."""
     pixels = np.arange(length)
     return ((pixels >= starts[:, None]) & (pixels < starts[:, None] + window)).astype(np.float64)
