@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, Self, Unpack
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,6 +26,7 @@ from convlens.client.retry import RetryPolicy
 from convlens.errors import ConvLensError, RequestError, ServerError
 from convlens.image.modes import to_rgb
 from convlens.protocol.negotiation import JSON, PNG, SAFETENSORS, Media
+from convlens.protocol.params import RequestParams
 from convlens.protocol.responses import parse_reply
 from convlens.types import Reply
 from convlens.utils.concurrency import ordered_map
@@ -68,27 +69,6 @@ _OURS = {
     "accept": "choose the form of the reply by the client's form",
     "sent_at": "the client says it by itself",
 }
-
-
-class RequestParams(TypedDict, total=False):
-    """The parameters of one request, each as docs/rest.md describes it; the server checks them.
-
-    ``output`` is ["array"] unless said otherwise: maps come as numbers, to draw or to reckon with. ``target`` is a
-    class by index or by label, or a neuron: {"layer": "blocks.2.0", "channel": 3}, with "y" and "x" or without.
-    """
-
-    topk: int
-    target: int | str | Mapping[str, Any] | None
-    methods: Sequence[str | Mapping[str, Any]]
-    output: Sequence[Literal["array", "overlay", "heatmap"]]
-    dtype: Literal["<f4", "<f2"]
-    reduce: Literal["none", "abs_max", "sum"]
-    size: Literal["model", "original"]
-    neighbours: int
-    thumbnails: bool
-    deadline_ms: float
-    seed: int
-    request_id: str
 
 
 def checked(asked: Mapping[str, Any]) -> dict[str, Any]:

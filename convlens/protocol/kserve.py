@@ -1,38 +1,42 @@
 """KServe's inference protocols: bodies of version 1 (``instances``) and 2 (``inputs``), and the replies to them.
 
 https://kserve.github.io/website/latest/modelserving/data_plane: version 1 knows a list of instances and a list of
-predictions, version 2 named tensors with a datatype and a shape. One body may hold several pictures.
+predictions, version 2 named tensors with a datatype and a shape. One body may hold several images. The names,
+docstrings and field descriptions of the models are part of the published schema.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convlens.errors import ConvLensError, RequestError, near_matches
+from convlens.protocol.arrays import ReplyModel
+from convlens.protocol.params import add_field_prefix
+from convlens.protocol.responses import ReplyBody, dumps
 
-MAX_IMAGES = 16  # pictures in one body
+_MAX_IMAGES = 16  # in one body
+_CLOSED = ConfigDict(extra="forbid", frozen=True)
+
 Version = Literal["", "v1", "v2"]
-
+OutputName = Literal["index", "label", "probability", "reply"]
 Body = TypeVar("Body", bound=BaseModel)
-_BODY = ConfigDict(extra="forbid", frozen=True)
 
 
 class Base64(BaseModel):
     """Bytes as base64 text."""
 
-    model_config = _BODY
+    model_config = _CLOSED
     b64: str
 
 
 class V1Instance(BaseModel):
     """One picture, with parameters of its own that go before the body's."""
 
-    model_config = _BODY
+    model_config = _CLOSED
     data: Base64 | str
     params: dict[str, Any] = Field(default_factory=dict)
 
@@ -40,19 +44,19 @@ class V1Instance(BaseModel):
 class V1Body(BaseModel):
     """A request of version 1. An instance is an object, ``{"b64": …}`` or base64 text."""
 
-    model_config = _BODY
-    instances: Annotated[list[V1Instance | Base64 | str], Field(min_length=1, max_length=MAX_IMAGES)]
+    model_config = _CLOSED
+    instances: Annotated[list[V1Instance | Base64 | str], Field(min_length=1, max_length=_MAX_IMAGES)]
     params: dict[str, Any] = Field(default_factory=dict)
 
 
 class V2Tensor(BaseModel):
     """Encoded pictures (PNG, JPEG, …), each an element of base64 text."""
 
-    model_config = _BODY
+    model_config = _CLOSED
     name: str
     datatype: Literal["BYTES"]
     shape: list[int]
-    data: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
+    data: Annotated[list[str], Field(min_length=1, max_length=_MAX_IMAGES)]
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -62,115 +66,156 @@ class V2Body(BaseModel):
     ``outputs`` may name some of those we have: index, label, probability, reply.
     """
 
-    model_config = _BODY
+    model_config = _CLOSED
     id: str = ""
     inputs: Annotated[list[V2Tensor], Field(min_length=1, max_length=1)]
     parameters: dict[str, Any] = Field(default_factory=dict)
     outputs: list[dict[str, Any]] | None = None
 
 
-OUTPUTS = ("index", "label", "probability", "reply")
+class V1Reply(ReplyModel):
+    """The answer to a KServe v1 body: a reply for each instance."""
+
+    predictions: list[ReplyBody]
+
+
+class V2Output(ReplyModel):
+    """A tensor: index INT64, label BYTES, probability FP64 of shape (pictures, topk); reply BYTES (JSON text)."""
+
+    name: OutputName
+    datatype: Literal["INT64", "BYTES", "FP64"]
+    shape: list[int]
+    data: list[int | float | str]
+
+
+class V2Reply(ReplyModel):
+    """The answer to a KServe v2 body."""
+
+    model_name: str
+    model_version: str
+    id: str
+    outputs: list[V2Output]
+
+
+_OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """How the replies to one body go back: as they are, or in a version's wrapping."""
+    """How the replies to one body go back: as they are, or wrapped as a version of the protocol says."""
 
     version: Version = ""
     id: str = ""
-    outputs: tuple[str, ...] = OUTPUTS
+    outputs: tuple[OutputName, ...] = _OUTPUTS
 
-    def placed(self, error: ConvLensError, position: int) -> ConvLensError:
-        """The error of one of several pictures, its field pointing at that picture."""
-        place = {"v1": f"instances.{position}", "v2": f"inputs.0.data.{position}"}.get(self.version)
-        error.field = ".".join(part for part in (place, error.field) if part) or None
-        return error
+    def locate(self, error: ConvLensError, position: int) -> ConvLensError:
+        """The error of one of several images, its field pointing at that image."""
+        place = {"v1": f"instances.{position}", "v2": f"inputs.0.data.{position}"}.get(self.version, "")
+        return add_field_prefix(error, place)
+
+    def wrap(self, replies: Sequence[ReplyBody]) -> ReplyModel:
+        """The body of the answer with the replies in their order."""
+        if self.version == "v1":
+            return V1Reply(predictions=list(replies))
+        return self._v2(replies) if self.version == "v2" else replies[0]
+
+    def _v2(self, replies: Sequence[ReplyBody]) -> V2Reply:
+        predictions = [prediction for reply in replies for prediction in reply.predictions]
+        shape = [len(replies), len(replies[0].predictions)]
+        outputs = {
+            "index": _tensor("index", "INT64", shape, [one.index for one in predictions]),
+            "label": _tensor("label", "BYTES", shape, [one.label for one in predictions]),
+            "probability": _tensor("probability", "FP64", shape, [one.probability for one in predictions]),
+        }
+        if "reply" in self.outputs:  # megabytes of text, where maps are asked for
+            texts = [dumps(reply.json_object()) for reply in replies]
+            outputs["reply"] = _tensor("reply", "BYTES", [len(texts)], texts)
+        model = replies[0].model
+        return V2Reply(
+            model_name=model.name,
+            model_version=model.version,
+            id=self.id,
+            outputs=[outputs[name] for name in self.outputs],
+        )
 
 
-PLAIN = Envelope()
+NO_ENVELOPE = Envelope()
+
+
+def _tensor(
+    name: OutputName, datatype: Literal["INT64", "BYTES", "FP64"], shape: list[int], data: Sequence[int | float | str]
+) -> V2Output:
+    return V2Output(name=name, datatype=datatype, shape=shape, data=list(data))
 
 
 def kserve_version(body: Mapping[str, Any]) -> Version:
+    """The version whose body this is, empty for a body that is not KServe's."""
     if "instances" in body:
         return "v1"
     return "v2" if "inputs" in body else ""
 
 
 def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict[str, Any]]]]:
-    """The envelope, and for each picture its place in the body and its ``data`` and ``params``. Raises RequestError."""
-    if kserve_version(body) == "v1":
-        v1 = _checked(V1Body, body)
-        return Envelope("v1"), [(f"instances.{n}", _instance(one, v1.params)) for n, one in enumerate(v1.instances)]
-    v2 = _checked(V2Body, body)
+    """The envelope, and for each image its place in the body and its ``data`` and ``params``.
+
+    A body that is not KServe's is its only image's, at no place. Raises RequestError.
+    """
+    version = kserve_version(body)
+    if not version:
+        return NO_ENVELOPE, [("", dict(body))]
+    if version == "v1":
+        v1 = _validated(V1Body, body)
+        return Envelope("v1"), [
+            (f"instances.{n}", _instance_parts(instance, v1.params)) for n, instance in enumerate(v1.instances)
+        ]
+    v2 = _validated(V2Body, body)
     (tensor,) = v2.inputs
     if tensor.shape != [len(tensor.data)]:
         raise RequestError(
             f"inputs.0: shape {tensor.shape} does not fit {len(tensor.data)} elements; "
-            f"BYTES holds one encoded picture an element: [{len(tensor.data)}]",
+            f"BYTES holds one encoded image an element: [{len(tensor.data)}]",
             field="inputs.0.shape",
         )
     params = v2.parameters | tensor.parameters
-    pictures = [(f"inputs.0.data.{n}", {"data": text, "params": params}) for n, text in enumerate(tensor.data)]
-    return Envelope("v2", v2.id, _outputs(v2.outputs)), pictures
+    images = [(f"inputs.0.data.{n}", {"data": text, "params": params}) for n, text in enumerate(tensor.data)]
+    return Envelope("v2", v2.id, _output_names(v2.outputs)), images
 
 
-def wrap_replies(envelope: Envelope, replies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The body of the answer: the replies in their order, in the envelope's form."""
-    if envelope.version == "v1":
-        return {"predictions": list(replies)}
-    model, rows = replies[0]["model"], [reply["predictions"] for reply in replies]
-    tensors = {
-        "index": ("INT64", [one["index"] for row in rows for one in row]),
-        "label": ("BYTES", [one["label"] for row in rows for one in row]),
-        "probability": ("FP64", [one["probability"] for row in rows for one in row]),
-    }
-    shape = [len(rows), len(rows[0])]
-    outputs: dict[str, dict[str, Any]] = {
-        name: {"name": name, "datatype": datatype, "shape": shape, "data": data}
-        for name, (datatype, data) in tensors.items()
-    }
-    texts = [json.dumps(reply, allow_nan=False, separators=(",", ":")) for reply in replies]
-    outputs["reply"] = {"name": "reply", "datatype": "BYTES", "shape": [len(texts)], "data": texts}
-    return {
-        "model_name": model["name"],
-        "model_version": model["version"],
-        "id": envelope.id,
-        "outputs": [outputs[name] for name in envelope.outputs],
-    }
+def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(instance, V1Instance):
+        return {"data": _plain(instance.data), "params": {**shared, **instance.params}}
+    return {"data": _plain(instance), "params": dict(shared)}
 
 
-def _instance(one: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(one, V1Instance):
-        data = one.data if isinstance(one.data, str) else one.data.model_dump()
-        return {"data": data, "params": {**shared, **one.params}}
-    return {"data": one if isinstance(one, str) else one.model_dump(), "params": dict(shared)}
+def _plain(data: Base64 | str) -> dict[str, Any] | str:
+    return data if isinstance(data, str) else data.model_dump()
 
 
-def _outputs(asked: list[dict[str, Any]] | None) -> tuple[str, ...]:
-    if not asked:
-        return OUTPUTS
-    names = [one.get("name") for one in asked]
+def _output_names(requested: list[dict[str, Any]] | None) -> tuple[OutputName, ...]:
+    if not requested:
+        return _OUTPUTS
+    names = [output.get("name") for output in requested]
     for n, name in enumerate(names):
-        if name not in OUTPUTS:
+        if name not in _OUTPUTS:
             text = str(name)[:100]
-            hint = near_matches(text, OUTPUTS) or ";"
-            raise RequestError(f"no output {text!r}{hint} there are: {', '.join(OUTPUTS)}", field=f"outputs.{n}.name")
-    return tuple(dict.fromkeys(str(name) for name in names))
+            hint = near_matches(text, _OUTPUTS) or ";"
+            raise RequestError(f"no output {text!r}{hint} there are: {', '.join(_OUTPUTS)}", field=f"outputs.{n}.name")
+    return tuple(dict.fromkeys(known for name in names for known in _OUTPUTS if known == name))
 
 
-def _checked(model: type[Body], body: Mapping[str, Any]) -> Body:
+def _validated(model: type[Body], body: Mapping[str, Any]) -> Body:
     try:
         return model.model_validate(dict(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part)[:100] for part in first["loc"] if part not in _BRANCHES)
+        place = ".".join(str(part)[:100] for part in first["loc"] if part not in _UNION_BRANCHES)
         form = "KServe v1" if model is V1Body else "KServe v2"
         raise RequestError(
             f"{place}: {first['msg'].lower()}; a {form} body is like {_EXAMPLES[form]}", field=place
         ) from error
 
 
-_BRANCHES = ("V1Instance", "Base64", "str")  # of unions, which pydantic names in the place of an error
+_UNION_BRANCHES = ("V1Instance", "Base64", "str")  # pydantic names them in the place of an error
 _EXAMPLES = {
     "KServe v1": '{"instances": [{"data": {"b64": "…"}, "params": {…}}]}',
     "KServe v2": '{"inputs": [{"name": "data", "datatype": "BYTES", "shape": [1], "data": ["<base64>"]}], '

@@ -1,4 +1,4 @@
-"""The forms a reply can take, and which of them a client would like best."""
+"""The forms that a reply can take, and the one to answer a request in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PNG: Media = "image/png"
 SAFETENSORS: Media = "application/vnd.safetensors"
 NPZ: Media = "application/x-npz"
 
-# What a wildcard stands for: JSON where anything will do, the picture where any picture will.
+# What a wildcard stands for: JSON where anything will do, an overlay where any image will.
 _WILDCARDS: dict[str, Media] = {"*/*": JSON, "application/*": JSON, "image/*": PNG}
 
 
@@ -25,7 +25,7 @@ def negotiate_media_type(accept: str) -> Media:
     best_quality = 0.0
     for entry in accept.split(","):
         name, _, parameters = entry.partition(";")
-        media, quality = _known(name.strip().lower()), _quality(parameters)
+        media, quality = _media_type(name.strip().lower()), _quality(parameters)
         if media is not None and quality > best_quality:
             best, best_quality = media, quality
     if best is not None:
@@ -37,12 +37,12 @@ def negotiate_media_type(accept: str) -> Media:
     )
 
 
-def _known(name: str) -> Media | None:
+def _media_type(name: str) -> Media | None:
     return next((media for media in get_args(Media) if media == name), _WILDCARDS.get(name))
 
 
 def _quality(parameters: str) -> float:
-    """1 unless said otherwise; 0, which means never, for what cannot be read."""
+    """1 where the entry gives none; 0, which means never, where it cannot be read."""
     for parameter in parameters.split(";"):
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "q":

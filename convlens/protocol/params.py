@@ -1,11 +1,11 @@
-"""What a request may ask, validated: unknown keys, wrong types and impossible values are refused by name."""
+"""The parameters of a request, validated: unknown keys, wrong types and impossible values are refused by name."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self, TypedDict
 
 from pydantic import (
     BaseModel,
@@ -27,16 +27,14 @@ Output = Literal["array", "overlay", "heatmap"]
 Dtype = Literal["<f4", "<f2"]
 Reduce = Literal["none", "abs_max", "sum"]
 Size = Literal["model", "original"]
-Name = Annotated[str, Field(min_length=1, max_length=128)]
 
+_Name = Annotated[str, Field(min_length=1, max_length=128)]
 # It names arrays in files, so neither slashes nor what a shell or a terminal would take for something else.
-Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
-
-# A class by its index, or by its label. bool is an int to Python, but not to us: hence strict.
-ClassTarget = (
-    Annotated[int, Field(strict=True, ge=0)] | Annotated[str, Field(strict=True, min_length=1, max_length=256)]
-)
-Place = Annotated[int, Field(strict=True, ge=0)]
+_Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
+# bool is an int to Python, but no index: hence strict.
+_Index = Annotated[int, Field(strict=True, ge=0)]
+_Label = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+_MAX_QUOTED = 100  # characters of what is quoted from a request: what it sends must not swell the reply
 
 
 class NeuronTarget(BaseModel):
@@ -45,12 +43,12 @@ class NeuronTarget(BaseModel):
     model_config = STRICT
 
     layer: Annotated[str, Field(min_length=1, max_length=256)]
-    channel: Place
-    y: Place | None = None
-    x: Place | None = None
+    channel: _Index
+    y: _Index | None = None
+    x: _Index | None = None
 
     @model_validator(mode="after")
-    def _both(self) -> Self:
+    def _both_or_neither(self) -> Self:
         if (self.y is None) != (self.x is None):
             raise ValueError("y and x go together: give both or neither")
         return self
@@ -59,13 +57,13 @@ class NeuronTarget(BaseModel):
         return Neuron(self.layer, self.channel, self.y, self.x)
 
 
-def _kind_of_target(given: object) -> str:
-    return "neuron" if isinstance(given, Mapping | NeuronTarget) else "class"
+def _kind_of_target(target: object) -> str:
+    return "neuron" if isinstance(target, Mapping | NeuronTarget) else "class"
 
 
-# A class by its index or label, or a neuron.
+# A class by its index or label, or a neuron. By a discriminator, so that an error names the branch that was meant.
 Target = Annotated[
-    Annotated[ClassTarget, Tag("class")] | Annotated[NeuronTarget, Tag("neuron")], Discriminator(_kind_of_target)
+    Annotated[_Index | _Label, Tag("class")] | Annotated[NeuronTarget, Tag("neuron")], Discriminator(_kind_of_target)
 ]
 
 
@@ -74,17 +72,17 @@ class MethodParams(BaseModel):
 
     model_config = STRICT
 
-    method: Name
-    id: Id | None = None
+    method: _Name
+    id: _Id | None = None
     target: Target | None = None
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-def _bare_name(given: object) -> object:
-    return {"method": given} if isinstance(given, str) else given
+def _from_bare_name(method: object) -> object:
+    return {"method": method} if isinstance(method, str) else method
 
 
-NamedOrFull = Annotated[MethodParams, BeforeValidator(_bare_name, json_schema_input_type=Name | MethodParams)]
+_NameOrMethod = Annotated[MethodParams, BeforeValidator(_from_bare_name, json_schema_input_type=_Name | MethodParams)]
 
 
 class Params(BaseModel):
@@ -104,7 +102,7 @@ class Params(BaseModel):
     explain: bool = False
     topk: int = Field(default=5, ge=1, le=100)
     target: Target | None = None
-    methods: Annotated[list[NamedOrFull], Field(max_length=16)] | None = None
+    methods: Annotated[list[_NameOrMethod], Field(max_length=16)] | None = None
     output: Annotated[list[Output], Field(max_length=3)] = Field(default=["array", "overlay"])
     dtype: Dtype = "<f4"
     reduce: Reduce = "none"
@@ -118,48 +116,58 @@ class Params(BaseModel):
     request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] = ""
 
 
-@contextmanager
-def field_prefix(place: str) -> Iterator[None]:
-    """Errors raised inside get a ``field`` that starts at this place of the request."""
-    try:
-        yield
-    except ConvLensError as error:
-        error.field = ".".join(part for part in (place, error.field) if part) or None
-        raise
+class RequestParams(TypedDict, total=False):
+    """The fields of Params that a client's caller may give, each as docs/rest.md describes it; the server checks them.
+
+    ``output`` is ["array"] by default: numbers, to draw or to compute with. ``target`` is a class by index or by label,
+    or a neuron: {"layer": "blocks.2.0", "channel": 3}, with or without "y" and "x".
+    """
+
+    # Written out, because type checkers can derive no TypedDict from a model; a test holds the two together.
+    topk: int
+    target: int | str | Mapping[str, Any] | None
+    methods: Sequence[str | Mapping[str, Any]]
+    output: Sequence[Output]
+    dtype: Dtype
+    reduce: Reduce
+    size: Size
+    neighbours: int
+    thumbnails: bool
+    deadline_ms: float
+    seed: int
+    request_id: str
 
 
-def parse_params(given: Mapping[str, Any]) -> Params:
-    """The parameters, or RequestError naming the first offending field and what would do."""
+def parse_params(params: Mapping[str, Any]) -> Params:
+    """The validated parameters; RequestError naming the first offending field and what would do."""
     try:
-        return Params.model_validate(dict(given))
+        return Params.model_validate(dict(params))
     except ValidationError as error:
         raise_invalid(error, Params)
 
 
-_LONGEST = 100  # of what is quoted from a request: what it sends must not swell the reply
-
-
 def raise_invalid(error: ValidationError, model: type[BaseModel], *, where: str = "") -> NoReturn:
+    """Raise the first of pydantic's errors as a RequestError; ``where`` is the place of a method's options."""
     first = error.errors(include_url=False, include_context=False)[0]
     path = _option_path(first["loc"]) if where else _path(first["loc"])
     field = ".".join([where, *path] if where else path)
     if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])[:_LONGEST]
+        key = str(first["loc"][-1])[:_MAX_QUOTED]
         known = list(_model_at(model, first["loc"]).model_fields)
         hint = near_matches(key, known) or ";"
         raise RequestError(
             f"unknown key {key!r}{hint} known keys: {', '.join(known) or 'none'}", field=field
         ) from error
-    said = _said(path, first["type"]) or first["msg"].removeprefix("Value error, ").lower()
+    message = _message(path, first["type"]) or first["msg"].removeprefix("Value error, ").lower()
     # reprlib: repr fails on what is nested deeply, and JSON may be.
-    raise RequestError(f"{field or 'params'}: {said}; got {reprlib.repr(first['input'])}", field=field) from error
+    raise RequestError(f"{field or 'params'}: {message}; got {reprlib.repr(first['input'])}", field=field) from error
 
 
-def _said(path: list[str], kind: str) -> str:
-    """In words of the request where pydantic has only words of our classes."""
-    if path[-1:] == ["target"] and kind != "value_error":
+def _message(path: list[str], error_type: str) -> str:
+    """In words of the request where pydantic has only words of our classes, else empty."""
+    if path[-1:] == ["target"] and error_type != "value_error":
         return "should be a class index from 0, a label, or a neuron's layer and channel"
-    return "should be a method's name, or an object that names it" if kind == "model_type" else ""
+    return "should be a method's name, or an object that names it" if error_type == "model_type" else ""
 
 
 def _path(loc: tuple[int | str, ...]) -> list[str]:
@@ -180,3 +188,19 @@ def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseMo
     if "target" in loc[:-1]:
         return NeuronTarget
     return MethodParams if model is Params and loc[0] == "methods" and len(loc) > 2 else model
+
+
+@contextmanager
+def field_prefix(place: str) -> Iterator[None]:
+    """Errors raised inside get a ``field`` that starts at this place of the request."""
+    try:
+        yield
+    except ConvLensError as error:
+        add_field_prefix(error, place)
+        raise
+
+
+def add_field_prefix(error: ConvLensError, place: str) -> ConvLensError:
+    """The same error, its ``field`` starting at this place of the request."""
+    error.field = ".".join(part for part in (place, error.field) if part) or None
+    return error

@@ -1,4 +1,4 @@
-"""What arrives at a server's door, in any client's style -> a Request. Knows bodies and headers, but no server."""
+"""What arrives at a server's door, in any client's style, as requests. Knows bodies and headers, but no server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from PIL import Image
 
 from convlens import image
 from convlens.errors import ImageError, MediaTypeError, NotAcceptableError, RequestError, near_matches
-from convlens.protocol.kserve import PLAIN, Envelope, kserve_version, unwrap_body
+from convlens.protocol.kserve import NO_ENVELOPE, Envelope, unwrap_body
 from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media, negotiate_media_type
 from convlens.protocol.params import Output, Params, field_prefix, parse_params
 
 _PARTS = ("data", "params")
-_OUTPUT: dict[Media, list[Output]] = {PNG: ["overlay"], SAFETENSORS: ["array"], NPZ: ["array"]}
-_LONGEST = 100  # of a name that is quoted
+_MAX_NAME = 100  # characters of a name that is quoted
+_LIKE = '{"data": {"b64": "…"}, "params": {…}}'
+# Nobody wants to wait for overlays that go into no file of arrays, or for arrays that go into no image file.
+_DEFAULT_OUTPUT: dict[Media, list[Output]] = {PNG: ["overlay"], SAFETENSORS: ["array"], NPZ: ["array"]}
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,24 @@ class Request:
 
 @dataclass(frozen=True)
 class ApiRequest:
-    """What one message asks: of one picture, or of each picture of a KServe body.
+    """One call of the API: a request for one image, or for each image of a KServe body.
 
     ``media`` is the form of the answer, ``envelope`` the wrapping of its JSON.
     """
 
     requests: tuple[Request, ...]
     media: Media = JSON
-    envelope: Envelope = PLAIN
+    envelope: Envelope = NO_ENVELOPE
+
+
+@dataclass(frozen=True)
+class _Route:
+    """What the URL and the headers add to the body."""
+
+    explain: bool
+    method: str
+    accept: str
+    sent_at: float | None
 
 
 def parse_request(
@@ -54,9 +66,9 @@ def parse_request(
     path_method: str = "",
     limits: image.Limits | None = None,
 ) -> ApiRequest:
-    """What these body parts ask.
+    """The call that these body parts and headers make.
 
-    ``parts`` is either ``{"body": …}`` alone with the whole body (picture bytes, or the object of a JSON body, which
+    ``parts`` is either ``{"body": …}`` alone with the whole body (image bytes, or the object of a JSON body, which
     may be KServe's), or the fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations,
     ``path_method`` names one in the URL's path. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError
     (413), MediaTypeError (415) or RequestError (422) saying what to send instead.
@@ -64,47 +76,119 @@ def parse_request(
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
         raise MediaTypeError(
-            "this content type destroys pictures on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
+            "this content type destroys images on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
         )
     if set(parts) == {"body"}:
         parts = _whole_body(parts["body"], content_type)
-    if kserve_version(parts):
-        envelope, pictures = unwrap_body(parts)
-    else:
-        envelope, pictures = PLAIN, [("", dict(parts))]
+    envelope, images = unwrap_body(parts)
     route = _Route(explain, path_method, _header(headers, "accept"), _sent_at(_header(headers, "x-request-start")))
     requests = []
-    for place, one in pictures:
+    for place, image_parts in images:
         with field_prefix(place):
-            requests.append(_request(one, route, limits or image.Limits()))
+            requests.append(_request(image_parts, route, limits or image.Limits()))
     media = requests[0].params.accept or JSON
     if envelope.version and media != JSON:
         raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
     return ApiRequest(tuple(requests), media, envelope)
 
 
-@dataclass(frozen=True)
-class _Route:
-    """What the URL and the headers say, beside the body."""
-
-    explain: bool
-    method: str
-    accept: str
-    sent_at: float | None
-
-
 def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> Request:
-    unknown = [str(name)[:_LONGEST] for name in parts if name not in _PARTS]
+    unknown = [str(name)[:_MAX_NAME] for name in parts if name not in _PARTS]
     if unknown:
         hint = near_matches(unknown[0], _PARTS) or ";"
         raise RequestError(f"unknown part {unknown[0]!r}{hint} known parts: data, params", field=unknown[0])
     if "data" not in parts:
         raise RequestError(
-            "no picture in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data"
+            "no image in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data"
         )
-    params = _with_route(_params(parts.get("params")), route)
-    picture = image.decode(_bytes(parts["data"]), limits=limits)
-    return Request(picture, params, params.sent_at or route.sent_at)
+    params = _with_route(_params_object(parts.get("params")), route)
+    return Request(image.decode(_image_bytes(parts["data"]), limits=limits), params, params.sent_at or route.sent_at)
+
+
+# --- the body ---------------------------------------------------------------------------------------------------------
+
+
+def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
+    if content_type == "application/json" and isinstance(body, bytes | bytearray):
+        body = _unparsed_json(body)
+    if isinstance(body, dict):
+        return body
+    if isinstance(body, list):
+        raise RequestError(f"a JSON body is an object like {_LIKE}, not a list", field="data")
+    if content_type == "application/json":
+        raise ImageError(f"the body says it is JSON, but is no JSON object like {_LIKE}")
+    if isinstance(body, str) or content_type.startswith("text/"):
+        raise MediaTypeError("the body is text; send the image itself by -T cat.jpg or -F data=@cat.jpg")
+    return {"data": body}
+
+
+def _unparsed_json(body: bytes | bytearray) -> Any:
+    """What TorchServe left unparsed: a byte order mark, a content type in capitals, or no JSON at all (None)."""
+    try:
+        return _strict_json(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _image_bytes(data: Any) -> bytes:
+    """The encoded image as it came, or from {"b64": …} or base64 text."""
+    if isinstance(data, bytes | bytearray):
+        return bytes(data)
+    text = data.get("b64") if isinstance(data, dict) and set(data) == {"b64"} else data
+    if not isinstance(text, str):
+        raise RequestError('data must be image bytes, base64 text or {"b64": "…"}', field="data")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(
+            f"data is not valid base64 ({error}); encode the image file anew, or send it as it is by -T cat.jpg",
+            field="data",
+        ) from error
+
+
+# --- the parameters ---------------------------------------------------------------------------------------------------
+
+
+def _params_object(params: Any) -> dict[str, Any]:
+    """The parameters as an object, parsed where they come as JSON text."""
+    if params is None:
+        return {}
+    if isinstance(params, bytes | bytearray | str):
+        try:
+            params = _strict_json(params)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"params is not valid JSON: {str(error)[:200]}", field="params") from error
+    if not isinstance(params, dict):
+        raise RequestError(f"params must be a JSON object, got {type(params).__name__}", field="params")
+    return params
+
+
+def _strict_json(text: bytes | bytearray | str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")  # NaN and Infinity, which Python's parser would take
+
+
+def _with_route(params_object: dict[str, Any], route: _Route) -> Params:
+    """The parameters together with what the URL and the headers ask for."""
+    if route.method:
+        if params_object.get("methods") is not None:
+            raise RequestError("methods are named in the path and in params; name them in one place", field="methods")
+        params_object = params_object | {"methods": [route.method]}
+    params = parse_params({"explain": True} | params_object if route.explain else params_object)
+    media = params.accept or negotiate_media_type(route.accept)
+    output = params.output if "output" in params.model_fields_set else _DEFAULT_OUTPUT.get(media, params.output)
+    return params.model_copy(update={"accept": media, "output": output})
+
+
+# --- the headers ------------------------------------------------------------------------------------------------------
+
+
+def _header(headers: Mapping[str, str], lower_name: str) -> str:
+    """The header's value, empty without it. Header names are case-insensitive, whatever the server makes of them."""
+    return next((str(value) for name, value in headers.items() if name.lower() == lower_name), "")
 
 
 def _sent_at(header: str) -> float | None:
@@ -120,83 +204,3 @@ def _sent_at(header: str) -> float | None:
         if 1e9 <= stamp / unit < 1e10:  # 2001 to 2286
             return stamp / unit
     return None
-
-
-def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
-    if content_type == "application/json" and isinstance(body, bytes | bytearray):
-        body = _unparsed_json(body)
-    if isinstance(body, dict):
-        return body
-    if isinstance(body, list):
-        raise RequestError(
-            'a JSON body is an object like {"data": {"b64": "…"}, "params": {…}}, not a list', field="data"
-        )
-    if content_type == "application/json":
-        raise ImageError('the body says it is JSON, but is no JSON object like {"data": {"b64": "…"}, "params": {…}}')
-    if isinstance(body, str) or content_type.startswith("text/"):
-        raise MediaTypeError("the body is text; send the picture itself by -T cat.jpg or -F data=@cat.jpg")
-    return {"data": body}
-
-
-def _unparsed_json(body: bytes | bytearray) -> Any:
-    """What TorchServe left unparsed: a byte order mark, a content type in capitals, or no JSON at all (None)."""
-    try:
-        return json.loads(body, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _params(given: Any) -> dict[str, Any]:
-    """The parameters as an object, from JSON text where they come as such."""
-    if given is None:
-        return {}
-    if isinstance(given, bytes | bytearray | str):
-        given = _parsed(given)
-    if not isinstance(given, dict):
-        raise RequestError(f"params must be a JSON object, got {type(given).__name__}", field="params")
-    return given
-
-
-def _parsed(text: bytes | bytearray | str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"params is not valid JSON: {str(error)[:200]}", field="params") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _with_route(given: dict[str, Any], route: _Route) -> Params:
-    """The parameters together with what the URL and the headers ask for."""
-    if route.method:
-        if given.get("methods") is not None:
-            raise RequestError("methods are named in the path and in params; name them in one place", field="methods")
-        given = given | {"methods": [route.method]}
-    params = parse_params({"explain": True} | given if route.explain else given)
-    media = params.accept or negotiate_media_type(route.accept)
-    # Nobody wants to wait for pictures that go into no picture file, or for arrays that go into no file of arrays.
-    output = params.output if "output" in params.model_fields_set else _OUTPUT.get(media, params.output)
-    return params.model_copy(update={"accept": media, "output": output})
-
-
-def _bytes(data: Any) -> bytes:
-    """The picture's bytes: as they came, or from {"b64": …} or base64 text."""
-    if isinstance(data, bytes | bytearray):
-        return bytes(data)
-    text = data.get("b64") if isinstance(data, dict) and set(data) == {"b64"} else data
-    if not isinstance(text, str):
-        raise RequestError('data must be picture bytes, base64 text or {"b64": "…"}', field="data")
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(
-            f"data is not valid base64 ({error}); encode the picture file anew, or send it as it is by -T cat.jpg",
-            field="data",
-        ) from error
-
-
-def _header(headers: Mapping[str, str], wanted: str) -> str:
-    """Header names are case-insensitive, whatever the server makes of them."""
-    return next((str(value) for name, value in headers.items() if name.lower() == wanted), "")

@@ -143,7 +143,7 @@ class BatchHandler:
         replies: list[Reply] = []
         for position, answer in enumerate(answers):
             if isinstance(answer, ConvLensError):
-                return call.envelope.placed(answer, position)
+                return call.envelope.locate(answer, position)
             replies.append(answer)
         out = attempt(encode_response, call, replies)
         if not isinstance(out, ConvLensError) and len(out.body) > self.largest_reply:

@@ -16,10 +16,10 @@ from pydantic.json_schema import models_json_schema
 
 from convlens import __version__, explain
 from convlens.engine.method_calls import options_model
-from convlens.protocol.kserve import Base64, V1Body, V2Body
+from convlens.protocol.kserve import Base64, V1Body, V1Reply, V2Body, V2Reply
 from convlens.protocol.negotiation import JSON, Media
 from convlens.protocol.params import Params
-from convlens.protocol.responses import ErrorBody, ReplyBody, V1Reply, V2Reply
+from convlens.protocol.responses import ErrorBody, ReplyBody
 
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -16,9 +16,10 @@ from convlens import explain, image
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep
 from convlens.models import Classifier
+from convlens.protocol.arrays import ArrayBody
 from convlens.protocol.params import parse_params
 from convlens.protocol.requests import Request
-from convlens.protocol.responses import decode_array, to_json
+from convlens.protocol.responses import to_json
 from convlens.types import Attribution, Neighbourhood, Placement, Reply, Step
 
 SMALL = {"window": 8, "stride": 4}
@@ -266,7 +267,7 @@ def test_in_the_size_of_the_original_map_and_overlay_lie_where_the_model_looked(
     by_model, by_original = (replied(answer) for answer in engine().run([same, large]))
     assert by_original.placement == Placement((48, 24), (12.0, 0.0, 36.0, 24.0)) == by_model.placement
     body = to_json(by_original, large.params)["explanations"][0]
-    placed = decode_array(body["array"])
+    placed = ArrayBody(**body["array"]).decode()
     np.testing.assert_array_equal(placed[:, :, 12:36], values(by_model, "saliency"))
     assert not placed[:, :, :12].any() and not placed[:, :, 36:].any()
     overlay = np.asarray(image.decode(by_original.explanations[0].overlay_png))

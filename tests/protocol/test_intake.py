@@ -170,10 +170,10 @@ def test_limits_hold_for_pictures_in_base64_too() -> None:
 @pytest.mark.parametrize(
     ("parts", "field", "said"),
     [
-        ({}, "data", "no picture in the request"),
-        ({"params": b"{}"}, "data", "no picture in the request"),
-        ({"body": {}}, "data", "no picture in the request"),
-        ({"body": {"params": {}}}, "data", "no picture in the request"),
+        ({}, "data", "no image in the request"),
+        ({"params": b"{}"}, "data", "no image in the request"),
+        ({"body": {}}, "data", "no image in the request"),
+        ({"body": {"params": {}}}, "data", "no image in the request"),
         (
             {"data": PNG, "parms": b"{}"},
             "parms",

@@ -14,9 +14,10 @@ from engines import engine, picture, replied, request, small_gallery
 
 from convlens import image
 from convlens.errors import ImageTooLargeError, OutOfMemoryError, RequestError, ServerError, TargetError
+from convlens.protocol.arrays import ArrayBody
 from convlens.protocol.params import Params, parse_params
 from convlens.protocol.requests import Request
-from convlens.protocol.responses import decode_array, dumps, encode_array, error_json, from_json, to_json
+from convlens.protocol.responses import dumps, error_json, from_json, to_json
 from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Reply
 
 SMALL = {"method": "occlusion", "options": {"window": 8, "stride": 4}}
@@ -52,12 +53,17 @@ def of_values(values: Any, method: str = "saliency") -> Reply:
 
 # --- one array --------------------------------------------------------------------------------------------------------
 
+
+def encode_array(values: np.ndarray, dtype: Any) -> dict[str, Any]:
+    return ArrayBody.in_base64(values, dtype, "CHW").json_object()
+
+
 EDGES = [0.0, -0.0, 1.0, -1.5, 1e-45, -1.1754942e-38, 3.4028235e38, -3.4028235e38, 1 / 3]
 
 
 def test_float32_arrays_arrive_bit_for_bit_in_little_endian() -> None:
     values = np.array(EDGES * 4, "<f4").reshape(2, 3, 6)
-    body = encode_array(values, "<f4", "CHW")
+    body = encode_array(values, "<f4")
     assert {key: body[key] for key in ("dtype", "shape", "layout", "encoding")} == {
         "dtype": "<f4",
         "shape": [2, 3, 6],
@@ -65,25 +71,25 @@ def test_float32_arrays_arrive_bit_for_bit_in_little_endian() -> None:
         "encoding": "base64",
     }
     assert base64.b64decode(body["data"]) == values.tobytes()
-    assert array(body).tobytes() == decode_array(body).tobytes() == values.tobytes()
+    assert array(body).tobytes() == ArrayBody(**body).decode().tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize(
     "values", [np.arange(6.0, dtype=">f4"), np.arange(12.0, dtype="f4")[::2], np.asfortranarray(np.ones((2, 3)))]
 )
 def test_any_memory_order_arrives_as_the_same_numbers(values: np.ndarray) -> None:
-    np.testing.assert_array_equal(array(encode_array(values, "<f4", "CHW")), values)
+    np.testing.assert_array_equal(array(encode_array(values, "<f4")), values)
 
 
 def test_float16_arrays_saturate_rather_than_become_infinite() -> None:
-    found = array(encode_array(np.array([1e6, -1e6, 65504.0, 1 / 3, 1e-9], "f4"), "<f2", "CHW"))
+    found = array(encode_array(np.array([1e6, -1e6, 65504.0, 1 / 3, 1e-9], "f4"), "<f2"))
     assert found.dtype == np.float16
     # 65504 is the largest float16; 1/3 has eleven bits in it; 1e-9 is below the least, 6e-8.
     assert found.tolist() == [65504.0, -65504.0, 65504.0, 0.333251953125, 0.0]
 
 
 def test_float64_values_beyond_float32_saturate() -> None:
-    assert array(encode_array(np.array([1e300, -1e300]), "<f4", "CHW")).tolist() == [
+    assert array(encode_array(np.array([1e300, -1e300]), "<f4")).tolist() == [
         float(np.finfo("f4").max),
         float(np.finfo("f4").min),
     ]
