@@ -1,4 +1,4 @@
-"""Everything that can go wrong, each with the HTTP status a server answers it with.
+"""Everything that can go wrong, each with the HTTP status that a server answers with.
 
 ConvLensError               500
 ├── RequestError            422   parameters that cannot be honoured
@@ -6,13 +6,13 @@ ConvLensError               500
 │   ├── UnsupportedModelError 422 the method is not defined for this network
 │   ├── GalleryError        422   no gallery, a gallery of other weights, a damaged one
 │   └── JobError            422   a job's folder that cannot be used, a job that diverged
-├── ImageError              400   not a picture, or a damaged one
+├── ImageError              400   not an image, or a damaged one
 │   ├── ImageTooLargeError  413   more bytes or pixels than allowed
-│   └── MediaTypeError      415   a body that is no picture by its declared type
+│   └── MediaTypeError      415   a body whose declared type is no image
 ├── NotAcceptableError      406   a form of reply that does not exist
-├── OverloadError           503
-├── DeadlineError           504
-├── OutOfMemoryError        507
+├── OverloadError           503   more work than the time allowed for it holds
+├── DeadlineError           504   a request whose time is up, or would be
+├── OutOfMemoryError        507   memory ran out, also with smaller batches
 ├── ModelError              500   a model that cannot be found, loaded or trusted
 └── ServerError             500   a server that cannot be started or reached
 """
@@ -24,9 +24,9 @@ from collections.abc import Iterable, Sequence
 
 
 class ConvLensError(Exception):
-    """Base of all errors; the message says what was given, what is possible and what to do.
+    """Base of all errors; ``message`` says what was given, what is possible and what to do.
 
-    ``field`` names the offending request parameter, where there is one.
+    ``field`` is the request parameter at fault, such as ``options.stride``; None where there is none.
     """
 
     status = 500
@@ -54,7 +54,7 @@ class GalleryError(RequestError):
 
 
 class JobError(RequestError):
-    status = 422
+    pass
 
 
 class ImageError(ConvLensError):

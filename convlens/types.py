@@ -1,37 +1,43 @@
-"""Frozen values that pass between the parts. They hold; they do not draw, save, print or compute.
+"""Frozen values that pass between the packages. They hold; they do not draw, save, print or compute.
 
-Axis letters, as suffixes of names: N batch row, C channel, H height, W width, K class, D feature,
-M neighbour, R row of windows, Q column of windows.
-Arrays are numpy, on the CPU, finite.
+Names of arrays end in their axes, a letter each, in order: ``x_NCHW``, ``logits_NK``, ``grid_NRQ``.
+
+    N row of the batch   C channel   H height   W width   K class   D feature
+    M neighbour          R row of windows       Q column of windows
+
+Arrays are numpy, on the CPU, finite. Frozen are the objects: their fields cannot be set anew. The arrays in them are
+writeable, and rows share the memory of their batch, so do not write into them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+# Not made read-only: torch.from_numpy warns of read-only arrays, and every user who goes on in torch would see that.
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 Bytes8 = NDArray[np.uint8]
+"""Images (H, W, 3): RGB, 0..255."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of an image; fractions are meant."""
 ScoreKind = Literal["logit", "probability"]
 TargetKind = Literal["logit", "probability", "activation"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
-
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What one must know of a model to feed it and to read its answers.
+    """What a caller must know of a model to prepare its input and to read its output.
 
-    Sizes are in pixels. ``mean`` and ``std`` are per channel on the 0..1 scale. ``resize`` is the short side
-    before the centre crop of ``crop``; ``embedding_layer`` names the layer whose *input*, averaged over
-    space where it has any, is the embedding; ``gradcam_layer`` the last layer with a spatial map (Grad-CAM).
+    Sizes are in pixels. ``mean`` and ``std`` are per channel on the 0..1 scale. ``resize`` is the short side before the
+    centre crop of ``crop``. ``embedding_layer`` names the layer whose *input*, averaged over space where it has any, is
+    the embedding, ``gradcam_layer`` the last layer with a spatial map (Grad-CAM), ``first_convolution`` the first
+    ``nn.Conv2d`` that runs. ``weights_sha256`` is ``convlens.models.weights_sha256`` of the network.
     """
 
     name: str
@@ -53,7 +59,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Step:
-    """How far long work has come: ``done`` of ``total`` (of windows, say), both 0 where a stage only begins."""
+    """The progress of long work: ``done`` of ``total`` (of windows, say), both 0 where a stage only begins."""
 
     stage: str
     done: int = 0
@@ -62,7 +68,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Neuron:
-    """One unit of a layer. Without ``y`` and ``x``: where its channel is strongest, or where the layer has no map."""
+    """One unit of a layer, at ``y`` and ``x`` of its map; without them where the channel is strongest.
+
+    A layer without a map, such as a linear one, has channels only.
+    """
 
     layer: str
     channel: int
@@ -76,7 +85,7 @@ class Neuron:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of one picture. ``probability`` is the softmax over all classes."""
+    """One class of one image. ``probability`` is the softmax over all classes."""
 
     index: int
     label: str
@@ -86,11 +95,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Meta:
-    """How a result came about: enough to make it again, and to judge what it cost.
+    """How a result was computed: enough to compute it again, and to judge what it cost.
 
-    ``runtime`` says who computed, ``sweep`` how a sweep was made (batches, graph, incremental graph).
-    ``relu_calls_seen`` and ``relu_calls_ruled`` are 0 where the method runs no backward pass of ours. Counts and
-    seconds are those of the whole batch the row was computed in.
+    ``runtime`` names the runtime, ``sweep`` how a sweep was made (batches, graph, incremental graph).
+    ``relu_calls_seen`` and ``relu_calls_ruled`` count the ReLU calls of the forward pass and those of them under a
+    rule, both 0 where the method runs no backward pass of ours. Counts and seconds are those of the whole batch.
     """
 
     weights_sha256: str
@@ -115,9 +124,9 @@ class Attribution:
     """Raw, signed maps, one a row, before any reduction or drawing.
 
     ``values_NCHW`` lives on the model's input grid (C is 3 for gradients, 1 for maps per pixel). ``score_N`` is the
-    target's score (of ``meta.target_kind``) on the unchanged picture. ``extras`` holds what a method gives beside
-    the map, such as occlusion's ``grid_NRQ`` of raw drops. Where neurons were explained and no classes, ``neurons_N``
-    holds them, one a row, ``target_N`` is -1 and the score their activation.
+    target's score (of ``meta.target_kind``) on the unchanged image. ``extras`` holds what a method returns beside the
+    map, such as occlusion's ``grid_NRQ`` of raw drops. Where neurons are explained and no classes, ``neurons_N`` holds
+    them, one a row, ``target_N`` is -1 and the score is their activation.
     """
 
     values_NCHW: Floats
@@ -130,7 +139,7 @@ class Attribution:
     neurons_N: tuple[Neuron, ...] = ()
 
     def row(self, n: int) -> Attribution:
-        """The n-th row alone, still batch first."""
+        """The n-th row alone, still batch first; its arrays are views."""
         keep = slice(n, n + 1)
         extras = {name: values[keep] for name, values in self.extras.items()}
         return Attribution(
@@ -147,7 +156,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One picture of the gallery. ``distance`` is the Euclidean one (not squared) in the gallery's feature space.
+    """One image of the gallery. ``distance`` is Euclidean (not squared) in the gallery's feature space.
 
     ``thumbnail`` is an encoded JPEG, empty where the gallery keeps none.
     """
@@ -160,7 +169,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """For each row its nearest gallery pictures, nearest first."""
+    """For each row the nearest images of the gallery, nearest first."""
 
     neighbours_NM: tuple[tuple[Neighbour, ...], ...]
     method: str
@@ -168,6 +177,7 @@ class Neighbourhood:
     meta: Meta
 
     def row(self, n: int) -> Neighbourhood:
+        """The n-th row alone, still batch first."""
         return Neighbourhood(self.neighbours_NM[n : n + 1], self.method, self.options, self.meta)
 
 
@@ -176,10 +186,10 @@ Result = Attribution | Neighbourhood
 
 @dataclass(frozen=True)
 class Explanation:
-    """One answered method of one picture: the numbers, and the pictures made from them where asked.
+    """The result of one method for one image: the numbers, and the images drawn from them on request.
 
-    ``overlay_png`` is the map laid over the picture the model saw, ``heatmap_png`` the map alone; empty where not
-    asked. ``milliseconds`` is this row's even share of the call that answered it together with others.
+    ``overlay_png`` is the map laid over the image that the model saw, ``heatmap_png`` the map alone; both are empty
+    unless requested. ``milliseconds`` is this row's even share of the batched call.
     """
 
     id: str
@@ -193,22 +203,15 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where in the upright picture the model looked.
-
-    ``size`` is the picture's width and height, ``box`` the left, top, right and bottom of what the model saw, all in
-    the picture's pixels; fractions are meant.
-    """
+    """Which part of the upright image, of ``size`` (width, height) pixels, the model saw."""
 
     size: tuple[int, int]
-    box: tuple[float, float, float, float]
+    box: Box
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The whole answer to one request.
-
-    ``runtime`` says who ran the network, ``timing_ms`` holds milliseconds by stage.
-    """
+    """The whole answer to one request. ``runtime`` names what ran the network, ``timing_ms`` milliseconds by stage."""
 
     model_name: str
     model_version: str
@@ -224,4 +227,4 @@ class Reply:
 
 
 def no_op(*_: object) -> None:
-    """The callback of a caller that does not watch."""
+    """The default of ``on_step``, ``on_progress`` and the like: the callback of a caller that does not watch."""

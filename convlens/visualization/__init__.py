@@ -1,8 +1,8 @@
 """Maps to RGB: reducing, scaling, colour maps, overlays, grids. numpy only.
 
-``maps`` turns values into maps and finds their scale; ``palettes`` turns maps into colours; ``pictures`` lays them over
-photographs and side by side; ``placing`` puts a map back where it was cut from. Wrong shapes and NaN are bugs of the
-caller, hence ValueError.
+``heatmaps`` reduces values to maps, finds their scale and puts them back where they were cut from; ``colormaps`` turns
+maps into colours; ``overlays`` lays them over photographs and side by side; ``layout`` sets text beside images. Wrong
+shapes and NaN are bugs of the caller, hence ValueError.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ from convlens.visualization.colormaps import diverging, sequential
 from convlens.visualization.heatmaps import abs_max, place_in_image, resize_map, scale, signed_sum, smoothed
 from convlens.visualization.overlays import gradient_image, grid, overlay
 
+# As version 0.1.0 called them.
+gradient_picture, placed = gradient_image, place_in_image
+
 __all__ = [
     "abs_max",
     "diverging",
     "gradient_image",
+    "gradient_picture",
     "grid",
     "overlay",
     "place_in_image",
+    "placed",
     "resize_map",
     "scale",
     "sequential",

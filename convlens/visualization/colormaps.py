@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.types import Bytes8, Floats
-from convlens.visualization.heatmaps import as_part
+from convlens.visualization.heatmaps import divide_by_limit
 
+# OKLab to the cube roots of the cones' responses, and those responses to linear sRGB (Ottosson 2020).
 _CUBE_ROOTS_OF_LAB = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
 )
@@ -25,7 +26,7 @@ _RGB_OF_CONES = np.array(
     ]
 )
 
-# lightness 0..1, OKLab chroma, hue in degrees: black, indigo, magenta, red, orange, yellow, nearly white
+# Knots of lightness 0..1, OKLab chroma and hue in degrees: black, indigo, magenta, red, orange, yellow, nearly white.
 _SEQUENTIAL = np.array(
     [
         (0.00, 0.000, 285),
@@ -37,7 +38,7 @@ _SEQUENTIAL = np.array(
         (0.98, 0.035, 465),
     ]
 )
-# White to either end at equal lightness, so neither sign looks stronger; the colour-blind tell red from blue.
+# White to either end at equal lightness, so neither sign looks stronger; colour-blind people tell red from blue.
 _END_LIGHTNESS, _END_CHROMA, _RED, _BLUE = 0.38, 0.19, 27, 258
 
 
@@ -46,26 +47,27 @@ def sequential(map_HW: Floats, *, limit: float | None = None) -> Bytes8:
 
     ``limit`` is drawn brightest; by default the map's own scale. Negative values are drawn black.
     """
-    part_HW = as_part(map_HW, limit)
+    part_HW = divide_by_limit(map_HW, limit)
     return np.asarray(_sequential_table()[np.rint(part_HW.clip(0, 1) * 255).astype(np.intp)])
 
 
 def diverging(map_HW: Floats, *, limit: float | None = None) -> Bytes8:
     """A signed map as RGB: blue at -limit, exactly white at 0, red at +limit, equally dark at equal distance."""
-    part_HW = as_part(map_HW, limit)
+    part_HW = divide_by_limit(map_HW, limit)
     return np.asarray(_diverging_table()[np.rint(part_HW * 255).astype(np.intp) + 255])
 
 
 @cache
 def _sequential_table() -> Bytes8:
+    """Rows 0..255 for 0..1."""
     lightness, chroma, hue = _SEQUENTIAL.T
-    wanted = np.linspace(0, lightness[-1], 256)
-    return _srgb(wanted, np.interp(wanted, lightness, chroma), np.interp(wanted, lightness, hue))
+    even = np.linspace(0, lightness[-1], 256)
+    return _srgb(even, np.interp(even, lightness, chroma), np.interp(even, lightness, hue))
 
 
 @cache
 def _diverging_table() -> Bytes8:
-    """Rows 0..510 for -255..255."""
+    """Rows 0..510 for -1..1."""
     part = np.linspace(-1, 1, 511)
     lightness = 1 - np.abs(part) * (1 - _END_LIGHTNESS)
     return _srgb(lightness, np.abs(part) * _END_CHROMA, np.where(part < 0, _BLUE, _RED))
@@ -76,9 +78,10 @@ def _srgb(lightness: NDArray[np.float64], chroma: NDArray[np.float64], hue: NDAr
     angle = np.radians(hue)
     lab = np.stack([_oklab_lightness(lightness), chroma * np.cos(angle), chroma * np.sin(angle)], axis=-1)
     linear = ((lab @ _CUBE_ROOTS_OF_LAB.T) ** 3 @ _RGB_OF_CONES.T).clip(0, 1)
+    # The transfer curve of sRGB (IEC 61966-2-1).
     curved = np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
     table: Bytes8 = np.rint(curved * 255).astype(np.uint8)
-    table.flags.writeable = False  # cached: shared by all callers
+    table.flags.writeable = False  # cached, hence shared by all callers
     return table
 
 

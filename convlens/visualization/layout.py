@@ -1,4 +1,7 @@
-"""Figures put together: words in the typeface that Pillow carries with it, pictures below and beside each other."""
+"""Figures put together: text in the typeface that Pillow carries with it, images below and beside each other.
+
+Images are uint8 RGB (H, W, 3); the paper is white.
+"""
 
 from __future__ import annotations
 
@@ -11,55 +14,55 @@ from PIL import Image, ImageDraw, ImageFont
 from convlens.types import Bytes8
 
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
-_LEADING = 1.35  # of the size, from line to line
+_LINE_HEIGHT = 1.35  # from line to line, in letter sizes
 
 
 def text_image(text: str, *, size: int, width: int) -> Bytes8:
-    """The text as a picture of that width: dark on white, broken between words where it is too long.
+    """The text as an image of that width: dark on white, broken between words where it is too long.
 
-    ``size`` is the height of the letters in pixels. Words wider than the picture are broken too.
+    ``size`` is the height of the letters in pixels. Words wider than the image are broken too.
     """
     lines = _lines(text, size, width)
-    height = round(len(lines) * size * _LEADING) + size // 2
+    height = round(len(lines) * size * _LINE_HEIGHT) + size // 2
     sheet = Image.new("RGB", (width, height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     for n, line in enumerate(lines):
-        pen.text((0, round(n * size * _LEADING)), line, fill=_INK, font=_font(size))
+        pen.text((0, round(n * size * _LINE_HEIGHT)), line, fill=_INK, font=_font(size))
     return np.asarray(sheet)
 
 
-def text_width(text: str, *, size: int) -> int:
-    """Pixels that the text takes in one line."""
+def _text_width(text: str, *, size: int) -> int:
+    """Width of the text in one line, in pixels."""
     return int(np.ceil(_font(size).getlength(text)))
 
 
-def vstack(pictures: Sequence[Bytes8], *, gap: int = 0) -> Bytes8:
-    """Pictures one below another, at the left, on white paper."""
-    width = max(picture.shape[1] for picture in pictures)
-    rows = [np.pad(each, ((0, gap), (0, width - each.shape[1]), (0, 0)), constant_values=255) for each in pictures]
+def vstack(images: Sequence[Bytes8], *, gap: int = 0) -> Bytes8:
+    """Images one below another, aligned at the left, ``gap`` pixels apart."""
+    width = max(image.shape[1] for image in images)
+    rows = [np.pad(image, ((0, gap), (0, width - image.shape[1]), (0, 0)), constant_values=255) for image in images]
     return np.concatenate(rows)[: -gap or None]
 
 
-def hstack(pictures: Sequence[Bytes8], *, gap: int) -> Bytes8:
-    """Pictures beside each other, at the top, on white paper."""
-    return vstack([picture.transpose(1, 0, 2) for picture in pictures], gap=gap).transpose(1, 0, 2)
+def hstack(images: Sequence[Bytes8], *, gap: int) -> Bytes8:
+    """Images beside each other, aligned at the top, ``gap`` pixels apart."""
+    return vstack([image.transpose(1, 0, 2) for image in images], gap=gap).transpose(1, 0, 2)
 
 
-def add_margin(picture_HWC: Bytes8, *, margin: int) -> Bytes8:
-    """White paper all around."""
-    return np.pad(picture_HWC, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+def add_margin(image_HWC: Bytes8, *, margin: int) -> Bytes8:
+    """``margin`` pixels of paper on every side."""
+    return np.pad(image_HWC, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
 
 
-def enlarge(picture_HWC: Bytes8, factor: int) -> Bytes8:
-    """Each pixel as a square of so many: what is drawn are the values, nothing in between."""
-    return picture_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
+def enlarge(image_HWC: Bytes8, factor: int) -> Bytes8:
+    """Each pixel as a square of ``factor`` x ``factor``: what is drawn are the values, nothing in between."""
+    return image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _lines(text: str, size: int, width: int) -> list[str]:
     lines = [""]
-    for word in _pieces(_in_ascii(text), size, width):
+    for word in _pieces(_ascii(text), size, width):
         longer = f"{lines[-1]} {word}".strip()
-        if text_width(longer, size=size) <= width:
+        if _text_width(longer, size=size) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -67,18 +70,18 @@ def _lines(text: str, size: int, width: int) -> list[str]:
 
 
 def _pieces(text: str, size: int, width: int) -> Iterator[str]:
-    """The words, those cut that are wider than the picture."""
+    """The words; those wider than the image in pieces."""
     for word in text.split():
-        left = word
-        while len(left) > 1 and text_width(left, size=size) > width:
-            fits = next(n for n in range(len(left) - 1, 0, -1) if n == 1 or text_width(left[:n], size=size) <= width)
-            yield left[:fits]
-            left = left[fits:]
-        yield left
+        rest = word
+        while len(rest) > 1 and _text_width(rest, size=size) > width:
+            fits = next(n for n in range(len(rest) - 1, 0, -1) if n == 1 or _text_width(rest[:n], size=size) <= width)
+            yield rest[:fits]
+            rest = rest[fits:]
+        yield rest
 
 
-def _in_ascii(text: str) -> str:
-    """The typeface has no other letters; a question mark says that there was one."""
+def _ascii(text: str) -> str:
+    """With a question mark for each letter that the typeface lacks."""
     return text.replace("×", "x").encode("ascii", "replace").decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""Pictures made from maps: signed gradients as they are, maps laid over photographs, several side by side."""
+"""Images made from maps: signed gradients as they are, maps laid over photographs, grids."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from convlens.types import Bytes8, Floats
 from convlens.visualization.colormaps import diverging, sequential
-from convlens.visualization.heatmaps import Map, as_part, scale, smoothed
+from convlens.visualization.heatmaps import Map, divide_by_limit, scale, smoothed
 
-# Gradients have long tails: drawn by their 99.9th percentile, as the plain colour maps are, these pictures stay faint.
+# Gradients have long tails: drawn by their 99.9th percentile, as the plain colour maps are, these images stay faint.
 _QUANTILE = 0.99
-# Black and white of the photograph below: away from both ends, so that colours stand out on either.
+# Black and white of the dimmed photograph: away from both ends, so that colours stand out on either.
 _GREY_LEVELS = (30.0, 205.0)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def gradient_image(values_CHW: Floats, *, limit: float | None = None) -> Bytes8:
-    """Signed values of three channels as a picture around mid grey: 0 is exactly 128, the limit 1 or 255.
+    """Signed values of three channels as an image around mid grey: 0 is exactly 128, the limit 1 or 255.
 
     The usual drawing of guided backprop (Springenberg 2014, arXiv:1412.6806). ``limit`` is by default the 99th
     percentile over all channels together, so that colours keep their proportions.
@@ -26,12 +26,12 @@ def gradient_image(values_CHW: Floats, *, limit: float | None = None) -> Bytes8:
     if values_CHW.ndim != 3 or values_CHW.shape[0] != 3:
         raise ValueError(f"values have shape {values_CHW.shape}; need (3, H, W)")
     rows = values_CHW.reshape(-1, values_CHW.shape[2])
-    part_CHW = as_part(rows, _limit(rows, limit)).reshape(values_CHW.shape)
+    part_CHW = divide_by_limit(rows, _limit(rows, limit)).reshape(values_CHW.shape)
     return np.asarray(128 + np.rint(127 * part_CHW)).astype(np.uint8).transpose(1, 2, 0)
 
 
 def overlay(
-    picture_HWC: Bytes8,
+    image_HWC: Bytes8,
     map_HW: Floats,
     *,
     signed: bool,
@@ -39,44 +39,48 @@ def overlay(
     limit: float | None = None,
     smooth: float = 0,
 ) -> Bytes8:
-    """A map laid over its picture: dimmed grey where it is 0, colour mixed in as it grows to ``limit``.
+    """A map laid over its image: dimmed grey where it is 0, colour mixed in as it grows to ``limit``.
 
     Signed maps: red speaks for, blue against. Others: red to yellow, and negative values count as 0. ``strength`` 0..1
     is the colour's share at the limit, by default the 99th percentile after smoothing. ``smooth`` is the width in
     pixels of a Gaussian blur, which makes sparse gradient maps legible (1 to 3), but is not what the method computed.
     """
-    _check_picture(picture_HWC)
-    if map_HW.shape != picture_HWC.shape[:2] or not 0 <= strength <= 1:
-        given = f"map of {map_HW.shape} on picture of {picture_HWC.shape}, strength={strength}"
-        raise ValueError(f"{given}; need the same height and width, and a strength of 0..1")
+    _check_image(image_HWC)
+    if map_HW.shape != image_HWC.shape[:2] or not 0 <= strength <= 1:
+        raise ValueError(
+            f"map of {map_HW.shape} on image of {image_HWC.shape}, strength={strength}; need the same height and "
+            "width, and a strength of 0..1"
+        )
     smooth_HW = smoothed(map_HW, sigma=smooth)
     smooth_HW = smooth_HW if signed else smooth_HW.clip(0)
-    part_HW = as_part(smooth_HW, _limit(smooth_HW, limit))
+    part_HW = divide_by_limit(smooth_HW, _limit(smooth_HW, limit))
     share_HW1 = strength * np.abs(part_HW)[..., None]
-    mixed_HWC = (1 - share_HW1) * _dimmed(picture_HWC)[..., None] + share_HW1 * _vivid(part_HW, signed)
+    mixed_HWC = (1 - share_HW1) * _dimmed(image_HWC)[..., None] + share_HW1 * _vivid(part_HW, signed)
     return np.asarray(np.rint(mixed_HWC)).astype(np.uint8)
 
 
-def grid(pictures: Sequence[Bytes8], *, columns: int, gap: int = 2, background: int = 255) -> Bytes8:
-    """Pictures of one size side by side, row after row, ``gap`` pixels apart; the last row may be short."""
-    if not pictures or columns < 1 or gap < 0 or not 0 <= background <= 255:
-        given = f"{len(pictures)} pictures, columns={columns}, gap={gap}, background={background}"
-        raise ValueError(f"{given}; need at least one picture and column, no negative gap, background 0..255")
-    height, width = _common_size(pictures)
-    rows, columns = -(-len(pictures) // columns), min(columns, len(pictures))
+def grid(images: Sequence[Bytes8], *, columns: int, gap: int = 2, background: int = 255) -> Bytes8:
+    """Images of one size side by side, row after row, ``gap`` pixels apart; the last row may be short."""
+    if not images or columns < 1 or gap < 0 or not 0 <= background <= 255:
+        raise ValueError(
+            f"{len(images)} images, columns={columns}, gap={gap}, background={background}; need at least one image and "
+            "column, no negative gap, background 0..255"
+        )
+    height, width = _common_size(images)
+    rows, columns = -(-len(images) // columns), min(columns, len(images))
     sheet_HWC = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), background, np.uint8)
-    for n, picture_HWC in enumerate(pictures):
+    for n, image_HWC in enumerate(images):
         top, left = n // columns * (height + gap), n % columns * (width + gap)
-        sheet_HWC[top : top + height, left : left + width] = picture_HWC
+        sheet_HWC[top : top + height, left : left + width] = image_HWC
     return sheet_HWC
 
 
-def _common_size(pictures: Sequence[Bytes8]) -> tuple[int, int]:
-    for picture_HWC in pictures:
-        _check_picture(picture_HWC)
-    sizes = sorted({picture_HWC.shape[:2] for picture_HWC in pictures})
+def _common_size(images: Sequence[Bytes8]) -> tuple[int, int]:
+    for image_HWC in images:
+        _check_image(image_HWC)
+    sizes = sorted({image_HWC.shape[:2] for image_HWC in images})
     if len(sizes) > 1:
-        raise ValueError(f"pictures of different sizes (height, width): {sizes}; need one size")
+        raise ValueError(f"images of different sizes (height, width): {sizes}; need one size")
     return sizes[0][0], sizes[0][1]
 
 
@@ -84,18 +88,18 @@ def _limit(map_HW: Floats, limit: float | None) -> float:
     return scale(map_HW, quantile=_QUANTILE) if limit is None else limit
 
 
-def _dimmed(picture_HWC: Bytes8) -> Map:
+def _dimmed(image_HWC: Bytes8) -> Map:
     black, white = _GREY_LEVELS
-    return np.asarray(black + (white - black) / 255 * (picture_HWC @ np.asarray(_LUMA)))
+    return np.asarray(black + (white - black) / 255 * (image_HWC @ np.asarray(_LUMA)))
 
 
 def _vivid(part_HW: Map, signed: bool) -> Bytes8:
-    """Strong colours throughout, for the share alone to say how much: the pale or dark part of a palette is unused."""
+    """The map's colours without the pale or dark part of a palette: how much is said by the share alone."""
     if signed:
         return diverging(np.sign(part_HW) * (0.7 + 0.3 * np.abs(part_HW)), limit=1)
     return sequential(0.42 + 0.43 * part_HW, limit=1)
 
 
-def _check_picture(picture_HWC: Bytes8) -> None:
-    if picture_HWC.dtype != np.uint8 or picture_HWC.ndim != 3 or picture_HWC.shape[2] != 3 or not picture_HWC.size:
-        raise ValueError(f"picture is {picture_HWC.dtype} of shape {picture_HWC.shape}; need uint8 (H, W, 3)")
+def _check_image(image_HWC: Bytes8) -> None:
+    if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or not image_HWC.size:
+        raise ValueError(f"image is {image_HWC.dtype} of shape {image_HWC.shape}; need uint8 (H, W, 3)")

@@ -9,9 +9,9 @@ from convlens.visualization import diverging, sequential
 RAMP = np.linspace(0, 1, 256)[None]
 
 
-def lightness(picture_HWC: np.ndarray) -> np.ndarray:
+def lightness(image_HWC: np.ndarray) -> np.ndarray:
     """CIE L*, 0..100, by skimage: another colour space than the one the palettes are built in."""
-    return skimage.color.rgb2lab(picture_HWC)[..., 0]
+    return skimage.color.rgb2lab(image_HWC)[..., 0]
 
 
 def test_lightness_rises_evenly_from_black_to_nearly_white():

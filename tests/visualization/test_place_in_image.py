@@ -1,4 +1,4 @@
-"""A map back at its place in the picture it was cut from."""
+"""A map back at its place in the image it was cut from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_constant_map_fills_the_pixels_whose_centres_lie_inside(box: tuple[flo
             assert found[0, y, x] == pytest.approx(3.0 if inside else 0.0, abs=1e-12)
 
 
-def test_a_mark_in_the_view_lies_over_the_same_mark_in_the_picture() -> None:
+def test_a_mark_in_the_view_lies_over_the_same_mark_in_the_image() -> None:
     """A white dot, found in what the model saw, is put back onto the dot in the original."""
     pixels = np.zeros((300, 480, 3), np.uint8)
     pixels[190:202, 300:312] = 255

@@ -5,6 +5,7 @@ import pytest
 import skimage.color
 import skimage.data
 
+from convlens import visualization
 from convlens.visualization import gradient_image, grid, overlay
 
 CHELSEA = skimage.data.chelsea()[:60, :80]
@@ -30,7 +31,7 @@ def test_all_channels_of_a_gradient_share_one_limit():
 
 
 @pytest.mark.parametrize("signed", [True, False])
-def test_where_the_map_is_zero_the_grey_picture_shows(signed):
+def test_where_the_map_is_zero_the_grey_image_shows(signed):
     drawn = overlay(CHELSEA, blob(), signed=signed).astype(int)
     outside = drawn[blob() == 0]
     assert (outside == outside[:, :1]).all()
@@ -80,8 +81,8 @@ def test_smoothing_spreads_a_sparse_map():
 
 
 def test_a_grid_leaves_gaps_and_fills_a_short_last_row():
-    pictures = [np.full((2, 3, 3), n, np.uint8) for n in (1, 2, 3)]
-    sheet = grid(pictures, columns=2, gap=1, background=9)[..., 0]
+    images = [np.full((2, 3, 3), n, np.uint8) for n in (1, 2, 3)]
+    sheet = grid(images, columns=2, gap=1, background=9)[..., 0]
     assert sheet.tolist() == [
         [1, 1, 1, 9, 2, 2, 2],
         [1, 1, 1, 9, 2, 2, 2],
@@ -91,20 +92,20 @@ def test_a_grid_leaves_gaps_and_fills_a_short_last_row():
     ]
 
 
-def test_a_grid_is_no_wider_than_its_pictures():
+def test_a_grid_is_no_wider_than_its_images():
     assert grid([np.zeros((2, 3, 3), np.uint8)] * 2, columns=5, gap=1).shape == (2, 7, 3)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: overlay(CHELSEA, np.zeros((5, 5)), signed=True), r"map of \(5, 5\) on picture of \(60, 80, 3\)"),
+        (lambda: overlay(CHELSEA, np.zeros((5, 5)), signed=True), r"map of \(5, 5\) on image of \(60, 80, 3\)"),
         (lambda: overlay(CHELSEA, blob(), signed=True, strength=2), "strength=2"),
         (lambda: overlay(CHELSEA / 255, blob(), signed=True), "float64"),
         (lambda: overlay(CHELSEA, blob() * np.nan, signed=True), "not finite"),
         (lambda: gradient_image(np.zeros((1, 5, 5))), r"need \(3, H, W\)"),
         (lambda: gradient_image(np.full((3, 5, 5), np.nan)), "not finite"),
-        (lambda: grid([], columns=1), "0 pictures"),
+        (lambda: grid([], columns=1), "0 images"),
         (lambda: grid([CHELSEA], columns=0), "columns=0"),
         (lambda: grid([CHELSEA, CHELSEA[1:]], columns=2), "different sizes"),
     ],
@@ -112,3 +113,8 @@ def test_a_grid_is_no_wider_than_its_pictures():
 def test_wrong_input_is_refused_with_what_was_given(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_version_0_1_s_names_still_hold():
+    assert visualization.gradient_picture is gradient_image
+    assert visualization.placed is visualization.place_in_image
