@@ -27,15 +27,15 @@ from convlens.cli.results import MANIFEST
 from convlens.errors import RequestError
 from convlens.gallery import Gallery, GalleryEntry
 from convlens.inspection.pixel_neighbours import (
-    Compared,
-    Near,
+    Comparison,
+    NearImage,
+    draw_neighbours,
     nearest_by_pixels,
-    neighbours_figure,
     thumbnail_view,
     views_of_files,
     views_of_thumbnails,
 )
-from convlens.inspection.projection import Method, Projection, map_picture
+from convlens.inspection.projection import Method, Projection, draw_map
 from convlens.inspection.projection import project as projected
 from convlens.models import Classifier, load
 from convlens.report.pages import Thumbnails, render_map
@@ -80,7 +80,7 @@ def _write(draft: Path, gallery: Gallery, entries: Sequence[GalleryEntry], found
     facts, labels = _facts(gallery, found), [entry.label for entry in entries]
     caption = "; ".join(f"{name}: {value}" for name, value in facts) + f". {_explained(found)}"
     thumbnails = [entry.thumbnail for entry in entries]
-    drawn = map_picture(found.coordinates_N2, labels, thumbnails, caption=caption)
+    drawn = draw_map(found.coordinates_N2, labels, thumbnails, caption=caption)
     (draft / "map.png").write_bytes(image.encode_png(drawn, level=6))
     page = render_map(
         title=f"{len(entries)} pictures by {'t-SNE' if found.method == 'tsne' else 'PCA'}",
@@ -113,16 +113,16 @@ def _sprite(thumbnails: Sequence[bytes]) -> Thumbnails | None:
 def _facts(gallery: Gallery, found: Projection) -> list[tuple[str, str]]:
     facts = [("model", gallery.model), ("weights", gallery.weights_sha256[:12]), ("features", gallery.feature_space)]
     if found.method == "pca":
-        facts.append(("explained variance", " + ".join(f"{share:.1%}" for share in found.explained)))
+        facts.append(("explained variance", " + ".join(f"{share:.1%}" for share in found.explained_variance)))
     else:
         facts.append(("perplexity", f"{found.options['perplexity']:g}"))
-        facts.append((f"variance in {found.options['dimensions']} dimensions", f"{found.explained[0]:.1%}"))
+        facts.append((f"variance in {found.options['dimensions']} dimensions", f"{found.explained_variance[0]:.1%}"))
     facts.append(("trustworthiness", f"{found.trustworthiness:.3f}"))
     if found.agreement_of_features is not None and found.agreement_of_map is not None:
         said = f"{found.agreement_of_features:.1%} in the features, {found.agreement_of_map:.1%} on the map"
         facts.append(("neighbours of one label", said))
-    if found.judged < len(gallery):
-        facts.append(("measured on", f"{found.judged} of {len(gallery)} pictures"))
+    if found.sample_size < len(gallery):
+        facts.append(("measured on", f"{found.sample_size} of {len(gallery)} pictures"))
     return facts
 
 
@@ -147,11 +147,11 @@ def _manifest(gallery: Gallery, found: Projection) -> dict[str, object]:
         "pictures": len(gallery),
         "method": found.method,
         "options": dict(found.options),
-        "explained": list(found.explained),
+        "explained": list(found.explained_variance),
         "trustworthiness": found.trustworthiness,
         "agreement_of_features": found.agreement_of_features,
         "agreement_of_map": found.agreement_of_map,
-        "judged": found.judged,
+        "judged": found.sample_size,
     }
 
 
@@ -187,7 +187,7 @@ def neighbours(
         f"Euclidean distances. Above: {space} at {opened.embedding_layer} of {opened.model}. "
         f"Below: pixel values 0..255 of {sides}."
     )
-    data = image.encode_png(neighbours_figure(compared, caption=caption), level=6)
+    data = image.encode_png(draw_neighbours(compared, caption=caption), level=6)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)
     for one in compared:
@@ -203,7 +203,7 @@ def _compared(
     k: int,
     folder: Path | None,
     keep_self: bool,
-) -> Iterator[Compared]:
+) -> Iterator[Comparison]:
     prepared = [image.prepare(picture, classifier.spec) for picture in pictures]
     runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, classifier.device)
     with step("looking for neighbours"):
@@ -218,16 +218,16 @@ def _compared(
             views = views_of_thumbnails(gallery)
         else:
             queries, views = [each.view_HWC for each in prepared], views_of_files(gallery, folder, classifier.spec)
-        by_pixels = nearest_by_pixels(queries, views, k=k, left_out=itself)
+        by_pixels = nearest_by_pixels(queries, views, k=k, excluded=itself)
     for n, path in enumerate(paths):
         by_features = [one for one in near[n] if row[one.id] not in itself[n]][:k]
         entries = [gallery.entries[one.row] for one in by_pixels[n]]
-        yield Compared(
+        yield Comparison(
             path.name,
             prepared[n].view_HWC,
-            [Near(one.label or one.id, one.distance, one.thumbnail) for one in by_features],
+            [NearImage(one.label or one.id, one.distance, one.thumbnail) for one in by_features],
             [
-                Near(entry.label or entry.id, one.distance, entry.thumbnail)
+                NearImage(entry.label or entry.id, one.distance, entry.thumbnail)
                 for entry, one in zip(entries, by_pixels[n], strict=True)
             ],
         )
@@ -245,7 +245,7 @@ def _thumbnail_side(gallery: Gallery) -> int:
         return picture.width
 
 
-def _show(one: Compared) -> None:
+def _show(one: Comparison) -> None:
     table = Table(title=Text(one.name))
     for heading in ("by features", "distance", "by pixels", "distance"):
         table.add_column(heading, justify="right" if heading == "distance" else "left", overflow="fold")

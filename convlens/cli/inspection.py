@@ -24,9 +24,15 @@ from convlens.cli.console import out, step
 from convlens.cli.options import MODEL
 from convlens.cli.results import MANIFEST
 from convlens.errors import RequestError
-from convlens.inspection.activations import Activations, all_channels, one_channel, over_picture, strongest_channels
+from convlens.inspection.activations import (
+    Activations,
+    draw_all_channels,
+    draw_channel,
+    draw_overlay,
+    draw_strongest_channels,
+)
 from convlens.inspection.activations import activations as activations_of
-from convlens.inspection.filters import Filters, Scaling, filters_figure, layer_filters
+from convlens.inspection.filters import Filters, Scaling, draw_filters, layer_filters
 from convlens.inspection.receptive_field import Box, ReceptiveField, receptive_fields, require_receptive_field
 from convlens.instrument import find_layer
 from convlens.models import load
@@ -111,7 +117,7 @@ def filters(
     if output.suffix.lower() != ENDING:
         raise RequestError(f"{output} should end in {ENDING}: the figure is written as PNG")
     found = [_of(name, layer) for name in model]
-    data = image.encode_png(filters_figure(found, scaling=scaling), level=6)
+    data = image.encode_png(draw_filters(found, scaling=scaling), level=6)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)
     for one in found:
@@ -161,10 +167,10 @@ def _check_folder(folder: Path) -> None:
 def _write(draft: Path, found: Activations, channel: int, view_HWC: Bytes8, name: str) -> None:
     pictures = {
         "view": view_HWC,
-        "channels": all_channels(found),
-        "strongest": strongest_channels(found),
-        f"channel-{channel:04}": one_channel(found, channel),
-        f"overlay-{channel:04}": over_picture(found, channel, view_HWC),
+        "channels": draw_all_channels(found),
+        "strongest": draw_strongest_channels(found),
+        f"channel-{channel:04}": draw_channel(found, channel),
+        f"overlay-{channel:04}": draw_overlay(found, channel, view_HWC),
     }
     for stem, picture_HWC in pictures.items():
         (draft / f"{stem}.png").write_bytes(image.encode_png(picture_HWC, level=6))

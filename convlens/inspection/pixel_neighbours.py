@@ -1,7 +1,4 @@
-"""Nearest pictures by their plain pixels: what neighbours in feature space are to be compared with.
-
-The lecture's figure: a picture, its nearest in feature space, and below these its nearest in pixel space.
-"""
+"""Nearest images by plain pixels, to compare neighbours in the embedding space with, and the figure that shows both."""
 
 from __future__ import annotations
 
@@ -21,19 +18,25 @@ from convlens.types import Bytes8, ModelSpec
 from convlens.utils.concurrency import cores, ordered_map
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
+_TILE = 128  # pixels
+_SMALL, _SIZE = 12, 15  # letters
+
+
+# ---- numbers
+
 
 @dataclass(frozen=True)
 class PixelNeighbour:
-    """``row`` in the gallery; ``distance`` is the Euclidean one between uint8 values, each side so many pixels."""
+    """``row`` in the gallery; ``distance`` is the Euclidean one between all uint8 values of two images."""
 
     row: int
     distance: float
 
 
 def views_of_files(gallery: Gallery, folder: Path, spec: ModelSpec) -> Iterator[Bytes8]:
-    """What the network saw of each of the gallery's pictures, in its order, read once more from their folder.
+    """The network's view of each of the gallery's images, in its order, read again from their folder.
 
-    RequestError for a picture that is not there or can no longer be read.
+    RequestError for an image that is missing or can no longer be read.
     """
 
     def read(id: str) -> Bytes8:
@@ -47,51 +50,52 @@ def views_of_files(gallery: Gallery, folder: Path, spec: ModelSpec) -> Iterator[
 
 
 def views_of_thumbnails(gallery: Gallery) -> Iterator[Bytes8]:
-    """The gallery's own small pictures, in its order; RequestError where it keeps none, or not of all."""
+    """The gallery's thumbnails, in its order; RequestError where one is missing."""
     for entry in gallery.entries:
         if not entry.thumbnail:
             raise RequestError(
                 f"the gallery keeps no thumbnail of {entry.id}; name the folder of its pictures by --pictures"
             )
-        yield _opened(entry.thumbnail)
+        yield _decode(entry.thumbnail)
 
 
 def thumbnail_view(picture: Image.Image, side: int) -> Bytes8:
-    """The picture as a thumbnail of the gallery would show it."""
-    return _opened(image.thumbnail(picture, side=side))
+    """The image as a thumbnail of the gallery would show it."""
+    return _decode(image.thumbnail(picture, side=side))
 
 
 def nearest_by_pixels(
-    queries: Sequence[Bytes8], views: Iterable[Bytes8], *, k: int, left_out: Sequence[frozenset[int]]
+    queries: Sequence[Bytes8], views: Iterable[Bytes8], *, k: int, excluded: Sequence[frozenset[int]]
 ) -> list[list[PixelNeighbour]]:
-    """For each query its ``k`` nearest views by L2 over all values, nearest first; equals in the gallery's order.
+    """For each query its ``k`` nearest views by L2 over all values, nearest first; equal ones in the gallery's order.
 
-    Views are taken one by one and not kept. ``left_out`` holds for each query the rows that do not count.
+    Views are read one by one and not kept. ``excluded`` holds for each query the rows that do not count.
     """
-    squared_NQ = np.array([[_squared(query, view) for query in queries] for view in views], np.float64)
-    found = []
-    for q, out in enumerate(left_out):
-        order = [int(row) for row in np.argsort(squared_NQ[:, q], kind="stable") if int(row) not in out][:k]
-        found.append([PixelNeighbour(row, float(np.sqrt(squared_NQ[row, q]))) for row in order])
-    return found
+    squared_NQ = np.array([[_squared_distance(query, view) for query in queries] for view in views], np.float64)
+    neighbours = []
+    for q, rows in enumerate(excluded):
+        order = [int(row) for row in np.argsort(squared_NQ[:, q], kind="stable") if int(row) not in rows][:k]
+        neighbours.append([PixelNeighbour(row, float(np.sqrt(squared_NQ[row, q]))) for row in order])
+    return neighbours
 
 
-def _squared(one: Bytes8, other: Bytes8) -> int:
-    difference = one.astype(np.int32) - other
+def _squared_distance(query_HWC: Bytes8, view_HWC: Bytes8) -> int:
+    # Whole numbers are exact: uint8 differences would wrap around, and float32 sums round.
+    difference = query_HWC.astype(np.int32) - view_HWC
     return int(np.einsum("hwc,hwc->", difference, difference, dtype=np.int64))
 
 
-def _opened(data: bytes) -> Bytes8:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB"))
+def _decode(data: bytes) -> Bytes8:
+    with Image.open(io.BytesIO(data)) as thumbnail:
+        return np.asarray(thumbnail.convert("RGB"))
 
 
-TILE, _SMALL, _SIZE = 128, 12, 15
+# ---- drawing
 
 
 @dataclass(frozen=True)
-class Near:
-    """One neighbour as it is drawn; ``distance`` of the space it was found in."""
+class NearImage:
+    """One neighbour as it is drawn; ``distance`` is that of the space it was found in."""
 
     label: str
     distance: float
@@ -99,42 +103,39 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A query and its nearest in both spaces."""
+class Comparison:
+    """A query and its nearest images in both spaces."""
 
     name: str
     view_HWC: Bytes8
-    by_features: Sequence[Near]
-    by_pixels: Sequence[Near]
+    by_features: Sequence[NearImage]
+    by_pixels: Sequence[NearImage]
 
 
-def neighbours_figure(compared: Sequence[Compared], *, caption: str) -> Bytes8:
+def draw_neighbours(comparisons: Sequence[Comparison], *, caption: str) -> Bytes8:
     """For each query two rows, features above pixels."""
     blocks = []
-    for one in compared:
+    for comparison in comparisons:
         rows = [
-            hstack([_words("features"), *(_tile(near) for near in one.by_features)], gap=8),
-            hstack([_words("pixels"), *(_tile(near) for near in one.by_pixels)], gap=8),
+            hstack([_heading("features"), *(_tile(near) for near in comparison.by_features)], gap=8),
+            hstack([_heading("pixels"), *(_tile(near) for near in comparison.by_pixels)], gap=8),
         ]
-        view = Image.fromarray(one.view_HWC).resize((2 * TILE, 2 * TILE), Image.Resampling.LANCZOS)
-        query = vstack([np.asarray(view), text_image(one.name, size=_SMALL, width=2 * TILE)], gap=4)
+        view = Image.fromarray(comparison.view_HWC).resize((2 * _TILE, 2 * _TILE), Image.Resampling.LANCZOS)
+        query = vstack([np.asarray(view), text_image(comparison.name, size=_SMALL, width=2 * _TILE)], gap=4)
         blocks.append(hstack([query, vstack(rows, gap=8)], gap=16))
     body = vstack(blocks, gap=24)
     return add_margin(vstack([body, text_image(caption, size=_SIZE, width=body.shape[1])], gap=16), margin=16)
 
 
-def _words(text: str) -> Bytes8:
+def _heading(text: str) -> Bytes8:
     return text_image(text, size=_SIZE, width=72)
 
 
-def _tile(near: Near) -> Bytes8:
+def _tile(near: NearImage) -> Bytes8:
     if near.thumbnail:
-        with Image.open(io.BytesIO(near.thumbnail)) as picture:
-            drawn = np.asarray(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
+        with Image.open(io.BytesIO(near.thumbnail)) as thumbnail:
+            drawn = np.asarray(thumbnail.convert("RGB").resize((_TILE, _TILE), Image.Resampling.LANCZOS))
     else:
-        drawn = np.full((TILE, TILE, 3), 235, np.uint8)
-    return vstack([drawn, text_image(f"{_said(near.distance)} {near.label}", size=_SMALL, width=TILE)], gap=2)
-
-
-def _said(distance: float) -> str:
-    return f"{distance:.0f}" if distance >= 1000 else f"{distance:.4g}"
+        drawn = np.full((_TILE, _TILE, 3), 235, np.uint8)
+    distance = f"{near.distance:.0f}" if near.distance >= 1000 else f"{near.distance:.4g}"
+    return vstack([drawn, text_image(f"{distance} {near.label}", size=_SMALL, width=_TILE)], gap=2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from convlens import load
 from convlens.errors import ModelError, RequestError
 from convlens.inspection import Activations, activations
-from convlens.inspection.activations import all_channels, one_channel, over_picture, strongest_channels
+from convlens.inspection.activations import draw_all_channels, draw_channel, draw_overlay, draw_strongest_channels
 
 
 class InPlace(nn.Module):
@@ -61,7 +61,7 @@ def test_channels_rank_by_their_largest_value_equals_in_order() -> None:
 def test_an_unknown_channel_is_refused_with_those_there_are(channel: int) -> None:
     found = by_hand(*[[[0, 1]]] * 4)
     view = np.zeros((4, 4, 3), np.uint8)
-    for ask in (found.channel, found.peak, lambda n: one_channel(found, n), lambda n: over_picture(found, n, view)):
+    for ask in (found.channel, found.peak, lambda n: draw_channel(found, n), lambda n: draw_overlay(found, n, view)):
         with pytest.raises(RequestError, match=rf"no channel {channel}; there are 0\.\.3"):
             ask(channel)
 
@@ -72,7 +72,7 @@ def test_an_unknown_channel_is_refused_with_those_there_are(channel: int) -> Non
         ("conv_sten", "no layer 'conv_sten'; did you mean conv_stem"),
         (
             "classifier",
-            r"\(Linear\) gives 1000 numbers a picture and no map .*the last one that does is bn2",
+            r"\(Linear\) gives 1000 numbers per image and no map .*the last one that does is bn2",
         ),
     ],
 )
@@ -101,7 +101,7 @@ BLACK, WHITE = [0, 0, 0], [255, 255, 255]
 
 def test_the_sheet_shows_all_channels_in_order_on_one_scale() -> None:
     found = by_hand(*[np.full((2, 2), value) for value in (0.0, 4.0, 2.0, 0.0, 1.0)])
-    sheet = all_channels(found)
+    sheet = draw_all_channels(found)
     lightness = np.array([sheet[y, x].sum() for y, x in _middles(columns=3, rows=2, tile=960 // 9 * 2, left=12 + 44)])
     strongest, second, third = lightness[1], lightness[2], lightness[4]
     assert strongest > second > third > lightness[0] == lightness[3] == 0
@@ -115,7 +115,7 @@ def _middles(*, columns: int, rows: int, tile: int, left: int) -> list[tuple[int
 
 def test_the_strongest_come_first_and_no_more_than_asked_for() -> None:
     found = by_hand(*[np.full((2, 2), value) for value in (1.0, 4.0, 2.0)])
-    two, three = strongest_channels(found, most=2), strongest_channels(found)
+    two, three = draw_strongest_channels(found, most=2), draw_strongest_channels(found)
     row = three[12 + 24 + 70]
     seen = [int(row[x].sum()) for x in (12 + 75, 12 + 158 + 75, 12 + 2 * 158 + 75)]
     assert seen[0] > seen[1] > seen[2] > 0
@@ -124,7 +124,7 @@ def test_the_strongest_come_first_and_no_more_than_asked_for() -> None:
 
 
 def test_one_channel_is_drawn_square_by_square_blue_below_zero_and_red_above() -> None:
-    drawn = one_channel(by_hand([[0, 3], [-3, 0]]), 0)[12 : 12 + 448, 12 : 12 + 448]
+    drawn = draw_channel(by_hand([[0, 3], [-3, 0]]), 0)[12 : 12 + 448, 12 : 12 + 448]
     upper_left, red, blue = drawn[100, 100], drawn[100, 300], drawn[300, 100]
     assert upper_left.tolist() == WHITE
     assert red[0] > red[2]
@@ -134,7 +134,7 @@ def test_one_channel_is_drawn_square_by_square_blue_below_zero_and_red_above() -
 
 def test_over_the_picture_the_map_colours_the_place_where_it_is_large() -> None:
     view = np.full((64, 64, 3), 128, np.uint8)
-    drawn = over_picture(by_hand([[0, 0], [0, 5]]), 0, view).astype(int)
+    drawn = draw_overlay(by_hand([[0, 0], [0, 5]]), 0, view).astype(int)
     plain, marked = drawn[8, 8], drawn[56, 56]
     assert len(set(plain.tolist())) == 1
     assert marked[0] - marked[2] > 100

@@ -11,7 +11,7 @@ from torch import nn
 from convlens import load
 from convlens.errors import RequestError
 from convlens.inspection import Filters, layer_filters
-from convlens.inspection.filters import filter_pictures, filters_figure, grey_pictures
+from convlens.inspection.filters import draw_filters, filter_images, grey_images
 from convlens.visualization.layout import text_image
 
 # A filter that is red at the upper left, blue at the lower right and takes green away between; and one half as strong.
@@ -22,7 +22,7 @@ DARK, GREY, LIGHT, WHITE = 1, 128, 192, 255  # 128 + 127 · part, a half being 6
 
 
 def test_a_filter_set_by_hand_comes_out_as_that_picture() -> None:
-    first, second = filter_pictures(BY_HAND)
+    first, second = filter_images(BY_HAND)
     expected = np.full((2, 2, 3), GREY)
     expected[0, 0, 0], expected[0, 1, 1], expected[1, 1, 2] = WHITE, DARK, LIGHT
     np.testing.assert_array_equal(first, expected)
@@ -32,22 +32,22 @@ def test_a_filter_set_by_hand_comes_out_as_that_picture() -> None:
 
 
 def test_scaled_alike_a_filter_half_as_strong_looks_so() -> None:
-    _, second = filter_pictures(BY_HAND, scaling="shared")
+    _, second = filter_images(BY_HAND, scaling="shared")
     assert second[1, 0].tolist() == [LIGHT] * 3
     assert (np.delete(second.reshape(4, 3), 2, axis=0) == GREY).all()
 
 
 def test_greys_come_filter_by_filter_and_show_what_there_is_room_for() -> None:
     weights_OCHW = np.arange(-6, 6, dtype=np.float32).reshape(2, 3, 1, 2)
-    by_filter = [tile[0, :, 0].tolist() for tile in grey_pictures(weights_OCHW, most=2)]
+    by_filter = [tile[0, :, 0].tolist() for tile in grey_images(weights_OCHW, most=2)]
     # filter 0: −6…−1 over 6; filter 1: 0…5 over 5; the third channel of each left out, but not from its scale
     assert by_filter == [[1, 22], [43, 64], [128, 153], [179, 204]]
-    shared = [tile[0, :, 0].tolist() for tile in grey_pictures(weights_OCHW, most=2, scaling="shared")]
+    shared = [tile[0, :, 0].tolist() for tile in grey_images(weights_OCHW, most=2, scaling="shared")]
     assert shared == [[1, 22], [43, 64], [128, 149], [170, 192]]
 
 
 def test_a_filter_of_zeros_is_grey() -> None:
-    assert (filter_pictures(np.zeros((1, 3, 2, 2), np.float32))[0] == GREY).all()
+    assert (filter_images(np.zeros((1, 3, 2, 2), np.float32))[0] == GREY).all()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_layer_without_filters_is_refused_with_those_that_have_some(layer: str
 def test_deeper_filters_are_drawn_in_grey_with_a_caption_that_says_what_they_are_not() -> None:
     weights_OCHW = np.zeros((2, 2, 1, 1), np.float32)
     weights_OCHW[0, 0], weights_OCHW[1, 1] = 1.0, -0.5
-    figure = filters_figure([Filters("model", "deep", "Conv2d", weights_OCHW, False)], scaling="shared")
+    figure = draw_filters([Filters("model", "deep", "Conv2d", weights_OCHW, False)], scaling="shared")
     inner = figure[16:-16, 16:-16]
     caption = text_image(
         "Conv2d 2x2x1x1. All 2 filters (rows) over all 2 channels (columns). These are not directly interpretable: "
@@ -112,12 +112,12 @@ def test_deeper_filters_are_drawn_in_grey_with_a_caption_that_says_what_they_are
 
 def test_panels_stand_side_by_side() -> None:
     panels = [Filters("one", "a", "Conv2d", BY_HAND, True), Filters("two", "b", "Conv2d", BY_HAND[:1], True)]
-    both = filters_figure(panels)
-    one, two = (filters_figure([panel]) for panel in panels)
+    both = draw_filters(panels)
+    one, two = (draw_filters([panel]) for panel in panels)
     np.testing.assert_array_equal(both[: len(one), : one.shape[1] - 16], one[:, :-16])
     np.testing.assert_array_equal(both[: len(two), one.shape[1] + 8 :], two[:, : both.shape[1] - one.shape[1] - 8])
     with pytest.raises(RequestError, match="at least one"):
-        filters_figure([])
+        draw_filters([])
 
 
 def test_words_are_drawn_broken_and_never_lost() -> None:

@@ -13,7 +13,7 @@ RANDOM = np.random.default_rng(0)
 def test_distances_are_those_of_float64() -> None:
     views = list(RANDOM.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8))
     queries = list(RANDOM.integers(0, 256, (3, 6, 6, 3), dtype=np.uint8))
-    found = nearest_by_pixels(queries, iter(views), k=12, left_out=[frozenset()] * 3)
+    found = nearest_by_pixels(queries, iter(views), k=12, excluded=[frozenset()] * 3)
     for query, some in zip(queries, found, strict=True):
         wanted = {n: float(np.linalg.norm(view.astype(np.float64) - query)) for n, view in enumerate(views)}
         assert [near.row for near in some] == sorted(wanted, key=wanted.__getitem__)
@@ -22,5 +22,5 @@ def test_distances_are_those_of_float64() -> None:
 
 def test_rows_left_out_do_not_count_and_equals_keep_their_order() -> None:
     view = RANDOM.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    (found,) = nearest_by_pixels([view], [view, view, view], k=2, left_out=[frozenset([0])])
+    (found,) = nearest_by_pixels([view], [view, view, view], k=2, excluded=[frozenset([0])])
     assert [(near.row, near.distance) for near in found] == [(1, 0.0), (2, 0.0)]

@@ -26,7 +26,7 @@ RANDOM = np.random.default_rng(0)
 def test_principal_components_are_scikit_learn_s_to_sign(
     shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projection, "CHUNK", 64)  # so that several chunks are read
+    monkeypatch.setattr(projection, "_CHUNK", 64)  # so that several chunks are read
     vectors_ND = (RANDOM.normal(size=shape) * np.linspace(1, 5, shape[1])).astype(np.float32)
     ours, theirs = principal_components(vectors_ND, 6), PCA(6, svd_solver="full").fit(vectors_ND.astype(np.float64))
     signs = np.sign((ours.components_PD * theirs.components_).sum(axis=1))
@@ -45,7 +45,7 @@ def test_explained_variance_is_that_of_the_singular_values() -> None:
     vectors_ND = RANDOM.normal(size=(40, 9))
     squares = np.linalg.svd(vectors_ND - vectors_ND.mean(0), compute_uv=False) ** 2
     found = project(vectors_ND, ["a"] * 40, method="pca")
-    np.testing.assert_allclose(found.explained, squares[:2] / squares.sum(), rtol=1e-10)
+    np.testing.assert_allclose(found.explained_variance, squares[:2] / squares.sum(), rtol=1e-10)
 
 
 def test_tsne_keeps_blobs_apart_and_says_how_far_it_may_be_trusted() -> None:
@@ -100,7 +100,7 @@ def test_dogs_lie_among_dogs_by_features_and_not_by_pixels(test_data: Path, tmp_
     assert by_features >= 0.8
     views = list(views_of_files(gallery, pictures, model.spec))
     queries = dogs[::3]
-    near = nearest_by_pixels([views[n] for n in queries], views, k=5, left_out=[frozenset([int(n)]) for n in queries])
+    near = nearest_by_pixels([views[n] for n in queries], views, k=5, excluded=[frozenset([int(n)]) for n in queries])
     by_pixels = np.mean([is_dog[one.row] for some in near for one in some])
     assert by_pixels < 0.25
     mapped = project(gallery.features_ND, ["dog" if each else "other" for each in is_dog], method="tsne", threads=2)
