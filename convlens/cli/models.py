@@ -47,7 +47,7 @@ def opened_graphs(model: Model, given: Sequence[Path], params: Params) -> GraphS
 
 
 def _is_incremental(job: MethodCall) -> bool:
-    return job.method == "occlusion" and job.options["strategy"] == "incremental"
+    return job.method.name == "occlusion" and job.options["strategy"] == "incremental"
 
 
 def _incremental(classifier: Classifier, job: MethodCall) -> Path:

@@ -1,12 +1,7 @@
-"""What would fit: the next cheaper value of an option with which a request that takes too long does not.
+"""Nothing starts that cannot end: what requests cost, and whether an engine's limits and a batch's time allow it.
 
-The seconds that one batch may take: which rows are let in, and whether there is time for the next job.
-
-The worker answers a batch as a whole, and a server kills it with the whole batch when that takes too long. So rows that
-would each be quick enough may be too many together; then the cheap ones go first, and a sweep never costs a prediction
-its answer.
-
-What a request will take, in forward passes and in seconds, and whether that is allowed.
+A worker answers a batch as a whole, and its server kills it, with the whole batch, when that takes too long. Limits on
+single requests are therefore not enough: rows that would each be quick enough may be too many together.
 """
 
 from __future__ import annotations
@@ -16,130 +11,29 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from convlens import explain
-from convlens.engine.batch import Row, Task
+from convlens.engine.batch import Row
 from convlens.engine.cost_model import CostModel, Key
 from convlens.engine.deadline import Deadline
-from convlens.engine.method_calls import MethodCall
+from convlens.engine.method_calls import MethodCall, with_cost
 from convlens.engine.options import EngineOptions
 from convlens.errors import OverloadError, RequestError
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.protocol.params import Params
 from convlens.protocol.requests import Request
 
-Seconds = Callable[[MethodCall], float]
-
-
-def said(seconds: float) -> str:
-    """Two or three figures: 210 s, 9.6 s, 35 ms."""
-    if seconds >= 10:
-        return f"{seconds:.0f} s"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
-def suggest_fit(
-    jobs: Sequence[MethodCall], seconds_of: Seconds, limit_s: float, *, say: Callable[[float], str] = said
-) -> tuple[str, str]:
-    """Advice, and the field of the request that it is about: one option that alone makes it fit, else what each takes.
-
-    ``limit_s`` is for all jobs together. Another unit than seconds will do, where ``say`` names it.
-    """
-    over = sum(map(seconds_of, jobs)) - limit_s
-    fits = [(text, job) for job in jobs if (text := _cheaper(job, seconds_of, seconds_of(job) - over))]
-    if not fits:
-        return _what_each_takes(jobs, seconds_of, say), "methods"
-    first, job = fits[0]
-    option = f"{job.place}.options.{first.partition('=')[0]}" if len(fits) == 1 and job.place else "methods"
-    return f"{', or '.join(f'{job.id} with {text}' for text, job in fits)} would fit", option
-
-
-def _what_each_takes(jobs: Sequence[MethodCall], seconds_of: Seconds, say: Callable[[float], str]) -> str:
-    if len(jobs) > 1:
-        each = ", ".join(f"{job.id} {say(seconds_of(job))}" for job in jobs)
-        return f"of this {each}; ask for fewer at a time"
-    for job in jobs:
-        option, values = explain.get(job.method).cheaper_values(job.options)
-        if values:
-            return f"not even {job.id} with {option}={values[-1]} would fit"
-        return f"no one option makes {job.id} cheaper; ask for larger windows or another method"
-    return ""
-
-
-def _cheaper(job: MethodCall, seconds_of: Seconds, limit_s: float) -> str:
-    """``stride=7 or larger``; empty where no value of its own makes the job fit."""
-    option, values = explain.get(job.method).cheaper_values(job.options)
-
-    def fits(value: int) -> bool:
-        return seconds_of(replace(job, options={**job.options, option: value})) <= limit_s
-
-    at = bisect.bisect_left(values, True, key=fits)
-    if at == len(values):
-        return ""
-    return f"{option}={values[at]} or {'larger' if values.step > 0 else 'fewer'}"
-
-
+# To draw an image and pack it as PNG, per pixel: 0.2 to 0.3 µs on the machine that was measured, whatever the method.
+_DRAWING_S = 0.3e-6
+_STALE_S = 10.0  # an older calibration refuses nothing
 _TOLERANCE = 1.1  # what was expected just to fit may take a little longer
 
-
-class TimeBudget:
-    """``limit_s`` for everything from ``started`` (by time.perf_counter()) on; None for no limit.
-
-    It is what may be planned; work is stopped, or not begun, when a tenth more would be exceeded.
-    """
-
-    def __init__(self, limit_s: float | None, *, started: float) -> None:
-        self._limit_s = limit_s
-        self._started = started
-
-    def admit(self, rows: Sequence[Row]) -> None:
-        """Give those an error for which there will be no time.
-
-        Predictions go before explanations, and those before sweeps; otherwise in order. No sweep is let in that would
-        make a row before it miss its deadline.
-        """
-        planned, admitted = 0.0, list[Row]()
-        for row in sorted(rows, key=lambda row: (row.heavy, bool(row.tasks))):
-            row.error = self._refusal(row, planned + row.seconds, admitted)
-            if row.error is None:
-                planned += row.seconds
-                admitted.append(row)
-
-    def require(self, arrival: Deadline, seconds: float) -> None:
-        """OverloadError or DeadlineError where there is no time left for so many seconds of work on this row."""
-        now = time.perf_counter()
-        arrival.require(seconds, now=now)
-        spent = now - self._started
-        if self._limit_s is not None and spent + seconds > self._limit_s * _TOLERANCE:
-            raise OverloadError(
-                f"{said(spent)} of the {said(self._limit_s)} that a batch may take are spent"
-                f"{f', and this takes about {said(seconds)}' if seconds else ''}; try again"
-            )
-
-    def _refusal(self, row: Row, end: float, admitted: Sequence[Row]) -> OverloadError | None:
-        if not admitted:
-            return None
-        if self._limit_s is not None and end > self._limit_s:
-            return OverloadError(
-                f"together with the requests before it this would take about {said(end)} and {said(self._limit_s)} are "
-                "allowed; try again"
-            )
-        due = [one.arrival.due for one in (*admitted, row) if one.arrival.due is not None]
-        if row.heavy and due and self._started + end > min(due):
-            return OverloadError(
-                "the worker has other work, and no deadline would be kept with this beside it; try again"
-            )
-        return None
-
-
-# A picture drawn and packed as PNG, by its pixels: 0.2 to 0.3 on the machine that was measured, whatever the method.
-_DRAWN_S = 0.3e-6
-_STALE_S = 10.0
+CostOf = Callable[[MethodCall], float]
 
 
 class AdmissionController:
-    """Holds the engine's limits against what requests ask. ``side`` is the model's input in pixels.
+    """Admits the requests that stay within the engine's limits, and tells the others what would.
 
-    ``calibrate`` measures a forward pass; ``sweeps`` gives the engine's ways of sweeping.
+    ``side`` is the model's input in pixels; ``calibrate`` measures a forward pass; ``sweeps`` gives the engine's sweep
+    backends, on which the pace of occlusion depends.
     """
 
     def __init__(
@@ -154,68 +48,158 @@ class AdmissionController:
         self._options, self._side, self._costs = options, side, costs
         self._calibrate, self._sweeps = calibrate, sweeps
 
-    def key(self, job: MethodCall) -> Key:
-        """Under which its seconds are learnt, by the way it would go now."""
-        return job.method, explain.get(job.method).rate_key(job.options, self._side, self._sweeps())
+    def key(self, call: MethodCall) -> Key:
+        """Under which the cost model knows it, by the sweep backend that it would use now."""
+        return call.method.name, call.method.rate_key(call.options, self._side, self._sweeps())
 
-    def job_seconds(self, job: MethodCall) -> float:
-        """What the method takes for one picture; 0 before anything was measured."""
-        return self._costs.seconds(self.key(job), explain.get(job.method).cost(job.options, self._side))
+    def call_seconds(self, call: MethodCall) -> float:
+        """What the method takes for one image; 0 before anything was measured."""
+        return self._costs.seconds(self.key(call), call.cost)
 
-    def seconds(self, jobs: Sequence[MethodCall], params: Params, pixels: int) -> float:
-        """What answering takes: a forward pass, the methods and their pictures, of so many pixels in original size."""
+    def seconds(self, calls: Sequence[MethodCall], params: Params, pixels: int) -> float:
+        """What answering takes: a forward pass, the methods and their drawings, of so many pixels in original size."""
         if self._costs.age == float("inf"):
             self._calibrate()
-        drawn = sum(explain.get(job.method).drawing != "thumbnails" for job in jobs)
-        overlays = drawn * (pixels if params.size == "original" else self._side**2) * ("overlay" in params.output)
-        heatmaps = drawn * self._side**2 * ("heatmap" in params.output)
-        work = self._costs.forward_seconds() + sum(map(self.job_seconds, jobs))
-        return work + (overlays + heatmaps) * _DRAWN_S
+        drawings = sum(call.method.drawing != "thumbnails" for call in calls)
+        overlays = drawings * (pixels if params.size == "original" else self._side**2) * ("overlay" in params.output)
+        heatmaps = drawings * self._side**2 * ("heatmap" in params.output)
+        work = self._costs.forward_seconds() + sum(map(self.call_seconds, calls))
+        return work + (overlays + heatmaps) * _DRAWING_S
 
-    def require_cost(self, tasks: Sequence[Task]) -> None:
+    def require_cost(self, calls: Sequence[MethodCall]) -> None:
         """RequestError for more forward passes than ``max_cost``, with what would fit."""
-        cost, limit = sum(task.cost for task in tasks), self._options.max_cost
+        cost, limit = sum(call.cost for call in calls), self._options.max_cost
         if cost <= limit:
             return
-
-        def passes(job: MethodCall) -> float:
-            return explain.get(job.method).cost(job.options, self._side)
-
-        advice, about = suggest_fit(
-            [task.job for task in tasks], passes, limit, say=lambda n: f"{n:.0f} forward passes"
+        advice, field = self._suggest_fit(
+            calls, lambda call: call.cost, limit, unit=lambda n: f"{n:.0f} forward passes"
         )
         raise RequestError(
-            f"this request costs about {cost:.0f} forward passes and {limit:.0f} are allowed; {advice}", field=about
+            f"this request costs about {cost:.0f} forward passes and {limit:.0f} are allowed; {advice}", field=field
         )
 
-    def require_seconds(self, request: Request, arrival: Deadline, jobs: Sequence[MethodCall]) -> float:
-        """What it is expected to take.
+    def require_seconds(self, request: Request, deadline: Deadline, calls: Sequence[MethodCall]) -> float:
+        """The seconds that the request is expected to take.
 
-        RequestError (422) where it would take longer than is allowed however idle the worker is, DeadlineError (504)
-        where only because of how long it has waited.
+        RequestError (422) where that is longer than allowed even on an idle worker, DeadlineError (504) where it is too
+        long only because the request has waited.
         """
-        limit_s, allowed_s = self._options.max_seconds, arrival.allowed_s
+        limit_s, allowed_s = self._options.max_seconds, deadline.allowed_s
         pixels = request.picture.width * request.picture.height
-        seconds = self.seconds(jobs, request.params, pixels)
-        if seconds > self._least(arrival) and self._costs.age > _STALE_S:
-            self._calibrate()  # an estimate that refuses must be fresh: otherwise one busy moment refuses for ever
-            seconds = self.seconds(jobs, request.params, pixels)
+        seconds = self.seconds(calls, request.params, pixels)
+        # An estimate that refuses must be fresh. Otherwise one busy moment would refuse for ever: what is refused is
+        # not run, so its estimate is not corrected either.
+        if seconds > min(deadline.left_s, limit_s or float("inf")) and self._costs.age > _STALE_S:
+            self._calibrate()
+            seconds = self.seconds(calls, request.params, pixels)
         if limit_s is not None and seconds > limit_s:
-            self._refuse(jobs, seconds, limit_s, f"{said(limit_s)} are allowed")
+            raise self._too_long(calls, seconds, limit_s, f"{_format_seconds(limit_s)} are allowed")
         if allowed_s is not None and seconds > allowed_s:
-            self._refuse(jobs, seconds, allowed_s, f"deadline_ms allows {said(allowed_s)}", field="deadline_ms")
-        arrival.require(seconds, now=time.perf_counter())
+            error = self._too_long(calls, seconds, allowed_s, f"deadline_ms allows {_format_seconds(allowed_s)}")
+            error.field = "deadline_ms"
+            raise error
+        deadline.require(seconds)
         return seconds
 
-    def _least(self, arrival: Deadline) -> float:
-        left = float("inf") if arrival.due is None else arrival.due - time.perf_counter()
-        return min(left, self._options.max_seconds or float("inf"))
+    def _too_long(self, calls: Sequence[MethodCall], seconds: float, limit_s: float, limit: str) -> RequestError:
+        for_calls_s = limit_s - (seconds - sum(map(self.call_seconds, calls)))
+        advice, field = self._suggest_fit(calls, self.call_seconds, for_calls_s, unit=_format_seconds)
+        message = f"this request would take about {_format_seconds(seconds)} and {limit}; {advice or 'allow more'}"
+        return RequestError(message, field=field)
 
-    def _refuse(
-        self, jobs: Sequence[MethodCall], seconds: float, limit_s: float, limit: str, *, field: str = ""
-    ) -> None:
-        advice, about = suggest_fit(jobs, self.job_seconds, limit_s - (seconds - sum(map(self.job_seconds, jobs))))
-        raise RequestError(
-            f"this request would take about {said(seconds)} and {limit}; {advice or 'allow more'}",
-            field=field or about,
-        )
+    # --- what would fit ---------------------------------------------------------------------------------------------
+
+    def _suggest_fit(
+        self, calls: Sequence[MethodCall], cost_of: CostOf, limit: float, *, unit: Callable[[float], str]
+    ) -> tuple[str, str]:
+        """Advice, and the field of the request that it concerns: the one option of one call that alone makes all calls
+        together fit ``limit``, else what each call costs.
+        """
+        excess = sum(map(cost_of, calls)) - limit
+        fits = [(call, option) for call in calls if (option := self._cheaper(call, cost_of, cost_of(call) - excess))]
+        if not fits:
+            return _costs_of_each(calls, cost_of, unit), "methods"
+        call, option = fits[0]
+        field = f"{call.place}.options.{option.partition('=')[0]}" if len(fits) == 1 and call.place else "methods"
+        return f"{', or '.join(f'{call.id} with {option}' for call, option in fits)} would fit", field
+
+    def _cheaper(self, call: MethodCall, cost_of: CostOf, limit: float) -> str:
+        """``stride=7 or larger``; empty where no value of the method's own option makes the call fit."""
+        option, values = call.method.cheaper_values(call.options)
+
+        def fits(value: int) -> bool:
+            options = {**call.options, option: value}
+            return cost_of(with_cost(replace(call, options=options), self._side)) <= limit
+
+        at = bisect.bisect_left(values, True, key=fits)
+        if at == len(values):
+            return ""
+        return f"{option}={values[at]} or {'larger' if values.step > 0 else 'fewer'}"
+
+
+def _costs_of_each(calls: Sequence[MethodCall], cost_of: CostOf, unit: Callable[[float], str]) -> str:
+    if len(calls) > 1:
+        each = ", ".join(f"{call.id} {unit(cost_of(call))}" for call in calls)
+        return f"of this {each}; ask for fewer at a time"
+    for call in calls:
+        option, values = call.method.cheaper_values(call.options)
+        if values:
+            return f"not even {call.id} with {option}={values[-1]} would fit"
+        return f"no one option makes {call.id} cheaper; ask for larger windows or another method"
+    return ""
+
+
+class TimeBudget:
+    """``limit_s`` for a whole batch from ``started`` (by time.perf_counter()) on; None for no limit.
+
+    Work is admitted up to the limit; it is stopped, or not started, when a tenth more would be exceeded.
+    """
+
+    def __init__(self, limit_s: float | None, *, started: float) -> None:
+        self._limit_s = limit_s
+        self._started = started
+
+    def admit(self, rows: Sequence[Row]) -> None:
+        """Give an error to those rows for which there will be no time.
+
+        Light work first: predictions before explanations, and those before sweeps, otherwise in order. A sweep that
+        would make an admitted row miss its deadline is not admitted, so no sweep costs a prediction its answer.
+        """
+        planned_s, admitted = 0.0, list[Row]()
+        for row in sorted(rows, key=lambda row: (row.heavy, bool(row.calls))):
+            row.error = self._refusal(row, planned_s + row.seconds, admitted)
+            if row.error is None:
+                planned_s += row.seconds
+                admitted.append(row)
+
+    def require(self, deadline: Deadline, seconds: float) -> None:
+        """OverloadError or DeadlineError where there is no time left for so many seconds of work on this row."""
+        deadline.require(seconds)
+        spent_s = time.perf_counter() - self._started
+        if self._limit_s is not None and spent_s + seconds > self._limit_s * _TOLERANCE:
+            raise OverloadError(
+                f"{_format_seconds(spent_s)} of the {_format_seconds(self._limit_s)} that a batch may take are spent"
+                f"{f', and this takes about {_format_seconds(seconds)}' if seconds else ''}; try again"
+            )
+
+    def _refusal(self, row: Row, end_s: float, admitted: Sequence[Row]) -> OverloadError | None:
+        if not admitted:
+            return None
+        if self._limit_s is not None and end_s > self._limit_s:
+            return OverloadError(
+                f"together with the requests before it this would take about {_format_seconds(end_s)} and "
+                f"{_format_seconds(self._limit_s)} are allowed; try again"
+            )
+        due = [other.deadline.due for other in (*admitted, row) if other.deadline.due is not None]
+        if row.heavy and due and self._started + end_s > min(due):
+            return OverloadError(
+                "the worker has other work, and no deadline would be kept with this beside it; try again"
+            )
+        return None
+
+
+def _format_seconds(seconds: float) -> str:
+    """Two or three figures: 210 s, 9.6 s, 35 ms."""
+    if seconds >= 10:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

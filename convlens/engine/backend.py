@@ -1,7 +1,4 @@
-"""What an engine may hold: a network by torch, or exported graphs alone.
-
-The exported graphs that a network's occlusion sweeps run on.
-"""
+"""The model behind an engine: a network run by torch, maybe with graphs for its sweeps, or exported graphs alone."""
 
 from __future__ import annotations
 
@@ -21,30 +18,29 @@ from convlens.types import Floats
 if TYPE_CHECKING:
     from convlens.runtime.graph_set import GraphSet
 
-
 Model = Classifier | GraphModel
-
-
-def sweeps_for(model: Model, graphs: GraphSet | None) -> SweepAutotuner:
-    """The ways of sweeping, the engine's for as long as it lives, so that it learns which is fast."""
-    if isinstance(model, GraphModel):
-        return graph_sweeps(model)
-    return torch_sweeps(model, graph_backends(graphs) if graphs else ())
 
 
 def forward_of(
     model: Model, x_NCHW: Floats, *, sweeps: SweepAutotuner, gallery: Gallery | None, on_step: OnStep
 ) -> Forward:
-    """A batch through that kind of model."""
+    """A batch through that kind of model; nothing is computed before it is asked for."""
     if isinstance(model, GraphModel):
         return GraphForward(model, x_NCHW, sweeps=sweeps, gallery=gallery, on_step=on_step)
     return ForwardPass(model, x_NCHW, sweeps=sweeps, gallery=gallery, on_step=on_step)
 
 
-def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int | None = None) -> GraphSet | None:
-    """The graphs, files or folders of them, on the network's own kind of device; None for no paths.
+def sweeps_for(model: Model, graphs: GraphSet | None) -> SweepAutotuner:
+    """The model's sweep backends. An engine keeps them for as long as it lives, so that it learns which is fast."""
+    if isinstance(model, GraphModel):
+        return graph_sweeps(model)
+    return torch_sweeps(model, graph_backends(graphs) if graphs else ())
 
-    ModelError where they came from other weights.
+
+def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int | None = None) -> GraphSet | None:
+    """GraphSet for a network's sweeps, from files or folders, on the network's own kind of device; None for no paths.
+
+    ModelError where they were exported from other weights.
     """
     if not paths:
         return None

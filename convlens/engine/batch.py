@@ -1,7 +1,4 @@
-"""What a run of the engine leaves to those who watch it: one report a request, with nothing of its content.
-
-Which rows of a batch share what: kinds of forward pass, and jobs that one call of a method can answer.
-"""
+"""A batch of requests: one row each, which rows share a pass or a call, and one record each at the end."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from convlens import explain
 from convlens.engine.deadline import Deadline
-from convlens.engine.method_calls import HEAVY, MethodCall
+from convlens.engine.method_calls import MethodCall
 from convlens.errors import ConvLensError
 from convlens.protocol.requests import Request
 from convlens.types import Bytes8, Explanation, Floats, Neuron, Placement, Prediction
@@ -29,7 +25,7 @@ class MethodRecord:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """One request, answered or refused.
+    """What metrics and logs may know of one request, answered or refused: nothing of its content.
 
     ``queue_wait_s``: from when the client sent it until the run began; None where that is not known. ``seconds``: from
     the beginning of the run until its answer was ready, its neighbours' work included. ``error`` None: it was answered.
@@ -45,29 +41,16 @@ class RequestRecord:
 OnRow = Callable[[RequestRecord], None]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A job and what the engine knows of it: its class, None for the predicted one, or neuron, and its cost.
-
-    ``cost`` is in forward passes.
-    """
-
-    job: MethodCall
-    target: int | Neuron | None
-    cost: float
-
-    @property
-    def heavy(self) -> bool:
-        return self.cost > HEAVY
-
-
 @dataclass
 class Row:
-    """One request on its way through the engine. ``seconds`` is what it was expected to take, 0 where nobody asked."""
+    """One request on its way through the engine: what it needs, then what came of it.
+
+    ``seconds`` is what it is expected to take, 0 where no limit of time applies.
+    """
 
     request: Request
-    arrival: Deadline
-    tasks: list[Task]
+    deadline: Deadline
+    calls: list[MethodCall]
     seconds: float
     x_CHW: Floats
     view_HWC: Bytes8
@@ -82,55 +65,48 @@ class Row:
     @property
     def wants_gradient(self) -> bool:
         """Of a class; neurons have a forward pass of their own."""
-        return any(
-            explain.get(task.job.method).needs == "gradient" and not isinstance(task.target, Neuron)
-            for task in self.tasks
-        )
+        return any(call.method.needs == "gradient" and not isinstance(call.target, Neuron) for call in self.calls)
 
     @property
     def heavy(self) -> bool:
-        return any(task.heavy for task in self.tasks)
+        return any(call.heavy for call in self.calls)
 
 
 @dataclass(frozen=True)
 class BatchEntry:
-    """One row's part in a call of a method: which row of the batch, which task."""
+    """One row's part in a call that rows share: its position in the batch, and what it asks for."""
 
     n: int
-    task: Task
-
-    @property
-    def job(self) -> MethodCall:
-        return self.task.job
+    call: MethodCall
 
 
-def by_kind(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows that will be differentiated and those that will not, without empty groups."""
-    kinds: dict[bool, list[Row]] = defaultdict(list)
+def by_gradient(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows that need a recorded forward pass and those that do not, without empty groups."""
+    groups: dict[bool, list[Row]] = defaultdict(list)
     for row in rows:
-        kinds[row.wants_gradient].append(row)
-    return list(kinds.values())
+        groups[row.wants_gradient].append(row)
+    return list(groups.values())
 
 
 def light_calls(rows: list[Row]) -> list[list[BatchEntry]]:
-    """Jobs of the same method with the same options, at most one of each row, in the order they were asked.
+    """Calls of the same method with the same options, at most one of each row, in the order of the requests.
 
-    Those of classes together, and those of neurons of one layer.
+    Those for classes together, and those for neurons of one layer.
     """
-    calls: dict[tuple[str, str, str, int], list[BatchEntry]] = defaultdict(list)
+    shared: dict[tuple[str, str, str, int], list[BatchEntry]] = defaultdict(list)
     for n, row in enumerate(rows):
-        seen: Counter[tuple[str, str, str]] = Counter()
-        for task in row.tasks:
-            if task.heavy:
+        repeats: Counter[tuple[str, str, str]] = Counter()
+        for call in row.calls:
+            if call.heavy:
                 continue
-            layer = task.target.layer if isinstance(task.target, Neuron) else ""
-            key = task.job.method, json.dumps(dict(task.job.options), sort_keys=True), layer
+            layer = call.target.layer if isinstance(call.target, Neuron) else ""
+            key = call.method.name, json.dumps(dict(call.options), sort_keys=True), layer
             # The same method twice on one row, for two classes, takes two calls: their gradients would add up.
-            calls[(*key, seen[key])].append(BatchEntry(n, task))
-            seen[key] += 1
-    return list(calls.values())
+            shared[(*key, repeats[key])].append(BatchEntry(n, call))
+            repeats[key] += 1
+    return list(shared.values())
 
 
 def heavy_calls(rows: list[Row]) -> list[list[BatchEntry]]:
-    """Jobs with windows or samples: each alone, for that costs nothing and lets any be refused or stopped by itself."""
-    return [[BatchEntry(n, task)] for n, row in enumerate(rows) for task in row.tasks if task.heavy]
+    """Calls with windows or samples, each alone: sharing saves nothing, and alone each can be refused or stopped."""
+    return [[BatchEntry(n, call)] for n, row in enumerate(rows) for call in row.calls if call.heavy]

@@ -1,4 +1,4 @@
-"""What work takes on this machine with this model, in seconds: measured, and refined by what it really took."""
+"""What work takes on this machine with this model, in seconds: measured at first, refined by what each call took."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-Key = tuple[str, str]  # a method, and at which pace it works (``Method.rate_key``)
+Key = tuple[str, str]  # a method, and the pace at which it works (``Method.rate_key``)
 
-# A measurement counts for more where it is shorter than expected: a busy moment makes any work longer and none shorter,
-# and what is expected too long refuses requests, while what takes longer than expected is stopped in time.
-_SHORTER, _LONGER = 0.7, 0.2
-_JUMP = 2.0  # and says at most so many times what was expected
-_PASSES, _ENOUGH_S = 4, 0.12
+# A measurement shorter than expected counts for more than a longer one: a busy moment makes any work longer and none
+# shorter. Expecting too much refuses requests; expecting too little is harmless, since overlong work is stopped.
+_WEIGHT_SHORTER, _WEIGHT_LONGER = 0.7, 0.2
+_LARGEST_RATIO = 2.0  # one measurement moves the estimate as if it were at most this many times as long
+_CALIBRATION_PASSES, _CALIBRATION_S = 4, 0.12
 _OLD_S = 60.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class RateEstimate:
-    """Seconds for a unit of work, and when that was last measured, by time.perf_counter()."""
+    """Seconds for a unit of work, and when they were last measured, by time.perf_counter()."""
 
     seconds: float
     measured: float = field(default_factory=time.perf_counter)
@@ -28,73 +28,76 @@ class RateEstimate:
     def age(self) -> float:
         return time.perf_counter() - self.measured
 
-    def moved(self, found: float) -> RateEstimate:
-        weight = _SHORTER if found < self.seconds else _LONGER
-        return RateEstimate(self.seconds + weight * (min(found, _JUMP * self.seconds) - self.seconds))
+    def moved_towards(self, seconds: float) -> RateEstimate:
+        weight = _WEIGHT_SHORTER if seconds < self.seconds else _WEIGHT_LONGER
+        return RateEstimate(self.seconds + weight * (min(seconds, _LARGEST_RATIO * self.seconds) - self.seconds))
 
 
 class CostModel:
-    """Seconds of a forward pass, and of a unit of each method's cost once that was met.
+    """Seconds of a forward pass, and of a unit of each method's cost once that method has been called.
 
-    A unit that was not measured is taken for a forward pass of a single picture; in batches most are quicker. Safe to
-    use from several threads.
+    The first measurement of anything includes its set-up (imports, kernels chosen, memory reserved); later ones are
+    steady. Estimates rest on steady measurements, except where ``calibrate`` has no time for a second pass. A unit that
+    was not measured is taken for a forward pass of a single image; in batches most are quicker. Safe to use from
+    several threads.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._forward: RateEstimate | None = None
-        self._paces: dict[Key, RateEstimate] = {}
-        self._met: set[Key] = set()
+        self._methods: dict[Key, RateEstimate] = {}
+        self._set_up: set[Key] = set()
 
     @property
     def age(self) -> float:
-        """Seconds since a forward pass was last measured; infinite where none was."""
+        """Seconds since a forward pass was last measured; infinite before ``calibrate``."""
         return self._forward.age if self._forward else float("inf")
 
     def calibrate(self, forward: Callable[[], object]) -> None:
-        """Take the quickest of a few forward passes, all together about a tenth of a second or a pass that is longer.
+        """Measure a few forward passes, about a tenth of a second in all, and keep the quickest.
 
-        The first one sets things up and counts only where there is no time for another.
+        Where the first, the set-up pass, already takes four times that long, it is the only one.
         """
-        took = [_timed(forward)]
-        while len(took) < _PASSES and sum(took[1:]) < _ENOUGH_S and took[0] < 4 * _ENOUGH_S:
-            took.append(_timed(forward))
+        setup_s = _timed(forward)
+        steady = list[float]()
+        if setup_s < 4 * _CALIBRATION_S:
+            while len(steady) < _CALIBRATION_PASSES - 1 and sum(steady) < _CALIBRATION_S:
+                steady.append(_timed(forward))
         with self._lock:
-            self._forward = RateEstimate(min(took))
+            self._forward = RateEstimate(min([setup_s, *steady]))
 
     def forward_seconds(self) -> float:
         """0 before ``calibrate``."""
         return self._forward.seconds if self._forward else 0.0
 
     def seconds(self, key: Key, units: float) -> float:
-        """What so many units of this method's cost take.
-
-        What was measured long ago, maybe in a busy hour, is not held against what a forward pass says now: nobody would
-        measure again what is refused for taking too long.
-        """
+        """What so many units of this method's cost take; 0 before anything was measured."""
         with self._lock:
-            known, usual = self._paces.get(key), self.forward_seconds()
-        if known is None:
-            return units * usual
-        return units * (min(known.seconds, usual) if known.age > _OLD_S else known.seconds)
+            estimate, forward_s = self._methods.get(key), self.forward_seconds()
+        if estimate is None:
+            return units * forward_s
+        # An old measurement, maybe of a busy hour, never outweighs today's forward pass: what is refused for taking
+        # too long is not run, so nothing would ever correct the estimate.
+        return units * (min(estimate.seconds, forward_s) if estimate.age > _OLD_S else estimate.seconds)
 
     def learn_forward(self, seconds: float) -> None:
-        """A picture's share of a forward pass took so long. Ignored before ``calibrate``: it may be the very first."""
+        """A row's share of a forward pass took so long. Ignored before ``calibrate``: it may include the set-up."""
         with self._lock:
             if self._forward:
-                self._forward = self._forward.moved(seconds)
+                self._forward = self._forward.moved_towards(seconds)
 
     def learn(self, key: Key, units: float, seconds: float) -> None:
-        """So many units of this method took so long. The first call sets things up, imports among them: it is left out.
+        """So many units of this method took so long.
 
-        The second is taken at its word, from then on expectation moves towards each.
+        The first call includes the set-up and is left out; the second is the estimate, which moves towards each later
+        one.
         """
         with self._lock:
-            if key not in self._met or units <= 0:
-                self._met.add(key)
+            if key not in self._set_up or units <= 0:
+                self._set_up.add(key)
                 return
-            known, found = self._paces.get(key), seconds / units
-            self._paces[key] = known.moved(found) if known else RateEstimate(found)
+            estimate, rate = self._methods.get(key), seconds / units
+            self._methods[key] = estimate.moved_towards(rate) if estimate else RateEstimate(rate)
 
 
 def _timed(action: Callable[[], object]) -> float:

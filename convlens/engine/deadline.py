@@ -1,21 +1,32 @@
-"""When a request came, and until when its answer is wanted."""
+"""A request's deadline: when it ends, and the error once it cannot be kept.
+
+It is enforced in four places, each of which calls ``Deadline.require``:
+
+1. ``Engine`` refuses a request whose deadline passed while it waited.
+2. ``AdmissionController.require_seconds`` refuses one whose expected work no longer fits. Work that could not fit on
+   an idle worker either is refused with 422 and advice, because sending the request again would not help.
+3. ``BatchExecutor`` does not start a method call after the deadline, nor a sweep that would end after it.
+4. ``BatchExecutor`` stops a sweep between two batches of windows once the deadline has passed.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from convlens.errors import DeadlineError
 from convlens.protocol.requests import Request
 
-_OLDEST_S, _AHEAD_S = 3600.0, 5.0  # clocks differ; by more than this they are wrong
+# Clocks of clients and servers differ a little. A time of sending outside this range means that one of them is wrong.
+_OLDEST_S, _AHEAD_S = 3600.0, 5.0
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """``waited_s`` from when the client sent it until the run began, None where that is not known.
+    """When a request was sent and until when its answer is of use.
 
-    ``allowed_s`` is the request's deadline, counted from when it was sent, ``due`` the end of that by
-    time.perf_counter(); both None without one.
+    ``waited_s``: from when the client sent it until the run began, None where that is unknown. ``allowed_s``: the
+    request's ``deadline_ms`` in seconds. ``due``: the moment it ends, by time.perf_counter(). Both None without one.
     """
 
     waited_s: float | None = None
@@ -23,38 +34,40 @@ class Deadline:
     due: float | None = None
     warning: str = ""
 
-    def require(self, seconds: float, *, now: float) -> None:
+    @property
+    def left_s(self) -> float:
+        """Seconds from now on; infinite without a deadline, negative after it."""
+        return float("inf") if self.due is None else self.due - time.perf_counter()
+
+    def require(self, seconds: float) -> None:
         """DeadlineError (504) where so many seconds of work can no longer end in time."""
-        if self.due is None or self.allowed_s is None or now + seconds <= self.due:
+        left_s = self.left_s
+        if self.allowed_s is None or seconds <= left_s:
             return
-        spent = now - (self.due - self.allowed_s)
-        if now > self.due:
-            said = f"{spent * 1e3:.0f} ms have passed since it was sent"
-        else:
-            said = (
-                f"{spent * 1e3:.0f} ms have passed since it was sent and the work takes about {seconds * 1e3:.0f} more"
-            )
+        reason = f"{(self.allowed_s - left_s) * 1e3:.0f} ms have passed since it was sent"
+        if left_s >= 0:
+            reason += f" and the work takes about {seconds * 1e3:.0f} more"
         raise DeadlineError(
-            f"deadline_ms is {self.allowed_s * 1e3:.0f}: {said}; allow more, or try again when less is going on",
+            f"deadline_ms is {self.allowed_s * 1e3:.0f}: {reason}; allow more, or try again when less is going on",
             field="deadline_ms",
         )
 
 
 def deadline_of(request: Request, *, started: float, clock: float) -> Deadline:
-    """What the request says of its sending; ``started`` is the run's beginning by time.perf_counter(), ``clock`` the
-    same moment by time.time().
+    """The deadline of a request; ``started`` is the run's beginning by time.perf_counter(), ``clock`` by time.time().
 
-    A ``sent_at`` of more than an hour ago or more than five seconds ahead is ignored with a warning.
+    It counts from ``sent_at``, else from the beginning of the run. A ``sent_at`` of more than an hour ago or more than
+    five seconds ahead is ignored with a warning.
     """
     waited_s, warning = None, ""
     if request.sent_at is not None:
         waited_s = clock - request.sent_at
-        if not -_AHEAD_S <= waited_s <= _OLDEST_S:
-            when = f"{abs(waited_s):.0f} s {'ago' if waited_s > 0 else 'ahead'}"
-            warning = f"sent_at lies {when} by the server's clock and was ignored; it is in seconds since 1970, UTC"
-            waited_s = None
-        else:
+        if -_AHEAD_S <= waited_s <= _OLDEST_S:
             waited_s = max(0.0, waited_s)
+        else:
+            offset = f"{abs(waited_s):.0f} s {'ago' if waited_s > 0 else 'ahead'}"
+            warning = f"sent_at lies {offset} by the server's clock and was ignored; it is in seconds since 1970, UTC"
+            waited_s = None
     if request.params.deadline_ms is None:
         return Deadline(waited_s, warning=warning)
     allowed_s = request.params.deadline_ms / 1e3

@@ -1,4 +1,4 @@
-"""What a request asks of this engine: its jobs, with the engine's defaults, at the entry that answers them."""
+"""The method calls that a request asks for: each method is looked up once, here, with its options, target and cost."""
 
 from __future__ import annotations
 
@@ -7,68 +7,71 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-    create_model,
-)
+from pydantic import BaseModel, ValidationError, create_model
 
 from convlens import explain
+from convlens.engine.backend import Model
 from convlens.engine.options import EngineOptions
 from convlens.errors import RequestError
+from convlens.explain import Method
+from convlens.instrument import find_layer
+from convlens.models import Classifier, find_class
 from convlens.protocol.params import STRICT, MethodParams, NeuronTarget, Params, field_prefix, raise_invalid
 from convlens.types import Neuron
 
-# Forward passes: what costs more has windows or samples to go through, one picture after another.
+# Forward passes. What costs more runs through many windows or samples, one image after another.
 HEAVY = 10.0
 
 
 @dataclass(frozen=True)
 class MethodCall:
-    """One explanation to compute, with its options complete and checked.
+    """One explanation to compute: a method of the registry, with complete and validated options.
 
-    ``place`` is where the request asked for it, such as ``methods.0``, for errors to point at; empty for a default.
-    ``target_place`` is where its target came from, which may be the request's own.
+    ``target`` is a class index, a neuron, or None for the predicted class; a class label only until ``with_target``.
+    ``cost`` is in forward passes, 0 until ``with_cost``. ``place`` is where the request names the call, such as
+    ``methods.0``, for errors to point at; empty for a default method. ``target_place`` is where its target comes from:
+    the call's own, or that of the whole request.
     """
 
     id: str
-    method: str
+    method: Method
     target: int | str | Neuron | None
     options: Mapping[str, Any]
     place: str = ""
     target_place: str = "target"
+    cost: float = 0.0
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it runs through many windows or samples."""
+        return self.cost > HEAVY
 
 
 def method_calls(params: Params, default_methods: Iterable[str]) -> list[MethodCall]:
     """The explanations that the parameters ask for, in their order; RequestError for an unknown method or option."""
-    asked = list(params.methods or [])
+    items = list(params.methods or [])
+    places = [f"methods.{n}" for n in range(len(items))]
     if params.explain and params.methods is None:
-        asked = [MethodParams(method=name) for name in default_methods]
-    if params.neighbours is not None and all(one.method != "neighbours" for one in asked):
-        asked.append(MethodParams(method="neighbours"))
-    ids = _unique_ids(asked)
-    named = len(params.methods or [])
-    places = [f"methods.{n}" if n < named else "" for n in range(len(asked))]
-    return [_job(one, name, place, params) for one, name, place in zip(asked, ids, places, strict=True)]
+        items = [MethodParams(method=name) for name in default_methods]
+    if params.neighbours is not None and all(item.method != "neighbours" for item in items):
+        items.append(MethodParams(method="neighbours"))
+    places += [""] * (len(items) - len(places))
+    return [_call(*parts, params) for parts in zip(items, _unique_ids(items), places, strict=True)]
 
 
-def _job(one: MethodParams, name: str, place: str, params: Params) -> MethodCall:
+def _call(item: MethodParams, id_: str, place: str, params: Params) -> MethodCall:
     with field_prefix(place):
-        method = explain.get(one.method)
+        method = explain.get(item.method)
     shared = {"k": params.neighbours, "seed": params.seed}
     inherited = {key: value for key, value in shared.items() if key in method.options and value is not None}
-    model = options_model(one.method)
+    model = options_model(method.name)
     try:
-        options = model.model_validate(inherited | one.options).model_dump()
+        options = model.model_validate(inherited | item.options).model_dump()
     except ValidationError as error:
-        raise_invalid(error, model, where=f"{place or one.method}.options")
-    if one.target is None:
-        return MethodCall(name, one.method, _plain(params.target), options, place)
-    return MethodCall(name, one.method, _plain(one.target), options, place, f"{place}.target")
-
-
-def _plain(target: int | str | NeuronTarget | None) -> int | str | Neuron | None:
-    return target.as_neuron() if isinstance(target, NeuronTarget) else target
+        raise_invalid(error, model, where=f"{place or method.name}.options")
+    target, target_place = (params.target, "target") if item.target is None else (item.target, f"{place}.target")
+    resolved = target.as_neuron() if isinstance(target, NeuronTarget) else target
+    return MethodCall(id_, method, resolved, options, place, target_place)
 
 
 @functools.cache
@@ -78,70 +81,101 @@ def options_model(method: str) -> type[BaseModel]:
     return create_model(f"{method}_options", __config__=STRICT, **fields)
 
 
-def _unique_ids(asked: Iterable[MethodParams]) -> list[str]:
+def _unique_ids(items: Iterable[MethodParams]) -> list[str]:
+    """The id of each: its own, else its method's name, numbered where that is taken."""
     ids: list[str] = []
-    for one in asked:
-        if one.id in ids:
-            raise RequestError(f"two methods have the id {one.id!r}; give each its own", field="methods")
-        base, name, count = one.id or one.method, one.id or one.method, 1
-        while name in ids:
+    for item in items:
+        if item.id in ids:
+            raise RequestError(f"two methods have the id {item.id!r}; give each its own", field="methods")
+        base = id_ = item.id or item.method
+        count = 1
+        while id_ in ids:
             count += 1
-            name = f"{base}-{count}"
-        ids.append(name)
+            id_ = f"{base}-{count}"
+        ids.append(id_)
     return ids
 
 
-_FOR_NEURONS = ("gradient", "embedding")  # neighbours are about no target at all
+# --- what an engine's model, options and entry make of them -----------------------------------------------------------
 
 
-def asked(params: Params, options: EngineOptions, side: int) -> tuple[list[tuple[MethodCall, float]], list[str]]:
-    """The jobs, each with its cost in forward passes, and warnings. RequestError for what this entry does not answer.
+def entry_calls(params: Params, options: EngineOptions, side: int) -> tuple[list[MethodCall], list[str]]:
+    """The calls that this model entry answers, with their costs for images of ``side`` pixels; and warnings.
 
-    Where sweeps have an entry of their own, those among the default methods are left out, with a warning.
+    RequestError for a call that another entry answers: where sweeps have an entry of their own, those among the default
+    methods are left out with a warning, and those that the request names are refused.
     """
-    wanted, warnings = _of_neurons(method_calls(params, options.default_methods))
-    found = [_in_precision(job, params, options) for job in wanted]
-    costs = [(job, _cost(job, side)) for job in found]
-    if not options.sweeps_at:
-        return costs, warnings
-    elsewhere = [job for job, cost in costs if cost > HEAVY]
-    for job in elsewhere:
-        if job.place:
-            raise RequestError(
-                f"{job.method} with many windows or samples is answered by the model entry {options.sweeps_at!r}: ask "
-                f"/explanations/{options.sweeps_at}, or name it as the model over gRPC",
-                field=job.place,
-            )
+    calls, warnings = _without_class_methods(method_calls(params, options.default_methods))
+    calls = [with_cost(_in_precision(call, params, options), side) for call in calls]
     entry = options.sweeps_at
-    warnings += [f"{job.method} is left out here: ask the model entry {entry!r} for it" for job in elsewhere]
-    return [(job, cost) for job, cost in costs if job not in elsewhere], warnings
+    if not entry:
+        return calls, warnings
+    heavy = [call for call in calls if call.heavy]
+    for call in heavy:
+        if call.place:
+            raise RequestError(
+                f"{call.method.name} with many windows or samples is answered by the model entry {entry!r}: ask "
+                f"/explanations/{entry}, or name it as the model over gRPC",
+                field=call.place,
+            )
+    warnings += [f"{call.method.name} is left out here: ask the model entry {entry!r} for it" for call in heavy]
+    return [call for call in calls if not call.heavy], warnings
 
 
-def _of_neurons(wanted: list[MethodCall]) -> tuple[list[MethodCall], list[str]]:
-    """Without the default methods that explain classes only, where a neuron is asked about; a warning for each."""
+def with_cost(call: MethodCall, side: int) -> MethodCall:
+    """The call with what its options cost on an image of ``side`` pixels."""
+    with field_prefix(call.place):
+        return replace(call, cost=call.method.cost(call.options, side))
+
+
+def with_target(call: MethodCall, model: Model) -> MethodCall:
+    """The call with its label as a class index of this model.
+
+    TargetError for a class, RequestError for a layer, that the model does not have.
+    """
+    if call.method.needs == "embedding" and isinstance(call.target, Neuron):  # neighbours depend on no target
+        return replace(call, target=None)
+    if isinstance(call.target, Neuron):
+        _require_neuron(call, call.target, model)
+    elif call.target is not None:
+        with field_prefix(call.target_place):
+            return replace(call, target=find_class(model.spec.labels, call.target))
+    return call
+
+
+def _require_neuron(call: MethodCall, neuron: Neuron, model: Model) -> None:
+    """What can be checked before anything runs; the layer's channels and size show only in a forward pass."""
+    try:
+        explain.require_neurons(call.method.name)
+    except RequestError as error:
+        error.field = call.target_place
+        raise
+    if isinstance(model, Classifier):
+        with field_prefix(call.target_place):
+            find_layer(model.module, neuron.layer)
+
+
+def _without_class_methods(calls: list[MethodCall]) -> tuple[list[MethodCall], list[str]]:
+    """Without the default methods that explain classes only, where the target is a neuron; a warning for each."""
     kept, warnings = [], []
-    for job in wanted:
-        if isinstance(job.target, Neuron) and not job.place and explain.get(job.method).needs not in _FOR_NEURONS:
-            warnings.append(f"{job.method} is left out: it explains classes, and a neuron was asked about")
+    for call in calls:
+        for_neurons = call.method.needs in ("gradient", "embedding")
+        if isinstance(call.target, Neuron) and not call.place and not for_neurons:
+            warnings.append(f"{call.method.name} is left out: it explains classes, and a neuron was asked about")
         else:
-            kept.append(job)
+            kept.append(call)
     return kept, warnings
 
 
-def _cost(job: MethodCall, side: int) -> float:
-    with field_prefix(job.place):
-        return explain.get(job.method).cost(job.options, side)
+def _in_precision(call: MethodCall, params: Params, options: EngineOptions) -> MethodCall:
+    """The call in the engine's precision, where its method has a choice and the request makes none."""
+    if options.precision == "float32" or "precision" not in call.options or _names_precision(call, params):
+        return call
+    if call.options.get("strategy", "full") != "full":  # these are computed in float32 only
+        return call
+    return replace(call, options={**call.options, "precision": options.precision})
 
 
-def _in_precision(job: MethodCall, params: Params, options: EngineOptions) -> MethodCall:
-    """The engine's precision where the request names none, and where the method has a choice."""
-    if options.precision == "float32" or "precision" not in job.options or _names_precision(job, params):
-        return job
-    if job.options.get("strategy", "full") != "full":  # these are computed in float32 only
-        return job
-    return replace(job, options={**job.options, "precision": options.precision})
-
-
-def _names_precision(job: MethodCall, params: Params) -> bool:
-    _, _, position = job.place.partition(".")
+def _names_precision(call: MethodCall, params: Params) -> bool:
+    _, _, position = call.place.partition(".")
     return bool(position) and "precision" in (params.methods or [])[int(position)].options

@@ -64,6 +64,20 @@ class Method:
         parameters = inspect.signature(self.run).parameters.values()
         return {p.name: (hints[p.name], p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
+    def explain(self, forward: Forward, target_N: Sequence[int] | Ints | None, options: Mapping[str, Any]) -> Result:
+        """As ``run``, for options that have been checked; raises what ``run`` does beside that."""
+        if self.needs == "model" and not isinstance(forward, ForwardPass):
+            raise UnsupportedModelError(
+                f"{self.name} needs the network itself, and this model consists of graphs; serve it with "
+                "--runtime torch",
+                field="method",
+            )
+        if self.needs == "gradient":
+            # Before targets() reads the logits: that alone would make a forward pass without a graph, and the gradient
+            # another one with it.
+            forward.record()
+        return self.run(forward, forward.targets(target_N), **options)
+
 
 _METHODS: Registry[Method] = Registry("convlens.explain.methods", noun="method", error=RequestError, field="method")
 
@@ -119,16 +133,7 @@ def run(
     options = dict(options or {})
     for key, value in options.items():
         _require_option(method, key, value)
-    if method.needs == "model" and not isinstance(forward, ForwardPass):
-        raise UnsupportedModelError(
-            f"{name} needs the network itself, and this model consists of graphs; serve it with --runtime torch",
-            field="method",
-        )
-    if method.needs == "gradient":
-        # Before targets() reads the logits: that alone would make a forward pass without a graph, and the gradient
-        # another one with it.
-        forward.record()
-    return method.run(forward, forward.targets(target_N), **options)
+    return method.explain(forward, target_N, options)
 
 
 def _require_option(method: Method, key: str, value: object) -> None:

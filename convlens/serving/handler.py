@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from convlens import explain
 from convlens.engine.batch import RequestRecord
 from convlens.engine.engine import Engine, EngineOptions
-from convlens.engine.executor import attempt
+from convlens.engine.executor import isolate_errors
 from convlens.engine.method_calls import method_calls
 from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.image import Limits
@@ -33,7 +32,7 @@ def require_sendable(request: Request, default_methods: Iterable[str], *, most: 
     """Refuse before any work what could not be sent: a picture file of several pictures or of none, or maps in the size
     of a picture that would pass ``most`` bytes. Raises RequestError.
     """
-    asked = [explain.get(job.method) for job in method_calls(request.params, default_methods)]
+    asked = [call.method for call in method_calls(request.params, default_methods)]
     if request.params.accept == PNG:
         _require_one_picture(request.params, [method.name for method in asked if method.drawing != "thumbnails"])
     if request.params.size == "original":
@@ -124,13 +123,14 @@ class BatchHandler:
             # An answer is the last of its stream: StreamPredictions waits for this, Predictions ignores it, and over
             # REST it would be the end of a stream that never began.
             context.set_response_header(n, "ts_stream_next", "false")
-        return attempt(
-            self._call,
-            item,
-            headers,
-            explain=str(headers.get("explain", "")).lower() == "true",
-            path_method=str(headers.get("url_path", "")).strip("/"),
-        )
+        with isolate_errors() as isolation:
+            call = self._call(
+                item,
+                headers,
+                explain=str(headers.get("explain", "")).lower() == "true",
+                path_method=str(headers.get("url_path", "")).strip("/"),
+            )
+        return isolation.error or call
 
     def _call(self, item: dict[str, Any], headers: Mapping[str, str], *, explain: bool, path_method: str) -> ApiRequest:
         call = parse_request(item, headers, explain=explain, path_method=path_method, limits=self.limits)
@@ -145,10 +145,11 @@ class BatchHandler:
             if isinstance(answer, ConvLensError):
                 return call.envelope.locate(answer, position)
             replies.append(answer)
-        out = attempt(encode_response, call, replies)
-        if not isinstance(out, ConvLensError) and len(out.body) > self.largest_reply:
+        with isolate_errors() as isolation:
+            out = encode_response(call, replies)
+        if isolation.error is None and len(out.body) > self.largest_reply:
             return reply_too_large(len(out.body), self.largest_reply)
-        return out
+        return isolation.error or out
 
 
 def handler_config(context: Any) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_a_key_of_megabytes_is_neither_compared_nor_quoted_in_full() -> None:
 
 def test_a_method_may_be_named_by_a_bare_string_and_gets_its_default_options() -> None:
     (job,) = asked(methods=["occlusion"])
-    assert (job.id, job.method, job.target) == ("occlusion", "occlusion", None)
+    assert (job.id, job.method.name, job.target) == ("occlusion", "occlusion", None)
     assert job.options == {
         "window": 32,
         "stride": 16,
@@ -195,10 +195,10 @@ def test_two_methods_of_the_same_id_are_refused() -> None:
 
 
 def test_asking_to_be_explained_without_naming_methods_asks_for_the_default_ones() -> None:
-    assert [job.method for job in asked(explain=True)] == ["saliency", "occlusion"]
+    assert [job.method.name for job in asked(explain=True)] == ["saliency", "occlusion"]
     assert asked(explain=True, methods=[]) == []
-    assert [job.method for job in asked(explain=True, methods=["grad_cam"])] == ["grad_cam"]
-    assert [job.method for job in asked(methods=["grad_cam"])] == ["grad_cam"]
+    assert [job.method.name for job in asked(explain=True, methods=["grad_cam"])] == ["grad_cam"]
+    assert [job.method.name for job in asked(methods=["grad_cam"])] == ["grad_cam"]
 
 
 def test_the_requests_target_holds_for_every_method_that_names_none() -> None:
@@ -207,7 +207,7 @@ def test_the_requests_target_holds_for_every_method_that_names_none() -> None:
 
 
 def test_neighbours_k_asks_for_neighbours_and_says_how_many() -> None:
-    assert [(job.method, dict(job.options)) for job in asked(neighbours=3)] == [("neighbours", {"k": 3})]
+    assert [(job.method.name, dict(job.options)) for job in asked(neighbours=3)] == [("neighbours", {"k": 3})]
 
 
 def test_neighbours_k_counts_for_those_asked_for_without_a_k_of_their_own() -> None:
