@@ -16,6 +16,7 @@ import torch
 from engines import Tripwire, counted, engine, replied, request, values
 from torch import Tensor, nn
 
+from convlens.engine import executor
 from convlens.errors import ConvLensError, OutOfMemoryError
 from convlens.runtime.memory import is_out_of_memory
 
@@ -100,6 +101,17 @@ def test_an_error_that_is_kept_keeps_no_tensor_of_the_failed_try(error: Callable
         gc.enable()
 
 
+def test_memory_is_given_back_when_nothing_holds_the_failed_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps a traceback, and so its frames, until the ``with`` that catches the error has ended."""
+    room, held = Room(0), list[int]()
+    monkeypatch.setattr(
+        executor, "free_gpu_cache", lambda: held.append(sum(failed() is not None for failed in room.failed))
+    )
+    (answer,) = engine(counted(room)).run([request(0)])
+    assert isinstance(answer, OutOfMemoryError)
+    assert held == [0]
+
+
 def test_what_gradients_need_is_let_go_before_a_sweep_begins() -> None:
     alive: list[bool] = []
 
@@ -163,7 +175,6 @@ REAL = """
 import resource, sys
 import numpy as np, torch
 from engines import counted, engine, request, values, replied
-from convlens.runtime.memory import free
 
 class Wide(torch.nn.Module):
     '''Nothing to the scores, but 8 MB of activations for every picture.'''
