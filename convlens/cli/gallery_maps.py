@@ -38,7 +38,7 @@ from convlens.inspection.pixel_neighbours import (
 from convlens.inspection.projection import Method, Projection, draw_map
 from convlens.inspection.projection import project as projected
 from convlens.models import Classifier, load
-from convlens.report.pages import Thumbnails, render_map
+from convlens.report.pages import ThumbnailSheet, render_map
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import Neighbour
 from convlens.utils.files import replace_folder
@@ -85,7 +85,7 @@ def _write(draft: Path, gallery: Gallery, entries: Sequence[GalleryEntry], found
     page = render_map(
         title=f"{len(entries)} pictures by {'t-SNE' if found.method == 'tsne' else 'PCA'}",
         facts=facts,
-        explained=_explained(found),
+        explanation=_explained(found),
         coordinates_N2=found.coordinates_N2,
         names=[entry.id for entry in entries],
         labels=labels,
@@ -95,7 +95,7 @@ def _write(draft: Path, gallery: Gallery, entries: Sequence[GalleryEntry], found
     (draft / MANIFEST).write_text(json.dumps(_manifest(gallery, found), indent=1), encoding="utf-8")
 
 
-def _sprite(thumbnails: Sequence[bytes]) -> Thumbnails | None:
+def _sprite(thumbnails: Sequence[bytes]) -> ThumbnailSheet | None:
     """All thumbnails in one picture, or evenly chosen ones where there are too many for a page."""
     having = [n for n, data in enumerate(thumbnails) if data]
     if not having:
@@ -107,7 +107,7 @@ def _sprite(thumbnails: Sequence[bytes]) -> Thumbnails | None:
         with Image.open(io.BytesIO(thumbnails[point])) as picture:
             small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(small, (n % columns * SIDE, n // columns * SIDE))
-    return Thumbnails(image.encode_jpeg(np.asarray(sheet), quality=80), SIDE, columns, chosen)
+    return ThumbnailSheet(image.encode_jpeg(np.asarray(sheet), quality=80), SIDE, columns, chosen)
 
 
 def _facts(gallery: Gallery, found: Projection) -> list[tuple[str, str]]:

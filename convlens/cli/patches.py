@@ -163,7 +163,7 @@ def _page(found: Patches, rows: Sequence[ChannelRow], backprop: Backprop) -> str
             ("field", f"{height}×{width} pixels"),
             ("pictures", f"{found.images}, {len(found.unreadable)} left out"),
         ],
-        explained=(
+        explanation=(
             "For each channel the parts of pictures that excite one of its neurons most, strongest first, at most one "
             "of each picture, cut to what the neuron sees, grey where it looks beyond the border; the whole picture "
             f"where it sees more than that.{below[backprop]}"

@@ -21,7 +21,7 @@ from convlens.cli.console import out
 from convlens.errors import RequestError
 from convlens.protocol.params import Params
 from convlens.protocol.responses import dumps, to_json
-from convlens.report import ReportRow, write
+from convlens.report import ReportRow, render, write
 from convlens.types import Attribution, Explanation, Reply
 from convlens.utils.files import replace_folder
 
@@ -54,8 +54,7 @@ def write_folder(folder: Path, answers: Sequence[Answer], *, model: str) -> None
 def write_report(path: Path, answers: Sequence[Answer], *, model: str, notes: Sequence[str] = ()) -> None:
     """The HTML page alone."""
     known = [explain.get(name) for name in explain.available_methods()]
-    write(
-        path,
+    page = render(
         rows=[ReportRow(answer.name, answer.view_png, answer.reply) for answer in answers],
         title="What the network looked at",
         model=model,
@@ -63,6 +62,7 @@ def write_report(path: Path, answers: Sequence[Answer], *, model: str, notes: Se
         titles={method.name: method.title for method in known},
         notes=notes,
     )
+    write(path, page)
 
 
 def _write_answer(draft: Path, answer: Answer) -> str:

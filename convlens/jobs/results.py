@@ -22,7 +22,7 @@ from convlens.jobs import job_dir
 from convlens.jobs.job_dir import told
 from convlens.jobs.loss_log import curve
 from convlens.models import Classifier
-from convlens.report.pages import Curve, Shown, render_job
+from convlens.report.pages import Curve, LinkedImage, render_job
 from convlens.synth.base import Job, Outcome, SynthesisRun
 from convlens.types import Bytes8
 
@@ -89,15 +89,15 @@ def write_page(
             ("steps", str(len(values.get("objective", [])))),
             ("seed", str(job.seed)),
         ],
-        figures=[Shown(f"{stem}.png", stem) for stem in outcome.figures],
-        pictures=[Shown(f"{stem}.png", stem) for stem in outcome.images],
+        figures=[LinkedImage(f"{stem}.png", stem) for stem in outcome.figures],
+        images=[LinkedImage(f"{stem}.png", stem) for stem in outcome.images],
         snapshots=[
-            Shown(f"{job_dir.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
+            LinkedImage(f"{job_dir.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
             for path in snapshots
         ],
         curve=Curve("objective", values.get("objective", [])),
         video="video.mp4" if "video.mp4" in made else "",
-        found=_plain(outcome.facts),
+        results=_plain(outcome.facts),
         description=(out / said).read_text(encoding="utf-8"),
     )
     job_dir.write(out / job_dir.PAGE, page.encode())

@@ -1,4 +1,4 @@
-"""Frozen results -> one self-contained HTML page."""
+"""Results as self-contained HTML pages."""
 
 from __future__ import annotations
 

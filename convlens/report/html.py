@@ -1,37 +1,80 @@
-"""Values -> text that reads well and cannot break the page.
-
-Encoded pictures -> what an ``<img>`` needs, without decoding them.
-"""
+"""The template environment of all pages: values become text that cannot break a page, images become data URIs."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
 from convlens.errors import ImageError
 
 # C0 and C1 controls, lone surrogates, non-characters, and the overrides that make gpj.exe read exe.jpg
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+_FEW_PIXELS = 128
+
+
+# ---- templates
+
+
+@cache
+def environment() -> jinja2.Environment:
+    """The jinja2 environment of the templates in this folder."""
+    # autoescape and finalize act on every value, so that no template line can forget to escape or to clean one.
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=legible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {"percent": percent, "score": score, "milliseconds": milliseconds}
+    environment.filters.update(filters)
+    return environment
+
+
+def asset(name: str) -> Markup:
+    """A style or a script of this folder, unescaped: it is our own file and not a value."""
+    return Markup(_read(name))
+
+
+def csp_hash(inline: str) -> str:
+    """The source expression that lets exactly this inline style or script run, and no other (CSP level 2)."""
+    digest = hashlib.sha256(inline.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
+
+
+def _read(name: str) -> str:
+    return resources.files("convlens.report").joinpath(name).read_text(encoding="utf-8")
+
+
+# ---- values
 
 
 def legible(value: Any) -> Any:
     """Text without the characters that HTML or UTF-8 forbid or that disguise it; anything else unchanged.
 
-    A control character becomes its Unicode picture (NUL → ␀), so that it is seen rather than lost; a lone surrogate, as
-    in a file name that is not UTF-8, and an explicit change of writing direction become U+FFFD. Newlines and tabs stay.
+    A control character becomes its visible symbol (NUL → ␀); a lone surrogate, as in a file name that is not UTF-8, and
+    an explicit change of writing direction become U+FFFD. Newlines and tabs stay.
     """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return UNPRINTABLE.sub(_stand_in, value)
+    return _UNPRINTABLE.sub(_visible_symbol, value)
 
 
-def _stand_in(found: re.Match[str]) -> str:
-    code = ord(found.group())
+def _visible_symbol(match: re.Match[str]) -> str:
+    code = ord(match.group())
     if code == 0x7F:
         return "␡"
     return chr(0x2400 + code) if code < 0x20 else "\ufffd"
@@ -56,45 +99,37 @@ def milliseconds(value: float) -> str:
     return f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms".replace(",", "\u202f")
 
 
-def title_of(method: str) -> str:
-    """A method's name as words: ``guided_backprop`` → Guided backprop."""
-    words = method.replace("_", " ").strip()
-    return words[:1].upper() + words[1:]
-
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-JPEG_SIGNATURE = b"\xff\xd8\xff"
-FEW_PIXELS = 128
+# ---- images
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A data URI and how to show it: ``few_pixels`` asks for hard pixel edges, which would only hurt a photograph."""
+class EmbeddedImage:
+    """A data URI; ``few_pixels`` asks for hard pixel edges, which would only spoil a photograph."""
 
     uri: Markup
     few_pixels: bool = False
 
 
-def embed(encoded: bytes) -> Picture | None:
-    """The picture as a data URI; None for no bytes. Raises ImageError for what is neither PNG nor JPEG."""
+def embed_image(encoded: bytes) -> EmbeddedImage | None:
+    """An encoded image as a data URI; None for no bytes. Raises ImageError for what is neither PNG nor JPEG."""
     if not encoded:
         return None
-    uri = f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode('ascii')}"
-    # base64 has no character that HTML escapes; saying so saves a pass over megabytes.
-    return Picture(Markup(uri), few_pixels=0 < png_width(encoded) < FEW_PIXELS)
+    # base64 has no character that HTML escapes; Markup saves the pass over megabytes that would look for one.
+    uri = Markup(f"data:{_media_type(encoded)};base64,{base64.b64encode(encoded).decode('ascii')}")
+    return EmbeddedImage(uri, few_pixels=0 < _png_width(encoded) < _FEW_PIXELS)
 
 
-def media_type(encoded: bytes) -> str:
-    """The type by the first bytes: a name or a header may lie."""
-    if encoded.startswith(PNG_SIGNATURE):
+def _media_type(encoded: bytes) -> str:
+    # By the first bytes: a file name or a header may be wrong.
+    if encoded.startswith(_PNG_SIGNATURE):
         return "image/png"
-    if encoded.startswith(JPEG_SIGNATURE):
+    if encoded.startswith(_JPEG_SIGNATURE):
         return "image/jpeg"
-    raise ImageError(f"a picture for the report begins with {encoded[:8]!r}; give encoded PNG or JPEG bytes")
+    raise ImageError(f"an image for the report begins with {encoded[:8]!r}; give encoded PNG or JPEG bytes")
 
 
-def png_width(encoded: bytes) -> int:
-    """Width in pixels, from the header; 0 where it is no PNG or the header is cut short."""
-    if not encoded.startswith(PNG_SIGNATURE) or len(encoded) < 20:
+def _png_width(encoded: bytes) -> int:
+    """Width in pixels, from the header, without decoding; 0 where it is no PNG or the header is cut short."""
+    if not encoded.startswith(_PNG_SIGNATURE) or len(encoded) < 20:
         return 0
     return int(struct.unpack(">I", encoded[16:20])[0])

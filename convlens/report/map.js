@@ -1,10 +1,10 @@
 "use strict";
-/* A map of points and pictures on a canvas. Everything it draws comes from the data element; texts are never markup. */
+/* A map of points and images on a canvas. Everything it draws comes from the data element; text is never markup. */
 const data = JSON.parse(document.getElementById("data").textContent);
 const canvas = document.getElementById("map"), pen = canvas.getContext("2d");
-const hovered = document.getElementById("hovered"), large = document.getElementById("large");
-const wanted = document.getElementById("wanted"), pictures = document.getElementById("pictures");
-const shown = document.getElementById("shown"), legend = document.getElementById("legend");
+const tooltip = document.getElementById("tooltip"), large = document.getElementById("large");
+const query = document.getElementById("query"), showImages = document.getElementById("images");
+const countText = document.getElementById("count"), legend = document.getElementById("legend");
 const count = data.points.length, counts = data.labels.map(() => 0);
 for (const label of data.label) counts[label] += 1;
 // The commonest labels get colours of their own, evenly around the circle; all others are grey.
@@ -29,7 +29,7 @@ function whole() {
 }
 const onScreen = (n) => [view.x + view.scale * data.points[n][0], view.y - view.scale * data.points[n][1]];
 function matches(n) {
-  const text = wanted.value.trim().toLowerCase();
+  const text = query.value.trim().toLowerCase();
   if (picked.size && !picked.has(data.label[n])) return false;
   return !text || data.names[n].toLowerCase().includes(text) || data.labels[data.label[n]].toLowerCase().includes(text);
 }
@@ -45,13 +45,13 @@ function draw() {
   }
   pen.setTransform(ratio, 0, 0, ratio, 0, 0);
   pen.clearRect(0, 0, width, height);
-  const side = tile(), drawn = pictures.checked && sheet?.complete;
-  let some = 0;
+  const side = tile(), drawn = showImages.checked && sheet?.complete;
+  let matching = 0;
   for (let n = 0; n < count; n += 1) {
-    const found = matches(n), [x, y] = onScreen(n);
-    some += found;
+    const isMatch = matches(n), [x, y] = onScreen(n);
+    matching += isMatch;
     if (x < -side || y < -side || x > width + side || y > height + side) continue;
-    pen.globalAlpha = found ? 1 : 0.08;
+    pen.globalAlpha = isMatch ? 1 : 0.08;
     if (drawn && place.has(n)) {
       const spot = place.get(n), from = data.sheet.side, row = Math.floor(spot / data.sheet.columns);
       pen.drawImage(sheet, spot % data.sheet.columns * from, row * from, from, from, x - side / 2, y - side / 2, side, side);
@@ -66,7 +66,7 @@ function draw() {
     }
   }
   pen.globalAlpha = 1;
-  shown.textContent = `${some} of ${count} pictures`;
+  countText.textContent = `${matching} of ${count} images`;
 }
 let waiting = false;
 function redraw() {
@@ -87,8 +87,8 @@ function nearest(x, y) {
   }
   return best;
 }
-function tell(n, x, y) {
-  hovered.hidden = n === null;
+function showTooltip(n, x, y) {
+  tooltip.hidden = n === null;
   if (n === null) return;
   const label = data.labels[data.label[n]];
   document.getElementById("name").textContent = label ? `${label}: ${data.names[n]}` : data.names[n];
@@ -100,10 +100,10 @@ function tell(n, x, y) {
       Math.floor(spot / data.sheet.columns) * from, from, from, 0, 0, 2 * from, 2 * from);
   }
   const right = x > canvas.clientWidth / 2, low = y > canvas.clientHeight / 2;
-  hovered.style.left = right ? "" : `${x + 16}px`;
-  hovered.style.right = right ? `${canvas.clientWidth - x + 16}px` : "";
-  hovered.style.top = low ? "" : `${y + 16}px`;
-  hovered.style.bottom = low ? `${canvas.parentElement.clientHeight - y + 16}px` : "";
+  tooltip.style.left = right ? "" : `${x + 16}px`;
+  tooltip.style.right = right ? `${canvas.clientWidth - x + 16}px` : "";
+  tooltip.style.top = low ? "" : `${y + 16}px`;
+  tooltip.style.bottom = low ? `${canvas.parentElement.clientHeight - y + 16}px` : "";
 }
 const touches = new Map();
 canvas.addEventListener("pointerdown", (event) => {
@@ -112,7 +112,7 @@ canvas.addEventListener("pointerdown", (event) => {
 });
 canvas.addEventListener("pointermove", (event) => {
   const now = [event.offsetX, event.offsetY], before = touches.get(event.pointerId);
-  if (!before) return tell(nearest(...now), ...now);
+  if (!before) return showTooltip(nearest(...now), ...now);
   const others = [...touches.entries()].filter(([id]) => id !== event.pointerId).map(([, spot]) => spot);
   if (others.length) {
     const [other] = others, apart = (spot) => Math.hypot(spot[0] - other[0], spot[1] - other[1]);
@@ -124,7 +124,7 @@ canvas.addEventListener("pointermove", (event) => {
   touches.set(event.pointerId, now);
 });
 for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, (event) => touches.delete(event.pointerId));
-canvas.addEventListener("pointerleave", () => tell(null));
+canvas.addEventListener("pointerleave", () => showTooltip(null));
 canvas.addEventListener("wheel", (event) => {
   event.preventDefault();
   zoom(Math.exp(-event.deltaY / 400), event.offsetX, event.offsetY);
@@ -154,8 +154,8 @@ for (const label of common) {
   item.append(button);
   legend.append(item);
 }
-wanted.addEventListener("input", redraw);
-pictures.addEventListener("change", redraw);
+query.addEventListener("input", redraw);
+showImages.addEventListener("change", redraw);
 document.getElementById("whole").addEventListener("click", () => { whole(); redraw(); });
 window.addEventListener("resize", () => { whole(); redraw(); });
 if (sheet) {

@@ -1,9 +1,4 @@
-"""The page of a synthesis job: what came out, how the objective went, how the picture grew, how it was asked for.
-
-A map of pictures as one self-contained page: drag, zoom, hover, pick labels.
-
-A page of a layer's patches: one row of crops a channel, in files beside the page, to be filtered and sorted.
-"""
+"""The pages of a synthesis job, of a map of images, and of a layer's patches. In all of them text may be hostile."""
 
 from __future__ import annotations
 
@@ -17,15 +12,28 @@ from typing import Any
 
 from markupsafe import Markup
 
-from convlens.report.explanation_page import asset, csp_hash, environment
+from convlens.report.html import asset, csp_hash, environment
 from convlens.types import Floats
 
-_WIDTH, _HEIGHT, _MOST = 720, 220, 600
+_WIDTH, _HEIGHT = 720, 220  # of the curve, in SVG units
+_MOST_POINTS = 600
+_ENDS_SCRIPT = re.compile("[<>&\u2028\u2029]")
+
+Facts = Sequence[tuple[str, str]]
+
+
+def _render(template: str, style: str, **values: Any) -> str:
+    """``style`` is added to that of all pages."""
+    page = environment().get_template(template)
+    return page.render(style=Markup(asset("report.css") + asset(style)), csp_hash=csp_hash, **values)
+
+
+# ---- a synthesis job
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture by its address from the page, and its caption."""
+class LinkedImage:
+    """An image by its address from the page, and its caption."""
 
     address: str
     caption: str
@@ -33,7 +41,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Curve:
-    """A number a step."""
+    """One number per step."""
 
     name: str
     values: Sequence[float]
@@ -42,69 +50,61 @@ class Curve:
 def render_job(
     *,
     title: str,
-    facts: Sequence[tuple[str, str]],
-    figures: Sequence[Shown],
-    pictures: Sequence[Shown],
-    snapshots: Sequence[Shown],
+    facts: Facts,
+    figures: Sequence[LinkedImage],
+    images: Sequence[LinkedImage],
+    snapshots: Sequence[LinkedImage],
     curve: Curve,
     video: str,
-    found: Sequence[tuple[str, str]],
+    results: Facts,
     description: str,
 ) -> str:
-    """A whole page; its pictures are files beside it. Text may be hostile. No script."""
-    return (
-        environment()
-        .get_template("job.html.j2")
-        .render(
-            title=title,
-            facts=facts,
-            figures=figures,
-            pictures=pictures,
-            snapshots=snapshots,
-            curve=curve,
-            line=drawn_line(curve.values),
-            width=_WIDTH,
-            height=_HEIGHT,
-            lowest=_number(min(_finite(curve.values), default=0.0)),
-            highest=_number(max(_finite(curve.values), default=0.0)),
-            video=video,
-            found=found,
-            description=description,
-            style=Markup(asset("report.css") + asset("job.css")),
-            csp_hash=csp_hash,
-        )
+    """Results, objective, intermediate images and configuration of a job; its images are files beside it. No script."""
+    finite = [value for value in curve.values if math.isfinite(value)]
+    return _render(
+        "job.html.j2",
+        "job.css",
+        title=title,
+        facts=facts,
+        figures=figures,
+        images=images,
+        snapshots=snapshots,
+        curve=curve,
+        line=polyline_points(curve.values),
+        width=_WIDTH,
+        height=_HEIGHT,
+        lowest=f"{min(finite, default=0.0):.4g}",
+        highest=f"{max(finite, default=0.0):.4g}",
+        video=video,
+        results=results,
+        description=description,
     )
 
 
-def drawn_line(values: Sequence[float]) -> str:
-    """The points of an SVG polyline, left to right, the largest value on top; at most 600 of them, evenly chosen."""
-    finite = _finite(values)
+def polyline_points(values: Sequence[float]) -> str:
+    """The points of an SVG polyline, left to right, the largest value on top; at most 600, evenly chosen.
+
+    Empty for fewer than two finite values.
+    """
+    finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return ""
     low, high = min(finite), max(finite)
-    count = len(values)
-    chosen = sorted({round(n * (count - 1) / (min(count, _MOST) - 1)) for n in range(min(count, _MOST))})
+    last, most = len(values) - 1, min(len(values), _MOST_POINTS)
+    chosen = sorted({round(n * last / (most - 1)) for n in range(most)})
     span = (high - low) or 1.0
     return " ".join(
-        f"{n * _WIDTH / (count - 1):.1f},{_HEIGHT - (values[n] - low) / span * _HEIGHT:.1f}"
+        f"{n * _WIDTH / last:.1f},{_HEIGHT - (values[n] - low) / span * _HEIGHT:.1f}"
         for n in chosen
         if math.isfinite(values[n])
     )
 
 
-def _finite(values: Sequence[float]) -> list[float]:
-    return [value for value in values if math.isfinite(value)]
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
-
-
-_UNSAFE = re.compile("[<>&\u2028\u2029]")
+# ---- a map of images
 
 
 @dataclass(frozen=True)
-class Thumbnails:
+class ThumbnailSheet:
     """Squares of ``side`` pixels in rows of ``columns`` in one JPEG, for the points ``which``, in that order."""
 
     jpeg: bytes
@@ -116,17 +116,14 @@ class Thumbnails:
 def render_map(
     *,
     title: str,
-    facts: Sequence[tuple[str, str]],
-    explained: str,
+    facts: Facts,
+    explanation: str,
     coordinates_N2: Floats,
     names: Sequence[str],
     labels: Sequence[str],
-    thumbnails: Thumbnails | None,
+    thumbnails: ThumbnailSheet | None,
 ) -> str:
-    """The page as text. Names and labels may be hostile: they are data for the script, never markup.
-
-    Points lie at ``coordinates_N2``, the second axis upwards.
-    """
+    """One point or thumbnail per image, to drag, zoom, search and filter by label; the second axis points upwards."""
     distinct = list(dict.fromkeys(labels))
     number = {label: n for n, label in enumerate(distinct)}
     data: dict[str, Any] = {
@@ -136,63 +133,58 @@ def render_map(
         "label": [number[label] for label in labels],
     }
     if thumbnails is not None:
-        uri = f"data:image/jpeg;base64,{base64.b64encode(thumbnails.jpeg).decode('ascii')}"
+        # One sheet instead of thousands of images: a browser decodes it once.
         data["sheet"] = {
-            "uri": uri,
+            "uri": f"data:image/jpeg;base64,{base64.b64encode(thumbnails.jpeg).decode('ascii')}",
             "side": thumbnails.side,
             "columns": thumbnails.columns,
             "which": list(thumbnails.which),
         }
-    return (
-        environment()
-        .get_template("map.html.j2")
-        .render(
-            title=title,
-            facts=facts,
-            explained=explained,
-            data=as_script_data(data),
-            style=Markup(asset("report.css") + asset("map.css")),
-            script=asset("map.js"),
-            csp_hash=csp_hash,
-        )
+    return _render(
+        "map.html.j2",
+        "map.css",
+        title=title,
+        facts=facts,
+        explanation=explanation,
+        data=as_script_data(data),
+        script=asset("map.js"),
     )
 
 
 def as_script_data(value: object) -> Markup:
     """JSON that no HTML parser can take for the end of the element it stands in."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return Markup(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    return Markup(_ENDS_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+# ---- a layer's patches
+
+
 @dataclass(frozen=True)
 class ChannelRow:
-    """``sheet`` is the picture's address from the page, of so many pixels; ``strongest`` its largest value."""
+    """``sheet`` is an image's address from the page, with its size in pixels; ``strongest`` the largest activation."""
 
     channel: int
     strongest: float
     sheet: str
     width: int
     height: int
-    pictures: Sequence[str]
+    image_ids: Sequence[str]
 
 
-def render_patches(*, title: str, facts: Sequence[tuple[str, str]], explained: str, rows: Sequence[ChannelRow]) -> str:
-    """A whole page; its pictures are loaded as they come into sight, so that a thousand channels open at once.
-
-    Text may be hostile. The page runs one script of its own, and loads nothing but the sheets.
-    """
-    style = Markup(asset("report.css") + asset("patches.css"))
-    template = environment().get_template("patches.html.j2")
-    return template.render(
+def render_patches(*, title: str, facts: Facts, explanation: str, rows: Sequence[ChannelRow]) -> str:
+    """One row of crops per channel, in files beside the page, to filter and sort."""
+    # Sheets are loaded as they come into sight, so that a thousand channels open at once.
+    return _render(
+        "patches.html.j2",
+        "patches.css",
         title=title,
         facts=facts,
-        explained=explained,
+        explanation=explanation,
         rows=rows,
-        style=style,
         script=asset("patches.js"),
-        csp_hash=csp_hash,
     )

@@ -1,5 +1,5 @@
 "use strict";
-/* Enlarges pictures. The page reads in full without it. */
+/* Enlarges images. The page reads in full without it. */
 const dialog = document.getElementById("enlarged");
 function enlarge(image) {
   const copy = image.cloneNode();

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from convlens.report.pages import Curve, Shown, drawn_line, render_job
+from convlens.report.pages import Curve, LinkedImage, polyline_points, render_job
 
 NAN = float("nan")
 
@@ -16,18 +16,18 @@ def page(**more: Any) -> str:
         "title": "ascent: koala",
         "facts": [("model", "m")],
         "figures": [],
-        "pictures": [Shown("00-koala.png", "koala")],
-        "snapshots": [Shown("snapshots/step-000001.jpg", "step 1")],
+        "images": [LinkedImage("00-koala.png", "koala")],
+        "snapshots": [LinkedImage("snapshots/step-000001.jpg", "step 1")],
         "curve": Curve("objective", [1.0, 3.0, 2.0]),
         "video": "",
-        "found": [("rank", "0")],
+        "results": [("rank", "0")],
         "description": "kind: ascent",
     }
     return render_job(**given | more)
 
 
 def points(values: list[float]) -> list[tuple[float, float]]:
-    return [tuple(map(float, pair.split(","))) for pair in drawn_line(values).split()]  # type: ignore[misc]
+    return [tuple(map(float, pair.split(","))) for pair in polyline_points(values).split()]  # type: ignore[misc]
 
 
 def test_the_line_runs_from_left_to_right_with_the_largest_on_top() -> None:
@@ -36,7 +36,7 @@ def test_the_line_runs_from_left_to_right_with_the_largest_on_top() -> None:
 
 def test_what_is_no_number_is_left_out_and_little_is_no_line() -> None:
     assert points([1.0, NAN, 2.0]) == [(0.0, 220.0), (720.0, 0.0)]
-    assert drawn_line([]) == drawn_line([1.0]) == drawn_line([NAN, math.inf]) == ""
+    assert polyline_points([]) == polyline_points([1.0]) == polyline_points([NAN, math.inf]) == ""
     assert points([5.0, 5.0]) == [(0.0, 220.0), (720.0, 220.0)]
 
 
@@ -47,7 +47,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
 
 
 def test_everything_given_is_on_the_page() -> None:
-    found = page(figures=[Shown("sheet.png", "sheet")], video="video.mp4")
+    found = page(figures=[LinkedImage("sheet.png", "sheet")], video="video.mp4")
     for shown in ("00-koala.png", "sheet.png", "snapshots/step-000001.jpg", "video.mp4", "<polyline", "kind: ascent"):
         assert shown in found
     assert "<polyline" not in page(curve=Curve("objective", [1.0]))
@@ -56,7 +56,7 @@ def test_everything_given_is_on_the_page() -> None:
 def test_hostile_words_stay_words() -> None:
     bad = '"><script>alert(1)</script>'
     found = page(
-        title=bad, pictures=[Shown(bad, bad)], found=[(bad, bad)], description=bad, facts=[(bad, bad)], video=bad
+        title=bad, images=[LinkedImage(bad, bad)], results=[(bad, bad)], description=bad, facts=[(bad, bad)], video=bad
     )
     assert "<script" not in found
     assert not re.search(r'src="[^"]*"><script', found)

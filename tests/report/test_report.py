@@ -174,7 +174,7 @@ def test_each_picture_is_in_the_page_byte_for_byte_and_in_order() -> None:
 
 @pytest.mark.parametrize(("shape", "media_type"), [("PNG", "image/png"), ("JPEG", "image/jpeg")])
 def test_the_media_type_is_that_of_the_bytes(shape: str, media_type: str) -> None:
-    seen = replace(row(), picture_png_or_jpeg=encoded(9, form=shape))
+    seen = replace(row(), view_png_or_jpeg=encoded(9, form=shape))
     assert (Page(page_of(seen)).all("img")[0]["src"] or "").startswith(f"data:{media_type};base64,")
 
 
@@ -260,7 +260,7 @@ def test_a_card_without_pictures_still_says_everything_else(overlay: bytes, heat
 def test_rows_without_answers_and_reports_without_rows_are_still_pages() -> None:
     bare = ReportRow("", b"", Reply("net", "", "", "", "", (), (), (), {}))
     assert "(no name)" in Page(page_of(bare, row(neighbours()))).text
-    assert "no pictures in this report" in Page(page_of()).text
+    assert "no images in this report" in Page(page_of()).text
 
 
 def test_a_method_without_a_description_is_refused_by_name() -> None:
@@ -285,7 +285,7 @@ def test_two_sets_of_weights_are_both_named() -> None:
 
 
 def save(path: Path, *rows: ReportRow) -> None:
-    write(path, rows=rows, title="A title", model="net", descriptions=DESCRIPTIONS)
+    write(path, page_of(*rows))
 
 
 def test_the_file_holds_the_page_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

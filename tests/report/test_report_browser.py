@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convlens.report import ReportRow, write
+from convlens.report import ReportRow, render, write
 from convlens.types import Attribution, Explanation, Meta, Neighbour, Neighbourhood, Prediction, Reply
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -118,7 +118,8 @@ def served(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
     folder.mkdir()
     words = {"occlusion": ("what falls.", "the rest."), "neighbours": ("what is near.", "why.")}
     rows = [row("cat.png"), row(f"<script>console.error('escaped')</script>{LONG}.png")]
-    write(folder / "report.html", rows=rows, title=f"A title {LONG}", model=LONG, descriptions=words, notes=(LONG,))
+    page = render(rows=rows, title=f"A title {LONG}", model=LONG, descriptions=words, notes=(LONG,))
+    write(folder / "report.html", page)
     (folder / "probe.html").write_text(PROBE.replace("WIDTHS", json.dumps(WIDTHS)), encoding="utf-8")
     asked: list[str] = []
     handler = functools.partial(Recorder, directory=str(folder), asked=asked)
