@@ -1,4 +1,4 @@
-"""The bearer token of a server: given, in a key file, or in the environment. In no message, no repr, no log."""
+"""The bearer token of a server: an argument, in a key file, or in the environment. In no message, no repr, no log."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ class TokenAuth:
             raise RequestError("both a token and a key_file were given; give one of them")
 
     def header(self) -> str | None:
-        """What goes behind ``Authorization``: None without a token, for servers that ask for none.
+        """The value of the ``Authorization`` header: None without a token, for servers that ask for none.
 
         Raises ServerError for a key file without an inference key, and for a token that no header can carry.
         """
-        source, token = self._found()
+        source, token = self._source_and_token()
         if not token:
             return None
-        # Checked here, because the errors of those who send it would quote it.
+        # Checked here, because the errors of the libraries that send it would quote it.
         if not all("!" <= letter <= "~" for letter in token):
             raise ServerError(f"the token in {source} holds blanks or letters beyond ASCII; give the key alone")
         return f"Bearer {token}"
 
-    def _found(self) -> tuple[str, str]:
+    def _source_and_token(self) -> tuple[str, str]:
         if self.key_file is not None:
             return str(self.key_file), _inference_key(Path(self.key_file))
         if self.token is not None:
@@ -54,6 +54,6 @@ def _inference_key(path: Path) -> str:
     except (ValueError, KeyError, TypeError):
         key = None
     if not isinstance(key, str) or not key.strip():
-        # Not chained: what could not be read as JSON would be quoted, and may be a key.
+        # Not chained: the cause would quote what could not be read as JSON, and that may be a key.
         raise ServerError(f'{path} holds no inference key; it should read {{"inference": {{"key": "…"}}, …}}') from None
     return key.strip()

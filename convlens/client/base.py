@@ -1,15 +1,7 @@
-"""Which addresses are this machine's own.
-
-What may be sent as a picture.
-
-What a request may say beside its picture, and the text it becomes.
-
-What a client can ask, whichever way the question travels.
-"""
+"""What every client offers, whichever way its requests travel, and the images and parameters that it sends."""
 
 from __future__ import annotations
 
-import ipaddress
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,56 +23,155 @@ from convlens.protocol.responses import parse_reply
 from convlens.types import Reply
 from convlens.utils.concurrency import ordered_map
 
+ImageSource = str | PathLike[str] | bytes | Image.Image
+Form = Literal["safetensors", "json"]
 
-def is_loopback(host: str) -> bool:
-    """A proxy for the outside, as the environment may name one, does not know these."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
-Picture = str | PathLike[str] | bytes | Image.Image
 PROBE_PNG = image.encode_png(np.full((8, 8, 3), 128, np.uint8))
-
-
-def image_bytes(picture: Picture) -> bytes:
-    """The bytes to send: a file's and encoded bytes as they are, an opened picture as PNG, upright by its EXIF.
-
-    Raises ImageError for a file that cannot be read, ImageTooLargeError for one that no server takes.
-    """
-    if isinstance(picture, bytes):
-        return picture
-    if isinstance(picture, Image.Image):
-        return image.encode_png(np.asarray(_upright(picture)))
-    return image.read_bytes(picture)
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """As RGB. The mode first: a turned copy has lost what a TIFF's tags say of its brightness."""
-    picture.load()
-    rgb = to_rgb(picture)
-    rgb.info["exif"] = picture.getexif().tobytes()
-    return ImageOps.exif_transpose(rgb)
-
-
-_OURS = {
+_MEDIA: Mapping[str, Media] = {"safetensors": SAFETENSORS, "json": JSON}
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Parameters of a request that the client itself sets, and what its caller does instead.
+_SET_BY_CLIENT = {
     "explain": "call explain, predict or overlay",
     "accept": "choose the form of the reply by the client's form",
-    "sent_at": "the client says it by itself",
+    "sent_at": "the client sends the time itself",
 }
 
 
-def checked(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with the client's default; RequestError for what the client itself says to the server."""
-    for name, instead in _OURS.items():
-        if name in asked:
-            raise RequestError(f"{name} is not a parameter of this client: {instead}", field=name)
-    return {"output": ["array"], **asked}
+class ClientRequest(NamedTuple):
+    """One request, however it is sent: ``explain`` asks for explanations, ``accept`` for the form of the answer."""
+
+    image: bytes
+    params: Mapping[str, Any]
+    explain: bool
+    accept: Media
+
+
+class BaseClient(ABC):
+    """The methods of every client, safe to call from many threads at once. A subclass sends and closes.
+
+    All methods raise RemoteError where the server refuses the request (with its code, its message and the field at
+    fault), ServerError where no readable answer comes in time, ImageError for an image that cannot be read here.
+    """
+
+    def __init__(self, *, retry: RetryPolicy, form: Form) -> None:
+        if form not in _MEDIA:
+            raise RequestError(f"no form {form!r}; there are: {', '.join(_MEDIA)}", field="form")
+        self._retry = retry
+        self._media = _MEDIA[form]
+
+    def explain(self, picture: ImageSource, **params: Unpack[RequestParams]) -> Reply:
+        """Predictions and explanations of one image; without ``methods`` those that the archive names.
+
+        ``picture``: a path, the bytes of an image file, or an opened Pillow image. Maps are what the library gives:
+        ``values_NCHW`` of shape (1, C, H, W), in float32 unless ``dtype`` says otherwise.
+        """
+        return parse_reply(self._request(picture, _checked(params), explain=True, accept=self._media))
+
+    def predict(
+        self, picture: ImageSource, topk: int = 5, *, deadline_ms: float | None = None, request_id: str = ""
+    ) -> Reply:
+        """The ``topk`` likeliest classes alone, the likeliest first."""
+        params = _without_defaults(topk=topk, deadline_ms=deadline_ms, request_id=request_id)
+        return parse_reply(self._request(picture, params, explain=False, accept=JSON))
+
+    def overlay(
+        self,
+        picture: ImageSource,
+        method: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        target: int | str | Mapping[str, Any] | None = None,
+        kind: Literal["overlay", "heatmap"] = "overlay",
+        size: Literal["model", "original"] = "model",
+        deadline_ms: float | None = None,
+        request_id: str = "",
+    ) -> bytes:
+        """One map as a PNG file: laid over the image, or alone as a heatmap."""
+        methods = [{"method": method, "options": dict(options or {})}]
+        params = _without_defaults(target=target, size=size, deadline_ms=deadline_ms, request_id=request_id)
+        body = self._request(picture, {"methods": methods, "output": [kind], **params}, explain=True, accept=PNG)
+        if not body.startswith(_PNG_SIGNATURE):
+            raise ServerError(f"the answer is no PNG, but starts with {body[:40]!r}; is this a ConvLens server?")
+        return body
+
+    def explain_many(
+        self, pictures: Iterable[ImageSource], *, at_once: int = 8, **params: Unpack[RequestParams]
+    ) -> Iterator[Reply | ConvLensError]:
+        """For each image, in order, its reply or its error as a value; ``at_once`` requests run at a time.
+
+        Images are taken as they can be sent: there may be any number of them. What is still to be sent when the caller
+        stops is not sent. Raises RequestError for an ``at_once`` below 1.
+        """
+        if at_once < 1:
+            raise RequestError(f"at_once={at_once} sends nothing; use 1 or more")
+
+        def explain_one(picture: ImageSource) -> Reply | ConvLensError:
+            try:
+                return self.explain(picture, **params)
+            except ConvLensError as error:
+                return error
+
+        # Twice as many as threads, so that none idles while the caller looks at a reply.
+        return ordered_map(explain_one, pictures, workers=at_once, ahead=2 * at_once)
+
+    def ready(self, *, timeout_s: float = 5.0) -> bool:
+        """Whether the model answers a tiny inference: a server says that it is up before its models are.
+
+        Raises RemoteError for what waiting will not mend, such as a wrong token or a model that is not there.
+        """
+        try:
+            self._send(ClientRequest(PROBE_PNG, {"topk": 1}, explain=False, accept=JSON), timeout_s=timeout_s)
+        except RemoteError as error:
+            if error.status < 500:
+                raise
+            return False
+        except ServerError:
+            return False
+        return True
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connections."""
+
+    @abstractmethod
+    def _send(self, request: ClientRequest, *, timeout_s: float) -> bytes:
+        """The body of the answer; raises the error that the answer is."""
+
+    def _request(self, source: ImageSource, params: Mapping[str, Any], *, explain: bool, accept: Media) -> bytes:
+        request = ClientRequest(image_bytes(source), params, explain, accept)
+        return self._retry.run(lambda remaining_s: self._send(request, timeout_s=remaining_s))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def image_bytes(source: ImageSource) -> bytes:
+    """The bytes to send: a file's and encoded bytes as they are, an opened image as PNG, upright by its EXIF.
+
+    Raises ImageError for a file that cannot be read, ImageTooLargeError for one that no server takes.
+    """
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Image.Image):
+        return image.encode_png(np.asarray(_upright_rgb(source)))
+    return image.read_bytes(source)
+
+
+def _upright_rgb(opened: Image.Image) -> Image.Image:
+    opened.load()
+    # The mode first: a turned copy has lost what a TIFF's tags say of its brightness.
+    rgb = to_rgb(opened)
+    rgb.info["exif"] = opened.getexif().tobytes()
+    return ImageOps.exif_transpose(rgb)
 
 
 def params_json(params: Mapping[str, Any]) -> bytes:
-    """JSON, or RequestError naming what JSON cannot hold."""
+    """The parameters as JSON; RequestError naming what JSON cannot hold."""
     try:
         return json.dumps(dict(params), allow_nan=False, default=_plain).encode()
     except (TypeError, ValueError) as error:
@@ -98,124 +189,13 @@ def _plain(value: object) -> object:
     raise TypeError(f"{value!r} of type {type(value).__name__}")
 
 
-Form = Literal["safetensors", "json"]
-_MEDIA: Mapping[str, Media] = {"safetensors": SAFETENSORS, "json": JSON}
-_PNG_STARTS = b"\x89PNG\r\n\x1a\n"
+def _checked(params: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with the client's own default; RequestError for a parameter that the client sets itself."""
+    for name, instead in _SET_BY_CLIENT.items():
+        if name in params:
+            raise RequestError(f"{name} is not a parameter of this client: {instead}", field=name)
+    return {"output": ["array"], **params}
 
 
-class ClientRequest(NamedTuple):
-    """One question: ``explain`` asks for explanations, ``accept`` for the form of the answer."""
-
-    picture: bytes
-    params: Mapping[str, Any]
-    explain: bool
-    accept: Media
-
-
-class BaseClient(ABC):
-    """The methods of every client; one may be used by many threads at once. A subclass sends and closes.
-
-    All of them raise RemoteError where the server refuses the request (with its code, its message and the field at
-    fault), ServerError where there is no answer in time or none that can be read, ImageError for a picture that cannot
-    be read here.
-    """
-
-    def __init__(self, *, patience: RetryPolicy, form: Form) -> None:
-        if form not in _MEDIA:
-            raise RequestError(f"no form {form!r}; there are: {', '.join(_MEDIA)}", field="form")
-        self._patience = patience
-        self._media = _MEDIA[form]
-
-    def explain(self, picture: Picture, **asked: Unpack[RequestParams]) -> Reply:
-        """Predictions and explanations of one picture; without ``methods`` those that the archive names.
-
-        ``picture``: a path, the bytes of a picture file, or an opened picture. Maps are what the library gives:
-        ``values_NCHW`` of shape (1, C, H, W), in float32 unless ``dtype`` says otherwise.
-        """
-        return parse_reply(self._ask(ClientRequest(image_bytes(picture), checked(asked), True, self._media)))
-
-    def predict(
-        self, picture: Picture, topk: int = 5, *, deadline_ms: float | None = None, request_id: str = ""
-    ) -> Reply:
-        """The ``topk`` likeliest classes alone, the likeliest first."""
-        params = _given(topk=topk, deadline_ms=deadline_ms, request_id=request_id)
-        return parse_reply(self._ask(ClientRequest(image_bytes(picture), params, False, JSON)))
-
-    def overlay(
-        self,
-        picture: Picture,
-        method: str,
-        *,
-        options: Mapping[str, Any] | None = None,
-        target: int | str | Mapping[str, Any] | None = None,
-        kind: Literal["overlay", "heatmap"] = "overlay",
-        size: Literal["model", "original"] = "model",
-        deadline_ms: float | None = None,
-        request_id: str = "",
-    ) -> bytes:
-        """One map as a PNG file: laid over the picture, or alone as a heatmap."""
-        methods = [{"method": method, "options": dict(options or {})}]
-        params = _given(target=target, size=size, deadline_ms=deadline_ms, request_id=request_id)
-        asked = {"methods": methods, "output": [kind], **params}
-        body = self._ask(ClientRequest(image_bytes(picture), asked, True, PNG))
-        if not body.startswith(_PNG_STARTS):
-            raise ServerError(f"the answer is no PNG, but starts with {body[:40]!r}; is this a ConvLens server?")
-        return body
-
-    def explain_many(
-        self, pictures: Iterable[Picture], *, at_once: int = 8, **params: Unpack[RequestParams]
-    ) -> Iterator[Reply | ConvLensError]:
-        """For each image, in order, its reply or its error as a value; up to ``at_once`` requests run at a time.
-
-        Images are taken as they can be sent: there may be any number of them. What is still to be sent when the caller
-        stops is not sent. Raises RequestError for an ``at_once`` below 1.
-        """
-        if at_once < 1:
-            raise RequestError(f"at_once={at_once} sends nothing; use 1 or more")
-
-        def explain_one(picture: Picture) -> Reply | ConvLensError:
-            try:
-                return self.explain(picture, **params)
-            except ConvLensError as error:
-                return error
-
-        # Twice as many as threads, so that none idles while the caller looks at a reply.
-        return ordered_map(explain_one, pictures, workers=at_once, ahead=2 * at_once)
-
-    def ready(self, *, timeout_s: float = 5.0) -> bool:
-        """Whether the model answers, by a tiny inference: a server says that it is up before its models are.
-
-        Raises RemoteError for what waiting will not mend, such as a wrong token or a model that is not there.
-        """
-        try:
-            self._send(ClientRequest(PROBE_PNG, {"topk": 1}, False, JSON), timeout_s=timeout_s)
-        except RemoteError as error:
-            if error.status < 500:
-                raise
-            return False
-        except ServerError:
-            return False
-        return True
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close the connections."""
-
-    @abstractmethod
-    def _send(self, message: ClientRequest, *, timeout_s: float) -> bytes:
-        """The body of the answer, or the error that it is."""
-
-    def _ask(self, message: ClientRequest) -> bytes:
-        return self._patience.ask(lambda left_s: self._send(message, timeout_s=left_s))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def _given(**params: Any) -> dict[str, Any]:
+def _without_defaults(**params: Any) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value not in (None, "")}

@@ -1,6 +1,6 @@
 """What can go wrong between a client and a server.
 
-RemoteError           the service's own answer: ``status`` and ``message`` are its words
+RemoteError           the service's own answer: ``status`` and ``message`` are the service's
 └── FrontendError     TorchServe, or a proxy before it, answered in the service's place; it is a ServerError as well
 ServerError           no answer, or one that cannot be read
 └── UnreachableError  nobody took the request, or the connection broke
@@ -13,13 +13,12 @@ from typing import Any
 
 from convlens.errors import ConvLensError, ServerError
 
-_LONGEST = 2000  # of what a stranger's answer adds to a message
+_MAX_MESSAGE = 2000  # characters that an answer from elsewhere adds to a message
 _NO_TOKEN = "Token Authorization failed"
-_TOKEN = (
+_TOKEN_ADVICE = (
     "give the server's inference token by key_file or by $CONVLENS_TOKEN; it is a new one after each start, and expires"
 )
-
-# By TorchServe's own codes over REST; what over gRPC means the same is given the same code.
+# By TorchServe's own codes over REST; what means the same over gRPC is given the same code.
 _ADVICE = {
     404: "name a model and a version that this server has",
     413: "send a smaller picture",
@@ -31,7 +30,7 @@ _ADVICE = {
 class RemoteError(ConvLensError):
     """The server refused this request; ``status`` is its HTTP code, also over gRPC.
 
-    ``type`` is the name the server gives the error; ``request_id`` the request's own, empty where it has none.
+    ``type`` is the server's name for the error; ``request_id`` the request's own, empty where it has none.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class FrontendError(RemoteError, ServerError):
     """TorchServe or a proxy refused, before the model saw the request: token, model, size, queue."""
 
     def __init__(self, status: int, message: str, *, field: str | None = None, type: str = "") -> None:
-        advice = _TOKEN if message.startswith(_NO_TOKEN) else _ADVICE.get(status, "")
+        advice = _TOKEN_ADVICE if message.startswith(_NO_TOKEN) else _ADVICE.get(status, "")
         super().__init__(status, f"{message}; {advice}" if advice else message, field=field, type=type)
 
 
@@ -64,21 +63,21 @@ def unreachable(address: str, reason: str) -> UnreachableError:
 
 
 def error_from_body(status: int, body: bytes) -> RemoteError:
-    """The error that this body tells; whatever is not of our making is a FrontendError, in its own words."""
-    said = error_object(body)
-    text = said.get("message") or body[: 4 * _LONGEST].decode("utf-8", errors="replace")
-    message = " ".join(str(text).split())[:_LONGEST] or f"status {status} and no word"
-    field, kind = said.get("field"), str(said.get("type") or "")
+    """The error in the body of an answer: a FrontendError that quotes it, unless it is the service's own."""
+    answer = error_object(body)
+    text = answer.get("message") or body[: 4 * _MAX_MESSAGE].decode("utf-8", errors="replace")
+    message = " ".join(str(text).split())[:_MAX_MESSAGE] or f"status {status} without a message"
+    field, kind = answer.get("field"), str(answer.get("type") or "")
     place = None if field is None else str(field)
-    if "request_id" in said:
-        return RemoteError(status, message, field=place, request_id=str(said["request_id"]), type=kind)
+    if "request_id" in answer:  # the service's errors have one, if only an empty one
+        return RemoteError(status, message, field=place, request_id=str(answer["request_id"]), type=kind)
     return FrontendError(status, message, field=place, type=kind)
 
 
 def error_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body, empty where it holds none."""
     try:
-        said = json.loads(body)
+        answer = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return answer if isinstance(answer, dict) else {}

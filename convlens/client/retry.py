@@ -11,9 +11,9 @@ from typing import TypeVar
 from convlens.client.errors import RemoteError, UnreachableError
 from convlens.errors import ConvLensError, RequestError
 
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
-_FIRST_S, _LONGEST_S = 0.1, 5.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,31 @@ class RetryPolicy:
     retries: int = 0
 
     def __post_init__(self) -> None:
-        if not self.timeout_s > 0:
+        if not self.timeout_s > 0:  # NaN, too
             raise RequestError(f"timeout_s={self.timeout_s} leaves no time to answer; use more than 0")
         if self.retries < 0:
             raise RequestError(f"retries={self.retries}; use 0 or more")
 
-    def ask(self, once: Callable[[float], Found]) -> Found:
-        """What ``once(seconds left)`` gives. Only 503 and broken connections are tried again, and only in time."""
-        due = time.monotonic() + self.timeout_s
+    def run(self, send: Callable[[float], Answer]) -> Answer:
+        """The answer of ``send(seconds left)``; only 503 and broken connections are tried again, and only in time."""
+        deadline = time.monotonic() + self.timeout_s
         for attempt in range(self.retries):
             try:
-                return once(due - time.monotonic())
+                return send(deadline - time.monotonic())
             except (RemoteError, UnreachableError) as error:
-                pause = _pause(attempt)
-                if not _may_mend(error) or time.monotonic() + pause >= due:
+                pause_s = _pause(attempt)
+                if not _is_temporary(error) or time.monotonic() + pause_s >= deadline:
                     raise
-                time.sleep(pause)
-        return once(due - time.monotonic())
+                time.sleep(pause_s)
+        return send(deadline - time.monotonic())
 
 
-def _may_mend(error: ConvLensError) -> bool:
+def _is_temporary(error: ConvLensError) -> bool:
     return isinstance(error, UnreachableError) or error.status == 503
 
 
 def _pause(attempt: int) -> float:
-    """Twice as long each time, and drawn at random, so that clients that failed together do not come back together."""
-    longest = min(_LONGEST_S, _FIRST_S * 2**attempt)
+    """Seconds: twice as long after each attempt."""
+    longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
+    # At random, so that clients that failed together do not come back together.
     return random.uniform(longest / 2, longest)

@@ -1,18 +1,19 @@
 """Arrays and images inside a reply: raw little-endian numbers or encoded images, as base64 text or by name in a file.
 
-Base64 and no nested lists of numbers: a float32 takes 5.3 bytes instead of about 20, and arrives bit for bit.
+Base64 and not nested lists of numbers: a third more than the bytes themselves, and floats arrive bit for bit.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from convlens.protocol.params import Dtype
 from convlens.types import Floats
 
 NO_ARRAYS: Mapping[str, memoryview] = MappingProxyType({})
@@ -21,8 +22,8 @@ NO_ARRAYS: Mapping[str, memoryview] = MappingProxyType({})
 class ReplyModel(BaseModel):
     """A part of a reply, built from the library's values and parsed from JSON."""
 
-    # The published schema is closed, so that a client's tests notice a key that it does not know; whoever parses
-    # ignores such keys, because a newer server may send more than this client knows.
+    # The published schema is closed, but parsing ignores unknown keys: a newer server may send more than this client
+    # knows.
     model_config = ConfigDict(
         extra="ignore", frozen=True, from_attributes=True, json_schema_extra={"additionalProperties": False}
     )
@@ -35,22 +36,26 @@ class ReplyModel(BaseModel):
 class ArrayBody(ReplyModel):
     """Raw little-endian numbers in C order: base64 text, or in a file of arrays the name of the array there."""
 
-    dtype: Literal["<f4", "<f2"]
+    dtype: Dtype
     shape: list[int]
     layout: str = Field(description="CHW, 1HW, or the axes of an extra; C channel, H height, W width, R, Q windows.")
     encoding: Literal["base64", "attached"]
     data: str
 
     @classmethod
-    def in_base64(cls, values: Floats, dtype: Literal["<f4", "<f2"], layout: str) -> Self:
-        """The array itself; values beyond ``dtype`` become its largest."""
-        text = _base64(saturated(values, dtype).data)
-        return cls(dtype=dtype, shape=list(values.shape), layout=layout, encoding="base64", data=text)
+    def of(
+        cls, values: Floats, dtype: Dtype, layout: str, *, name: str = "", file: dict[str, Floats] | None = None
+    ) -> Self:
+        """The array in base64, or where there is a ``file``, put there under ``name``.
 
-    @classmethod
-    def by_name(cls, values: Floats, dtype: Literal["<f4", "<f2"], layout: str, name: str) -> Self:
-        """A reference to the array of this name in the file that the reply is part of."""
-        return cls(dtype=dtype, shape=list(values.shape), layout=layout, encoding="attached", data=name)
+        Values beyond the range of ``dtype`` become its largest value and not infinite.
+        """
+        limits, shape = np.finfo(dtype), list(values.shape)
+        array = np.ascontiguousarray(np.clip(values, limits.min, limits.max), dtype=dtype)
+        if file is None:
+            return cls(dtype=dtype, shape=shape, layout=layout, encoding="base64", data=_base64(array.tobytes()))
+        file[name] = array
+        return cls(dtype=dtype, shape=shape, layout=layout, encoding="attached", data=name)
 
     def decode(self, attached: Mapping[str, memoryview] = NO_ARRAYS) -> Floats:
         """The array, read-only; ``attached`` holds the raw bytes of the arrays in the file, which are not copied.
@@ -77,16 +82,5 @@ class PictureBody(ReplyModel):
         return base64.b64decode(self.data)
 
 
-# Makes the body of an array from its values, its layout and its name within the reply.
-EncodeArray = Callable[[Floats, str, str], ArrayBody]
-
-
-def saturated(values: Floats, dtype: str) -> Floats:
-    """The values as ``dtype``, in C order; what is beyond its range becomes its largest value and not infinite."""
-    target = np.dtype(dtype)
-    clipped = np.clip(values, np.finfo(target).min, np.finfo(target).max)
-    return np.ascontiguousarray(clipped, dtype=target)
-
-
-def _base64(data: bytes | memoryview) -> str:
+def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")

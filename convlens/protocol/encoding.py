@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from convlens.errors import RequestError
-from convlens.protocol.arrays import ArrayBody, saturated
 from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media
 from convlens.protocol.params import Params
 from convlens.protocol.requests import ApiRequest
@@ -54,14 +53,9 @@ def encode_response(call: ApiRequest, replies: Sequence[Reply]) -> ApiResponse:
 
 def encode_file(reply: Reply, params: Params, pack: PackFile) -> bytes:
     """The reply's maps, in the dtype, reduction and size that the request asked for, packed into one file."""
-    attached: dict[str, Floats] = {}
-
-    def attach(values: Floats, layout: str, name: str) -> ArrayBody:
-        attached[name] = saturated(values, params.dtype)
-        return ArrayBody.by_name(values, params.dtype, layout, name)
-
-    body = ReplyBody.from_reply(reply, params, encode=attach)
-    return pack(attached, dumps(body.json_object()))
+    arrays: dict[str, Floats] = {}
+    body = ReplyBody.from_reply(reply, params, file=arrays)
+    return pack(arrays, dumps(body.json_object()))
 
 
 def safetensors_file(arrays: Mapping[str, Floats], reply: str) -> bytes:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from convlens import visualization
-from convlens.protocol.arrays import ArrayBody, EncodeArray, PictureBody, ReplyModel
+from convlens.protocol.arrays import ArrayBody, PictureBody, ReplyModel
 from convlens.protocol.params import Params
 from convlens.types import (
     Attribution,
@@ -127,11 +128,11 @@ class ExplanationBody(ReplyModel):
 
     @classmethod
     def from_explanation(
-        cls, explanation: Explanation, params: Params, placement: Placement | None, encode: EncodeArray
+        cls, explanation: Explanation, params: Params, placement: Placement | None, file: dict[str, Floats] | None
     ) -> Self:
         result = explanation.result
         if isinstance(result, Attribution):
-            content = _attribution_fields(explanation.id, result, params, placement, encode)
+            content = _attribution_fields(explanation.id, result, params, placement, file)
         else:
             neighbours = [NeighbourBody.from_neighbour(one, params) for one in result.neighbours_NM[0]]
             content = {"target": None, "neighbours": neighbours}
@@ -176,7 +177,7 @@ class ExplanationBody(ReplyModel):
 
 
 def _attribution_fields(
-    name: str, result: Attribution, params: Params, placement: Placement | None, encode: EncodeArray
+    name: str, result: Attribution, params: Params, placement: Placement | None, file: dict[str, Floats] | None
 ) -> dict[str, Any]:
     """Those fields of an ExplanationBody that a map has; ``name`` is the map's own within the reply."""
     body: dict[str, Any] = {"target": int(result.target_N[0]), "target_score": float(result.score_N[0])}
@@ -186,10 +187,11 @@ def _attribution_fields(
         map_CHW = _reduced(result, params.reduce)
         if params.size == "original" and placement is not None:
             map_CHW = visualization.place_in_image(map_CHW, size=placement.size, box=placement.box)
-        body["array"] = encode(map_CHW, _LAYOUTS[params.reduce], name)
+        encode = partial(ArrayBody.of, dtype=params.dtype, file=file)
+        body["array"] = encode(map_CHW, layout=_LAYOUTS[params.reduce], name=name)
         body["extras"] = {
-            # An extra names its axes, batch first: grid_NRQ is sent as RQ.
-            key: encode(np.asarray(values[0]), key.rpartition("_")[2].removeprefix("N"), f"{name}/{key}")
+            # An extra's own name ends with its axes, batch first: grid_NRQ is sent as RQ.
+            key: encode(values[0], layout=key.rpartition("_")[2].removeprefix("N"), name=f"{name}/{key}")
             for key, values in result.extras.items()
         }
     return body | {"stats": Stats.from_values(result.values_NCHW[0])}

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from convlens.errors import ConvLensError, ServerError
-from convlens.protocol.arrays import NO_ARRAYS, ArrayBody, EncodeArray, ReplyModel
+from convlens.protocol.arrays import NO_ARRAYS, ReplyModel
 from convlens.protocol.explanations import ExplanationBody
 from convlens.protocol.params import Params
 from convlens.types import Floats, Placement, Prediction, Reply
@@ -135,12 +135,8 @@ class ReplyBody(ReplyModel):
         return {"placement": None, **body} if isinstance(body, Mapping) else body
 
     @classmethod
-    def from_reply(cls, reply: Reply, params: Params, *, encode: EncodeArray | None = None) -> Self:
-        """``encode`` says how arrays travel: by default in base64."""
-
-        def in_base64(values: Floats, layout: str, _: str) -> ArrayBody:
-            return ArrayBody.in_base64(values, params.dtype, layout)
-
+    def from_reply(cls, reply: Reply, params: Params, *, file: dict[str, Floats] | None = None) -> Self:
+        """With arrays in base64, or put into ``file`` by name."""
         return cls(
             model=ModelInfo(name=reply.model_name, version=reply.model_version, weights_sha256=reply.weights_sha256),
             request_id=reply.request_id,
@@ -149,7 +145,7 @@ class ReplyBody(ReplyModel):
             placement=PlacementBody.model_validate(reply.placement) if reply.placement else None,
             predictions=[PredictionBody.model_validate(prediction) for prediction in reply.predictions],
             explanations=[
-                ExplanationBody.from_explanation(explanation, params, reply.placement, encode or in_base64)
+                ExplanationBody.from_explanation(explanation, params, reply.placement, file)
                 for explanation in reply.explanations
             ],
             warnings=list(reply.warnings),

@@ -20,11 +20,12 @@ from PIL import Image
 
 from convlens import image
 from convlens.client import Client, GrpcClient
+from convlens.client.addresses import is_loopback
 from convlens.client.auth import TokenAuth
-from convlens.client.base import RequestParams, image_bytes, is_loopback, params_json
+from convlens.client.base import image_bytes, params_json
 from convlens.errors import ConvLensError, ImageError, RequestError, ServerError
 from convlens.protocol import encoding
-from convlens.protocol.params import Params, parse_params
+from convlens.protocol.params import Params, RequestParams, parse_params
 from convlens.protocol.requests import Request
 from convlens.protocol.responses import dumps, parse_reply, to_json
 from convlens.types import Attribution

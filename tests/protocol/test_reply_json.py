@@ -55,7 +55,7 @@ def of_values(values: Any, method: str = "saliency") -> Reply:
 
 
 def encode_array(values: np.ndarray, dtype: Any) -> dict[str, Any]:
-    return ArrayBody.in_base64(values, dtype, "CHW").json_object()
+    return ArrayBody.of(values, dtype, "CHW").json_object()
 
 
 EDGES = [0.0, -0.0, 1.0, -1.5, 1e-45, -1.1754942e-38, 3.4028235e38, -3.4028235e38, 1 / 3]
