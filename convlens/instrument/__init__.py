@@ -1,4 +1,4 @@
-"""Every temporary change to a model: ReLU rules, layer taps, private randomness. Nothing else may touch one.
+"""Every temporary change to a model: ReLU rules, layer hooks, private randomness. Nothing else may change one.
 
 All of it is local to the calling thread, or works on a private tree of modules that shares the weights: the user's
 module never gets a hook, so threads cannot see each other and an exception has nothing to clean up.

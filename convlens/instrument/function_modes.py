@@ -1,6 +1,6 @@
-"""Average pooling where a network takes the maximum, for the calling thread and one ``with``.
+"""Function modes beside the ReLU rules: average pooling for max pooling, and random numbers that belong to one call.
 
-Random numbers that belong to one call, for library code that only knows torch's global generator.
+Both hold for the calling thread and one ``with``, whatever the network or library code calls inside it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-_NAMES = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _MAX_POOLS = {functional.max_pool2d, torch.max_pool2d}
+_MAX_POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_DRAWS = {torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm, torch.bernoulli, torch.multinomial}
 
 
 class AveragePooling(TorchFunctionMode):
-    """Inside this ``with``, every max pooling of the calling thread takes the mean of what lies in the picture.
+    """Inside this ``with``, every max pooling of the calling thread takes the mean of what lies in the image.
 
-    Gatys et al. 2015 found textures to look better so. Windows, strides and padding stay; padding is not counted, as
-    the maximum does not count it. Max pooling that is dilated, or whose indices are asked for, is left as it is.
-    ``calls`` counts those replaced.
+    Gatys et al. 2015 found that textures look better so. Windows, strides and padding stay; padding is not counted, as
+    the maximum does not count it. Max pooling that is dilated, or whose indices are requested, has no counterpart and
+    is left as it is. ``calls`` counts those replaced.
     """
 
     def __init__(self) -> None:
@@ -32,19 +33,19 @@ class AveragePooling(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        given = dict(kwargs or {})
-        if func not in _MAX_POOLS or not _plain(args, given):
-            return func(*args, **given)
+        kwargs = dict(kwargs or {})
+        if func not in _MAX_POOLS or not _has_counterpart(args, kwargs):
+            return func(*args, **kwargs)
         self.calls += 1
-        return _mean(*args, **given)
+        return _average_pool(*args, **kwargs)
 
 
-def _plain(args: tuple[Any, ...], given: Mapping[str, Any]) -> bool:
-    named: dict[str, Any] = {**dict(zip(("input", *_NAMES), args, strict=False)), **given}
-    return named.get("dilation", 1) in (1, (1, 1), [1, 1]) and not named.get("return_indices", False)
+def _has_counterpart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    arguments: dict[str, Any] = {**dict(zip(_MAX_POOL_ARGUMENTS, args, strict=False)), **kwargs}
+    return arguments.get("dilation", 1) in (1, (1, 1), [1, 1]) and not arguments.get("return_indices", False)
 
 
-def _mean(
+def _average_pool(
     input: Tensor,
     kernel_size: Any,
     stride: Any = None,
@@ -53,17 +54,17 @@ def _mean(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor:
+    """With max_pool2d's arguments in max_pool2d's order."""
     return functional.avg_pool2d(input, kernel_size, stride or None, padding, ceil_mode, count_include_pad=False)
-
-
-_DRAWS = {torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm, torch.bernoulli, torch.multinomial}
 
 
 class private_rng(TorchFunctionMode):  # noqa: N801 - reads as a function in a with statement
     """Inside this ``with``, draws of the calling thread come from a generator of their own, seeded by ``seed``.
 
-    torch.manual_seed would reach into every other thread, and be reached into.
+    For library code that only knows torch's global generator. A call with a generator of its own keeps that.
     """
+
+    # Not torch.manual_seed: it reaches into every other thread, whose draws in turn move the global generator on.
 
     def __init__(self, seed: int, device: torch.device) -> None:
         super().__init__()

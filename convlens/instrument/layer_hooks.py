@@ -1,8 +1,7 @@
-"""A private tree of modules over shared weights, so that hooks never touch the user's model.
+"""Hooks on layers, always on a private tree of modules over shared weights and never on the user's model.
 
-What flows into or out of chosen layers, caught in the same forward pass.
-
-A network cut short: no further than the layers that are asked for.
+``tapped`` catches what flows into or out of layers in a forward pass, ``PartialForward`` runs no further than the
+layers it returns.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError, RequestError, near_matches
 
+# ---- trees and layers
+
 
 def private_tree(module: nn.Module) -> nn.Module:
     """A copy of the tree of modules that shares every parameter and buffer; a few milliseconds, no weights copied.
@@ -27,21 +28,18 @@ def private_tree(module: nn.Module) -> nn.Module:
     return _copied(module, {})
 
 
-def _copied(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    # A module used at two places must stay one module; hence ``done``.
-    if id(module) in done:
-        return done[id(module)]
-    copy = done[id(module)] = module.__new__(type(module))
-    # update, not assignment: the __setattr__ of a scripted module would ask for what is not there yet.
-    copy.__dict__.update({name: _own(value) for name, value in module.__dict__.items()})
+def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
+    # A module that is used at two places must stay one module.
+    if id(module) in copies:
+        return copies[id(module)]
+    # Without __init__, whose arguments nobody knows here.
+    copy = copies[id(module)] = module.__new__(type(module))
+    # Tables of hooks, parameters and the like are copied, one level deep; everything else is shared. By update and not
+    # by assignment: the __setattr__ of a scripted module would ask for what is not there yet.
+    copy.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
     children: dict[str, Any] = module._modules
-    copy.__dict__["_modules"] = {name: child and _copied(child, done) for name, child in children.items()}
+    copy.__dict__["_modules"] = {name: child and _copied(child, copies) for name, child in children.items()}
     return copy
-
-
-def _own(value: Any) -> Any:
-    """Hook tables and the like are copied, one level deep; everything else is shared."""
-    return value.copy() if isinstance(value, dict) else value
 
 
 def require_eval(module: nn.Module) -> None:
@@ -52,14 +50,32 @@ def require_eval(module: nn.Module) -> None:
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:
-    """The part of that dotted name, or RequestError with near matches."""
-    parts: dict[str, nn.Module] = dict(module.named_modules())
-    if not name or name not in parts:
+    """The layer of that dotted name; RequestError with near matches for an unknown one."""
+    layers: dict[str, nn.Module] = dict(module.named_modules())
+    if not name or name not in layers:
         raise RequestError(
-            f"no layer {name!r}{near_matches(name, parts) or '; its first are ' + ', '.join(list(parts)[1:6])}",
+            f"no layer {name!r}{near_matches(name, layers) or '; its first are ' + ', '.join(list(layers)[1:6])}",
             field="layer",
         )
-    return parts[name]
+    return layers[name]
+
+
+def _find_hookable(module: nn.Module, name: str) -> nn.Module:
+    layer = find_layer(module, name)
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise RequestError(f"layer {name!r} is scripted, and what flows through it cannot be caught", field="layer")
+    return layer
+
+
+def _as_tensor(out: Any, name: str) -> Tensor:
+    if not isinstance(out, Tensor):
+        raise RequestError(
+            f"layer {name!r} returns a {type(out).__name__} and no tensor; choose another", field="layer"
+        )
+    return out
+
+
+# ---- taps
 
 
 class Tap:
@@ -75,14 +91,13 @@ class Tap:
 def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Iterator[Tap]:
     """Catch the first input or the output of the named layers; a layer that runs twice keeps its last call.
 
-    What is caught is a clone: an in-place ReLU after the layer would otherwise overwrite it. RequestError for an
-    unknown layer, with near matches, and on leaving for one that never ran.
+    RequestError for an unknown layer, with near matches, and on leaving for one that never ran.
     """
     tap = Tap(private_tree(module))
     for name in inputs:
-        tappable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
+        _find_hookable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
     for name in outputs:
-        tappable(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
+        _find_hookable(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
     yield tap
     for name, caught in [*((n, tap.inputs) for n in inputs), *((n, tap.outputs) for n in outputs)]:
         if name not in caught:
@@ -91,87 +106,78 @@ def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[s
             )
 
 
-def tappable(module: nn.Module, name: str) -> nn.Module:
-    """The layer of that name; RequestError for an unknown one, with near matches, and for one that takes no hooks."""
-    layer = find_layer(module, name)
-    if isinstance(layer, torch.jit.ScriptModule):
-        raise RequestError(f"layer {name!r} is scripted, and what flows through it cannot be caught", field="layer")
-    return layer
-
-
 # The hooks know the dict and not the tap: tap -> module -> hook -> tap would be a cycle, and what was caught, with the
-# whole recorded graph behind it, would stay until the collector comes by.
+# whole recorded graph behind it, would stay until the collector comes by. They keep clones, since an in-place ReLU
+# behind the layer would overwrite what it returned (pytorch-grad-cam, which keeps the tensor, reads 0 for -3.6).
 def _catch_input(caught: dict[str, Tensor], name: str) -> Any:
-    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        caught[name] = given[0].clone()
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        caught[name] = args[0].clone()
 
     return hook
 
 
 def _catch_output(caught: dict[str, Tensor], name: str) -> Any:
     def hook(_: nn.Module, __: Any, out: Any) -> None:
-        if not isinstance(out, Tensor):
-            raise RequestError(
-                f"layer {name!r} gives a {type(out).__name__} and no tensor; choose another", field="layer"
-            )
-        caught[name] = out.clone()
+        caught[name] = _as_tensor(out, name).clone()
 
     return hook
 
 
+# ---- networks cut short
+
+
 class PartialForward:
-    """Call it with pictures (N, C, H, W), get what the named layers give, by name; what comes behind them is not run.
+    """Call it with images (N, C, H, W), get the outputs of the named layers, by name; nothing behind them is run.
 
     A layer that runs several times (torchvision's ResNets share one ReLU within a block) counts by its last run: one
     row of ``example_NCHW`` goes through the whole network once, to see how often each layer runs. Gradients flow to
-    the pictures as usual, also by the rules of ``RuledRelus``. Results may be kept: no in-place step of the network
-    overwrites them. Hooks sit on a private tree that shares the weights. RequestError for an unknown layer, with near
-    matches, for one that does not run, and for one that gives no tensor. Not to be called from two threads at once.
+    the images as usual, also by the rules of ``RuledRelus``. Results may be kept: no in-place step of the network
+    overwrites them. RequestError for an unknown layer, with near matches, for one that does not run, and for one that
+    returns no tensor. Not to be called from two threads at once.
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str], example_NCHW: Tensor) -> None:
         self._tree = private_tree(module)
         self._layers = tuple(dict.fromkeys(layers))
         self._calls = dict.fromkeys(self._layers, 0)
-        self._wanted: dict[str, int] = {}
-        self._found: dict[str, Tensor] = {}
+        self._last_call: dict[str, int] = {}
+        self._outputs: dict[str, Tensor] = {}
         for name in self._layers:
-            tappable(self._tree, name).register_forward_hook(self._hook(name))
-        self._count(example_NCHW[:1])
+            _find_hookable(self._tree, name).register_forward_hook(self._hook(name))
+        self._count_calls(example_NCHW[:1])
 
     def __call__(self, x_NCHW: Tensor) -> dict[str, Tensor]:
         self._calls = dict.fromkeys(self._layers, 0)
-        self._found = {}
-        with contextlib.suppress(_AllThereError):
+        self._outputs = {}
+        with contextlib.suppress(_CompleteError):
             self._tree(x_NCHW)
-        found, self._found = self._found, {}
-        return found
+        # Not kept here: with them would stay the recorded graph.
+        outputs, self._outputs = self._outputs, {}
+        return outputs
 
-    def _count(self, x_NCHW: Tensor) -> None:
+    def _count_calls(self, x_NCHW: Tensor) -> None:
         with torch.no_grad():
             self._tree(x_NCHW)
         for name, calls in self._calls.items():
             if calls == 0:
                 raise RequestError(f"layer {name!r} exists but does not run; choose another", field="layer")
-        self._wanted = self._calls
+        self._last_call = self._calls
 
     def _hook(self, name: str) -> Any:
-        def caught(_: nn.Module, __: Any, out: Any) -> None:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
             self._calls[name] += 1
-            if not isinstance(out, Tensor):
-                raise RequestError(
-                    f"layer {name!r} gives a {type(out).__name__} and no tensor; choose another", field="layer"
-                )
-            if not self._wanted or self._calls[name] != self._wanted[name]:
+            out = _as_tensor(out, name)
+            if not self._last_call or self._calls[name] != self._last_call[name]:
                 return
-            last = len(self._found) == len(self._layers) - 1
-            # Nothing runs behind the last one that could write into it.
-            self._found[name] = out if last else out.clone()
-            if last:
-                raise _AllThereError
+            complete = len(self._outputs) == len(self._layers) - 1
+            # Nothing runs behind the last layer that could write into its output.
+            self._outputs[name] = out if complete else out.clone()
+            if complete:
+                # A forward pass cannot be left but by an exception.
+                raise _CompleteError
 
-        return caught
+        return hook
 
 
-class _AllThereError(Exception):
-    """Ends a forward pass that has given what was wanted."""
+class _CompleteError(Exception):
+    """Ends a forward pass that has run all layers asked for."""

@@ -1,4 +1,8 @@
-"""Is a ReLU rule defined for this network? The autograd graph that the backward pass will walk is asked."""
+"""Refuses networks for which a ReLU rule is not defined, by the autograd graph that the backward pass will walk.
+
+The graph and not the modules: it also shows activations inside functions, scripted modules and custom autograd
+functions, which would pass the plain gradient unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from torch import Tensor
 
 from convlens.errors import UnsupportedModelError
 
-# Activations for which guided backprop and deconvnet have no definition, by the name of their autograd node.
+# Activations for which guided backprop and deconvnet have no definition, by the name of their autograd node without
+# its number.
 _OTHER_ACTIVATIONS = {
     "SiluBackward": "SiLU",
     "GeluBackward": "GELU",
@@ -28,7 +33,8 @@ _OTHER_ACTIVATIONS = {
     "SoftshrinkBackward": "Softshrink",
     "HardtanhBackward": "Hardtanh",
 }
-# Element-wise steps of an activation written out by hand: x·sigmoid(x) and its kin.
+# Steps that can be the gate of an activation written out by hand, as the sigmoid in x·sigmoid(x) (SiLU). Bounded
+# clamps and ReLUs among them: Hardswish is x·relu6(x + 3)/6.
 _GATES = {
     "Sigmoid",
     "Hardsigmoid",
@@ -42,6 +48,7 @@ _GATES = {
     "Relu",
     "Hardtanh",
 }
+# Steps between the gate and the input that it shares with the other factor.
 _ELEMENTWISE = _GATES | {"Add", "Sub", "Rsub", "Mul", "Div", "Neg", "Pow", "Clone", "Reciprocal", "CopySlices"}
 # Steps that choose between values, as a ReLU or LeakyReLU written out by hand does.
 _CHOICES = {
@@ -57,9 +64,8 @@ _RULED = "_RuledReluBackward"
 def require_relu_network(output: Tensor, *, method: str, even_none: bool = False) -> None:
     """Raise UnsupportedModelError unless every non-linearity behind ``output`` obeys the ReLU rule.
 
-    ``even_none``: that there is no non-linearity at all will do, as there is none before a first convolution.
-    ``output`` was computed inside RuledRelus. Looking at the graph rather than at the modules also finds activations
-    hidden in functions, in scripted modules and in custom autograd functions.
+    ``output`` was computed inside RuledRelus; ``method`` names the method in the error. With ``even_none`` a network
+    without any non-linearity passes too, as there is none before a first convolution.
     """
     ruled = 0
     for node in _nodes(output):
@@ -77,6 +83,7 @@ def require_relu_network(output: Tensor, *, method: str, even_none: bool = False
 
 
 def _nodes(output: Tensor) -> Iterator[Any]:
+    """Every node of the recorded graph, once."""
     seen: set[Any] = set()
     waiting = [output.grad_fn]
     while waiting:
@@ -89,6 +96,7 @@ def _nodes(output: Tensor) -> Iterator[Any]:
 
 
 def _objection(node: Any) -> str | None:
+    """Why this node makes a ReLU rule undefined, as the end of a sentence about the network; None where it does not."""
     name = node.name()
     activation = _OTHER_ACTIVATIONS.get(name.rstrip("0123456789"))
     if activation:
@@ -100,7 +108,8 @@ def _objection(node: Any) -> str | None:
     chooses = _CHOICES.get(_step(node)) or ("a product with a mask" if _multiplies_by_a_mask(node) else None)
     if chooses:
         return f"calls {chooses}, which may be a ReLU written out where no rule can reach it"
-    # Nodes of torch itself are compiled; one with a Python class is a custom autograd function, whatever it computes.
+    # Nodes of torch itself are compiled. One with a Python class is a custom autograd function: its backward pass may
+    # compute anything, and calls inside it never reach the function mode.
     if name != _RULED and hasattr(node, "_forward_cls"):
         return f"runs a custom autograd function ({name}), inside which no rule applies"
     return None
@@ -112,6 +121,7 @@ def _step(node: Any) -> str:
 
 
 def _is_hidden_relu(node: Any, name: str) -> bool:
+    """A ReLU that the function mode did not see, or else it would be a node of ours."""
     if name.startswith(("ReluBackward", "ThresholdBackward")):
         return True
     if name.startswith("Clamp"):
@@ -121,6 +131,7 @@ def _is_hidden_relu(node: Any, name: str) -> bool:
 
 
 def _multiplies_by_a_mask(node: Any) -> bool:
+    """x * (x > 0), say: one factor in the graph, the other a constant of booleans."""
     if _step(node) != "Mul" or len(_inputs(node)) != 1:
         return False
     other = node._saved_other if node.next_functions[0][0] is not None else node._saved_self
@@ -132,17 +143,21 @@ def _inputs(node: Any) -> list[Any]:
 
 
 def _gates_itself(node: Any) -> bool:
+    """Whether a product's one factor is a function of the other, as in x·sigmoid(x), and not of another branch.
+
+    Squeeze-and-excitation gates too, but pools in between, which is not element-wise; so it is not refused.
+    """
     factors = _inputs(node)
     if len(factors) != 2:
         return False
     (left, left_roots), (right, right_roots) = (_elementwise_region(factor) for factor in factors)
     # One factor is an element-wise function of what the other is made of, and a gate stands between them.
     related = left_roots <= right or right_roots <= left
-    return related and any(_step(passed) in _GATES for passed in left ^ right)
+    return related and any(_step(node) in _GATES for node in left ^ right)
 
 
 def _elementwise_region(node: Any) -> tuple[set[Any], set[Any]]:
-    """The node and those below it down to the first on each path that is not element-wise; and these last."""
+    """The nodes from this one down to the first of each path that is not element-wise, and these first ones alone."""
     region: set[Any] = set()
     waiting = [node]
     while waiting:

@@ -1,8 +1,7 @@
-"""What one forward pass tells of a network: its classes, and the layers that explanations hold on to."""
+"""What one forward pass shows of a network: its number of classes, and the layers that explanations hold on to."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,19 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import ModelError
+from convlens.instrument import private_tree
 from convlens.models.preprocessing import Preprocessing
 
 # What the layers of a network that does not fit its input raise, in practice (timm asserts sizes).
-FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One finished call of one layer; ``shape`` is None where the output is no tensor."""
-
-    name: str
-    layer: nn.Module
-    shape: tuple[int, ...] | None
+_FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -37,52 +28,57 @@ class DiscoveredLayers:
     first_convolution: str
 
 
-def discover_layers(module: nn.Module, feed: Preprocessing) -> DiscoveredLayers:
-    """Runs two seeded noise pictures through a private copy of the network and reads off what was called.
+def discover_layers(module: nn.Module, preprocessing: Preprocessing) -> DiscoveredLayers:
+    """Run two images of seeded noise through the network and read off which layers are called, and in which order.
 
-    Layers are named by the order in which their calls *finish*. ``gradcam_layer`` is the last of them with a map
-    larger than 1×1: ``layer4`` in a ResNet; ``avgpool`` in AlexNet and VGG, whose adaptive pooling keeps the grid at
-    the usual size; where the classifier is itself a convolution (SqueezeNet) the map of class scores that is then
-    averaged, so that Grad-CAM there is the class activation map. In networks that leave the grid early (ViT) it lies
-    early too. Raises ModelError for what is not a convolutional classifier with at least two classes.
+    Calls are ordered by their *end*. ``gradcam_layer`` is the last layer with a map larger than 1×1: ``layer4`` in a
+    ResNet; ``avgpool`` in AlexNet and VGG, whose adaptive pooling keeps the grid at the usual size; in SqueezeNet, whose
+    classifier is itself a convolution, the map of class scores that is then averaged, so that Grad-CAM there is the
+    class activation map. In networks that leave the grid early (ViT) it lies early too. Raises ModelError for what is
+    not a convolutional classifier with at least two classes. The network stays as it was.
     """
-    noise_NCHW = torch.randn(2, len(feed.mean), feed.crop, feed.crop, generator=torch.Generator().manual_seed(0))
-    calls, output = _record(private_copy(module).eval(), noise_NCHW)
-    classes = _classes(output)
-    first = _first_convolution(calls)
+    size = preprocessing.crop
+    # Two images, so that a network which mixes up batch and channels is noticed by the shape of its output.
+    noise_NCHW = torch.randn(2, len(preprocessing.mean), size, size, generator=torch.Generator().manual_seed(0))
+    calls, output = _record(private_tree(module).eval(), noise_NCHW)
+    classes, first = _classes(output), _first_convolution(calls)
     return DiscoveredLayers(classes, _embedding_layer(calls, classes), _gradcam_layer(calls), first)
 
 
-def private_copy(module: nn.Module) -> nn.Module:
-    """The same network as other objects over the same tensors: hooks on it are not hooks on the original."""
-    held = [tensor for part in module.modules() for tensor in vars(part).values() if isinstance(tensor, Tensor)]
-    shared = [*module.parameters(), *module.buffers(), *held]
-    return copy.deepcopy(module, memo={id(tensor): tensor for tensor in shared})
+@dataclass(frozen=True)
+class _Call:
+    """One finished call of one layer; ``shape`` is None where the output is no tensor."""
+
+    name: str
+    layer: nn.Module
+    shape: tuple[int, ...] | None
 
 
-def _record(private: nn.Module, noise_NCHW: Tensor) -> tuple[Sequence[Call], Any]:
-    calls: list[Call] = []
-    for name, layer in private.named_modules():
-        if layer is not private:
+def _record(tree: nn.Module, noise_NCHW: Tensor) -> tuple[Sequence[_Call], Any]:
+    """All calls of layers in the order in which they finish, and the network's output."""
+    calls: list[_Call] = []
+    for name, layer in tree.named_modules():
+        if layer is not tree:
             layer.register_forward_hook(partial(_note, calls, name))
     try:
         with torch.no_grad():
-            return calls, private(noise_NCHW)
-    except FORWARD_ERRORS as error:
+            return calls, tree(noise_NCHW)
+    except _FORWARD_ERRORS as error:
         shape = "×".join(map(str, noise_NCHW.shape))
         raise ModelError(
-            f"the network failed on a batch of pictures of {shape}: {type(error).__name__}: {error}"
+            f"the network failed on a batch of images of {shape}: {type(error).__name__}: {error}"
         ) from error
 
 
-def _note(calls: list[Call], name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-    calls.append(Call(name, layer, tuple(output.shape) if isinstance(output, Tensor) else None))
+def _note(calls: list[_Call], name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+    calls.append(_Call(name, layer, tuple(output.shape) if isinstance(output, Tensor) else None))
 
 
 def _classes(output: Any) -> int:
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
-        came = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelError(f"two pictures gave {came}; a classifier gives logits, one row a picture: (2, K)")
+        result = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise ModelError(f"two images gave {result}; a classifier gives logits, one row an image: (2, K)")
+    # Explanations are of logits: a softmax saturates, and with it every gradient (p = 1.000: 1e-9, logit 61).
     if output.shape[1] < 2:
         raise ModelError(
             "the network has a single output, of which softmax makes 1 always; ConvLens needs one logit a class"
@@ -92,14 +88,15 @@ def _classes(output: Any) -> int:
     return int(output.shape[1])
 
 
-def _first_convolution(calls: Sequence[Call]) -> str:
+def _first_convolution(calls: Sequence[_Call]) -> str:
     for call in calls:
         if isinstance(call.layer, nn.Conv2d):
             return call.name
     raise ModelError("not a convolutional network: no nn.Conv2d was called")
 
 
-def _embedding_layer(calls: Sequence[Call], classes: int) -> str:
+def _embedding_layer(calls: Sequence[_Call], classes: int) -> str:
+    # From the end: a network may have heads of the same width that run earlier, or of other widths that run later.
     for call in reversed(calls):
         if _outputs(call.layer) == classes:
             return call.name
@@ -115,7 +112,7 @@ def _outputs(layer: nn.Module) -> int | None:
     return layer.out_channels if isinstance(layer, nn.Conv2d) else None
 
 
-def _gradcam_layer(calls: Sequence[Call]) -> str:
+def _gradcam_layer(calls: Sequence[_Call]) -> str:
     for call in reversed(calls):
         if call.shape is not None and len(call.shape) == 4 and min(call.shape[2:]) > 1:
             return call.name

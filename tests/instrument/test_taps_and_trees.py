@@ -89,8 +89,11 @@ def test_an_error_inside_is_not_replaced_by_one_about_layers() -> None:
         raise nets.Blown
 
 
-def test_a_private_tree_shares_every_tensor_and_no_module() -> None:
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_private_tree_shares_every_tensor_and_no_module(normed: bool) -> None:
     net = nets.Mixed().eval()
+    if normed:
+        nn.utils.parametrizations.weight_norm(net.get_submodule("first"))
     tree = private_tree(net)
     for (name, ours), (same_name, theirs) in zip(tree.named_modules(), net.named_modules(), strict=True):
         assert name == same_name

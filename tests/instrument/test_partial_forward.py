@@ -84,7 +84,7 @@ def test_the_user_s_module_never_gets_a_hook(net: Shared) -> None:
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [("frist", "did you mean first"), ("unused", "does not run"), ("pair", "gives a tuple"), ("", "no layer ''")],
+    [("frist", "did you mean first"), ("unused", "does not run"), ("pair", "returns a tuple"), ("", "no layer ''")],
 )
 def test_a_layer_that_will_not_do_is_said(net: Shared, layer: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError
 from convlens.models import load
-from convlens.models.layer_discovery import discover_layers, private_copy
+from convlens.models.layer_discovery import discover_layers
 from convlens.models.preprocessing import IMAGENET
 
 FEED = replace(IMAGENET, crop=16, resize=16)
@@ -69,15 +69,6 @@ def test_probing_leaves_the_network_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_private_copy_shares_tensors_and_no_module() -> None:
-    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
-    private = private_copy(module)
-    originals = {id(part) for part in module.modules()}
-    assert all(id(part) not in originals for part in private.modules())
-    assert [id(p) for p in private.parameters()] == [id(p) for p in module.parameters()]
-    assert [id(b) for b in private.buffers()] == [id(b) for b in module.buffers()]
-
-
 class Twice(nn.Module):
     """Calls its layers against the order of their registration, one of them twice, a head of another width last,
     and one of the right width before the one that counts.
@@ -125,7 +116,7 @@ class Tuple(nn.Module):
         (nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(), nn.Linear(4, 2)), "no layer gave a map larger than"),
         (
             nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)),
-            "failed on a batch of pictures of 2×3×16×16",
+            "failed on a batch of images of 2×3×16×16",
         ),
         (
             nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.GLU(1)),
