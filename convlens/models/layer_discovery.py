@@ -32,7 +32,7 @@ def discover_layers(module: nn.Module, preprocessing: Preprocessing) -> Discover
     """Run two images of seeded noise through the network and read off which layers are called, and in which order.
 
     Calls are ordered by their *end*. ``gradcam_layer`` is the last layer with a map larger than 1×1: ``layer4`` in a
-    ResNet; ``avgpool`` in AlexNet and VGG, whose adaptive pooling keeps the grid at the usual size; in SqueezeNet, whose
+    ResNet; ``avgpool`` in AlexNet and VGG, whose adaptive pooling keeps the usual grid; in SqueezeNet, whose
     classifier is itself a convolution, the map of class scores that is then averaged, so that Grad-CAM there is the
     class activation map. In networks that leave the grid early (ViT) it lies early too. Raises ModelError for what is
     not a convolutional classifier with at least two classes. The network stays as it was.

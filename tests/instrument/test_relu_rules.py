@@ -170,7 +170,7 @@ def test_along_a_skip_connection_the_gradient_passes_unchanged(rule: str) -> Non
 
 def test_an_unknown_rule_is_refused_with_those_there_are() -> None:
     with pytest.raises(
-        RequestError, match="no ReLU rule 'guide'; did you mean guided.; there are: plain, deconvnet, guided"
+        RequestError, match=r"no ReLU rule 'guide'; did you mean guided\?; there are: plain, deconvnet, guided"
     ):
         RuledRelus().set("guide")
 
