@@ -18,8 +18,8 @@ demo: $(READY)  ## explain real photographs through a live TorchServe; ends in d
 serve: $(READY)  ## keep TorchServe running on 127.0.0.1 and print curl lines to try
 	$(BIN)/convlens serve
 
-test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(READY)  ## the whole test suite, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(READY)  ## style, types, layers
 	$(BIN)/ruff check .

@@ -24,17 +24,18 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.live
 def test_the_python_block_runs_as_it_stands_but_for_the_port(
-    live: Live, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+    live: Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (block,) = blocks("python")
     assert "http://127.0.0.1:8080" in block
-    place = elsewhere / ".convlens" / "server"
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / ".convlens" / "server"
     place.mkdir(parents=True)
     (place / "key_file.json").write_bytes(live.server.key_file.read_bytes())
-    (elsewhere / "cat.jpg").write_bytes((PHOTOGRAPHS / "chelsea.png").read_bytes())
+    (tmp_path / "cat.jpg").write_bytes((PHOTOGRAPHS / "chelsea.png").read_bytes())
     exec(block.replace("http://127.0.0.1:8080", live.server.inference_url), {})
     assert capsys.readouterr().out.splitlines() == ["tiger cat", "[(1, 3, 224, 224), (1, 1, 224, 224)]"]
-    assert Image.open(elsewhere / "overlay.png").size == (224, 224)
+    assert Image.open(tmp_path / "overlay.png").size == (224, 224)
 
 
 def test_every_command_line_names_a_command_and_its_options() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_clients import BATCH, QUEUE, Connect
-from live_server import Live, photograph
+from live_server import Connect, Live, photograph
+from small_server import QUEUE, SMALL
 
 from convlens.client import BaseClient, Client, FrontendError, GrpcClient, RemoteError, UnreachableError
 from convlens.errors import ConvLensError, ServerError
@@ -126,13 +126,14 @@ def test_nobody_there() -> None:
 
 
 def flood(client: BaseClient) -> list[Reply | ConvLensError]:
-    """More at once than the worker and its queue can hold."""
-    crowd = 2 * (BATCH + QUEUE)
-    return list(client.explain_many([photograph("rocket.jpg")] * crowd, at_once=crowd, methods=["saliency"]))
+    """Twice as many at once as the worker and its queue can hold."""
+    crowd = 2 * (8 + QUEUE)
+    slow = {"method": "smoothgrad", "options": {"samples": 20}}
+    return list(client.explain_many([photograph("rocket.jpg")] * crowd, at_once=crowd, methods=[slow]))
 
 
-def test_a_full_queue_says_to_come_back_later(connect: Connect) -> None:
-    found = flood(connect())
+def test_a_full_queue_says_to_come_back_later(connect_small: Connect) -> None:
+    found = flood(connect_small(model=SMALL))
     turned_away = [one for one in found if isinstance(one, ConvLensError)]
     assert 0 < len(turned_away) < len(found)
     for error in turned_away:
@@ -140,5 +141,5 @@ def test_a_full_queue_says_to_come_back_later(connect: Connect) -> None:
         assert "its queue is full" in error.message
 
 
-def test_with_patience_everybody_is_answered(connect: Connect) -> None:
-    assert all(isinstance(one, Reply) for one in flood(connect(retries=20)))
+def test_with_patience_everybody_is_answered(connect_small: Connect) -> None:
+    assert all(isinstance(one, Reply) for one in flood(connect_small(model=SMALL, retries=20)))

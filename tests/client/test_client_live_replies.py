@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from live_clients import FOREIGN, LABELS, Connect
-from live_server import PHOTOGRAPHS, QUICK, Live, assert_same_map, photograph
+from live_server import PHOTOGRAPHS, QUICK, Connect, Live, assert_same_map, photograph
 from PIL import Image
+from small_server import LABELS, SMALL
 
 from convlens import explain, image
 from convlens.client import RemoteError
@@ -48,11 +47,11 @@ def by_engine(live: Live, picture: bytes, **asked: Any) -> Reply:
 
 @contextmanager
 def _as_many_threads_as_a_worker_has() -> Iterator[None]:
-    """Two archives on two cores: one each. Other numbers of threads add in another order, and along the path of
-    integrated gradients many activations lie at a ReLU's 0, where that moves gradients by up to 5e-4.
+    """One. Other numbers of threads add in another order, and along the path of integrated gradients many activations
+    lie at a ReLU's 0, where that moves gradients by up to 5e-4.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -180,8 +179,8 @@ def test_replies_beyond_the_four_megabytes_that_grpc_takes_by_default(connect: C
         np.testing.assert_array_equal(other, values[0])
 
 
-def test_labels_of_any_script_come_back_and_name_targets(connect: Connect) -> None:
-    client = connect(model=FOREIGN)
+def test_labels_of_any_script_come_back_and_name_targets(connect_small: Connect) -> None:
+    client = connect_small(model=SMALL)
     found = client.explain(photograph(), methods=["saliency"], target="🦔")
     assert found.explanations[0].target_label == "🦔"
     assert all(one.label == LABELS[one.index] for one in found.predictions)
@@ -240,9 +239,9 @@ def test_the_time_of_sending_is_told(connect: Connect) -> None:
     assert (caught.value.status, caught.value.type) == (504, "DeadlineError")
 
 
-def test_a_stream_gets_its_one_reply_and_the_worker_lives(live: Live, worker_pid: Callable[[], int]) -> None:
+def test_a_stream_gets_its_one_reply_and_the_worker_lives(live: Live) -> None:
     grpc = pytest.importorskip("grpc")
-    before = worker_pid()
+    before = live.pids()
     token = (("authorization", live.server.headers("inference")["Authorization"]),)
     with grpc.insecure_channel(live.server.grpc_address) as channel:
         stub = InferenceAPIsServiceStub(channel)
@@ -252,4 +251,4 @@ def test_a_stream_gets_its_one_reply_and_the_worker_lives(live: Live, worker_pid
     assert len(bodies) == 1
     assert b'"label":"tiger cat"' in bodies[0]
     assert b'"label":"tiger cat"' in after
-    assert worker_pid() == before
+    assert live.pids() == before

@@ -1,22 +1,16 @@
-"""One TorchServe behind the proxies of a file's tests, and a proxy for each test."""
+"""A proxy for each test, before the server that says what reached it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from nginx_proxy import Proxy, echoing, proxied
+from nginx_proxy import Proxy, proxied
 
 from convlens.torchserve.server import Server
 
 
-@pytest.fixture(scope="module")
-def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with echoing(tmp_path_factory.mktemp("behind")) as live:
-        yield live
-
-
 @pytest.fixture
-def proxy(behind: Server) -> Iterator[Proxy]:
-    with proxied(behind) as started:
+def proxy(echo: Server) -> Iterator[Proxy]:
+    with proxied(echo) as started:
         yield started

@@ -38,11 +38,11 @@ def test_a_server_that_restarts_brings_another_token(proxy: Proxy) -> None:
     assert until(lambda: proxy.ask().status_code == 200, within_s=10)
 
 
-def test_no_token_is_in_the_log_or_readable_for_others(proxy: Proxy, behind: Server) -> None:
+def test_no_token_is_in_the_log_or_readable_for_others(proxy: Proxy, echo: Server) -> None:
     proxy.ask(body=b"0", **{"X-Secret": "in-a-header"})
     proxy.ask("predictions/convlens?in-a-query=1")
     assert until(lambda: '"client":"alice"' in proxy.log(), within_s=5)
-    for secret in (ALICE, behind.token("inference"), "in-a-header", "in-a-query"):
+    for secret in (ALICE, echo.token("inference"), "in-a-header", "in-a-query"):
         assert secret not in proxy.log()
     line = next(line for line in proxy.log().splitlines() if line.startswith("{"))
     assert json.loads(line)["path"] == "/predictions/convlens"

@@ -37,13 +37,13 @@ def refused(answer: httpx.Response, code: int) -> str:
     "path", ["predictions/convlens", "explanations/convlens", "predictions/convlens/1.0", "v1/models/convlens:predict"]
 )
 def test_a_client_s_token_is_exchanged_for_the_server_s_and_the_time_of_sending_added(
-    proxy: Proxy, behind: Server, path: str
+    proxy: Proxy, echo: Server, path: str
 ) -> None:
     before = time.time()
     answer = proxy.ask(path, body=b"picture", **{"X-Request-Start": "t=1"})
     assert answer.status_code == 200, answer.text
     headers = {name.lower(): value for name, value in answer.json()["headers"].items()}
-    assert headers["authorization"] == f"Bearer {behind.token('inference')}"
+    assert headers["authorization"] == f"Bearer {echo.token('inference')}"
     sent_at = headers["x-request-start"]
     assert sent_at.startswith("t=") and before - 0.01 <= float(sent_at[2:]) <= time.time()
 
@@ -60,8 +60,8 @@ def test_without_a_known_token_nothing_reaches_the_server(proxy: Proxy, token: s
     assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_the_server_s_own_token_is_not_a_client_s(proxy: Proxy, behind: Server) -> None:
-    refused(proxy.ask(token=behind.token("inference")), 401)
+def test_the_server_s_own_token_is_not_a_client_s(proxy: Proxy, echo: Server) -> None:
+    refused(proxy.ask(token=echo.token("inference")), 401)
 
 
 @pytest.mark.parametrize(
@@ -110,8 +110,8 @@ def test_plain_text_and_a_certificate_of_somebody_else_are_refused(proxy: Proxy)
         httpx.get(f"https://localhost:{proxy.port}/ping", trust_env=False)
 
 
-def test_behind_a_gateway_it_asks_for_the_token_in_plain_text(behind: Server) -> None:
-    with proxied(behind, PROXY_TLS="none") as proxy:
+def test_behind_a_gateway_it_asks_for_the_token_in_plain_text(echo: Server) -> None:
+    with proxied(echo, PROXY_TLS="none") as proxy:
         url = f"http://127.0.0.1:{proxy.port}/v1/models/convlens:predict"
         answers = [
             httpx.post(url, content=b"picture", headers=headers, trust_env=False, timeout=20)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -162,6 +164,15 @@ def test_pitfall_8_a_model_that_did_not_load_is_told_by_an_inference_not_by_ping
     with pytest.raises(ServerError, match=model):
         probe_all(beside.inference_url, [SMALL, model], key_file=beside.key_file, timeout_s=2)
     assert SMALL in probe_all(beside.inference_url, [SMALL], key_file=beside.key_file)
+
+
+def test_a_containers_probe_shows_a_model_that_did_not_load_while_ping_says_all_is_well(beside: Server) -> None:
+    command = [sys.executable, "-m", "convlens.torchserve.health", "--url", beside.inference_url]
+    command += ["--key-file", str(beside.key_file), "--model", "raises", "--timeout", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert says_healthy(beside)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).startswith("raises: ")
 
 
 def test_pitfall_6_a_stream_of_requests_kills_torchserves_thread_and_only_an_inference_tells(beside: Server) -> None:

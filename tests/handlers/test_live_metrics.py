@@ -18,20 +18,17 @@ from typing import Any
 import httpx
 import pytest
 from live_server import photograph
+from small_server import WATCHED
 
 from convlens.client import GrpcClient
 from convlens.errors import ConvLensError
-from convlens.models import load, pack
-from convlens.torchserve import archive, server
-from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
 
-NAME = "watched"
 SAMPLE = re.compile(r"(\w+)\{(.*),\} (\S+)")
 LABEL = re.compile(r'(\w+)="([^"]*)"')
-COARSE = {"method": "occlusion", "options": {"window": 112, "stride": 112}}  # four windows
+COARSE = {"method": "occlusion", "options": {"window": 32, "stride": 32}}  # four windows
 MODEL_LOG = " MODEL_LOG - "
 FORGED = (
     "x\n[METRICS]convlens_requests_total.Count:1000|#ModelName:watched,Level:Model,method:forged,code:200"
@@ -42,7 +39,7 @@ FORGED = (
 
 @dataclass(frozen=True)
 class Watched:
-    """A server with two workers of one entry."""
+    """An entry with two workers, of which no other test asks anything."""
 
     server: Server
     client: httpx.Client
@@ -53,10 +50,10 @@ class Watched:
 
     def form(self, params: Any, picture: bytes | None = None) -> int:
         files = {"data": ("a", picture or photograph()), "params": (None, json.dumps(params))}
-        return self.post(f"predictions/{NAME}", files=files)
+        return self.post(f"predictions/{WATCHED}", files=files)
 
     def grpc(self) -> GrpcClient:
-        return GrpcClient(self.server.grpc_address, model=NAME, key_file=self.server.key_file)
+        return GrpcClient(self.server.grpc_address, model=WATCHED, key_file=self.server.key_file)
 
     def scraped(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         text = self.client.get(f"{self.server.metrics_url}/metrics").text
@@ -70,7 +67,7 @@ class Watched:
 
     def pids(self) -> set[int]:
         url, headers = self.server.management_url, self.server.headers("management")
-        (model,) = self.client.get(f"{url}/models/{NAME}", headers=headers).json()
+        (model,) = self.client.get(f"{url}/models/{WATCHED}", headers=headers).json()
         return {worker["pid"] for worker in model["workers"] if worker["status"] == "READY"}
 
     def accesses(self, *, beyond: int = 0) -> list[dict[str, Any]]:
@@ -80,17 +77,9 @@ class Watched:
         return [one for one in said if one["logger"] == "convlens.access"][beyond:]
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    folder = tmp_path_factory.mktemp("watched")
-    pack(load("packaged:efficientnet_lite0", device="cpu"), folder / "model")
-    options = ArchiveOptions(batch_size=4, min_workers=2, max_batch_delay_ms=20)
-    path = archive.build(name=NAME, model_dir=folder / "model", store=folder / "store", options=options)
-    with (
-        server.running(archives={NAME: path}, run_dir=folder / "run") as started,
-        httpx.Client(timeout=60, trust_env=False) as client,
-    ):
-        yield Watched(started, client)
+@pytest.fixture
+def watched(small: Server, client: httpx.Client) -> Watched:
+    return Watched(small, client)
 
 
 def settled(read: Callable[[], Any], wanted: Any) -> Any:
@@ -120,12 +109,12 @@ def test_a_methods_histogram_counts_every_request_by_every_way_in_on_all_workers
         return 200
 
     asked: list[Callable[[], int]] = [
-        *[lambda: watched.post(f"predictions/{NAME}", content=photograph())] * 6,
-        *[lambda: watched.post(f"explanations/{NAME}/1.0/saliency", content=photograph())] * 5,
+        *[lambda: watched.post(f"predictions/{WATCHED}", content=photograph())] * 6,
+        *[lambda: watched.post(f"explanations/{WATCHED}/1.0/saliency", content=photograph())] * 5,
         *[lambda: watched.form({"methods": [COARSE, "saliency"]})] * 4,
         *[lambda: over_grpc(COARSE)] * 3,
         *[lambda: over_grpc("guided_backprop")] * 2,
-        *[lambda: watched.post(f"predictions/{NAME}", content=photograph()[:5000])] * 3,
+        *[lambda: watched.post(f"predictions/{WATCHED}", content=photograph()[:5000])] * 3,
     ]
     with ThreadPoolExecutor(8) as pool:
         assert Counter(pool.map(lambda one: one(), asked)) == {200: 20, 400: 3}
@@ -147,9 +136,9 @@ def test_seconds_are_seconds(watched: Watched) -> None:
     """The sum of what the histogram was told lies below what a client saw, and is no small part of it."""
     before = watched.scraped()
     begun = time.perf_counter()
-    assert watched.form({"methods": [{"method": "occlusion", "options": {"window": 32, "stride": 32}}]}) == 200
+    assert watched.form({"methods": [{"method": "occlusion", "options": {"window": 16, "stride": 2}}]}) == 200
     took = time.perf_counter() - begun
-    settled(lambda: grown(watched, before, "convlens_windows_total", "method"), {"occlusion": 49.0})
+    settled(lambda: grown(watched, before, "convlens_windows_total", "method"), {"occlusion": 625.0})
     (told,) = grown(watched, before, "convlens_request_seconds_sum", "outcome").values()
     (swept,) = grown(watched, before, "convlens_seconds_sum", "method").values()
     assert 0.5 * took < told <= took
@@ -159,28 +148,28 @@ def test_seconds_are_seconds(watched: Watched) -> None:
 def test_the_time_in_the_queue_is_what_the_senders_clock_says(watched: Watched) -> None:
     before = watched.scraped()
     headers = {"X-Request-Start": f"t={time.time() - 3:.3f}"}
-    assert watched.post(f"predictions/{NAME}", content=photograph(), headers=headers) == 200
+    assert watched.post(f"predictions/{WATCHED}", content=photograph(), headers=headers) == 200
     series = "convlens_queue_wait_seconds"
-    settled(lambda: grown(watched, before, f"{series}_count", "ModelName"), {NAME: 1.0})
-    assert 3 <= grown(watched, before, f"{series}_sum", "ModelName")[NAME] < 5
+    settled(lambda: grown(watched, before, f"{series}_count", "ModelName"), {WATCHED: 1.0})
+    assert 3 <= grown(watched, before, f"{series}_sum", "ModelName")[WATCHED] < 5
 
 
 def test_reply_bytes_are_those_that_the_client_got(watched: Watched) -> None:
     before = watched.scraped()
     headers = watched.server.headers("inference")
-    url = f"{watched.server.inference_url}/explanations/{NAME}/1.0/saliency"
+    url = f"{watched.server.inference_url}/explanations/{WATCHED}/1.0/saliency"
     answers = [watched.client.post(url, headers=headers, content=photograph()[:size]) for size in (None, 5000)]
     size = sum(len(answer.content) for answer in answers)
-    assert settled(lambda: grown(watched, before, "convlens_reply_bytes_total", "ModelName"), {NAME: size}) == {
-        NAME: size
+    assert settled(lambda: grown(watched, before, "convlens_reply_bytes_total", "ModelName"), {WATCHED: size}) == {
+        WATCHED: size
     }
 
 
 def test_torchserves_own_metrics_are_still_there(watched: Watched) -> None:
-    assert watched.post(f"predictions/{NAME}", content=photograph()) == 200
+    assert watched.post(f"predictions/{WATCHED}", content=photograph()) == 200
     for metric in ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds"):
-        assert watched.count(metric, model_name=NAME) > 0
-    settled(lambda: watched.count("PredictionTime", ModelName=NAME) > 0, True)
+        assert watched.count(metric, model_name=WATCHED) > 0
+    settled(lambda: watched.count("PredictionTime", ModelName=WATCHED) > 0, True)
     # By name alone: the last request may have spent 0 ms between server and worker.
     assert {"PredictionTime", "WorkerThreadTime", "WorkerLoadTime", "Requests2XX"} <= {
         name for name, _ in watched.scraped()
@@ -194,7 +183,7 @@ def test_one_line_tells_of_each_request_what_it_cost(watched: Watched) -> None:
     answered, refused = settled(lambda: len(watched.accesses(beyond=seen)), 2) and watched.accesses(beyond=seen)
     assert answered.pop("ms") > 0 and refused.pop("ms") > 0
     assert answered.pop("time") <= refused.pop("time")
-    shared = {"level": "INFO", "logger": "convlens.access", "message": "request", "model": NAME, "batch": 1}
+    shared = {"level": "INFO", "logger": "convlens.access", "message": "request", "model": WATCHED, "batch": 1}
     wanted = {"request_id": "r-17", "methods": ["occlusion"], "status": 200, "error": None, "windows": 4}
     assert answered == {**shared, **wanted, "queue_ms": None}
     assert (refused["status"], refused["error"], refused["methods"]) == (400, "ImageError", [])
@@ -202,7 +191,7 @@ def test_one_line_tells_of_each_request_what_it_cost(watched: Watched) -> None:
 
 def hostile(watched: Watched) -> Iterator[tuple[str, Callable[[], int]]]:
     """Requests with text of ours in every place that a client can write to."""
-    path = f"predictions/{NAME}"
+    path = f"predictions/{WATCHED}"
     for name, params in {
         "request_id": {"request_id": FORGED},
         "key": {FORGED: 1},
@@ -218,15 +207,15 @@ def hostile(watched: Watched) -> Iterator[tuple[str, Callable[[], int]]]:
     yield "body", lambda: watched.post(path, content=FORGED.encode())
     yield "text", lambda: watched.post(path, content=FORGED.encode(), headers={"Content-Type": "text/plain"})
     yield "png text", lambda: watched.post(path, content=_png_with(FORGED))
-    yield "path", lambda: watched.post(f"explanations/{NAME}/1.0/x%0A[METRICS]forged%0A[PID]1")
+    yield "path", lambda: watched.post(f"explanations/{WATCHED}/1.0/x%0A[METRICS]forged%0A[PID]1")
     yield "model", lambda: watched.post("predictions/x%0A[PID]1", content=b"x")
     yield (
         "header",
         lambda: watched.post(path, content=photograph(), headers={"X-Request-Start": "[PID]1", "A": "[PID]1"}),
     )
-    yield "grpc params", lambda: _over_grpc(watched, NAME, {"request_id": FORGED})
+    yield "grpc params", lambda: _over_grpc(watched, WATCHED, {"request_id": FORGED})
     yield "grpc model", lambda: _over_grpc(watched, FORGED, {})
-    yield "grpc version", lambda: _over_grpc(watched, NAME, {}, version=FORGED)
+    yield "grpc version", lambda: _over_grpc(watched, WATCHED, {}, version=FORGED)
 
 
 def _over_grpc(watched: Watched, model: str, params: dict[str, Any], **given: Any) -> int:
@@ -270,9 +259,9 @@ def test_no_text_of_a_client_becomes_a_line_of_a_log_or_a_metric(watched: Watche
 def test_no_token_and_nothing_of_a_header_or_payload_is_in_any_log(watched: Watched) -> None:
     token = watched.server.token("inference")
     headers = {"X-Secret": "s3cret-header", "Cookie": "s3cret-cookie"}
-    assert watched.post(f"predictions/{NAME}", content=photograph(), headers=headers) == 200
+    assert watched.post(f"predictions/{WATCHED}", content=photograph(), headers=headers) == 200
     assert watched.form({"methods": ["saliency"], "target": "s3cret-label"}) == 422
-    assert watched.post(f"predictions/{NAME}", content=b"s3cret-payload") == 400
+    assert watched.post(f"predictions/{WATCHED}", content=b"s3cret-payload") == 400
     time.sleep(0.5)
     everything = "".join(file.read_text(encoding="utf-8") for file in watched.server.logs.iterdir())
     assert token not in everything
@@ -282,14 +271,14 @@ def test_no_token_and_nothing_of_a_header_or_payload_is_in_any_log(watched: Watc
 
 def test_the_counts_outlive_a_worker(watched: Watched) -> None:
     before, pids = watched.scraped(), watched.pids()
-    assert watched.post(f"predictions/{NAME}", content=photograph()) == 200
+    assert watched.post(f"predictions/{WATCHED}", content=photograph()) == 200
     settled(lambda: grown(watched, before, "convlens_seconds_count", "method"), {"predict": 1.0})
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     ends = time.monotonic() + 60
     while len(watched.pids() - pids) < 2 and time.monotonic() < ends:
         time.sleep(0.2)
-    answered = [watched.post(f"predictions/{NAME}", content=photograph()) for _ in range(4)]
+    answered = [watched.post(f"predictions/{WATCHED}", content=photograph()) for _ in range(4)]
     assert answered == [200] * 4
     wanted = {"predict": 5.0}
     assert settled(lambda: grown(watched, before, "convlens_seconds_count", "method"), wanted) == wanted
@@ -297,7 +286,7 @@ def test_the_counts_outlive_a_worker(watched: Watched) -> None:
 
 def test_a_metric_is_no_line_in_a_log(watched: Watched) -> None:
     """TorchServe's own configuration of its logs repeats each: at 50 requests a second some gigabytes a day."""
-    assert watched.post(f"predictions/{NAME}", content=photograph()) == 200
+    assert watched.post(f"predictions/{WATCHED}", content=photograph()) == 200
     time.sleep(0.5)
     texts = {file: file.read_text(encoding="utf-8") for file in Path(watched.server.logs).iterdir()}
     assert not [file.name for file, text in texts.items() if "convlens_seconds" in text]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,23 @@ import httpx
 import numpy as np
 import skimage
 
-from convlens.engine.engine import Engine
+from convlens.cli.demo import gallery_views
+from convlens.client import BaseClient
+from convlens.engine.engine import Engine, EngineOptions
+from convlens.gallery import Gallery, build_from
+from convlens.models import load, pack
+from convlens.torchserve import archive
+from convlens.torchserve.archive import entries
+from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.torchserve.server import Server
 
-# Two entries of one model: QUICK answers a lone request at once, BATCHED waits for others to share its forward pass.
-QUICK, BATCHED = "convlens", "batched"
+# Entries of one model: QUICK answers a lone request at once, BATCHED waits for others to share its forward pass, and
+# APART leaves sweeps to an entry of its own, APART_SWEEP.
+QUICK, BATCHED, APART, APART_SWEEP = "convlens", "batched", "apart", "apart_sweep"
 DELAY_MS = 300
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+# Makes a client of the server: ``connect(model=…, retries=…)``, with its token unless another source is named.
+Connect = Callable[..., BaseClient]
 
 
 def photograph(name: str = "chelsea.png") -> bytes:
@@ -49,9 +60,34 @@ def assert_same_map(found: np.ndarray, wanted: np.ndarray) -> None:
     assert error.max() < 1e-2
 
 
+def default_archives(folder: Path) -> tuple[dict[str, Path], Engine]:
+    """The entries of the default model, and an engine of the same model, gallery and default methods.
+
+    The gallery is left in ``folder / "gallery"``. APART has none, and no limit on what a request may cost, so that
+    seconds are what refuses.
+    """
+    classifier = load("packaged:efficientnet_lite0", device="cpu")
+    build_from(list(gallery_views()), folder / "gallery", classifier)
+    pack(classifier, folder / "model")
+    apart = ArchiveOptions(sweeps_at=APART_SWEEP, section={"max_cost": 1e6})
+
+    def built(name: str, options: ArchiveOptions, gallery: Path | None = folder / "gallery") -> Path:
+        model, store = folder / "model", folder / "store"
+        return archive.build(name=name, model_dir=model, gallery=gallery, store=store, options=options)
+
+    archives = {
+        QUICK: built(QUICK, ArchiveOptions(batch_size=8, max_batch_delay_ms=1)),
+        BATCHED: built(BATCHED, ArchiveOptions(batch_size=8, max_batch_delay_ms=DELAY_MS)),
+        **entries(built(APART, apart, gallery=None)),
+    }
+    methods = (*EngineOptions.default_methods, "neighbours")
+    options = EngineOptions(default_methods=methods)
+    return archives, Engine(classifier, gallery=Gallery.open(folder / "gallery"), options=options)
+
+
 @dataclass(frozen=True)
 class Live:
-    """``engine`` has the same model, gallery and default methods as the archives."""
+    """``engine`` has the same model, gallery and default methods as QUICK and BATCHED."""
 
     server: Server
     engine: Engine

@@ -18,8 +18,7 @@ from typing import Any
 import httpx
 from kubernetes_manifests import DEPLOY
 
-from convlens.torchserve import archive, server, server_config
-from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.torchserve import server_config
 from convlens.torchserve.server import Server
 
 START = DEPLOY / "proxy" / "start.sh"
@@ -27,34 +26,6 @@ PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])  # 
 INSTALLED = bool(shutil.which("nginx", path=PATH) and shutil.which("openssl"))
 
 ALICE, BOB = "alice-1234567890", "bob-1234567890"
-# Says what reached it. A body that is a number is so many seconds of work.
-ECHOES = """
-import json, time
-
-class Handler:
-    def initialize(self, context):
-        pass
-
-    def handle(self, data, context):
-        return [self.answer(row, context.get_all_request_header(at)) for at, row in enumerate(data)]
-
-    def answer(self, row, headers):
-        body = bytes(row.get("data") or row.get("body") or b"")
-        if len(body) < 4:
-            time.sleep(float(body))
-        return json.dumps({"bytes": len(body), "headers": dict(headers)})
-"""
-
-
-@contextmanager
-def echoing(folder: Path) -> Iterator[Server]:
-    """A real TorchServe whose model tells what reached it."""
-    handler = folder / "echoes.py"
-    handler.write_text(ECHOES)
-    options = ArchiveOptions(handler=handler, batch_size=1, max_batch_delay_ms=1)
-    built = archive.build(name="convlens", model_dir=None, store=folder / "store", options=options)
-    with server.running(archives={"convlens": built}, run_dir=folder / "run") as live:
-        yield live
 
 
 @dataclass(frozen=True)

@@ -23,33 +23,39 @@ from convlens.torchserve.launcher import Settings
 from convlens.torchserve.server import Server
 from convlens.torchserve.server_config import LOOPBACK
 
-SMALL = "small"
-QUEUE = 24  # requests that may wait for its worker
+# Entries of one small network: one worker that may be hurt, and two workers whose requests are counted.
+SMALL, WATCHED = "small", "watched"
+QUEUE = 24  # requests that may wait for a worker
 NETWORK = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 # Three classes are called so: what would end a header or a line, forge a metric, colour a terminal. No log says MARK.
 ODD_LABELS = ("MARK line\r\nbreak: x", "\n[METRICS]MARK.Count:1|#b:c|#hostname:h\n[PID]1", "\x1b[31mMARK\u2028\x00")
+# The others are no ASCII.
+LABELS = (*(f"Gürteltier 犰狳 {number} – „å“" for number in range(996)), "🦔", *ODD_LABELS)
 
 
 def packed(folder: Path) -> Path:
     """The network and a gallery of it, in folders ``model`` and ``gallery``."""
     classifier = load(NETWORK, device="cpu")
-    # No file of labels may hold these, but somebody's Python may.
-    labels = classifier.spec.labels[: -len(ODD_LABELS)] + ODD_LABELS
-    classifier = replace(classifier, spec=replace(classifier.spec, labels=labels))
+    # No file of labels may hold the odd ones, but somebody's Python may.
+    classifier = replace(classifier, spec=replace(classifier.spec, labels=LABELS))
     build_from(list(gallery_views()), folder / "gallery", classifier)
     pack(classifier, folder / "model")
     return folder
 
 
 def built(name: str, folder: Path, **options: object) -> Path:
-    given = {"batch_size": 8, "max_batch_delay_ms": 20, **options}
     return archive.build(
         name=name,
         model_dir=folder / "model",
         gallery=folder / "gallery",
         store=folder / "store",
-        options=ArchiveOptions(**given),
+        options=ArchiveOptions(**{"batch_size": 8, "max_batch_delay_ms": 20, **options}),
     )
+
+
+def small_archives(folder: Path) -> dict[str, Path]:
+    """Of the network in a folder that ``packed`` wrote."""
+    return {SMALL: built(SMALL, folder), WATCHED: built(WATCHED, folder, batch_size=4, min_workers=2)}
 
 
 @contextmanager

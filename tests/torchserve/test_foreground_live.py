@@ -90,25 +90,38 @@ def foreground(archived: Path, folder: Path, *options: str) -> Iterator[Foregrou
         process.wait(60)
 
 
-def test_it_serves_and_on_sigterm_answers_what_is_in_flight_and_ends(archived: Path, tmp_path: Path) -> None:
-    with foreground(archived, tmp_path / "f") as live, ThreadPoolExecutor(2) as pool:
+@pytest.fixture(scope="module")
+def served(archived: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreground]:
+    """One that serves; the last test that takes it ends it."""
+    with foreground(archived, tmp_path_factory.mktemp("served")) as live:
+        live.wait_for("convlens serves packaged:efficientnet_lite0")  # which a worker says
         live.wait_for("serving net on 127.0.0.1")
-        url = f"http://127.0.0.1:{live.ports.inference}"
-        assert "answers" in probe_all(url, ["net"], key_file=live.run_dir / "key_file.json")
-        java = next(child for child in psutil.Process(live.process.pid).children() if "java" in child.name())
+        yield live
+
+
+def test_what_the_workers_say_is_on_its_standard_output(served: Foreground) -> None:
+    assert served.sweep(32).status_code == 200
+    served.wait_for('"logger":"convlens.access"', within_s=10)
+
+
+def test_on_sigterm_it_answers_what_is_in_flight_and_ends(served: Foreground) -> None:
+    url = f"http://127.0.0.1:{served.ports.inference}"
+    assert "answers" in probe_all(url, ["net"], key_file=served.run_dir / "key_file.json")
+    java = next(child for child in psutil.Process(served.process.pid).children() if "java" in child.name())
+    with ThreadPoolExecutor(2) as pool:
         # The second waits in the queue while the first is computed.
-        first = pool.submit(live.sweep, 8)
+        first = pool.submit(served.sweep, 8)
         time.sleep(0.7)
-        second = pool.submit(live.sweep, 16)
+        second = pool.submit(served.sweep, 16)
         time.sleep(0.3)
         begun = time.monotonic()
-        live.process.send_signal(signal.SIGTERM)
+        served.process.send_signal(signal.SIGTERM)
         assert [answer.result().status_code for answer in (first, second)] == [200, 200]
         answered_s = time.monotonic() - begun
-        assert live.process.wait(60) == 0
-        assert answered_s > 1, "both were in flight when it was asked to stop"
-        assert not members(java.pid)
-        live.wait_for("stopped")
+    assert served.process.wait(60) == 0
+    assert answered_s > 1, "both were in flight when it was asked to stop"
+    assert not members(java.pid)
+    served.wait_for("stopped")
 
 
 def test_it_waits_no_longer_than_it_is_allowed(archived: Path, tmp_path: Path) -> None:
@@ -123,57 +136,3 @@ def test_it_waits_no_longer_than_it_is_allowed(archived: Path, tmp_path: Path) -
         live.wait_for("are cut off")
         failure = answer.exception()
         assert isinstance(failure, httpx.HTTPError) or answer.result().status_code >= 500
-
-
-def test_a_signal_at_any_moment_is_heard() -> None:
-    """Python runs its handler wherever the main thread is, so also within whatever it waits by."""
-    waits = (
-        "import signal; from convlens.torchserve.container import asked_within, heard; count = 0\n"
-        "came = heard(signal.SIGTERM); print('waiting', flush=True)\n"
-        "while count < 2000: count += asked_within(came, 1e-4)\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "waiting\n"
-        until = time.monotonic() + 60
-        while child.poll() is None and time.monotonic() < until:
-            child.send_signal(signal.SIGTERM)
-            time.sleep(1e-5)
-        child.kill()
-        assert child.wait(10) == 0, "it hangs, or its handler was called within itself"
-
-
-def test_what_the_workers_say_is_on_its_standard_output(archived: Path, tmp_path: Path) -> None:
-    with foreground(archived, tmp_path / "f") as live:
-        live.wait_for("convlens serves packaged:efficientnet_lite0")
-        live.wait_for("serving net on 127.0.0.1")
-        assert live.sweep(32).status_code == 200
-        live.wait_for('"logger":"convlens.access"', within_s=10)
-
-
-def test_a_missing_archive_is_one_line_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "convlens.torchserve.container", str(tmp_path / "none.mar")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert done.stderr == f"error: no archive {tmp_path / 'none.mar'}; build one with `convlens archive`\n"
-
-
-@pytest.mark.parametrize("option", ["linger", "drain"])
-@pytest.mark.parametrize("given", ["-1", "nan", "inf", "soon", ""])
-@pytest.mark.parametrize("said", ["by flag", "by environment"])
-def test_a_time_that_is_none_is_refused_by_name(option: str, given: str, said: str) -> None:
-    command = [sys.executable, "-m", "convlens.torchserve.container", "net.mar"]
-    flags, more = ([f"--{option}={given}"], {}) if said == "by flag" else ([], {f"CONVLENS_{option.upper()}_S": given})
-    done = subprocess.run(
-        command + flags, env=os.environ | more, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 2
-    assert f"--{option}: {given!r} is no time of 0 to 86400 seconds" in done.stderr
-
-
-def test_a_host_that_is_no_address_is_refused_by_name(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "convlens.torchserve.container", "net.mar", "--host", "example"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert "--host 'example' is no IPv4 address" in done.stderr
