@@ -166,7 +166,7 @@ def graph_backends(graphs: GraphSet) -> Sequence[SweepBackend]:
     scorers = [*graphs.all("scores"), *graphs.all("embedding")][:1]
     batched = [ParallelSweep(runtime, precision=runtime.contract.precision) for runtime in scorers]
     whole = [GraphSweep(runtime) for runtime in graphs.all("occlusion")]
-    # Parallel runs, a core each, beat a graph of the whole sweep; on one core they do not.
+    # Parallel runs, a core each, are expected to beat a graph of the whole sweep; on one core they are not.
     return [*batched, *whole] if any(runtime.parallel_runs > 1 for runtime in scorers) else [*whole, *batched]
 
 

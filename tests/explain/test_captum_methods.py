@@ -50,13 +50,13 @@ def weights(forward: ForwardPass, targets: list[int]) -> Tensor:
 
 @pytest.mark.parametrize("samples", [5, 25])
 def test_smoothgrad_equals_a_loop_over_the_same_draws(mixed: ForwardPass, samples: int) -> None:
-    found = run("smoothgrad", mixed, TARGETS, {"samples": samples, "noise": 0.2, "seed": 3}).values_NCHW
+    result = run("smoothgrad", mixed, TARGETS, {"samples": samples, "noise": 0.2, "seed": 3}).values_NCHW
     for n, target in enumerate(TARGETS):
         x_1CHW = mixed.x_NCHW[n : n + 1].contiguous()
-        wanted = reference_gradients.smoothgrad(
+        expected = reference_gradients.smoothgrad(
             mixed.classifier.module, x_1CHW, target, samples=samples, noise=0.2, seed=3
         )
-        assert nets.relative_error(found[n : n + 1], wanted) < 1e-12
+        assert nets.relative_error(result[n : n + 1], expected) < 1e-12
 
 
 def test_smoothgrad_is_the_same_by_seed_and_another_by_another(mixed: ForwardPass) -> None:
@@ -84,14 +84,14 @@ def test_smoothgrad_of_a_row_does_not_depend_on_its_batch(mixed: ForwardPass) ->
 
 
 def test_smoothgrad_of_a_linear_net_is_its_weight(linear: ForwardPass) -> None:
-    found = run("smoothgrad", linear, [2, 0], {"samples": 8})
-    assert nets.relative_error(found.values_NCHW, weights(linear, [2, 0])) < 1e-15
-    assert (found.meta.seed, found.meta.target_kind) == (0, "logit")
+    result = run("smoothgrad", linear, [2, 0], {"samples": 8})
+    assert nets.relative_error(result.values_NCHW, weights(linear, [2, 0])) < 1e-15
+    assert (result.meta.seed, result.meta.target_kind) == (0, "logit")
 
 
 def test_smoothgrad_without_noise_is_saliency(mixed: ForwardPass) -> None:
-    found = run("smoothgrad", mixed, TARGETS, {"samples": 4, "noise": 0.0}).values_NCHW
-    assert nets.relative_error(found, run("saliency", mixed, TARGETS).values_NCHW) < 1e-12
+    result = run("smoothgrad", mixed, TARGETS, {"samples": 4, "noise": 0.0}).values_NCHW
+    assert nets.relative_error(result, run("saliency", mixed, TARGETS).values_NCHW) < 1e-12
 
 
 # ---- integrated gradients
@@ -102,29 +102,29 @@ def test_smoothgrad_without_noise_is_saliency(mixed: ForwardPass) -> None:
 def test_integrated_gradients_of_a_linear_net_are_weight_times_difference(
     linear: ForwardPass, steps: int, baseline: float
 ) -> None:
-    found = run("integrated_gradients", linear, [2, 0], {"steps": steps, "baseline": baseline})
-    wanted = (linear.x_NCHW - baseline) * weights(linear, [2, 0])
+    result = run("integrated_gradients", linear, [2, 0], {"steps": steps, "baseline": baseline})
+    expected = (linear.x_NCHW - baseline) * weights(linear, [2, 0])
     # captum holds the quadrature's weights in float32
-    assert nets.relative_error(found.values_NCHW, wanted) < 1e-7
-    assert np.abs(found.extras["gap_N"]).max() < 1e-6
+    assert nets.relative_error(result.values_NCHW, expected) < 1e-7
+    assert np.abs(result.extras["gap_N"]).max() < 1e-6
 
 
 def test_integrated_gradients_equal_a_fine_riemann_sum(mixed: ForwardPass) -> None:
     module, x_1CHW = mixed.classifier.module, mixed.x_NCHW[:1].contiguous()
     along = [(i + 0.5) / 1000 for i in range(1000)]
     path_NCHW = torch.cat([x_1CHW * share for share in along])
-    wanted = reference_gradients.plain_gradient(module, path_NCHW, [2] * len(along)).mean(0, keepdim=True) * x_1CHW
-    found = run("integrated_gradients", mixed.select([0]), [2], {"steps": 400})
+    expected = reference_gradients.plain_gradient(module, path_NCHW, [2] * len(along)).mean(0, keepdim=True) * x_1CHW
+    result = run("integrated_gradients", mixed.select([0]), [2], {"steps": 400})
     # the gradient jumps at every ReLU, where both quadratures are of first order only
-    assert nets.relative_error(found.values_NCHW, wanted) < 0.01
+    assert nets.relative_error(result.values_NCHW, expected) < 0.01
 
 
 def test_the_stated_gap_is_what_the_sum_lacks(mixed: ForwardPass) -> None:
-    found = run("integrated_gradients", mixed, TARGETS, {"steps": 5, "baseline": 0.25})
+    result = run("integrated_gradients", mixed, TARGETS, {"steps": 5, "baseline": 0.25})
     with torch.no_grad():
         grey_N = mixed.classifier.module(torch.full_like(mixed.x_NCHW, 0.25))[range(3), TARGETS].numpy()
-    gap_N = found.values_NCHW.sum((1, 2, 3)) - (found.score_N - grey_N)
-    assert found.extras["gap_N"] == pytest.approx(gap_N, abs=1e-12)
+    gap_N = result.values_NCHW.sum((1, 2, 3)) - (result.score_N - grey_N)
+    assert result.extras["gap_N"] == pytest.approx(gap_N, abs=1e-12)
     assert np.abs(gap_N).max() > 1e-6, "five steps are not enough to hide it"
 
 
@@ -132,27 +132,27 @@ def test_integrated_gradients_of_a_row_do_not_depend_on_its_batch(mixed: Forward
     together = run("integrated_gradients", mixed, TARGETS, {"steps": 20}).values_NCHW
     for n, target in enumerate(TARGETS):
         alone = ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1])
-        found = run("integrated_gradients", alone, [target], {"steps": 20}).values_NCHW
-        assert np.array_equal(found, together[n : n + 1])
+        result = run("integrated_gradients", alone, [target], {"steps": 20}).values_NCHW
+        assert np.array_equal(result, together[n : n + 1])
 
 
 def test_integrated_gradients_of_a_smooth_net_are_complete() -> None:
     net = nets.seeded(lambda: nets.Sequential(nn.Sequential(nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Softplus())))
     forward = ForwardPass(nets.classifier(net, classes=3), nets.pictures(1, 3, 8, 8))
-    found = run("integrated_gradients", forward, [1], {"steps": 20})
+    result = run("integrated_gradients", forward, [1], {"steps": 20})
     with torch.no_grad():
-        rise = float(found.score_N[0] - net(torch.zeros(1, 3, 8, 8).double())[0, 1])
+        rise = float(result.score_N[0] - net(torch.zeros(1, 3, 8, 8).double())[0, 1])
     # Gauss–Legendre converges at once where nothing jumps; captum holds its weights in float32
-    assert abs(found.values_NCHW.sum() - rise) / abs(rise) < 1e-6
-    assert found.meta.warnings == ()
+    assert abs(result.values_NCHW.sum() - rise) / abs(rise) < 1e-6
+    assert result.meta.warnings == ()
 
 
 def test_integrated_gradients_of_a_relu_net_come_near_completeness_with_many_steps(mixed: ForwardPass) -> None:
-    found = run("integrated_gradients", mixed, TARGETS, {"steps": 300})
+    result = run("integrated_gradients", mixed, TARGETS, {"steps": 300})
     with torch.no_grad():
         grey_N = mixed.classifier.module(torch.zeros_like(mixed.x_NCHW))[range(3), TARGETS].numpy()
-    rise_N = found.score_N - grey_N
-    assert np.abs(found.values_NCHW.sum((1, 2, 3)) - rise_N).max() / np.abs(rise_N).max() < 5e-3
+    rise_N = result.score_N - grey_N
+    assert np.abs(result.values_NCHW.sum((1, 2, 3)) - rise_N).max() / np.abs(rise_N).max() < 5e-3
 
 
 def test_integrated_gradients_of_a_cat_nearly_add_up_to_its_score_and_few_steps_are_warned_of(
@@ -183,16 +183,16 @@ def test_grad_cam_equals_its_equations(resnet: Classifier, layer: str) -> None:
     """bn1's output is overwritten by the in-place ReLU right after it."""
     x_NCHW, targets = nets.pictures(2, 3, 64, 64), [3, 7]
     forward = ForwardPass(resnet, x_NCHW)
-    found = run("grad_cam", forward, targets, {"layer": layer, "relu": False})
+    result = run("grad_cam", forward, targets, {"layer": layer, "relu": False})
     rectified = run("grad_cam", forward, targets, {"layer": layer})
     for n, target in enumerate(targets):
         net = copy.deepcopy(resnet.module)
-        wanted = reference_gradients.grad_cam(net, net.get_submodule(layer), x_NCHW[n : n + 1], target)
-        assert np.array_equal(rectified.extras["map_NCHW"][n], np.maximum(found.extras["map_NCHW"][n], 0))
-        assert nets.relative_error(found.extras["map_NCHW"][n : n + 1], wanted) < 1e-12
-        stretched = F.interpolate(wanted, (64, 64), mode="bilinear", align_corners=False)
-        assert nets.relative_error(found.values_NCHW[n : n + 1], stretched) < 1e-12
-    assert found.meta.layer == layer
+        expected = reference_gradients.grad_cam(net, net.get_submodule(layer), x_NCHW[n : n + 1], target)
+        assert np.array_equal(rectified.extras["map_NCHW"][n], np.maximum(result.extras["map_NCHW"][n], 0))
+        assert nets.relative_error(result.extras["map_NCHW"][n : n + 1], expected) < 1e-12
+        stretched = F.interpolate(expected, (64, 64), mode="bilinear", align_corners=False)
+        assert nets.relative_error(result.values_NCHW[n : n + 1], stretched) < 1e-12
+    assert result.meta.layer == layer
 
 
 class TwoPixels(nn.Module):
@@ -211,7 +211,7 @@ class TwoPixels(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("relu", "target", "wanted"),
+    ("relu", "target", "expected"),
     [
         # features −3 and 2, gradients 0 and ±3, mean ±1.5
         (False, 0, [-4.5, 3.0]),
@@ -220,20 +220,20 @@ class TwoPixels(nn.Module):
         (True, 1, [4.5, 0.0]),
     ],
 )
-def test_grad_cam_sees_what_an_in_place_relu_overwrites(relu: bool, target: int, wanted: list[float]) -> None:
+def test_grad_cam_sees_what_an_in_place_relu_overwrites(relu: bool, target: int, expected: list[float]) -> None:
     x_NCHW = torch.tensor([1.0, 6.0]).reshape(1, 1, 1, 2)
     forward = ForwardPass(nets.classifier(TwoPixels(), classes=2, crop=2), x_NCHW)
-    found = run("grad_cam", forward, [target], {"relu": relu})
-    assert found.values_NCHW.flatten().tolist() == wanted
-    assert found.score_N.tolist() == [6.0 if target == 0 else -6.0]
+    result = run("grad_cam", forward, [target], {"relu": relu})
+    assert result.values_NCHW.flatten().tolist() == expected
+    assert result.score_N.tolist() == [6.0 if target == 0 else -6.0]
 
 
 def test_grad_cam_of_a_row_does_not_depend_on_its_batch(mixed: ForwardPass) -> None:
     together = run("grad_cam", mixed, TARGETS, {"relu": False}).values_NCHW
     for n, target in enumerate(TARGETS):
         alone = ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1])
-        found = run("grad_cam", alone, [target], {"relu": False}).values_NCHW
-        assert nets.relative_error(found, together[n : n + 1]) < 1e-12
+        result = run("grad_cam", alone, [target], {"relu": False}).values_NCHW
+        assert nets.relative_error(result, together[n : n + 1]) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,11 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 
 @pytest.mark.parametrize("method", RULES)
 def test_equals_the_rule_written_into_each_relu_by_hand(case: Case, method: str) -> None:
-    found = run(method, case.forward, TARGETS)
-    wanted = case.reference.gradient(RULES[method], TARGETS)
-    assert wanted.abs().max() > 0
+    result = run(method, case.forward, TARGETS)
+    expected = case.reference.gradient(RULES[method], TARGETS)
+    assert expected.abs().max() > 0
     # float64 rounding along a hundred layers; both add in another order.
-    assert nets.relative_error(found.values_NCHW, wanted) < 1e-10
+    assert nets.relative_error(result.values_NCHW, expected) < 1e-10
 
 
 def test_every_relu_call_that_is_made_is_ruled(case: Case) -> None:
@@ -135,9 +135,9 @@ def test_a_network_without_a_relu_rule_is_refused_by_the_name_of_its_activation(
 def test_saliency_of_a_network_without_a_relu_rule_is_autograds(refused: tuple[str, Classifier]) -> None:
     _, classifier = refused
     x = nets.pictures(2, 3, 64, 64)
-    found = run("saliency", ForwardPass(classifier, x), TARGETS).values_NCHW
-    assert nets.relative_error(found, reference_gradients.plain_gradient(classifier.module, x, TARGETS)) < 1e-10
-    assert np.abs(found).max() > 0
+    result = run("saliency", ForwardPass(classifier, x), TARGETS).values_NCHW
+    assert nets.relative_error(result, reference_gradients.plain_gradient(classifier.module, x, TARGETS)) < 1e-10
+    assert np.abs(result).max() > 0
 
 
 def test_float32_and_channels_last_change_only_the_last_digits() -> None:
@@ -146,7 +146,7 @@ def test_float32_and_channels_last_change_only_the_last_digits() -> None:
     forward = ForwardPass(single, case.x_NCHW.numpy())
     assert forward.x_NCHW.dtype == torch.float32
     for method, rule in RULES.items():
-        found, wanted = run(method, forward, TARGETS).values_NCHW, case.reference.gradient(rule, TARGETS).numpy()
+        result, expected = run(method, forward, TARGETS).values_NCHW, case.reference.gradient(rule, TARGETS).numpy()
         # A unit within rounding of zero may switch: compare all but the worst thousandth.
-        error = np.quantile(np.abs(found - wanted), 0.999) / np.abs(wanted).max()
+        error = np.quantile(np.abs(result - expected), 0.999) / np.abs(expected).max()
         assert error < 1e-3

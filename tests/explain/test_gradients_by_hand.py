@@ -33,7 +33,7 @@ def mixed() -> ForwardPass:
 
 
 @pytest.mark.parametrize(
-    ("method", "wanted"),
+    ("method", "expected"),
     [
         # (−1, −2): units −3, 1, 1 and so (0, 1, 1) after the ReLU; for class 1 g = (−1, 1, −1)
         ("saliency", [(0.0, 2.0), (0.0, -2.0), (2.0, -1.0)]),
@@ -42,13 +42,13 @@ def mixed() -> ForwardPass:
     ],
 )
 def test_each_row_gets_its_own_targets_gradient_added_up_by_hand(
-    by_hand: ForwardPass, method: str, wanted: list[tuple[float, float]]
+    by_hand: ForwardPass, method: str, expected: list[tuple[float, float]]
 ) -> None:
-    found = run(method, by_hand, [0, 1, 1])
-    assert [tuple(row) for row in found.values_NCHW.reshape(3, 2).tolist()] == wanted
-    assert found.score_N.tolist() == [2.0, -2.0, 0.0]
-    assert found.target_N.tolist() == [0, 1, 1]
-    assert (found.meta.relu_calls_seen, found.meta.forwards, found.meta.backwards) == (1, 1, 1)
+    result = run(method, by_hand, [0, 1, 1])
+    assert [tuple(row) for row in result.values_NCHW.reshape(3, 2).tolist()] == expected
+    assert result.score_N.tolist() == [2.0, -2.0, 0.0]
+    assert result.target_N.tolist() == [0, 1, 1]
+    assert (result.meta.relu_calls_seen, result.meta.forwards, result.meta.backwards) == (1, 1, 1)
 
 
 def test_without_a_target_the_predicted_class_is_explained(by_hand: ForwardPass) -> None:
@@ -94,15 +94,15 @@ def test_selected_rows_share_the_forward_and_keep_their_order(mixed: ForwardPass
 
 @pytest.mark.parametrize("method", GRADIENTS)
 def test_a_row_selected_twice_is_explained_for_each_of_its_targets(mixed: ForwardPass, method: str) -> None:
-    found = run(method, mixed.select([1, 1, 0, 1]), [1, 3, 0, 0])
+    result = run(method, mixed.select([1, 1, 0, 1]), [1, 3, 0, 0])
     for n, (row, target) in enumerate([(1, 1), (1, 3), (0, 0), (1, 0)]):
-        assert np.array_equal(found.values_NCHW[n], run(method, mixed.select([row]), [target]).values_NCHW[0])
+        assert np.array_equal(result.values_NCHW[n], run(method, mixed.select([row]), [target]).values_NCHW[0])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "uint16", "int64"])
 def test_targets_may_be_of_any_integer_type(mixed: ForwardPass, dtype: str) -> None:
-    found = run("saliency", mixed, np.array(MIXED_TARGETS, dtype=dtype))
-    assert np.array_equal(found.values_NCHW, run("saliency", mixed, MIXED_TARGETS).values_NCHW)
+    result = run("saliency", mixed, np.array(MIXED_TARGETS, dtype=dtype))
+    assert np.array_equal(result.values_NCHW, run("saliency", mixed, MIXED_TARGETS).values_NCHW)
 
 
 @pytest.mark.parametrize(
@@ -117,26 +117,26 @@ def test_targets_that_do_not_fit_are_refused(mixed: ForwardPass, targets: list[i
 def test_saliency_equals_finite_differences(mixed: ForwardPass) -> None:
     module = mixed.classifier.module
     for n, target in enumerate(MIXED_TARGETS):
-        wanted = reference_gradients.finite_differences(module, mixed.x_NCHW[n : n + 1].contiguous(), target)
-        found = run("saliency", mixed.select([n]), [target]).values_NCHW
+        expected = reference_gradients.finite_differences(module, mixed.x_NCHW[n : n + 1].contiguous(), target)
+        result = run("saliency", mixed.select([n]), [target]).values_NCHW
         # central differences of step 1e-6: rounding 1e-16 / 1e-6, no curvature between kinks
-        assert nets.relative_error(found, wanted) < 1e-7
+        assert nets.relative_error(result, expected) < 1e-7
 
 
 @pytest.mark.parametrize("score", ["logit", "probability"])
 def test_saliency_of_a_linear_net_is_its_weight(score: str) -> None:
     net = nets.seeded(nets.Linear)
     x_NCHW = nets.pictures(2, 3, 4, 4)
-    found = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0], {"score": score})
+    result = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0], {"score": score})
     weight_KCHW = net.head.weight.detach().reshape(3, 3, 4, 4)
-    wanted = weight_KCHW[[2, 0]]
+    expected = weight_KCHW[[2, 0]]
     if score == "probability":  # dp_t/dx = p_t (W_t − Σ_k p_k W_k)
         p_NK = net(x_NCHW).softmax(1).detach()
         p_N = p_NK[[0, 1], [2, 0]]
-        wanted = p_N[:, None, None, None] * (wanted - torch.einsum("nk,kchw->nchw", p_NK, weight_KCHW))
-        assert found.score_N == pytest.approx(p_N.numpy(), rel=1e-12)
-    assert nets.relative_error(found.values_NCHW, wanted) < 1e-12
-    assert found.meta.target_kind == score
+        expected = p_N[:, None, None, None] * (expected - torch.einsum("nk,kchw->nchw", p_NK, weight_KCHW))
+        assert result.score_N == pytest.approx(p_N.numpy(), rel=1e-12)
+    assert nets.relative_error(result.values_NCHW, expected) < 1e-12
+    assert result.meta.target_kind == score
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
@@ -144,8 +144,8 @@ def test_saliency_of_a_linear_net_is_its_weight(score: str) -> None:
 def test_saliency_is_autograds_even_where_no_rule_is_defined(name: str) -> None:
     net = with_relu(UNSUPPORTED[name][0]()).double()
     x_NCHW = nets.pictures(2, 3, 8, 8)
-    found = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0]).values_NCHW
-    assert nets.relative_error(found, reference_gradients.plain_gradient(net, x_NCHW, [2, 0])) < 1e-12
+    result = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0]).values_NCHW
+    assert nets.relative_error(result, reference_gradients.plain_gradient(net, x_NCHW, [2, 0])) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])

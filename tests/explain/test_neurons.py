@@ -58,25 +58,25 @@ def mixed_pass(count: int = 2) -> ForwardPass:
 
 
 def explained(method: str, forward: ForwardPass, *neurons: Neuron, **options: object) -> Attribution:
-    found = run_neurons(method, forward, neurons, options)
-    assert isinstance(found, Attribution)
-    return found
+    result = run_neurons(method, forward, neurons, options)
+    assert isinstance(result, Attribution)
+    return result
 
 
 @pytest.mark.parametrize(
-    ("method", "wanted"),
+    ("method", "expected"),
     [
         # unit v = relu(a − b) at (2, 1) and unit w = relu(−a) at (−1, −2), both switched on
         ("saliency", [(1.0, -1.0), (-1.0, 0.0)]),
         ("guided_backprop", [(1.0, -1.0), (-1.0, 0.0)]),
     ],
 )
-def test_a_unit_added_up_by_hand(method: str, wanted: list[tuple[float, float]]) -> None:
-    found = explained(method, by_hand(), Neuron("activation", 1, 0, 0), Neuron("activation", 2, 0, 0))
-    assert [tuple(row) for row in found.values_NCHW.reshape(2, 2).tolist()] == wanted
-    assert found.score_N.tolist() == [1.0, 1.0]
-    assert found.target_N.tolist() == [-1, -1]
-    assert (found.meta.target_kind, found.meta.layer) == ("activation", "activation")
+def test_a_unit_added_up_by_hand(method: str, expected: list[tuple[float, float]]) -> None:
+    result = explained(method, by_hand(), Neuron("activation", 1, 0, 0), Neuron("activation", 2, 0, 0))
+    assert [tuple(row) for row in result.values_NCHW.reshape(2, 2).tolist()] == expected
+    assert result.score_N.tolist() == [1.0, 1.0]
+    assert result.target_N.tolist() == [-1, -1]
+    assert (result.meta.target_kind, result.meta.layer) == ("activation", "activation")
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -85,50 +85,50 @@ def test_a_neuron_is_explained_as_a_network_that_ends_there_would_be(method: str
     cut = UpToTheBlock().double().eval()
     cut.load_state_dict(mixed().state_dict())
     x_NCHW = nets.pictures(2, 3, 8, 8).double()
-    wanted = reference_gradients.ReferenceNetwork(cut, x_NCHW).gradient(RULES[method], [channel, channel])
-    found = explained(method, mixed_pass(), *[Neuron("block", channel, 2, 3)] * 2)
-    np.testing.assert_allclose(found.values_NCHW, wanted.numpy(), atol=1e-10)
-    np.testing.assert_allclose(found.score_N, cut(x_NCHW).detach().numpy()[:, channel], atol=1e-12)
-    assert wanted.abs().max() > 1e-3
+    expected = reference_gradients.ReferenceNetwork(cut, x_NCHW).gradient(RULES[method], [channel, channel])
+    result = explained(method, mixed_pass(), *[Neuron("block", channel, 2, 3)] * 2)
+    np.testing.assert_allclose(result.values_NCHW, expected.numpy(), atol=1e-10)
+    np.testing.assert_allclose(result.score_N, cut(x_NCHW).detach().numpy()[:, channel], atol=1e-12)
+    assert expected.abs().max() > 1e-3
 
 
 def test_nothing_outside_the_receptive_field_matters() -> None:
     """The first convolution sees 3 × 3 pixels around its place."""
-    found = explained("saliency", mixed_pass(1), Neuron("first", 3, 0, 6))
+    result = explained("saliency", mixed_pass(1), Neuron("first", 3, 0, 6))
     seen = np.zeros((8, 8), bool)
     seen[0:2, 5:8] = True
-    assert (found.values_NCHW[0, :, ~seen] == 0).all()
-    assert (found.values_NCHW[0, :, seen] != 0).all()
+    assert (result.values_NCHW[0, :, ~seen] == 0).all()
+    assert (result.values_NCHW[0, :, seen] != 0).all()
 
 
 def test_without_a_place_the_strongest_of_the_channel_is_meant() -> None:
     forward = mixed_pass()
     with torch.no_grad():
         out = mixed().first(forward.x_NCHW)
-    wanted = [np.unravel_index(int(row[7].argmax()), (8, 8)) for row in out]
-    found = explained("guided_backprop", forward, *[Neuron("first", 7)] * 2)
-    assert [(neuron.y, neuron.x) for neuron in found.neurons_N] == wanted
-    np.testing.assert_allclose(found.score_N, out[:, 7].amax((1, 2)))
+    expected = [np.unravel_index(int(row[7].argmax()), (8, 8)) for row in out]
+    result = explained("guided_backprop", forward, *[Neuron("first", 7)] * 2)
+    assert [(neuron.y, neuron.x) for neuron in result.neurons_N] == expected
+    np.testing.assert_allclose(result.score_N, out[:, 7].amax((1, 2)))
 
 
 def test_rows_may_ask_about_neurons_of_several_layers() -> None:
     forward = mixed_pass(3)
-    asked = [Neuron("block", 2, 1, 1), Neuron("first", 0, 4, 4), Neuron("block", 9)]
-    found = explained("deconvnet", forward, *asked)
-    for n, neuron in enumerate(asked):
+    requested = [Neuron("block", 2, 1, 1), Neuron("first", 0, 4, 4), Neuron("block", 9)]
+    result = explained("deconvnet", forward, *requested)
+    for n, neuron in enumerate(requested):
         (alone,) = explained("deconvnet", forward.select([n]), neuron).values_NCHW
-        np.testing.assert_allclose(found.values_NCHW[n], alone, atol=1e-12)
-    assert [neuron.layer for neuron in found.neurons_N] == ["block", "first", "block"]
-    assert found.row(2).neurons_N == found.neurons_N[2:]
+        np.testing.assert_allclose(result.values_NCHW[n], alone, atol=1e-12)
+    assert [neuron.layer for neuron in result.neurons_N] == ["block", "first", "block"]
+    assert result.row(2).neurons_N == result.neurons_N[2:]
 
 
 def test_a_unit_of_a_layer_without_a_map() -> None:
     """The last layer's units are the classes' logits."""
     forward = mixed_pass(1)
-    found = explained("saliency", forward, Neuron("head", 2))
-    wanted = run("saliency", forward, [2])
-    assert isinstance(wanted, Attribution)
-    np.testing.assert_allclose(found.values_NCHW, wanted.values_NCHW, atol=1e-12)
+    result = explained("saliency", forward, Neuron("head", 2))
+    expected = run("saliency", forward, [2])
+    assert isinstance(expected, Attribution)
+    np.testing.assert_allclose(result.values_NCHW, expected.values_NCHW, atol=1e-12)
     with pytest.raises(RequestError, match="'head' has no map, so leave y and x out") as caught:
         explained("saliency", forward, Neuron("head", 2, 0, 0))
     assert caught.value.field == "y"
@@ -142,7 +142,7 @@ def test_the_network_runs_no_further_than_the_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("neuron", "field", "said"),
+    ("neuron", "field", "message"),
     [
         (Neuron("blokc", 0), "layer", "did you mean block"),
         (Neuron("first", 16), "channel", r"has no channel 16; there are 0\.\.15"),
@@ -150,8 +150,8 @@ def test_the_network_runs_no_further_than_the_layer() -> None:
         (Neuron("block", 0, 0, 9), "x", r"has x of 0\.\.3; got 9"),
     ],
 )
-def test_what_there_is_not_is_refused_with_what_there_is(neuron: Neuron, field: str, said: str) -> None:
-    with pytest.raises(RequestError, match=said) as caught:
+def test_what_there_is_not_is_refused_with_what_there_is(neuron: Neuron, field: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
         explained("saliency", mixed_pass(1), neuron)
     assert caught.value.field == field
 

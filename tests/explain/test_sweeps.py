@@ -1,4 +1,4 @@
-"""Ways of making a sweep: which is taken, several sizes of windows, half precision, progress, too little memory."""
+"""Sweep backends: which is used, several window sizes, half precision, progress, too little memory."""
 
 from __future__ import annotations
 
@@ -58,44 +58,44 @@ def swept(model: Classifier, x_NCHW: np.ndarray, sweeps: SweepAutotuner | None =
     return result
 
 
-# ---- which way
+# ---- which backend
 
 
-def test_each_way_is_taken_once_and_then_the_one_that_was_fastest() -> None:
+def test_each_backend_is_used_once_and_then_the_fastest() -> None:
     model = convolutional()
     slow, quick, middling = (
         Delayed(name, model.module, s) for name, s in (("slow", 0.2), ("quick", 0.0), ("mid", 0.1))
     )
-    sweeps = SweepAutotuner([BatchedSweep(one) for one in (slow, quick, middling)])
-    taken = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(5)]
-    assert taken == ["slow", "quick", "mid", "quick", "quick"]
+    sweeps = SweepAutotuner([BatchedSweep(scorer) for scorer in (slow, quick, middling)])
+    used = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(5)]
+    assert used == ["slow", "quick", "mid", "quick", "quick"]
     # Nothing was computed just to be timed: four windows a sweep.
-    assert [one.pictures for one in (slow, quick, middling)] == [4, 12, 4]
+    assert [scorer.pictures for scorer in (slow, quick, middling)] == [4, 12, 4]
 
 
-def test_a_way_that_has_become_slow_is_left() -> None:
+def test_a_backend_that_has_become_slow_is_no_longer_used() -> None:
     model = convolutional()
     first, second = Delayed("first", model.module, 0.0), Delayed("second", model.module, 0.1)
     sweeps = SweepAutotuner([BatchedSweep(first), BatchedSweep(second)])
     for _ in range(2):
         swept(model, pictures(1), sweeps, window=6, stride=6)
     first.seconds = 0.3
-    taken = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(3)]
-    assert taken == ["first", "second", "second"]
+    used = [swept(model, pictures(1), sweeps, window=6, stride=6).meta.runtime for _ in range(3)]
+    assert used == ["first", "second", "second"]
 
 
-def test_all_rows_of_a_call_go_the_same_way() -> None:
+def test_all_rows_of_a_call_use_the_same_backend() -> None:
     model = convolutional()
     sweeps = SweepAutotuner([BatchedSweep(Delayed(name, model.module, 0.0)) for name in ("one", "other")])
     assert swept(model, pictures(3), sweeps, window=6, stride=6).meta.runtime == "one"
 
 
-def test_the_way_is_said() -> None:
+def test_meta_names_the_backend() -> None:
     meta = swept(convolutional(), pictures(1), window=6, stride=6).meta
     assert (meta.runtime, meta.sweep) == ("torch", "batches")
 
 
-def test_an_incremental_sweep_without_a_graph_of_it_is_refused_with_the_line_that_makes_one() -> None:
+def test_an_incremental_sweep_without_its_graph_is_refused_with_the_command_that_exports_one() -> None:
     with pytest.raises(RequestError, match=r"export occlusion --strategy incremental --window 6 --stride 3`") as raised:
         swept(convolutional(), pictures(1), window=6, stride=3, strategy="incremental")
     assert raised.value.field == "options.strategy"
@@ -111,7 +111,7 @@ class Noted(BatchedSweep):
     )
 
 
-def test_where_incremental_does_not_pay_the_fastest_full_sweep_is_made_and_said() -> None:
+def test_where_incremental_is_slower_the_fastest_full_sweep_is_used_with_a_warning() -> None:
     model = convolutional()
     slow, quick = Delayed("graph", model.module, 0.1), Delayed("scores", model.module, 0.0)
     sweeps = SweepAutotuner([Noted(slow), BatchedSweep(quick)])
@@ -135,12 +135,12 @@ def test_several_sizes_give_each_its_own_grid_and_the_mean_of_their_maps() -> No
     assert "grid_NRQ" not in both.extras
 
 
-def test_a_size_named_twice_is_refused() -> None:
+def test_a_window_size_named_twice_is_refused() -> None:
     with pytest.raises(RequestError, match=r"named twice in \[4, 4\]"):
         swept(linear(), pictures(1), window=[4, 4], stride=2)
 
 
-def test_one_size_that_the_stride_would_skip_pixels_with_is_refused() -> None:
+def test_a_window_smaller_than_the_stride_is_refused_among_several() -> None:
     with pytest.raises(RequestError, match="stride=5 with window=4"):
         swept(linear(), pictures(1), window=[8, 4], stride=5)
 
@@ -177,13 +177,13 @@ class Cramped:
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, OutOfMemoryError])
 @pytest.mark.parametrize("most", [1, 3, 5])
-def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits(most: int, error: type[Exception]) -> None:
+def test_a_batch_too_large_for_the_memory_is_cut_until_it_fits(most: int, error: type[Exception]) -> None:
     model = convolutional()
-    found = swept(
+    result = swept(
         model, pictures(1), SweepAutotuner([BatchedSweep(Cramped(model.module, most, error))]), window=3, stride=3
     )
     expected = swept(model, pictures(1), window=3, stride=3)
-    np.testing.assert_allclose(found.extras["grid_NRQ"], expected.extras["grid_NRQ"], atol=1e-6)
+    np.testing.assert_allclose(result.extras["grid_NRQ"], expected.extras["grid_NRQ"], atol=1e-6)
 
 
 def test_where_not_even_one_picture_fits_it_stays_an_error() -> None:
@@ -226,7 +226,7 @@ def test_half_precision_states_how_far_it_is_from_full() -> None:
     assert (real_N < 0.02).all()
 
 
-def test_where_half_is_no_faster_full_is_taken_and_said() -> None:
+def test_where_half_is_no_faster_full_precision_is_used_with_a_warning() -> None:
     model, x_NCHW = convolutional(), pictures(1)
     result = swept(model, x_NCHW, halves(model, 0.2, 0.0), window=3, stride=3, precision="half")
     assert result.meta.runtime == "full"
@@ -237,7 +237,7 @@ def test_where_half_is_no_faster_full_is_taken_and_said() -> None:
     np.testing.assert_allclose(result.extras["grid_NRQ"], expected, atol=1e-6)
 
 
-def test_a_model_without_half_says_so_and_sweeps_in_full() -> None:
+def test_a_model_without_half_precision_warns_and_sweeps_in_full() -> None:
     model = convolutional()
     sweeps = SweepAutotuner([BatchedSweep(Delayed("full", model.module, 0.0))])
     result = swept(model, pictures(1), sweeps, window=6, stride=6, precision="half")
@@ -259,7 +259,7 @@ def test_incremental_sweeps_are_not_made_in_half() -> None:
 
 
 @pytest.mark.parametrize("make", [linear, convolutional])
-def test_bfloat16_is_near_float32_on_the_default_way(make: Callable[[], Classifier]) -> None:
+def test_bfloat16_is_near_float32_on_the_default_backend(make: Callable[[], Classifier]) -> None:
     model = make()
     (half,) = (backend for backend in torch_sweeps(model).backends if backend.precision == "half")
     assert half.name == "torch:bfloat16"

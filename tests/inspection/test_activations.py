@@ -34,13 +34,13 @@ def picture() -> np.ndarray:
 
 
 def test_values_are_taken_before_an_in_place_relu_overwrites_them() -> None:
-    found = activations(nets.classifier(InPlace(), classes=2), picture(), layer="first")
+    result = activations(nets.classifier(InPlace(), classes=2), picture(), layer="first")
     expected = np.zeros((2, 2, 3))
     expected[0, 1, 2] = 1.0
     expected[1] = -0.6
     expected[1, 0, 1] = -3.6
-    np.testing.assert_allclose(found.maps_CHW, expected, rtol=1e-6)
-    assert found.signed
+    np.testing.assert_allclose(result.maps_CHW, expected, rtol=1e-6)
+    assert result.signed
     behind = activations(nets.classifier(InPlace(), classes=2), picture(), layer="relu")
     np.testing.assert_allclose(behind.maps_CHW, expected.clip(0), rtol=1e-6)
     assert not behind.signed
@@ -51,17 +51,18 @@ def by_hand(*maps: object) -> Activations:
 
 
 def test_channels_rank_by_their_largest_value_equals_in_order() -> None:
-    found = by_hand([[0, 2], [1, 0]], [[-9, 5], [0, 0]], [[2, 2], [2, 2]], [[-1, -2], [-3, -4]])
-    assert found.ranking.tolist() == [1, 0, 2, 3]
+    result = by_hand([[0, 2], [1, 0]], [[-9, 5], [0, 0]], [[2, 2], [2, 2]], [[-1, -2], [-3, -4]])
+    assert result.ranking.tolist() == [1, 0, 2, 3]
     assert by_hand(*[[[n % 3]] for n in range(60)]).ranking[:20].tolist() == list(range(2, 60, 3))
-    assert [found.peak(channel) for channel in range(4)] == [(2, 0, 1), (5, 0, 1), (2, 0, 0), (-1, 0, 0)]
+    assert [result.peak(channel) for channel in range(4)] == [(2, 0, 1), (5, 0, 1), (2, 0, 0), (-1, 0, 0)]
 
 
 @pytest.mark.parametrize("channel", [-1, 4, 4000])
 def test_an_unknown_channel_is_refused_with_those_there_are(channel: int) -> None:
-    found = by_hand(*[[[0, 1]]] * 4)
+    result = by_hand(*[[[0, 1]]] * 4)
     view = np.zeros((4, 4, 3), np.uint8)
-    for ask in (found.channel, found.peak, lambda n: draw_channel(found, n), lambda n: draw_overlay(found, n, view)):
+    drawings = (lambda n: draw_channel(result, n), lambda n: draw_overlay(result, n, view))
+    for ask in (result.channel, result.peak, *drawings):
         with pytest.raises(RequestError, match=rf"no channel {channel}; there are 0\.\.3"):
             ask(channel)
 
@@ -100,8 +101,8 @@ BLACK, WHITE = [0, 0, 0], [255, 255, 255]
 
 
 def test_the_sheet_shows_all_channels_in_order_on_one_scale() -> None:
-    found = by_hand(*[np.full((2, 2), value) for value in (0.0, 4.0, 2.0, 0.0, 1.0)])
-    sheet = draw_all_channels(found)
+    result = by_hand(*[np.full((2, 2), value) for value in (0.0, 4.0, 2.0, 0.0, 1.0)])
+    sheet = draw_all_channels(result)
     lightness = np.array([sheet[y, x].sum() for y, x in _middles(columns=3, rows=2, tile=960 // 9 * 2, left=12 + 44)])
     strongest, second, third = lightness[1], lightness[2], lightness[4]
     assert strongest > second > third > lightness[0] == lightness[3] == 0
@@ -114,8 +115,8 @@ def _middles(*, columns: int, rows: int, tile: int, left: int) -> list[tuple[int
 
 
 def test_the_strongest_come_first_and_no_more_than_asked_for() -> None:
-    found = by_hand(*[np.full((2, 2), value) for value in (1.0, 4.0, 2.0)])
-    two, three = draw_strongest_channels(found, most=2), draw_strongest_channels(found)
+    result = by_hand(*[np.full((2, 2), value) for value in (1.0, 4.0, 2.0)])
+    two, three = draw_strongest_channels(result, most=2), draw_strongest_channels(result)
     row = three[12 + 24 + 70]
     seen = [int(row[x].sum()) for x in (12 + 75, 12 + 158 + 75, 12 + 2 * 158 + 75)]
     assert seen[0] > seen[1] > seen[2] > 0

@@ -71,9 +71,9 @@ def test_what_cannot_be_told_is_said(arguments: tuple[str, ...], message: str) -
 def test_several_models_share_a_figure(tmp_path: Path) -> None:
     one, two = tmp_path / "one.png", tmp_path / "new" / "two.png"
     convlens("filters", "--model", ALEXNET, "-o", one)
-    said = convlens("filters", "--model", ALEXNET, "--model", "torchvision:resnet18:untrained", "-o", two).output
-    assert f"{ALEXNET} features.0: 64×3×11×11" in said
-    assert "torchvision:resnet18:untrained conv1: 64×3×7×7" in said
+    message = convlens("filters", "--model", ALEXNET, "--model", "torchvision:resnet18:untrained", "-o", two).output
+    assert f"{ALEXNET} features.0: 64×3×11×11" in message
+    assert "torchvision:resnet18:untrained conv1: 64×3×7×7" in message
     left, both = np.asarray(Image.open(one)), np.asarray(Image.open(two))
     assert both.shape[1] > 1.9 * left.shape[1]
     height = min(left.shape[0], both.shape[0]) - 60  # without the captions, whose place may differ

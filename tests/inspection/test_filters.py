@@ -63,11 +63,11 @@ def test_the_first_convolution_s_weights_are_those_of_the_network(
     name: str, layer: str, shape: tuple[int, ...]
 ) -> None:
     classifier = load(f"torchvision:{name}:untrained", device="cpu")
-    found = layer_filters(classifier)
-    assert (found.layer, found.weights_OCHW.shape, found.on_colours) == (layer, shape, True)
-    np.testing.assert_array_equal(found.weights_OCHW, classifier.module.state_dict()[f"{layer}.weight"].numpy())
+    result = layer_filters(classifier)
+    assert (result.layer, result.weights_OCHW.shape, result.on_colours) == (layer, shape, True)
+    np.testing.assert_array_equal(result.weights_OCHW, classifier.module.state_dict()[f"{layer}.weight"].numpy())
     with pytest.raises(ValueError, match="read-only"):
-        found.weights_OCHW[0] = 0
+        result.weights_OCHW[0] = 0
 
 
 def test_three_channels_of_a_deeper_layer_are_no_colours() -> None:
@@ -133,6 +133,6 @@ def test_words_are_drawn_broken_and_never_lost() -> None:
 def test_half_precision_weights_are_read_exactly() -> None:
     module = nets.Sequential(nn.Identity())
     module.first.weight.data = torch.full_like(module.first.weight, 0.1)
-    found = layer_filters(nets.classifier(module.half(), classes=2))
-    assert found.weights_OCHW.dtype == np.float32
-    assert (found.weights_OCHW == np.float16(0.1).astype(np.float32)).all()
+    result = layer_filters(nets.classifier(module.half(), classes=2))
+    assert result.weights_OCHW.dtype == np.float32
+    assert (result.weights_OCHW == np.float16(0.1).astype(np.float32)).all()

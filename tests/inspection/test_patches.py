@@ -40,8 +40,8 @@ def test_streaming_gives_what_sorting_everything_gives_on_200_pictures_for_every
     strongest = TopK(24, 9)
     for first in range(0, 200, batch):
         strongest.add(maps_NCHW[first : first + batch])
-    found = np.stack([strongest.image_CM, strongest.y_CM, strongest.x_CM], axis=2).tolist()
-    assert [[tuple(place) for place in some] for some in found] == everything_sorted(maps_NCHW, 9)
+    result = np.stack([strongest.image_CM, strongest.y_CM, strongest.x_CM], axis=2).tolist()
+    assert [[tuple(place) for place in some] for some in result] == everything_sorted(maps_NCHW, 9)
     assert (np.diff(strongest.value_CM, axis=1) <= 0).all()
 
 
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_s_patches_are_those_of_all_its_activations_sorted(folder: Path, layer: str) -> None:
     model = load(device="cpu")
     files = image_files(folder)
-    found = find_patches(model, files, layer=layer, k=5)
+    result = find_patches(model, files, layer=layer, k=5)
     names = [name for name in files if "broken" not in name]
     caught: list[torch.Tensor] = []
     handle = model.module.get_submodule(layer).register_forward_hook(lambda _, __, out: caught.append(out.clone()))
@@ -72,24 +72,24 @@ def test_a_folder_s_patches_are_those_of_all_its_activations_sorted(folder: Path
             model.module(torch.from_numpy(np.stack(some)))
     handle.remove()
     maps = torch.cat(caught).numpy()
-    wanted = everything_sorted(maps if maps.ndim == 4 else maps[:, :, None, None], 5)
+    expected = everything_sorted(maps if maps.ndim == 4 else maps[:, :, None, None], 5)
     places = [
         [(names.index(p.image_id), p.neuron.y or 0, p.neuron.x or 0) for p in some]
-        for some in found.by_channel.values()
+        for some in result.by_channel.values()
     ]
-    assert places == wanted
-    assert [name for name, _ in found.unreadable] == ["05-broken.png"]
-    assert found.images == 12
+    assert places == expected
+    assert [name for name, _ in result.unreadable] == ["05-broken.png"]
+    assert result.images == 12
 
 
 def test_whatever_lies_outside_a_patch_does_not_matter_to_its_neuron(folder: Path) -> None:
     model = load(device="cpu")
     layer = "blocks.1.1.conv_dw"
-    found = find_patches(model, image_files(folder), layer=layer, k=2, channels=range(0, 60, 7))
+    result = find_patches(model, image_files(folder), layer=layer, k=2, channels=range(0, 60, 7))
     noise = np.random.default_rng(3)
-    for some in found.by_channel.values():
+    for some in result.by_channel.values():
         for patch in some:
-            _, x_CHW = found.read(patch, model)
+            _, x_CHW = result.read(patch, model)
             top, left, bottom, right = (max(side, 0) for side in patch.box)
             other_CHW = noise.normal(size=x_CHW.shape).astype(np.float32)
             other_CHW[:, top:bottom, left:right] = x_CHW[:, top:bottom, left:right]
@@ -122,12 +122,12 @@ def test_gradients_of_neurons_are_those_of_the_slow_twin(backprop: str, rule: st
     model = load("torchvision:vgg11:untrained", device="cpu")
     neurons = [Neuron("features.4", *place) for place in ((3, 10, 40), (100, 0, 0), (3, 55, 55))]
     x_NCHW = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(2))
-    found = np.stack(list(PatchGradients(model, "features.4", backprop=backprop).each(neurons, x_NCHW.numpy())))
-    for grad, neuron, x_CHW in zip(found, neurons, x_NCHW, strict=True):
-        wanted = ReferenceNetwork(Head(model.module.features[:5], neuron), x_CHW[None]).gradient(rule, [0])[0]
-        assert relative_error(grad, wanted) < 1e-5
+    result = np.stack(list(PatchGradients(model, "features.4", backprop=backprop).each(neurons, x_NCHW.numpy())))
+    for grad, neuron, x_CHW in zip(result, neurons, x_NCHW, strict=True):
+        expected = ReferenceNetwork(Head(model.module.features[:5], neuron), x_CHW[None]).gradient(rule, [0])[0]
+        assert relative_error(grad, expected) < 1e-5
     field = receptive_field(model, "features.4")
-    for grad, neuron in zip(found, neurons, strict=True):
+    for grad, neuron in zip(result, neurons, strict=True):
         top, left, bottom, right = field.clipped(neuron.y, neuron.x)
         assert np.abs(grad).sum() == pytest.approx(np.abs(grad[:, top:bottom, left:right]).sum())
 
@@ -174,18 +174,18 @@ def test_a_picture_that_changed_meanwhile_is_noticed(folder: Path, tmp_path: Pat
     for file in sorted(folder.glob("0[0-2].png")):
         (tmp_path / file.name).write_bytes(file.read_bytes())
         files[file.name] = tmp_path / file.name
-    found = find_patches(model, files, layer="conv_stem", channels=[0], k=3)
+    result = find_patches(model, files, layer="conv_stem", channels=[0], k=3)
     Image.new("RGB", (300, 300)).save(tmp_path / "01.png")
     with pytest.raises(RequestError, match="has changed"):
-        [found.read(patch, model) for patch in found.by_channel[0]]
+        [result.read(patch, model) for patch in result.by_channel[0]]
 
 
 def test_the_photograph_s_strongest_place_is_its_peak() -> None:
     model = load(device="cpu")
     x_CHW = image.prepare(image.read(PHOTOGRAPHS / "chelsea.png"), model.spec).x_CHW
     files = {"chelsea.png": PHOTOGRAPHS / "chelsea.png"}
-    found = find_patches(model, files, layer="blocks.1.0", channels=[4], k=1)
-    (patch,) = found.by_channel[4]
+    result = find_patches(model, files, layer="blocks.1.0", channels=[4], k=1)
+    (patch,) = result.by_channel[4]
     assert find_value(model, x_CHW, "blocks.1.0", patch.neuron) == patch.value
 
 

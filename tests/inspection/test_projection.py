@@ -44,19 +44,19 @@ def test_signs_are_the_same_however_the_vectors_come() -> None:
 def test_explained_variance_is_that_of_the_singular_values() -> None:
     vectors_ND = RANDOM.normal(size=(40, 9))
     squares = np.linalg.svd(vectors_ND - vectors_ND.mean(0), compute_uv=False) ** 2
-    found = project(vectors_ND, ["a"] * 40, method="pca")
-    np.testing.assert_allclose(found.explained_variance, squares[:2] / squares.sum(), rtol=1e-10)
+    result = project(vectors_ND, ["a"] * 40, method="pca")
+    np.testing.assert_allclose(result.explained_variance, squares[:2] / squares.sum(), rtol=1e-10)
 
 
 def test_tsne_keeps_blobs_apart_and_says_how_far_it_may_be_trusted() -> None:
     vectors_ND, blobs = make_blobs(400, n_features=30, centers=5, random_state=1)
     labels = [f"blob {n}" for n in blobs]
-    found = project(vectors_ND, labels, method="tsne", perplexity=20, threads=2)
-    assert found.trustworthiness > 0.9
-    assert found.agreement_of_map == pytest.approx(1, abs=0.01)
+    result = project(vectors_ND, labels, method="tsne", perplexity=20, threads=2)
+    assert result.trustworthiness > 0.9
+    assert result.agreement_of_map == pytest.approx(1, abs=0.01)
     again = project(vectors_ND, labels, method="tsne", perplexity=20, threads=2)
-    np.testing.assert_array_equal(found.coordinates_N2, again.coordinates_N2)
-    np.testing.assert_allclose(found.coordinates_N2.mean(0), 0, atol=1e-9)
+    np.testing.assert_array_equal(result.coordinates_N2, again.coordinates_N2)
+    np.testing.assert_allclose(result.coordinates_N2.mean(0), 0, atol=1e-9)
 
 
 def test_nearest_others_are_brute_force_s() -> None:
@@ -68,9 +68,9 @@ def test_nearest_others_are_brute_force_s() -> None:
 def test_label_agreement_counts_by_hand() -> None:
     # On a line: a a b | b b a: neighbours by distance, 2 each.
     vectors_ND = np.array([[0.0], [1.0], [2.5], [10.0], [11.0], [12.5]])
-    found = label_agreement(np.repeat(vectors_ND, 1, axis=0), ["a", "a", "b", "b", "b", "a"], np.arange(6))
+    result = label_agreement(np.repeat(vectors_ND, 1, axis=0), ["a", "a", "b", "b", "b", "a"], np.arange(6))
     # Five others each: every vector has two of its own label among them.
-    assert found == pytest.approx(2 / 5)
+    assert result == pytest.approx(2 / 5)
     assert label_agreement(vectors_ND, list("abcdef"), np.arange(6)) is None
     assert label_agreement(vectors_ND, list("aaaaaa"), np.arange(6)) is None
 

@@ -41,23 +41,23 @@ def test_what_is_no_number_is_left_out_and_little_is_no_line() -> None:
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
-    found = points([float(n) for n in range(10_000)])
-    assert len(found) <= 600
-    assert (found[0], found[-1]) == ((0.0, 220.0), (720.0, 0.0))
+    result = points([float(n) for n in range(10_000)])
+    assert len(result) <= 600
+    assert (result[0], result[-1]) == ((0.0, 220.0), (720.0, 0.0))
 
 
 def test_everything_given_is_on_the_page() -> None:
-    found = page(figures=[LinkedImage("sheet.png", "sheet")], video="video.mp4")
+    result = page(figures=[LinkedImage("sheet.png", "sheet")], video="video.mp4")
     for shown in ("00-koala.png", "sheet.png", "snapshots/step-000001.jpg", "video.mp4", "<polyline", "kind: ascent"):
-        assert shown in found
+        assert shown in result
     assert "<polyline" not in page(curve=Curve("objective", [1.0]))
 
 
 def test_hostile_words_stay_words() -> None:
     bad = '"><script>alert(1)</script>'
-    found = page(
+    result = page(
         title=bad, images=[LinkedImage(bad, bad)], results=[(bad, bad)], description=bad, facts=[(bad, bad)], video=bad
     )
-    assert "<script" not in found
-    assert not re.search(r'src="[^"]*"><script', found)
-    assert "default-src 'none'" in found
+    assert "<script" not in result
+    assert not re.search(r'src="[^"]*"><script', result)
+    assert "default-src 'none'" in result

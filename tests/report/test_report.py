@@ -106,7 +106,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def values(self, attribute: str) -> Iterator[str]:
-        return (found[attribute] or "" for _, found in self.elements if attribute in found)
+        return (result[attribute] or "" for _, result in self.elements if attribute in result)
 
 
 def pictures(page: Page) -> list[bytes]:
@@ -141,8 +141,8 @@ def test_hostile_text_appears_as_text_and_adds_no_element(text: str) -> None:
     )
     page = Page(page_of(hostile, title=text, model=text, notes=(text,)))
     plain = Page(page_of(calm, title="t", model="m", notes=("n",)))
-    tags_and_attributes = [(tag, sorted(found)) for tag, found in page.elements]
-    assert tags_and_attributes == [(tag, sorted(found)) for tag, found in plain.elements]
+    tags_and_attributes = [(tag, sorted(result)) for tag, result in page.elements]
+    assert tags_and_attributes == [(tag, sorted(result)) for tag, result in plain.elements]
     # title ×2, model, note, name ×2, request, target, warning, layer, neighbour ×2; labels ×3 in the table and ×5 below
     assert page.text.count(text) == 20
 

@@ -23,6 +23,8 @@ def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
     Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for
     networks with other activations than ReLU.
     """
+    # The rule ignores which ReLUs were on. Only max pooling remembers anything of the image: without it, on
+    # EfficientNet-Lite0, the maps of a cat, a dog, a koala and an elephant correlate by .999.
     started = time.perf_counter()
     grad = forward.gradient("deconvnet", target_N, method="deconvnet")
     return forward.attribution("deconvnet", grad, target_N, {}, forward.meta("logit", started=started, ruled=True))

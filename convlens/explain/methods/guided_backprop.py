@@ -23,6 +23,7 @@ def guided_backprop(forward: Forward, target_N: Ints) -> Attribution:
     Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for
     networks with other activations than ReLU.
     """
+    # Deconvnet's rule and the true gradient's at once: both conditions must hold for a gradient to pass.
     started = time.perf_counter()
     grad = forward.gradient("guided", target_N, method="guided_backprop")
     return forward.attribution(

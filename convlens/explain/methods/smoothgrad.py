@@ -56,6 +56,7 @@ def _attribute_row(
 ) -> torch.Tensor:
     from captum.attr import NoiseTunnel, Saliency  # on first use: it is slow to import and brings matplotlib
 
+    # Row by row: the noise of a batch would depend on how many rows stand before this one.
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
     tunnel = NoiseTunnel(Saliency(ProgressModule(forward, "smoothgrad", samples)))
     deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())

@@ -65,6 +65,7 @@ class Windows:
 
 
 def _starts(length: int, window: int, stride: int) -> Ints:
+    # Libraries treat the rest at the edge in different ways; moving the last window back keeps all windows of one size.
     last = max(length - window, 0)
     return np.unique(np.append(np.arange(0, last + 1, stride), last))
 
