@@ -28,7 +28,7 @@ from convlens.utils.concurrency import batched, cores, ordered_map
 from convlens.visualization import gradient_image
 from convlens.visualization.layout import enlarge, hstack, vstack
 
-BATCH = 16
+_BATCH = 16
 Backprop = Literal["guided", "saliency", "none"]
 _RULES: dict[Backprop, ReluRule] = {"guided": "guided", "saliency": "plain"}
 _TILE = 96  # pixels
@@ -124,10 +124,10 @@ class Patches:
         RequestError where the file has changed since.
         """
         path, sha256 = self.files[patch.image_id]
-        ready = ImageReader(classifier.spec, normalised=False).read_file((patch.image_id, path))
-        if isinstance(ready, UnreadableImage) or ready.sha256 != sha256:
+        loaded = ImageReader(classifier.spec, normalised=False).read_file((patch.image_id, path))
+        if isinstance(loaded, UnreadableImage) or loaded.sha256 != sha256:
             raise RequestError(f"{path} has changed since its patches were found; start again")
-        return ready.pixels, image.normalise(ready.pixels, classifier.spec)
+        return loaded.pixels, image.normalise(loaded.pixels, classifier.spec)
 
 
 def find_patches(
@@ -195,9 +195,9 @@ class _PatchSearch:
     def run(self, files: Mapping[str, Path]) -> Iterator[LoadedImage | UnreadableImage]:
         """Each file's outcome, after its image went through the layer."""
         reader = ImageReader(self._classifier.spec, normalised=True)
-        reading = ordered_map(reader.read_file, files.items(), workers=cores(), ahead=2 * BATCH)
+        reading = ordered_map(reader.read_file, files.items(), workers=cores(), ahead=2 * _BATCH)
         with contextlib.closing(reading) as outcomes:
-            for batch in batched(outcomes, BATCH):
+            for batch in batched(outcomes, _BATCH):
                 self._add([outcome for outcome in batch if isinstance(outcome, LoadedImage)])
                 yield from batch
 
@@ -258,7 +258,7 @@ class PatchGradients:
 
     def each(self, neurons: Sequence[Neuron], images: Sequence[Floats]) -> Iterator[Floats]:
         """The gradient (C, H, W) of each neuron in its normalised image (C, H, W), in order."""
-        for batch in batched(zip(neurons, images, strict=True), BATCH):
+        for batch in batched(zip(neurons, images, strict=True), _BATCH):
             x_NCHW = torch.from_numpy(np.stack([x_CHW for _, x_CHW in batch])).to(self._device)
             graph = NeuronGraph(self._up_to, x_NCHW, [neuron for neuron, _ in batch])
             grad_NCHW = graph.gradient(self._rule, method="guided_backprop")

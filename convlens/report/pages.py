@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT = 720, 220  # of the curve, in SVG units
 _MOST_POINTS = 600
 _ENDS_SCRIPT = re.compile("[<>&\u2028\u2029]")
 
-Facts = Sequence[tuple[str, str]]
+_Facts = Sequence[tuple[str, str]]
 
 
 def _render(template: str, style: str, **values: Any) -> str:
@@ -50,13 +50,13 @@ class Curve:
 def render_job(
     *,
     title: str,
-    facts: Facts,
+    facts: _Facts,
     figures: Sequence[LinkedImage],
     images: Sequence[LinkedImage],
     snapshots: Sequence[LinkedImage],
     curve: Curve,
     video: str,
-    results: Facts,
+    results: _Facts,
     description: str,
 ) -> str:
     """Results, objective, intermediate images and configuration of a job; its images are files beside it. No script."""
@@ -116,7 +116,7 @@ class ThumbnailSheet:
 def render_map(
     *,
     title: str,
-    facts: Facts,
+    facts: _Facts,
     explanation: str,
     coordinates_N2: Floats,
     names: Sequence[str],
@@ -146,12 +146,12 @@ def render_map(
         title=title,
         facts=facts,
         explanation=explanation,
-        data=as_script_data(data),
+        data=_script_data(data),
         script=asset("map.js"),
     )
 
 
-def as_script_data(value: object) -> Markup:
+def _script_data(value: object) -> Markup:
     """JSON that no HTML parser can take for the end of the element it stands in."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(_ENDS_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
@@ -176,7 +176,7 @@ class ChannelRow:
     image_ids: Sequence[str]
 
 
-def render_patches(*, title: str, facts: Facts, explanation: str, rows: Sequence[ChannelRow]) -> str:
+def render_patches(*, title: str, facts: _Facts, explanation: str, rows: Sequence[ChannelRow]) -> str:
     """One row of crops per channel, in files beside the page, to filter and sort."""
     # Sheets are loaded as they come into sight, so that a thousand channels open at once.
     return _render(
