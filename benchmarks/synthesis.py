@@ -65,9 +65,9 @@ def by_pass(job: Invert | Texture, classifier: Classifier, side: int, *, pools: 
     alone = bare(classifier, job.layers, (side, side), 1)
 
     def step() -> None:
-        before = work._newton.evaluations
+        before = work._lbfgs.evaluations
         work.step()
-        passes[0] = work._newton.evaluations - before
+        passes[0] = work._lbfgs.evaluations - before
 
     def several() -> None:
         for _ in range(max(1, passes[0])):

@@ -1,7 +1,7 @@
-"""What a synthesis job is: a frozen description, and work that goes on step by step and can be put away between steps.
+"""What a synthesis job is: a frozen description, and a run that proceeds step by step and can be saved between steps.
 
-A new kind of job is one file here with a frozen dataclass under ``@job("name")``; the runner, batches, the page and the
-checkpoints are the same for all kinds, and live in ``convlens.jobs``.
+A new kind of job is one file here with a frozen dataclass under ``@job("name")``. The runner, batches, the page and the
+checkpoints are the same for all kinds and live in ``convlens.jobs``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from convlens.types import Bytes8
 from convlens.utils.registry import Registry
 
 State = dict[str, Any]
-"""Tensors, numbers, strings, None, lists, tuples, dicts of them: what ``torch.load(weights_only=True)`` gives back."""
+"""Tensors, numbers, strings, None, and lists, tuples, dicts of them: what ``torch.load(weights_only=True)`` reads."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished work leaves: ``images`` (H, W, 3) by file stem, the main one first; figures beside them.
+    """What a run leaves: ``images`` (H, W, 3) by file stem, the main one first, and ``figures`` likewise.
 
     ``facts`` are plain JSON values for the manifest and the page (final predictions, errors, PSNR, ...), ``arrays``
-    numbers to be kept as .npy. ``frames`` are pictures of one size for a video, in order.
+    numbers to be kept as .npy. ``frames`` are images of one size for a video, in order.
     """
 
     images: Mapping[str, Bytes8]
@@ -51,34 +51,34 @@ class SynthesisRun(ABC):
 
     @abstractmethod
     def step(self) -> Mapping[str, Tensor | float]:
-        """Make one step, count it in ``done``; ``objective`` first, then parts of it worth a curve of their own.
+        """Make one step and count it in ``done``. Returns ``objective`` first, then parts that deserve a curve.
 
-        Values may stay 0-dimensional tensors on the device: whoever wants to see them waits for them.
+        Values may stay 0-dimensional tensors on the device, so that a GPU need not be waited for at every step.
         """
 
     @abstractmethod
     def state_dict(self) -> State:
-        """All that the next steps depend on; tensors detached, the caller copies or saves them before the next step."""
+        """All that the next steps depend on: detached tensors, which the caller saves before the next step."""
 
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
-        """Go on from there."""
+        """Continue from ``state``, in a run that has made no step."""
 
     @abstractmethod
     def snapshot(self) -> Bytes8:
-        """The picture as it stands (H, W, 3); several side by side where the job makes several."""
+        """The current image (H, W, 3); several side by side where the job makes several."""
 
     @abstractmethod
     def finish(self) -> Outcome:
-        """After the last step."""
+        """The results, after the last step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job(ABC):
-    """Base of all jobs: every option has a name, a unit in the docstring and a default, and is checked on making.
+    """Base of all jobs. Options are numbers, strings, booleans, None and tuples of those (what YAML holds); images are
+    given as paths.
 
-    ``__post_init__`` raises RequestError with ``field`` for values that cannot work, before anything is loaded. Fields
-    are numbers, strings, booleans, None, tuples of those: what YAML holds. Pictures are given as paths.
+    ``__post_init__`` raises RequestError with ``field`` for values that cannot work, before anything is loaded.
     """
 
     kind: ClassVar[str] = ""
@@ -88,15 +88,21 @@ class Job(ABC):
     seed: int = 0
 
     def inputs(self) -> tuple[str, ...]:
-        """Paths of the files that the job reads: where one has changed, an interrupted run does not go on."""
+        """Paths of the files that the job reads: where one has changed, an interrupted run is not resumed."""
         return ()
 
     @abstractmethod
     def begin(self, classifier: Classifier | None) -> SynthesisRun:
-        """The work, at step 0; ``classifier`` is None only where the job needs no model.
+        """A run at step 0; ``classifier`` is None only where the job needs no model.
 
-        RequestError for layers, classes and pictures that will not do.
+        Raises RequestError for layers and classes that the model does not have and images that cannot be used.
         """
+
+    def require_model(self, classifier: Classifier | None, hint: str = "") -> Classifier:
+        """The classifier, or RequestError where a job that needs one was begun without."""
+        if classifier is None:
+            raise RequestError(f"{self.kind} needs a model{hint}", field="model")
+        return classifier
 
 
 J = TypeVar("J", bound=type[Job])
@@ -120,5 +126,5 @@ def job_kinds() -> tuple[str, ...]:
 
 
 def job_class(kind: str) -> type[Job]:
-    """The job class of that kind, or RequestError with those there are."""
+    """The job class of that kind, or RequestError with the kinds there are."""
     return _JOBS.get(kind)

@@ -1,6 +1,6 @@
-"""Octaves of DeepDream: the picture at several sizes, the dream's detail carried from each to the next larger.
+"""DeepDream (Mordvintsev et al. 2015, the authors' notebook): what a layer sees in an image, exaggerated.
 
-DeepDream (Mordvintsev et al. 2015): what a layer sees in a picture, exaggerated.
+The dream grows in octaves, from a small size of the image to its own; the detail drawn at each is carried to the next.
 """
 
 from __future__ import annotations
@@ -17,50 +17,17 @@ from convlens.errors import RequestError
 from convlens.instrument import PartialForward, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
-from convlens.synth.images import channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
+from convlens.synth.images import black_and_white, channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
+from convlens.synth.option_checks import require_at_least, require_positive
 from convlens.synth.tiling import tiled_gradient
+from convlens.synth.transforms import sample_jitter
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
-SMALLEST = 48  # pixels: below, networks of stride 32 have a map of one unit
-Size = tuple[int, int]
-
-
-def octave_sizes(size: Size, *, octaves: int, scale: float) -> list[Size]:
-    """(height, width) from the smallest to ``size``, each ``scale`` times the one before.
-
-    RequestError for a picture too small for so many, with the largest number that fits.
-    """
-    found = [_shrunk(size, scale**n) for n in range(octaves)]
-    if min(found[-1]) < SMALLEST:
-        most = sum(min(_shrunk(size, scale**n)) >= SMALLEST for n in range(octaves))
-        what = f"at most {most} octaves fit" if most else f"it should be {SMALLEST} pixels or more each way"
-        raise RequestError(
-            f"a picture of {size[1]}×{size[0]} is too small for {octaves} octaves of scale {scale:g}: {what}",
-            field="octaves",
-        )
-    return found[::-1]
-
-
-def resize(x_NCHW: Tensor, size: Size) -> Tensor:
-    """Resized bilinearly, smaller without aliasing."""
-    if tuple(x_NCHW.shape[2:]) == size:
-        return x_NCHW
-    return functional.interpolate(x_NCHW, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def carry_detail(x_NCHW: Tensor, from_NCHW: Tensor, to_NCHW: Tensor) -> Tensor:
-    """What was dreamt into ``from``, laid over the larger ``to``."""
-    height, width = to_NCHW.shape[2:]
-    return to_NCHW + resize(x_NCHW - from_NCHW, (height, width))
-
-
-def _shrunk(size: Size, by: float) -> Size:
-    return round(size[0] / by), round(size[1] / by)
-
-
-_FRAMES = 2000  # each is kept until the end
-_GUIDE = 224  # pixels of the guide's longer side
+Size = tuple[int, int]  # height, width
+_MIN_SIDE = 48  # pixels: below, networks of stride 32 have a map of one unit
+_MAX_FRAMES = 2000  # all are kept in memory until the end
+_GUIDE_SIDE = 224  # pixels of the guide's longer side
 
 
 @job("dream")
@@ -68,13 +35,13 @@ _GUIDE = 224  # pixels of the guide's longer side
 class Dream(Job):
     """Ascend Σ ½‖a‖² of ``layers`` in ``picture``, of any size: the gradient at a layer is set equal to its activation.
 
-    ``strengths`` weigh the layers, all 1 by default. With ``guide``, another picture's path, each place of the layer
-    grows like that place of the guide's which it resembles most. ``steps`` are made at each of ``octaves`` sizes,
-    ``octave_scale`` apart; a step moves pixels by ``rate`` of 255 on average, after the picture was rolled by up to
-    ``jitter`` pixels. Pictures larger than ``tile`` go through the network in tiles that see ``overlap`` pixels more
-    each way. ``side`` resizes the picture's longer side first. ``frames`` pictures follow for a video, each the one
-    before enlarged by ``zoom`` about the middle and dreamt on for ``frame_steps``. Defaults of octaves, rate and jitter
-    are those of the authors' notebook, which makes 10 steps; 20 raise the default model's layers threefold.
+    ``strengths`` weigh the layers, all 1 by default. With ``guide``, the path of another image, each place of the layer
+    ascends towards the place of the guide's that resembles it most. ``steps`` are made at each of ``octaves`` sizes,
+    ``octave_scale`` apart; a step moves pixels by ``rate`` of 255 on average, on an image rolled by up to ``jitter``
+    pixels. Images larger than ``tile`` pass through the network in tiles that see ``overlap`` pixels more each way.
+    ``side`` resizes the longer side first. ``frames`` images follow for a video, each the last one enlarged by ``zoom``
+    about the middle, then ``frame_steps`` steps. Defaults of octaves, rate and jitter are those of the authors'
+    notebook.
     """
 
     picture: str
@@ -83,7 +50,7 @@ class Dream(Job):
     guide: str = ""
     octaves: int = 4
     octave_scale: float = 1.4
-    steps: int = 20
+    steps: int = 20  # the notebook makes 10; 20 raise the activation energy of the default layer threefold
     rate: float = 1.5
     jitter: int = 32
     tile: int = 512
@@ -98,66 +65,60 @@ class Dream(Job):
             raise RequestError("dream needs a layer or several", field="layers")
         if self.strengths and len(self.strengths) != len(self.layers):
             raise RequestError(f"{len(self.layers)} layers need as many strengths", field="strengths")
-        ones, noughts = ("octaves", "steps", "frame_steps"), ("jitter", "frames", "overlap")
-        for name, least in [*((name, 1) for name in ones), *((name, 0) for name in noughts)]:
-            if getattr(self, name) < least:
-                raise RequestError(f"{name} should be {least} or more, not {getattr(self, name)}", field=name)
-        if self.frames > _FRAMES:
-            raise RequestError(f"frames should be at most {_FRAMES}, not {self.frames}", field="frames")
-        if not self.rate > 0:
-            raise RequestError(f"rate should be above 0, not {self.rate}", field="rate")
+        require_at_least(1, self, "octaves", "steps", "frame_steps")
+        require_at_least(0, self, "jitter", "frames", "overlap")
+        if self.frames > _MAX_FRAMES:
+            raise RequestError(f"frames should be at most {_MAX_FRAMES}, not {self.frames}", field="frames")
+        require_positive(self, "rate")
         for name, number in (("octave_scale", self.octave_scale), ("zoom", self.zoom)):
             if not 1 < number <= 4:
                 raise RequestError(f"{name} should be above 1 and at most 4, not {number}", field=name)
-        for name, given in (("side", self.side), ("tile", self.tile)):
-            if given is not None and given < SMALLEST:
-                raise RequestError(f"{name} should be {SMALLEST} or more, not {given}", field=name)
+        require_at_least(_MIN_SIDE, self, "tile", *(("side",) if self.side is not None else ()))
 
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, self.guide) if self.guide else (self.picture,)
 
     def begin(self, classifier: Classifier | None) -> DreamRun:
-        if classifier is None:
-            raise RequestError("dream needs a model", field="model")
-        return DreamRun(self, classifier)
+        return DreamRun(self, self.require_model(classifier))
 
 
 class DreamRun(SynthesisRun):
-    """A dream under way."""
+    """Octave after octave, then frame after frame."""
 
     blame = ("rate", "strengths")
 
     def __init__(self, job: Dream, classifier: Classifier) -> None:
         require_eval(classifier.module)
         self._job, self._classifier = job, classifier
-        picture = _at_side(read_rgb(job.picture, field="picture"), job.side)
-        height, width = picture.shape[:2]
+        original_HWC = _with_longer_side(read_rgb(job.picture, field="picture"), job.side)
+        height, width = original_HWC.shape[:2]
         self._sizes = octave_sizes((height, width), octaves=job.octaves, scale=job.octave_scale)
-        self._picture = to_tensor(picture, classifier.spec, classifier.device)
-        self._up_to = PartialForward(classifier.module, job.layers, resize(self._picture, self._sizes[0]))
+        self._original = to_tensor(original_HWC, classifier.spec, classifier.device)
+        self._x = resize(self._original, self._sizes[0])
+        self._up_to = PartialForward(classifier.module, job.layers, self._x)
         self._strengths = dict(zip(job.layers, job.strengths or (1.0,) * len(job.layers), strict=True))
         self._guides = self._guide_features() if job.guide else {}
         self._generator = torch.Generator().manual_seed(job.seed)
-        given = (classifier.spec.mean, classifier.spec.std)
-        mean, std = (torch.tensor(each, device=classifier.device)[:, None, None] for each in given)
-        self._low, self._high = -mean / std, (1 - mean) / std
-        self._unit = 1 / (255 * float(std.mean()))
-        self._x = resize(self._picture, self._sizes[0])
+        self._black, self._white = black_and_white(classifier.spec, classifier.device)
+        mean_std = float(torch.tensor(classifier.spec.std, device=classifier.device).mean())
+        self._level = 1 / (255 * mean_std)  # in normalised units
+        self._octave_steps = job.octaves * job.steps
         self._frames: list[Bytes8] = []
-        self.total = job.octaves * job.steps + job.frames * job.frame_steps
+        self.total = self._octave_steps + job.frames * job.frame_steps
 
     def step(self) -> Mapping[str, Tensor | float]:
-        self._x = self._place()
-        reach = self._job.jitter
-        shift: list[int] = torch.randint(-reach, reach + 1, (2,), generator=self._generator).tolist()
+        self._x = self._step_start()
+        # Jitter also moves the borders of tiles to another place of the image at each step.
+        shift = sample_jitter(self._job.jitter, self._generator)
         rolled = torch.roll(self._x, shift, (2, 3))
         self._energy = torch.zeros((), device=rolled.device)
         grad = tiled_gradient(rolled, self._gradient, tile=self._job.tile, overlap=self._job.overlap)
         grad = torch.roll(grad, [-n for n in shift], (2, 3))
-        change = grad / grad.abs().mean().clamp_min(torch.finfo(grad.dtype).tiny) * (self._job.rate * self._unit)
-        self._x = torch.maximum(torch.minimum(self._x + change, self._high), self._low)
+        # g / mean |g|, as in the notebook: the step is the same however strong a layer's gradient is.
+        change = grad / grad.abs().mean().clamp_min(torch.finfo(grad.dtype).tiny) * (self._job.rate * self._level)
+        self._x = torch.clamp(self._x + change, self._black, self._white)
         self.done += 1
-        if self._in_frames and (self.done - self._dreamt) % self._job.frame_steps == 0:
+        if self.done > self._octave_steps and (self.done - self._octave_steps) % self._job.frame_steps == 0:
             self._frames += to_uint8(self._x, self._classifier.spec)
         return {"objective": self._energy / rolled[0, 0].numel()}
 
@@ -179,44 +140,29 @@ class DreamRun(SynthesisRun):
         return to_uint8(self._x, self._classifier.spec)[0]
 
     def finish(self) -> Outcome:
-        (found,) = to_uint8(self._x, self._classifier.spec)
-        (before,) = to_uint8(self._picture, self._classifier.spec)
-        dreamt = self._frames[0] if self._frames else found
-        energy = {}
-        for name, picture in (("before", before), ("after", dreamt)):
-            x = to_tensor(picture, self._classifier.spec, self._classifier.device)
-            energy[name] = self._energy_of(x)
+        """The last image, and the layers' energy before and after (of the first frame, where there are frames)."""
+        result = self.snapshot()
+        (before,) = to_uint8(self._original, self._classifier.spec)
+        energy_before, energy_after = (
+            self._mean_energy(to_tensor(image_HWC, self._classifier.spec, self._classifier.device))
+            for image_HWC in (before, self._frames[0] if self._frames else result)
+        )
         facts: dict[str, Any] = {
-            "energy_before": energy["before"],
-            "energy_after": energy["after"],
-            "energy_ratio": energy["after"] / max(energy["before"], 1e-30),
+            "energy_before": energy_before,
+            "energy_after": energy_after,
+            "energy_ratio": energy_after / max(energy_before, 1e-30),
             "octaves": [list(size) for size in self._sizes],
         }
-        return Outcome(
-            {"dream": found},
-            {"before-and-after": hstack([before, found], gap=8)},
-            facts,
-            frames=tuple(self._frames),
-        )
+        figures = {"before-and-after": hstack([before, result], gap=8)}
+        return Outcome({"dream": result}, figures, facts, frames=tuple(self._frames))
 
-    # --- inside -------------------------------------------------------------------------------------------------
-
-    @property
-    def _dreamt(self) -> int:
-        """Steps before the frames begin."""
-        return self._job.octaves * self._job.steps
-
-    @property
-    def _in_frames(self) -> bool:
-        return self.done > self._dreamt
-
-    def _place(self) -> Tensor:
-        """Where the next step begins: at the start of an octave or a frame, elsewhere than the last one ended."""
-        if 0 < self.done < self._dreamt and self.done % self._job.steps == 0:
+    def _step_start(self) -> Tensor:
+        """Where the next step begins: at a new octave or frame not where the last step ended."""
+        if 0 < self.done < self._octave_steps and self.done % self._job.steps == 0:
             octave = self.done // self._job.steps
-            before, now = (resize(self._picture, self._sizes[n]) for n in (octave - 1, octave))
+            before, now = (resize(self._original, self._sizes[n]) for n in (octave - 1, octave))
             return carry_detail(self._x, before, now)
-        if self.done >= self._dreamt and (self.done - self._dreamt) % self._job.frame_steps == 0:
+        if self.done >= self._octave_steps and (self.done - self._octave_steps) % self._job.frame_steps == 0:
             return _zoomed(self._x, self._job.zoom)
         return self._x
 
@@ -231,40 +177,78 @@ class DreamRun(SynthesisRun):
     def _objective(self, x_NCHW: Tensor) -> Tensor:
         parts = []
         with half_on_gpus(x_NCHW.device):
-            found = self._up_to(x_NCHW)
-        for name, out in ((name, out.float()) for name, out in found.items()):
+            outputs = self._up_to(x_NCHW)
+        for name, output in outputs.items():
+            output = output.float()
             if name in self._guides:
-                values = out.flatten(2)[0]
-                like = (self._guides[name].T @ values.detach()).argmax(0)
-                parts.append(self._strengths[name] * (values * self._guides[name][:, like]).sum())
+                features_CP, guide_CP = output.flatten(2)[0], self._guides[name]
+                # Each place takes the guide's vector of the largest scalar product with its own.
+                nearest_P = (guide_CP.T @ features_CP.detach()).argmax(0)
+                parts.append(self._strengths[name] * (features_CP * guide_CP[:, nearest_P]).sum())
             else:
-                parts.append(self._strengths[name] * (out**2).sum() / 2)
+                parts.append(self._strengths[name] * (output**2).sum() / 2)
         return torch.stack(parts).sum()
 
-    def _energy_of(self, x_NCHW: Tensor) -> float:
-        """Mean ½a² over all units of the layers, by their strengths."""
+    def _mean_energy(self, x_NCHW: Tensor) -> float:
+        """Mean ½a² over all units of each layer, weighted by the strengths."""
         with torch.no_grad():
-            found = self._up_to(x_NCHW)
-        return float(sum(self._strengths[name] * (out**2).mean() / 2 for name, out in found.items()))
+            outputs = self._up_to(x_NCHW)
+        return float(sum(self._strengths[name] * (output**2).mean() / 2 for name, output in outputs.items()))
 
     def _guide_features(self) -> dict[str, Tensor]:
-        """Of each layer the guide's vectors (C, places)."""
-        picture = _at_side(read_rgb(self._job.guide, field="guide"), _GUIDE)
-        guide = to_tensor(picture, self._classifier.spec, self._classifier.device)
+        """The guide's feature vectors (C, places) of each layer."""
+        guide_HWC = _with_longer_side(read_rgb(self._job.guide, field="guide"), _GUIDE_SIDE)
+        guide = to_tensor(guide_HWC, self._classifier.spec, self._classifier.device)
         with torch.no_grad():
-            return {name: out.flatten(2)[0] for name, out in self._up_to(guide).items()}
+            return {name: output.flatten(2)[0] for name, output in self._up_to(guide).items()}
 
 
-def _at_side(picture_HWC: Bytes8, side: int | None) -> Bytes8:
-    height, width = picture_HWC.shape[:2]
+def octave_sizes(size: Size, *, octaves: int, scale: float) -> list[Size]:
+    """Sizes from the smallest to ``size``, each ``scale`` times the one before.
+
+    RequestError for an image too small for so many octaves, with the largest number that fits.
+    """
+    sizes = [_shrunk(size, scale**n) for n in range(octaves)]
+    if min(sizes[-1]) < _MIN_SIDE:
+        most = sum(min(_shrunk(size, scale**n)) >= _MIN_SIDE for n in range(octaves))
+        remedy = f"at most {most} octaves fit" if most else f"it should be {_MIN_SIDE} pixels or more each way"
+        raise RequestError(
+            f"a picture of {size[1]}×{size[0]} is too small for {octaves} octaves of scale {scale:g}: {remedy}",
+            field="octaves",
+        )
+    return sizes[::-1]
+
+
+def resize(x_NCHW: Tensor, size: Size) -> Tensor:
+    """Resized bilinearly, antialiased where it shrinks."""
+    if tuple(x_NCHW.shape[2:]) == size:
+        return x_NCHW
+    return functional.interpolate(x_NCHW, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def carry_detail(x_NCHW: Tensor, from_NCHW: Tensor, to_NCHW: Tensor) -> Tensor:
+    """The larger original ``to`` with what was drawn into the smaller original ``from``.
+
+    Enlarging ``x`` itself would lose the detail that shrinking the original lost.
+    """
+    height, width = to_NCHW.shape[2:]
+    return to_NCHW + resize(x_NCHW - from_NCHW, (height, width))
+
+
+def _shrunk(size: Size, factor: float) -> Size:
+    return round(size[0] / factor), round(size[1] / factor)
+
+
+def _with_longer_side(image_HWC: Bytes8, side: int | None) -> Bytes8:
     if side is None:
-        return picture_HWC
+        return image_HWC
+    height, width = image_HWC.shape[:2]
     longer = max(height, width)
-    return resized(picture_HWC, (max(1, round(height * side / longer)), max(1, round(width * side / longer))))
+    return resized(image_HWC, (max(1, round(height * side / longer)), max(1, round(width * side / longer))))
 
 
 def _zoomed(x_NCHW: Tensor, zoom: float) -> Tensor:
-    """The middle of the picture, enlarged to its size."""
+    """The middle of the image, enlarged to its size."""
     height, width = x_NCHW.shape[2:]
     large = resize(x_NCHW, (round(height * zoom), round(width * zoom)))
     top, left = (large.shape[2] - height) // 2, (large.shape[3] - width) // 2

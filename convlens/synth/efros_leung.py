@@ -1,4 +1,7 @@
-"""Texture pixel by pixel (Efros & Leung 1999): each is the middle of a window of the source that looks like its own."""
+"""Non-parametric texture synthesis, pixel by pixel (Efros & Leung 1999).
+
+Each pixel is the middle of a window of the source that resembles the pixel's own neighbourhood.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,13 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
-from convlens.synth.images import middle_square, read_rgb, require_texture
+from convlens.synth.images import center_square, read_rgb, require_texture
+from convlens.synth.option_checks import require_between, require_positive
 from convlens.types import Bytes8, Floats
 from convlens.visualization.layout import hstack
 
-_SEED_SIDE, _MOST_WORSE = 3, 1.1
+_SEED_SIDE = 3  # pixels of the patch that the texture grows from
+_ERROR_GROWTH = 1.1  # of the largest error where no pixel of the frontier can be filled
 
 
 @job("efros")
@@ -26,10 +31,11 @@ _SEED_SIDE, _MOST_WORSE = 3, 1.1
 class EfrosLeung(Job):
     """``height`` × ``width`` pixels grown from a 3 × 3 patch of ``source``, which is resized to ``source_side`` first.
 
-    A pixel is drawn at random from the middles of those windows of the source that differ from its own by no more than
-    1 + ``error_threshold`` times the least. The difference is the mean of squares over the known pixels, weighted by a
-    Gaussian of ``window`` / 6.4. Where it is above ``max_error`` the pixel waits; where all must wait, that grows by a
-    tenth. Work grows with the pixels of both pictures: 64² from 64² takes seconds, 192² minutes.
+    A pixel is drawn at random from the middles of the source's windows whose error is at most 1 + ``error_threshold``
+    times the least. The error is the mean squared difference (of values 0..1) over the known pixels of the pixel's own
+    window, weighted by a Gaussian of sigma ``window`` / 6.4. A pixel with an error of ``max_error`` or more waits;
+    where all wait, ``max_error`` grows by a tenth. The time grows with the pixels of both images: 64² from 64² takes
+    seconds, 192² minutes.
     """
 
     needs_model = False
@@ -50,12 +56,8 @@ class EfrosLeung(Job):
                 f"a window of {self.window} pixels is larger than the source of {self.source_side}; take a smaller one",
                 field="window",
             )
-        for name in ("source_side", "height", "width"):
-            if not _SEED_SIDE <= getattr(self, name) <= 1024:
-                raise RequestError(f"{name} should be from 3 to 1024, not {getattr(self, name)}", field=name)
-        for name in ("error_threshold", "max_error"):
-            if not getattr(self, name) > 0:
-                raise RequestError(f"{name} should be above 0, not {getattr(self, name)}", field=name)
+        require_between(_SEED_SIDE, 1024, self, "source_side", "height", "width")
+        require_positive(self, "error_threshold", "max_error")
 
     def inputs(self) -> tuple[str, ...]:
         return (self.source,)
@@ -65,95 +67,99 @@ class EfrosLeung(Job):
 
 
 class EfrosRun(SynthesisRun):
-    """A step is a layer of pixels: those next to known ones. ``origin_HW2`` says where in the source each is from."""
+    """A step fills the frontier: the unknown pixels next to known ones.
+
+    ``origin_HW2`` holds for each pixel the row and column of the source it is from, -1 while it is unknown.
+    """
 
     def __init__(self, job: EfrosLeung) -> None:
         self._job = job
-        self._source = middle_square(read_rgb(job.source, field="source"), job.source_side)
+        self._source = center_square(read_rgb(job.source, field="source"), job.source_side)
         require_texture(self._source)
-        self._chance = np.random.default_rng(job.seed)
+        self._rng = np.random.default_rng(job.seed)
         reach = job.window // 2
-        plain = self._source.astype(np.float64) / 255
-        windows = np.lib.stride_tricks.sliding_window_view(plain, (job.window, job.window), axis=(0, 1))
-        self._across = windows.shape[1]
-        # A row a window: its masked distances are then two products of a matrix and a vector.
-        flat = windows.transpose(0, 1, 3, 4, 2).reshape(-1, job.window**2, plain.shape[2])
-        self._squared_MP = (flat**2).sum(2)
-        self._flat_MV = np.ascontiguousarray(flat.reshape(len(flat), -1))
-        at = np.arange(-reach, reach + 1)
-        gauss = np.exp(-(at**2) / (2 * (job.window / 6.4) ** 2))
+        source = self._source.astype(np.float64) / 255
+        windows = np.lib.stride_tricks.sliding_window_view(source, (job.window, job.window), axis=(0, 1))
+        self._columns = windows.shape[1]
+        # One row for each window: all masked errors are then two products of a matrix and a vector (see ``_errors``).
+        flat_MPC = windows.transpose(0, 1, 3, 4, 2).reshape(-1, job.window**2, source.shape[2])
+        self._squared_MP = (flat_MPC**2).sum(2)
+        self._flat_MV = np.ascontiguousarray(flat_MPC.reshape(len(flat_MPC), -1))
+        offsets = np.arange(-reach, reach + 1)
+        gauss = np.exp(-(offsets**2) / (2 * (job.window / 6.4) ** 2))
         self._weight_P = np.outer(gauss, gauss).ravel()
         self._reach, self._max_error = reach, job.max_error
         size = (job.height, job.width)
-        self._picture = np.zeros((*size, plain.shape[2]), np.uint8)
+        self._texture = np.zeros((*size, source.shape[2]), np.uint8)
         self.origin_HW2 = np.full((*size, 2), -1, np.int32)
-        self._plant()
+        self._place_seed()
         self.total = job.height * job.width - min(_SEED_SIDE, job.height) * min(_SEED_SIDE, job.width)
 
     def step(self) -> Mapping[str, Tensor | float]:
         known = self.origin_HW2[:, :, 0] >= 0
-        edge = np.argwhere(ndimage.binary_dilation(known, np.ones((3, 3), bool)) & ~known)
+        frontier = np.argwhere(ndimage.binary_dilation(known, np.ones((3, 3), bool)) & ~known)
+        # Pixels with the most known neighbours first.
         counts = ndimage.uniform_filter(known.astype(np.float64), self._job.window, mode="constant")
-        order = np.argsort(-counts[edge[:, 0], edge[:, 1]], kind="stable")
-        grown, worst = 0, 0.0
-        while not grown:
-            for y, x in edge[order]:
-                error = self._grow(int(y), int(x))
+        order = np.argsort(-counts[frontier[:, 0], frontier[:, 1]], kind="stable")
+        filled, worst = 0, 0.0
+        while not filled:
+            for y, x in frontier[order]:
+                error = self._fill(int(y), int(x))
                 if error is not None:
-                    grown, worst = grown + 1, max(worst, error)
-            if not grown:
-                self._max_error *= _MOST_WORSE
-        self.done += grown
+                    filled, worst = filled + 1, max(worst, error)
+            if not filled:
+                self._max_error *= _ERROR_GROWTH
+        self.done += filled
         return {"objective": worst}
 
     def state_dict(self) -> State:
         return {
             "done": self.done,
-            "picture": torch.from_numpy(self._picture.copy()),
+            "picture": torch.from_numpy(self._texture.copy()),
             "origin": torch.from_numpy(self.origin_HW2.copy()),
             "max_error": self._max_error,
-            "chance": self._chance.bit_generator.state,
+            "chance": self._rng.bit_generator.state,
         }
 
     def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
-        self._picture[:] = state["picture"].numpy()
+        self._texture[:] = state["picture"].numpy()
         self.origin_HW2[:] = state["origin"].numpy()
         self._max_error = state["max_error"]
-        self._chance.bit_generator.state = state["chance"]
+        self._rng.bit_generator.state = state["chance"]
 
     def snapshot(self) -> Bytes8:
-        return self._picture
+        return self._texture
 
     def finish(self) -> Outcome:
-        found = self._picture.copy()
+        texture = self._texture.copy()
         facts: dict[str, Any] = {"max_error": self._max_error}
-        return Outcome({"texture": found}, {"source-and-texture": hstack([self._source, found], gap=8)}, facts)
+        return Outcome({"texture": texture}, {"source-and-texture": hstack([self._source, texture], gap=8)}, facts)
 
-    def _plant(self) -> None:
-        """A patch of the source in the middle."""
+    def _place_seed(self) -> None:
+        """Copy a random patch of the source into the middle."""
         side = self._job.source_side
         height, width = (min(_SEED_SIDE, length) for length in (self._job.height, self._job.width))
-        y, x = (int(self._chance.integers(side - length + 1)) for length in (height, width))
+        y, x = (int(self._rng.integers(side - length + 1)) for length in (height, width))
         top, left = (self._job.height - height) // 2, (self._job.width - width) // 2
-        self._picture[top : top + height, left : left + width] = self._source[y : y + height, x : x + width]
+        self._texture[top : top + height, left : left + width] = self._source[y : y + height, x : x + width]
         origin = np.moveaxis(np.mgrid[y : y + height, x : x + width], 0, 2)
         self.origin_HW2[top : top + height, left : left + width] = origin
 
-    def _grow(self, y: int, x: int) -> float | None:
-        """Fill the pixel; its window's error, or None where that is too large."""
+    def _fill(self, y: int, x: int) -> float | None:
+        """Fill the pixel and return its window's error, or None where that is too large."""
         error_M = self._errors(y, x)
         near = np.flatnonzero(error_M <= error_M.min() * (1 + self._job.error_threshold))
-        chosen = int(near[self._chance.integers(len(near))])
+        chosen = int(near[self._rng.integers(len(near))])
         if error_M[chosen] >= self._max_error:
             return None
-        row, column = divmod(chosen, self._across)
-        at = row + self._reach, column + self._reach
-        self._picture[y, x], self.origin_HW2[y, x] = self._source[at], at
+        row, column = divmod(chosen, self._columns)
+        middle = row + self._reach, column + self._reach
+        self._texture[y, x], self.origin_HW2[y, x] = self._source[middle], middle
         return float(error_M[chosen])
 
     def _errors(self, y: int, x: int) -> Floats:
-        """Of every window of the source: weighted mean of squared differences over the pixels that are known."""
+        """Of every window of the source: Σ w (s − t)² = Σ w s² − 2 Σ w s t + Σ w t², with w 0 at unknown pixels."""
         reach = self._reach
         rows, columns = np.arange(y - reach, y + reach + 1), np.arange(x - reach, x + reach + 1)
         inside = (rows >= 0) & (rows < self._job.height), (columns >= 0) & (columns < self._job.width)
@@ -161,9 +167,10 @@ class EfrosRun(SynthesisRun):
         grid = np.ix_(rows_, columns_)
         known_P = ((self.origin_HW2[..., 0][grid] >= 0) & inside[0][:, None] & inside[1]).ravel()
         weight_P = self._weight_P * known_P
-        weight_P /= weight_P.sum()
-        there_PC = self._picture[grid].reshape(len(known_P), -1) / 255
-        crossed_M = self._flat_MV @ (there_PC * weight_P[:, None]).ravel()
-        own = float((weight_P * (there_PC**2).sum(1)).sum())
-        found: Floats = np.maximum(self._squared_MP @ weight_P - 2 * crossed_M + own, 0.0)
-        return found
+        weight_P /= weight_P.sum()  # over the known pixels alone, so that errors of different neighbourhoods compare
+        own_PC = self._texture[grid].reshape(len(known_P), -1) / 255
+        crossed_M = self._flat_MV @ (own_PC * weight_P[:, None]).ravel()
+        own_squared = float((weight_P * (own_PC**2).sum(1)).sum())
+        # Rounding may leave an exact match a little below 0.
+        error_M: Floats = np.maximum(self._squared_MP @ weight_P - 2 * crossed_M + own_squared, 0.0)
+        return error_M

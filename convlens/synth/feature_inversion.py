@@ -1,4 +1,6 @@
-"""Feature inversion (Mahendran & Vedaldi 2015): the picture that a layer's features still tell."""
+"""Feature inversion: the image that can be reconstructed from a layer's features (Mahendran & Vedaldi 2015,
+arXiv:1412.0035).
+"""
 
 from __future__ import annotations
 
@@ -17,26 +19,28 @@ from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import channels_last, contact_sheet, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
+from convlens.synth.option_checks import require_at_least, require_choice, require_positive
 from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
-_SHALLOW, _DEEP = 0.001, 20.0  # weights of total variation
+_SHALLOW_TV, _DEEP_TV = 0.001, 20.0  # default weights of total variation
 
 
 @job("invert")
 @dataclass(frozen=True, kw_only=True)
 class Invert(Job):
-    """argmin over x of ‖Φ(x) − Φ₀‖² / ‖Φ₀‖² + λα R_α(x) + λ_tv R_Vβ(x), for each of ``layers`` a picture of its own.
+    """argmin over x of ‖Φ(x) − Φ₀‖² / ‖Φ₀‖² + λα R_α(x) + λ_tv R_Vβ(x), an image for each of ``layers``.
 
-    ``picture`` is seen as the model sees it. R_α is the mean of |x / b|^α over pixels and channels, b the range of the
-    normalised pixels; R_Vβ the mean over pixels of the total variation to the power ``beta``, x in units of b: so that
-    weights mean the same at any size. ``tv`` holds a weight for each layer, or one for all; without any they rise from
-    layer to layer, from .001 to 20, as the authors' do: the less a layer tells, the more has to be filled in.
-    ``others`` are other pictures' paths: the second error is the distance over the mean distance between features of
-    different pictures. ``parameter`` fourier seeks the picture by its frequencies (as ascent does), which keeps deep
-    layers from being matched by noise; pixels as the authors do. ``optimizer``: lbfgs, or sgd with momentum .9 at
+    Φ₀ are the features of ``picture``, preprocessed for the model. The priors are R_α, the mean of |x / b|^``alpha``
+    over pixels and channels (weight ``norm``), b the range of the normalised pixels; and R_Vβ, the mean over pixels of
+    the total variation of x / b to the power ``beta``: means, so that weights are independent of the size. ``tv`` holds
+    R_Vβ's weight for each layer, or one for all; the default rises from .001 in the first to 20 in the last, as the
+    authors' do, because deeper layers determine less of the image.
+    ``others`` are paths of other images: the second error is the distance over the mean distance between features of
+    different images. ``parameter``: "fourier" optimises Fourier coefficients (as ascent does), which keeps deep layers
+    from being matched by noise; "pixels" is the authors'. ``optimizer``: "lbfgs", or "sgd" with momentum .9 at
     ``rate``, which falls to a tenth after half of the steps and to a hundredth after three quarters.
     """
 
@@ -58,175 +62,163 @@ class Invert(Job):
             raise RequestError("invert needs a layer or several", field="layers")
         if len(self.tv) not in (0, 1, len(self.layers)):
             raise RequestError(f"tv should be one weight, or one for each of {len(self.layers)} layers", field="tv")
-        if self.parameter not in KINDS:
-            raise RequestError(f"no parameter {self.parameter!r}; there are: {', '.join(KINDS)}", field="parameter")
-        if self.optimizer not in ("lbfgs", "sgd"):
-            raise RequestError(f"no optimizer {self.optimizer!r}; there are: lbfgs, sgd", field="optimizer")
-        if self.steps < 1:
-            raise RequestError(f"steps should be 1 or more, not {self.steps}", field="steps")
-        for name, number in (
-            ("norm", self.norm),
-            ("tv", min(self.tv, default=0.0)),
-            ("start_spread", self.start_spread),
-        ):
-            if not number >= 0:
-                raise RequestError(f"{name} should be 0 or more, not {number}", field=name)
-        for name, number in (("beta", self.beta), ("alpha", self.alpha), ("rate", self.rate)):
-            if not number > 0:
-                raise RequestError(f"{name} should be above 0, not {number}", field=name)
+        require_choice(KINDS, self, "parameter")
+        require_choice(("lbfgs", "sgd"), self, "optimizer")
+        require_at_least(1, self, "steps")
+        require_at_least(0, self, "norm", "start_spread")
+        if not min(self.tv, default=0.0) >= 0:
+            raise RequestError(f"tv should be 0 or more, not {min(self.tv)}", field="tv")
+        require_positive(self, "beta", "alpha", "rate")
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of total variation, one for each layer."""
+        """The weight of total variation for each layer."""
         if len(self.tv) == 1:
             return self.tv * len(self.layers)
         last = max(1, len(self.layers) - 1)
-        return self.tv or tuple(_SHALLOW * (_DEEP / _SHALLOW) ** (n / last) for n in range(len(self.layers)))
+        return self.tv or tuple(_SHALLOW_TV * (_DEEP_TV / _SHALLOW_TV) ** (n / last) for n in range(len(self.layers)))
 
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, *self.others)
 
     def begin(self, classifier: Classifier | None) -> InvertRun:
-        if classifier is None:
-            raise RequestError("invert needs a model", field="model")
-        return InvertRun(self, classifier)
+        return InvertRun(self, self.require_model(classifier))
 
 
 class InvertRun(SynthesisRun):
-    """Layer after layer, each for as many steps."""
+    """Layer after layer, each for ``steps`` steps from its own noise."""
 
     blame = ("rate", "tv", "norm")
 
     def __init__(self, job: Invert, classifier: Classifier) -> None:
         require_eval(classifier.module)
         self._job, self._classifier = job, classifier
-        self._view = _seen(job.picture, classifier, "picture")
+        self._view = _model_view(job.picture, classifier, "picture")
         self._target = to_tensor(self._view, classifier.spec, classifier.device)
         self._layers = tuple(dict.fromkeys(job.layers))
-        every = PartialForward(classifier.module, self._layers, self._target)  # also: an unknown layer is told at once
+        # For all layers at once, so that an unknown one is refused before any step.
+        up_to_all = PartialForward(classifier.module, self._layers, self._target)
         with torch.no_grad():
-            self._wanted = every(self._target)
+            self._target_features = up_to_all(self._target)
         self._range = 1 / float(min(classifier.spec.std))
-        self._found: list[Tensor] = []
+        self._results: list[Tensor] = []
         self.total = len(self._layers) * job.steps
-        self._open(0)
+        self._begin_layer(0)
 
     def step(self) -> Mapping[str, Tensor | float]:
-        at, layer = divmod(self.done, self._job.steps)[::-1]
-        if at == 0 and layer > 0:
-            self._found.append(self._now)
-            self._open(layer)
-        if self._newton is not None:
-            value = self._newton.step()
-        else:
-            value = self._descend(at)
+        layer, step = divmod(self.done, self._job.steps)
+        if step == 0 and layer > 0:
+            self._results.append(self._current)
+            self._begin_layer(layer)
+        loss = self._descend(step) if self._lbfgs is None else self._lbfgs.step()
         self.done += 1
-        return {"objective": value, self._layers[layer]: value}
+        return {"objective": loss, self._layers[layer]: loss}
 
     def state_dict(self) -> State:
-        moving = self._newton.state_dict() if self._newton else {"x": self._x, "velocity": self._velocity}
-        return {"done": self.done, "found": self._found, "moving": moving}
+        optimizer = self._lbfgs.state_dict() if self._lbfgs else {"x": self._x, "velocity": self._velocity}
+        return {"done": self.done, "found": self._results, "moving": optimizer}
 
     def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
-        self._found = [found.to(self._target) for found in state["found"]]
-        self._open(min((self.done - 1) // self._job.steps, len(self._layers) - 1) if self.done else 0)
-        if self._newton is not None:
-            self._newton.load_state_dict(state["moving"])
+        self._results = [result.to(self._target) for result in state["found"]]
+        self._begin_layer(min((self.done - 1) // self._job.steps, len(self._layers) - 1) if self.done else 0)
+        if self._lbfgs is not None:
+            self._lbfgs.load_state_dict(state["moving"])
         else:
             self._x, self._velocity = (state["moving"][name].to(self._target) for name in ("x", "velocity"))
 
     def snapshot(self) -> Bytes8:
-        return hstack([*to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)], gap=4)
+        return hstack(self._images(), gap=4)
 
     def finish(self) -> Outcome:
-        pictures = to_uint8(torch.cat([*self._found, self._now]), self._classifier.spec)
-        errors = [self._errors(layer, picture) for layer, picture in zip(self._layers, pictures, strict=True)]
+        images = self._images()
+        errors = [self._errors(layer, image_HWC) for layer, image_HWC in zip(self._layers, images, strict=True)]
         captions = [_caption(layer, error) for layer, error in zip(self._layers, errors, strict=True)]
         names = [f"{n:02}-{layer.replace('.', '-')}" for n, layer in enumerate(self._layers)]
         facts: dict[str, Any] = {
             "layers": [{"layer": layer, **error} for layer, error in zip(self._layers, errors, strict=True)]
         }
-        figure = contact_sheet([self._view, *pictures], ["the picture", *captions])
-        return Outcome(dict(zip(names, pictures, strict=True)), {"shallow-to-deep": figure}, facts)
-
-    # --- inside -------------------------------------------------------------------------------------------------
+        figure = contact_sheet([self._view, *images], ["the picture", *captions])
+        return Outcome(dict(zip(names, images, strict=True)), {"shallow-to-deep": figure}, facts)
 
     @property
-    def _now(self) -> Tensor:
+    def _current(self) -> Tensor:
         with torch.no_grad():
-            return self._parameter.to_images(self._newton.x if self._newton is not None else self._x).detach()
+            return self._parameter.to_images(self._lbfgs.x if self._lbfgs is not None else self._x).detach()
 
-    def _open(self, layer: int) -> None:
-        """Start with a layer, from noise of its own."""
-        name = self._layers[layer]
-        self._up_to = PartialForward(self._classifier.module, [name], self._target)
+    def _images(self) -> list[Bytes8]:
+        return to_uint8(torch.cat([*self._results, self._current]), self._classifier.spec)
+
+    def _begin_layer(self, layer: int) -> None:
+        self._layer = self._layers[layer]
+        self._up_to = PartialForward(self._classifier.module, [self._layer], self._target)
         self._tv = self._job.weights[layer]
-        self._name = name
+        # A generator for each layer: a resumed run need not repeat the noise of those before.
         generator = torch.Generator().manual_seed(self._job.seed * 1000 + layer)
         size = (self._target.shape[2], self._target.shape[3])
         spec, device = self._classifier.spec, self._target.device
         self._parameter = make_parameterization(self._job.parameter, 1, size, spec, device, decorrelated=True)
         x = noise(self._parameter.values.shape, generator, device) * self._job.start_spread
-        self._newton = ResumableLBFGS(x, self._loss) if self._job.optimizer == "lbfgs" else None
+        self._lbfgs = ResumableLBFGS(x, self._loss) if self._job.optimizer == "lbfgs" else None
         self._x, self._velocity = x, torch.zeros_like(x)
 
     def _loss(self, values: Tensor) -> Tensor:
         x_NCHW = self._parameter.to_images(values)
-        wanted, job = self._wanted[self._name], self._job
-        error = ((self._up_to(channels_last(x_NCHW))[self._name] - wanted) ** 2).sum() / (wanted**2).sum().clamp_min(
-            1e-30
-        )
+        target, job = self._target_features[self._layer], self._job
+        features = self._up_to(channels_last(x_NCHW))[self._layer]
+        total = ((features - target) ** 2).sum() / (target**2).sum().clamp_min(1e-30)
         unit = x_NCHW / self._range
-        total = error
         if job.norm:
-            total = total + job.norm * ((unit**2) ** (job.alpha / 2)).mean()  # powers of whole numbers are fast
+            # |x|^α as (x²)^(α/2): powers with a whole exponent are fast, and no sign has to be removed.
+            total = total + job.norm * ((unit**2) ** (job.alpha / 2)).mean()
         if self._tv:
             total = total + self._tv * total_variation(unit, job.beta).sum() / unit[0, 0].numel()
         return total
 
-    def _descend(self, at: int) -> Tensor:
+    def _descend(self, step: int) -> Tensor:
+        """A step of gradient descent with momentum."""
         x = self._x.detach().requires_grad_()
         with torch.enable_grad():
-            value = self._loss(x)
-        (grad,) = torch.autograd.grad(value, x)
-        share = at / self._job.steps
+            loss = self._loss(x)
+        (grad,) = torch.autograd.grad(loss, x)
+        share = step / self._job.steps
         rate = self._job.rate * (1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01)
-        # The loss is about 1 and its gradient of the size 1 / numbers of the picture: the step is in units of a pixel.
+        # The loss is about 1, so its gradient shrinks with the size of the image: normalised, the step is in pixels.
         self._velocity = 0.9 * self._velocity - rate * grad / grad.abs().mean().clamp_min(1e-30) * 0.01
         self._x = (x + self._velocity).detach()
-        return value.detach()
+        return loss.detach()
 
-    def _errors(self, layer: str, picture: Bytes8) -> dict[str, float | None]:
-        """Of the picture as saved: squared over the squared length, and the distance over that between pictures."""
+    def _errors(self, layer: str, image_HWC: Bytes8) -> dict[str, float | None]:
+        """Errors of the image as saved: normalised as in the objective, and relative to other images' distances."""
         up_to = PartialForward(self._classifier.module, [layer], self._target)
         with torch.no_grad():
-            found = up_to(to_tensor(picture, self._classifier.spec, self._classifier.device))[layer].double()
-            wanted = self._wanted[layer].double()
-            distance = float((found - wanted).norm())
+            features = up_to(to_tensor(image_HWC, self._classifier.spec, self._classifier.device))[layer].double()
+            target = self._target_features[layer].double()
+            distance = float((features - target).norm())
             pairwise = self._pairwise(up_to, layer)
         return {
-            "normalised_error": distance**2 / max(float((wanted**2).sum()), 1e-30),
+            "normalised_error": distance**2 / max(float((target**2).sum()), 1e-30),
             "error_over_pairwise": distance / pairwise if pairwise else None,
         }
 
     def _pairwise(self, up_to: PartialForward, layer: str) -> float:
-        """Mean distance between the features of different pictures; 0 where there are no others."""
-        features = [self._wanted[layer].double().flatten()]
+        """Mean distance between the features of different images; 0 where there are no others."""
+        features = [self._target_features[layer].double().flatten()]
         for path in self._job.others:
-            x = to_tensor(_seen(path, self._classifier, "others"), self._classifier.spec, self._classifier.device)
+            x = to_tensor(_model_view(path, self._classifier, "others"), self._classifier.spec, self._classifier.device)
             features.append(up_to(x)[layer].double().flatten())
-        distances = [float((one - two).norm()) for n, one in enumerate(features) for two in features[:n]]
+        distances = [float((later - earlier).norm()) for n, later in enumerate(features) for earlier in features[:n]]
         return sum(distances) / len(distances) if distances else 0.0
 
 
-def _seen(path: str, classifier: Classifier, field: str) -> Bytes8:
+def _model_view(path: str, classifier: Classifier, field: str) -> Bytes8:
+    """The image resized and cropped as the model sees it."""
     if not Path(path).is_file():
         raise RequestError(f"{field}: no picture {path}", field=field)
     return prepare(read(path), classifier.spec).view_HWC
 
 
 def _caption(layer: str, error: Mapping[str, float | None]) -> str:
-    said = f"{layer}: error {error['normalised_error']:.3f}"
-    over = error["error_over_pairwise"]
-    return said if over is None else f"{said}, {over:.2f} of the distance between pictures"
+    text = f"{layer}: error {error['normalised_error']:.3f}"
+    relative = error["error_over_pairwise"]
+    return text if relative is None else f"{text}, {relative:.2f} of the distance between pictures"

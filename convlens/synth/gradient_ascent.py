@@ -1,4 +1,8 @@
-"""Gradient ascent: the picture that maximises a class, a neuron, a channel or a layer (Simonyan et al. 2013)."""
+"""Activation maximisation, or gradient ascent: the image that maximises a class, a neuron, a channel or a layer.
+
+Simonyan et al. 2013 (arXiv:1312.6034), Yosinski et al. 2015 (arXiv:1506.06579), Olah et al. 2017 (Feature
+Visualization, distill.pub/2017/feature-visualization); whose values are whose is in ``presets``.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from convlens.models import Classifier, find_class
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import contact_sheet, rank_classes, read_rgb, resized, to_tensor, to_uint8, top_classes
 from convlens.synth.objectives import BatchObjective, Objective
+from convlens.synth.option_checks import require_between
 from convlens.synth.parameters import Pixels, make_parameterization, noise
 from convlens.synth.presets import OVERRIDABLE, Settings, settings_of
 from convlens.synth.regularisers import clip_small_contribution, clip_small_norm, gaussian_blur, total_variation
@@ -24,7 +29,8 @@ from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.layout import hstack
 
 _TINY = 1e-30
-_AT_ONCE = 4  # rows a forward pass: more do not go faster on a CPU, and take memory
+_ROWS = 4  # in a forward pass: more are no faster on a CPU, and take memory
+_SHOWN = 6  # images of a snapshot
 
 
 @job("ascent")
@@ -32,10 +38,10 @@ _AT_ONCE = 4  # rows a forward pass: more do not go faster on a CPU, and take me
 class Ascent(Job):
     """argmax over I of S(I) − λ‖I‖², several targets in one run.
 
-    ``classes`` by index or label; or of ``layer`` the ``channels`` (each the mean of its map), with ``y`` and ``x`` the
-    neurons at that place, without channels the whole layer's energy. ``size`` is the pictures' side in pixels, the
-    model's own by default. ``start`` is noise, zeros or a picture's path. All other options are of ``Settings``; None
-    takes the preset's value.
+    Targets are ``classes`` by index or label, whose logits S are; or of ``layer`` the ``channels`` (each the mean of
+    its map), with ``y`` and ``x`` the neurons at that place, without channels the whole layer's energy. ``size`` is the
+    images' side in pixels, the model's own by default. ``start`` is noise, zeros or the path of an image. All other
+    options are those of ``Settings``; None takes the preset's value.
     """
 
     classes: tuple[int | str, ...] = ()
@@ -80,19 +86,18 @@ class Ascent(Job):
         for name, numbers in (("channels", self.channels), ("y", (self.y or 0,)), ("x", (self.x or 0,))):
             if min(numbers, default=0) < 0:
                 raise RequestError(f"{name} should be 0 or more, not {min(numbers)}", field=name)
-        if self.size is not None and not 16 <= self.size <= 4096:
-            raise RequestError(f"size should be from 16 to 4096, not {self.size}", field="size")
-        _ = self.settings
+        require_between(16, 4096, self, "size")
+        _ = self.settings  # checks them
 
     @property
     def settings(self) -> Settings:
-        """With the preset's values where none are given."""
+        """The options, with the preset's values for those that are None."""
         return settings_of(self.preset, {name: getattr(self, name) for name in OVERRIDABLE})
 
     def objectives(self, spec: ModelSpec) -> list[Objective]:
-        """One a picture. TargetError for a class that there is not."""
+        """One for each image. TargetError for an unknown class."""
         if not self.layer:
-            indices = [find_class(spec.labels, one) for one in self.classes]
+            indices = [find_class(spec.labels, label) for label in self.classes]
             return [Objective(spec.labels[index], index=index) for index in indices]
         if not self.channels:
             return [Objective(self.layer, self.layer)]
@@ -103,13 +108,11 @@ class Ascent(Job):
         return () if self.settings.start in ("noise", "zeros") else (self.settings.start,)
 
     def begin(self, classifier: Classifier | None) -> AscentRun:
-        if classifier is None:
-            raise RequestError("ascent needs a model", field="model")
-        return AscentRun(self, classifier)
+        return AscentRun(self, self.require_model(classifier))
 
 
 class AscentRun(SynthesisRun):
-    """Ascent under way. ``x_NCHW`` is where it stands."""
+    """All targets at once: row n of the batch maximises ``objectives[n]``."""
 
     blame = ("rate", "contribution_percentile")
 
@@ -121,58 +124,40 @@ class AscentRun(SynthesisRun):
         self.objectives = job.objectives(classifier.spec)
         self._objective = BatchObjective(classifier, self.objectives, self._size)
         self._generator = torch.Generator().manual_seed(job.seed)
-        given = self._settings
-        self.total = given.steps
-        self._movements = RandomTransform(given.jitter, given.scale, given.rotate)
+        settings = self._settings
+        self.total = settings.steps
+        self._ranges = RandomTransform(settings.jitter, settings.scale, settings.rotate)
         self._parameter = make_parameterization(
-            given.parameter,
+            settings.parameter,
             len(self.objectives),
             self._size,
             classifier.spec,
             classifier.device,
-            decorrelated=given.decorrelated,
-            smoothness=given.smoothness,
+            decorrelated=settings.decorrelated,
+            smoothness=settings.smoothness,
         )
-        self._begin(given.start)
-        self._rate = given.rate * self._unit()
-        kind = torch.optim.Adam if given.optimizer == "adam" else torch.optim.SGD
-        self._optimizer: Any = kind([self._parameter.values], lr=self._rate, maximize=True)
+        self._initialise(settings.start)
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.SGD
+        self._optimizer: Any = kind([self._parameter.values], lr=settings.rate * self._rate_unit(), maximize=True)
 
     @property
     def x_NCHW(self) -> Tensor:
-        """The pictures, normalised, as they stand."""
+        """The current images, normalised."""
         with torch.no_grad():
             return self._parameter.images().detach().clone()
 
     def step(self) -> Mapping[str, Tensor | float]:
         values = self._parameter.values
-        grad, parts = None, []
-        maps_N23 = (
-            sample_transforms(self._movements, len(self.objectives), self._size, self._generator)
-            if self._movements.any
-            else None
-        )
-        shape = (len(self.objectives), len(self._classifier.spec.mean), *self._size)
-        grain = self._grain
-        grain_NCHW = noise(shape, self._generator, values.device) * grain if grain else None
-        redirected = self.done < self._settings.redirect_steps
-        for first in range(0, len(self.objectives), _AT_ONCE):
-            rows = slice(first, first + _AT_ONCE)
-            with RedirectedRelus() if redirected else contextlib.nullcontext():
-                said_N, total = self._total(rows, maps_N23, grain_NCHW)
-                (part,) = torch.autograd.grad(total, values)
-            grad = part if grad is None else grad.add_(part)
-            parts.append(said_N.detach())
-        assert grad is not None, "there is at least one goal"
+        value_N, grad = self._values_and_gradient()
         normalised = self._settings.optimizer == "normalised"
         values.grad = grad / grad.abs().mean((1, 2, 3), keepdim=True).clamp_min(_TINY) if normalised else grad
         self._optimizer.step()
         values.grad = None
         self.done += 1
         if isinstance(self._parameter, Pixels):
-            self._regularise(grad)
-        said = torch.cat(parts)
-        return {"objective": said.mean()} | {goal.name: one for goal, one in zip(self.objectives, said, strict=True)}
+            self._regularise(self._parameter, grad)
+        parts = {objective.name: value for objective, value in zip(self.objectives, value_N, strict=True)}
+        return {"objective": value_N.mean()} | parts
 
     def state_dict(self) -> State:
         return {
@@ -190,86 +175,107 @@ class AscentRun(SynthesisRun):
         self.done = state["done"]
 
     def snapshot(self) -> Bytes8:
-        return hstack(to_uint8(self.x_NCHW[:6], self._classifier.spec), gap=4)
+        return hstack(to_uint8(self.x_NCHW[:_SHOWN], self._classifier.spec), gap=4)
 
     def finish(self) -> Outcome:
-        pictures = to_uint8(self.x_NCHW, self._classifier.spec)
-        rankings = rank_classes(self._classifier, pictures)
+        """The images, and what the network says of them as 8-bit images at their own size."""
+        spec, device = self._classifier.spec, self._classifier.device
+        images = to_uint8(self.x_NCHW, spec)
         facts, captions = [], []
-        for goal, ranking in zip(self.objectives, rankings, strict=True):
-            fact: dict[str, Any] = asdict(goal) | {"predicted": top_classes(ranking)}
-            caption = goal.name
-            if not goal.layer:
-                place = next(n for n, entry in enumerate(ranking) if entry[0] == goal.index)
-                fact |= {"rank": place, "probability": ranking[place][2], "logit": ranking[place][3]}
-                caption = f"{goal.name}: p = {ranking[place][2]:.3f}"
+        for objective, image_HWC in zip(self.objectives, images, strict=True):
+            ranking = rank_classes(self._classifier, to_tensor(image_HWC, spec, device))
+            fact: dict[str, Any] = asdict(objective) | {"predicted": top_classes(ranking)}
+            caption = objective.name
+            if not objective.layer:
+                rank = next(n for n, entry in enumerate(ranking) if entry[0] == objective.index)
+                fact |= {"rank": rank, "probability": ranking[rank][2], "logit": ranking[rank][3]}
+                caption = f"{objective.name}: p = {ranking[rank][2]:.3f}"
             facts.append(fact)
             captions.append(caption)
-        names = _names([goal.name for goal in self.objectives])
-        figures = {"sheet": contact_sheet(pictures, captions)} if len(pictures) > 1 else {}
-        return Outcome(dict(zip(names, pictures, strict=True)), figures, {"targets": facts, **asdict(self._settings)})
+        stems = _stems([objective.name for objective in self.objectives])
+        figures = {"sheet": contact_sheet(images, captions)} if len(images) > 1 else {}
+        return Outcome(dict(zip(stems, images, strict=True)), figures, {"targets": facts, **asdict(self._settings)})
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    def _values_and_gradient(self) -> tuple[Tensor, Tensor]:
+        """Each row's objective, and the gradient of their regularised sum by the parameterization's values."""
+        values, count = self._parameter.values, len(self.objectives)
+        maps_N23 = sample_transforms(self._ranges, count, self._size, self._generator) if self._ranges.any else None
+        shape = (count, len(self._classifier.spec.mean), *self._size)
+        grain = self._grain()
+        grain_NCHW = noise(shape, self._generator, values.device) * grain if grain else None
+        # A unit that nothing excites yet has a gradient of 0 and would stay grey for ever.
+        redirected = self.done < self._settings.redirect_steps
+        grad, parts = None, []
+        for first in range(0, count, _ROWS):
+            rows = slice(first, first + _ROWS)
+            with RedirectedRelus() if redirected else contextlib.nullcontext():
+                value_N, total = self._regularised(rows, maps_N23, grain_NCHW)
+                (part,) = torch.autograd.grad(total, values)
+            grad = part if grad is None else grad.add_(part)
+            parts.append(value_N.detach())
+        assert grad is not None, "there is at least one objective"
+        return torch.cat(parts), grad
 
-    def _total(self, rows: slice, maps_N23: Tensor | None, grain_NCHW: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Each row's objective, and their sum less the penalties."""
-        given = self._settings
+    def _regularised(self, rows: slice, maps_N23: Tensor | None, grain_NCHW: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The objectives of these rows, and their sum less the penalties."""
+        settings = self._settings
         x_NCHW = self._parameter.images(rows)
-        shown = x_NCHW if maps_N23 is None else apply_transforms(x_NCHW, maps_N23[rows])
+        # The network sees transformed images; penalties are of the untransformed ones.
+        seen_NCHW = x_NCHW if maps_N23 is None else apply_transforms(x_NCHW, maps_N23[rows])
         if grain_NCHW is not None:
-            shown = shown + grain_NCHW[rows]
-        said_N = self._objective.values(shown, rows)
-        total = said_N.sum()
-        if given.l2:
-            total = total - given.l2 * (x_NCHW**2).sum()
-        if given.tv:
-            total = total - given.tv * total_variation(x_NCHW).sum()
-        return said_N, total
+            seen_NCHW = seen_NCHW + grain_NCHW[rows]
+        value_N = self._objective.values(seen_NCHW, rows)
+        total = value_N.sum()
+        if settings.l2:
+            total = total - settings.l2 * (x_NCHW**2).sum()
+        if settings.tv:
+            total = total - settings.tv * total_variation(x_NCHW).sum()
+        return value_N, total
 
-    @property
     def _grain(self) -> float:
-        """Of the next step."""
-        given = self._settings
-        settling = given.settle * self.total
-        return given.grain * min(1.0, (self.total - 1 - self.done) / settling) if settling else given.grain
+        """The standard deviation of the next step's noise."""
+        settings = self._settings
+        settling = settings.settle * self.total
+        left = (self.total - 1 - self.done) / settling if settling else 1.0
+        return settings.grain * min(1.0, left)
 
-    def _begin(self, start: str) -> None:
-        """Noise is drawn in any case, so that the same seed moves pictures the same way from every start."""
+    def _initialise(self, start: str) -> None:
+        # The noise is drawn in any case, so that a seed transforms the images the same way from every start.
         values = self._parameter.values
-        drawn_noise = noise(values.shape, self._generator, values.device) * self._settings.start_spread
+        start_noise = noise(values.shape, self._generator, values.device) * self._settings.start_spread
         if start == "noise":
             with torch.no_grad():
-                values.copy_(drawn_noise)
+                values.copy_(start_noise)
         elif start != "zeros":
-            picture = resized(read_rgb(start, field="start"), self._size)
-            x_1CHW = to_tensor(picture, self._classifier.spec, self._classifier.device)
+            image_HWC = resized(read_rgb(start, field="start"), self._size)
+            x_1CHW = to_tensor(image_HWC, self._classifier.spec, self._classifier.device)
             self._parameter.set_images(x_1CHW.expand(len(self.objectives), -1, -1, -1))
 
-    def _unit(self) -> float:
-        """Of the rate: a level of 255 is 1 / (255 σ) of ours, and so is a gradient by levels."""
+    def _rate_unit(self) -> float:
+        """What the rate is measured in: on pixels a level of 255, which is 1 / (255 σ) in normalised units."""
         if self._settings.optimizer == "adam" or not isinstance(self._parameter, Pixels):
             return 1.0
         level = len(self._classifier.spec.std) / (255 * sum(self._classifier.spec.std))
+        # A plain gradient is by levels as well, so it takes the factor twice.
         return level if self._settings.optimizer == "normalised" else level**2
 
-    def _regularise(self, grad: Tensor) -> None:
-        """In Yosinski's order."""
-        given, values = self._settings, self._parameter.values
+    def _regularise(self, pixels: Pixels, grad: Tensor) -> None:
+        """Yosinski's regularisers in the toolbox's order: decay, blur, small norm, small contribution."""
+        settings, values = self._settings, pixels.values
         with torch.no_grad():
             x_NCHW = values.detach()
-            if given.decay:
-                x_NCHW = x_NCHW * (1 - given.decay)
-            if given.blur and self.done % given.blur_every == 0:
-                x_NCHW = gaussian_blur(x_NCHW, given.blur)
-            x_NCHW = clip_small_norm(x_NCHW, given.norm_percentile)
-            x_NCHW = clip_small_contribution(x_NCHW, grad, given.contribution_percentile)
+            if settings.decay:
+                x_NCHW = x_NCHW * (1 - settings.decay)
+            if settings.blur and self.done % settings.blur_every == 0:
+                x_NCHW = gaussian_blur(x_NCHW, settings.blur)
+            x_NCHW = clip_small_norm(x_NCHW, settings.norm_percentile)
+            x_NCHW = clip_small_contribution(x_NCHW, grad, settings.contribution_percentile)
             if x_NCHW is not values:
                 values.copy_(x_NCHW)
-        assert isinstance(self._parameter, Pixels)
-        self._parameter.clip()
+        pixels.clip()
 
 
-def _names(titles: Sequence[str]) -> list[str]:
+def _stems(titles: Sequence[str]) -> list[str]:
     """File stems, all different."""
     stems = ["".join(letter if letter.isalnum() else "-" for letter in title).strip("-") for title in titles]
     return [f"{n:02}-{stem}" for n, stem in enumerate(stems)]

@@ -1,4 +1,4 @@
-"""L-BFGS, one iteration at a time, so that it can be put away between any two."""
+"""L-BFGS, one iteration at a time, so that a run can be saved between any two."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from torch import Tensor
 
 from convlens.synth.base import State
 
-Value = Callable[[Tensor], Tensor]
-"""The loss at ``x``, differentiable."""
-
 _HISTORY = 20  # Gatys et al. 2015
 
 
 class ResumableLBFGS:
-    """Minimises ``loss`` from ``x``, in place, by torch's L-BFGS with strong Wolfe line search.
+    """Minimises ``loss`` (of ``x``, differentiable) in place, by torch's L-BFGS with strong Wolfe line search.
 
-    torch's optimizer evaluates each iteration's first point anew, although the line search of the iteration before
-    mostly ended there: that value is remembered, which saves nearly half of all evaluations. ``evaluations`` counts
-    those made.
+    ``evaluations`` counts the calls of ``loss``.
     """
 
-    def __init__(self, x: Tensor, loss: Value) -> None:
+    def __init__(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
         self.x = x.detach().clone().requires_grad_()
         self._loss = loss
         self._optimizer: Any = torch.optim.LBFGS(
@@ -36,13 +31,13 @@ class ResumableLBFGS:
             tolerance_grad=0.0,
             tolerance_change=0.0,
         )
-        self._seen: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # x, loss and gradient of the last evaluation
         self.evaluations = 0
 
     def step(self) -> Tensor:
-        """One iteration; the loss where it began."""
-        found: Tensor = self._optimizer.step(self._value)
-        return found.detach()
+        """One iteration. Returns the loss at its start."""
+        loss: Tensor = self._optimizer.step(self._closure)
+        return loss.detach()
 
     def state_dict(self) -> State:
         return {"x": self.x.detach(), "optimizer": self._optimizer.state_dict()}
@@ -51,15 +46,17 @@ class ResumableLBFGS:
         with torch.no_grad():
             self.x.copy_(state["x"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._seen = None
+        self._last = None
 
-    def _value(self) -> Tensor:
-        if self._seen is None or not torch.equal(self._seen[0], self.x):
+    def _closure(self) -> Tensor:
+        # torch's optimizer evaluates the first point of each iteration anew, although the previous line search mostly
+        # ended there. Remembering that value saves nearly half of all evaluations.
+        if self._last is None or not torch.equal(self._last[0], self.x):
             with torch.enable_grad():
-                value = self._loss(self.x)
-                (grad,) = torch.autograd.grad(value, self.x)
+                loss = self._loss(self.x)
+                (grad,) = torch.autograd.grad(loss, self.x)
             self.evaluations += 1
-            self._seen = self.x.detach().clone(), value.detach(), grad
-        _, value, grad = self._seen
+            self._last = self.x.detach().clone(), loss.detach(), grad
+        _, loss, grad = self._last
         self.x.grad = grad.clone(memory_format=torch.contiguous_format)
-        return value
+        return loss

@@ -1,7 +1,4 @@
-"""Seams of least error between pictures that overlap (Efros & Freeman 2001), by dynamic programming.
-
-Image quilting (Efros & Freeman 2001): texture from blocks of the source, cut where they differ least.
-"""
+"""Image quilting (Efros & Freeman 2001): blocks of the source, joined along minimum error boundary cuts."""
 
 from __future__ import annotations
 
@@ -19,37 +16,18 @@ from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
 from convlens.synth.images import read_rgb, require_texture
+from convlens.synth.option_checks import require_at_least, require_between
 from convlens.types import Bytes8, Floats
 from convlens.visualization.layout import hstack
-
-
-def minimum_error_cut(error_RQ: Floats) -> NDArray[np.intp]:
-    """For each row the column of the path from top to bottom of least error, 8-connected."""
-    rows, columns = error_RQ.shape
-    total_RQ = np.array(error_RQ, np.float64)
-    for row in range(1, rows):
-        above_Q = np.pad(total_RQ[row - 1], 1, constant_values=np.inf)
-        total_RQ[row] += np.minimum(np.minimum(above_Q[:-2], above_Q[1:-1]), above_Q[2:])
-    seam_R = np.empty(rows, np.intp)
-    seam_R[-1] = total_RQ[-1].argmin()
-    for row in range(rows - 2, -1, -1):
-        low = max(0, seam_R[row + 1] - 1)
-        high = min(columns, seam_R[row + 1] + 2)
-        seam_R[row] = low + total_RQ[row, low:high].argmin()
-    return seam_R
-
-
-def beyond_cut(error_RQ: Floats) -> NDArray[np.bool_]:
-    """Where the new picture shows: right of the seam, and on it."""
-    return np.arange(error_RQ.shape[1]) >= minimum_error_cut(error_RQ)[:, None]
 
 
 @job("quilt")
 @dataclass(frozen=True, kw_only=True)
 class Quilt(Job):
-    """``height`` × ``width`` pixels of blocks of ``source``, each ``block`` pixels wide and overlapping its neighbours
-    by ``overlap``, a sixth of that by default. A block is drawn at random from those whose overlap differs from what
-    lies there by no more than 1 + ``tolerance`` times the least, and laid along the seam of least difference.
+    """``height`` × ``width`` pixels made of blocks of ``source``, each ``block`` pixels wide.
+
+    Blocks overlap by ``overlap`` pixels; 0 is a sixth of a block, the paper's. A block is drawn at random from those
+    whose error in the overlap is at most 1 + ``tolerance`` times the least, and joined along the minimum error cut.
     """
 
     needs_model = False
@@ -62,13 +40,10 @@ class Quilt(Job):
     tolerance: float = 0.1
 
     def __post_init__(self) -> None:
-        for name in ("height", "width", "block"):
-            if not 4 <= getattr(self, name) <= 8192:
-                raise RequestError(f"{name} should be from 4 to 8192, not {getattr(self, name)}", field=name)
+        require_between(4, 8192, self, "height", "width", "block")
         if not 0 <= self.overlap <= self.block // 2:
             raise RequestError(f"overlap should be from 0 to half a block, not {self.overlap}", field="overlap")
-        if not self.tolerance >= 0:
-            raise RequestError(f"tolerance should be 0 or more, not {self.tolerance}", field="tolerance")
+        require_at_least(0, self, "tolerance")
 
     def inputs(self) -> tuple[str, ...]:
         return (self.source,)
@@ -78,7 +53,7 @@ class Quilt(Job):
 
 
 class QuiltRun(SynthesisRun):
-    """A step is a block, row by row. ``origin_HW2`` holds for each pixel where in the source it is from."""
+    """A step lays a block, row by row. ``origin_HW2`` holds the row and column of the source that a pixel is from."""
 
     def __init__(self, job: Quilt) -> None:
         self._job = job
@@ -93,8 +68,8 @@ class QuiltRun(SynthesisRun):
         self._overlap = job.overlap or max(1, job.block // 6)
         self._tops, self._lefts = (_starts(length, job.block, self._overlap) for length in (job.height, job.width))
         self.total = len(self._tops) * len(self._lefts)
-        self._chance = np.random.default_rng(job.seed)
-        self._places = _Places(self._source.astype(np.float64), job.block, self._overlap)
+        self._rng = np.random.default_rng(job.seed)
+        self._overlap_errors = _OverlapErrors(self._source.astype(np.float64), job.block, self._overlap)
         size = (self._tops[-1] + job.block, self._lefts[-1] + job.block)
         self._quilt = np.zeros((*size, self._source.shape[2]), np.uint8)
         self.origin_HW2 = np.full((*size, 2), -1, np.int32)
@@ -102,44 +77,43 @@ class QuiltRun(SynthesisRun):
     def step(self) -> Mapping[str, Tensor | float]:
         row, column = divmod(self.done, len(self._lefts))
         top, left, block = self._tops[row], self._lefts[column], self._job.block
-        place = self._quilt[top : top + block, left : left + block]
-        error_YX = self._places.errors(place.astype(np.float64), above=row > 0, beside=column > 0)
-        least = error_YX.min()
-        near = np.flatnonzero(error_YX <= least * (1 + self._job.tolerance) + 1e-9)
-        chosen = near[self._chance.integers(len(near))]
+        old, neighbours = self._quilt[top : top + block, left : left + block], (row > 0, column > 0)
+        error_YX = self._overlap_errors(old.astype(np.float64), *neighbours)
+        near = np.flatnonzero(error_YX <= error_YX.min() * (1 + self._job.tolerance) + 1e-9)
+        chosen = near[self._rng.integers(len(near))]
         y, x = divmod(int(chosen), error_YX.shape[1])
         new = self._source[y : y + block, x : x + block]
-        shown = self._shown(place, new, above=row > 0, beside=column > 0)
-        place[shown] = new[shown]
+        shown = self._shown(old, new, *neighbours)
+        old[shown] = new[shown]
         rows, columns = np.mgrid[y : y + block, x : x + block]
         self.origin_HW2[top : top + block, left : left + block][shown] = np.stack([rows, columns], 2)[shown]
         self.done += 1
-        return {"objective": float(np.sqrt(error_YX.flat[chosen] / self._places.compared(row > 0, column > 0)))}
+        return {"objective": float(np.sqrt(error_YX.flat[chosen] / self._overlap_errors.count(*neighbours)))}
 
     def state_dict(self) -> State:
         return {
             "done": self.done,
             "quilt": torch.from_numpy(self._quilt.copy()),
             "origin": torch.from_numpy(self.origin_HW2.copy()),
-            "chance": self._chance.bit_generator.state,
+            "chance": self._rng.bit_generator.state,
         }
 
     def load_state_dict(self, state: State) -> None:
         self.done = state["done"]
         self._quilt[:] = state["quilt"].numpy()
         self.origin_HW2[:] = state["origin"].numpy()
-        self._chance.bit_generator.state = state["chance"]
+        self._rng.bit_generator.state = state["chance"]
 
     def snapshot(self) -> Bytes8:
         return self._quilt[: self._job.height, : self._job.width]
 
     def finish(self) -> Outcome:
-        found = self.snapshot().copy()
+        texture = self.snapshot().copy()
         facts: dict[str, Any] = {"blocks": self.total, "overlap": self._overlap}
-        return Outcome({"texture": found}, {"source-and-texture": hstack([self._source, found], gap=8)}, facts)
+        return Outcome({"texture": texture}, {"source-and-texture": hstack([self._source, texture], gap=8)}, facts)
 
-    def _shown(self, old: Bytes8, new: Bytes8, *, above: bool, beside: bool) -> Any:
-        """Where the new block shows: beyond the seam of each overlap, in the corner beyond both."""
+    def _shown(self, old: Bytes8, new: Bytes8, above: bool, beside: bool) -> NDArray[np.bool_]:
+        """Where the new block shows: beyond the cut of each overlap, in the corner beyond both."""
         shown = np.ones(old.shape[:2], bool)
         squared_HW = ((old.astype(np.float64) - new) ** 2).sum(2)
         if beside:
@@ -149,16 +123,41 @@ class QuiltRun(SynthesisRun):
         return shown
 
 
+def minimum_error_cut(error_RQ: Floats) -> NDArray[np.intp]:
+    """The minimum error boundary cut: for each row of an overlap the column of the 8-connected path of least error.
+
+    By dynamic programming: E(i, j) = e(i, j) + min of E(i − 1, j − 1), E(i − 1, j), E(i − 1, j + 1), then traced back
+    from the least of the last row.
+    """
+    rows, columns = error_RQ.shape
+    total_RQ = np.array(error_RQ, np.float64)
+    for row in range(1, rows):
+        above_Q = np.pad(total_RQ[row - 1], 1, constant_values=np.inf)
+        total_RQ[row] += np.minimum(np.minimum(above_Q[:-2], above_Q[1:-1]), above_Q[2:])
+    cut_R = np.empty(rows, np.intp)
+    cut_R[-1] = total_RQ[-1].argmin()
+    for row in range(rows - 2, -1, -1):
+        low, high = max(0, cut_R[row + 1] - 1), min(columns, cut_R[row + 1] + 2)
+        cut_R[row] = low + total_RQ[row, low:high].argmin()
+    return cut_R
+
+
+def beyond_cut(error_RQ: Floats) -> NDArray[np.bool_]:
+    """Where the new block shows: right of the cut, and on it."""
+    return np.arange(error_RQ.shape[1]) >= minimum_error_cut(error_RQ)[:, None]
+
+
 def _starts(length: int, block: int, overlap: int) -> list[int]:
     """Where blocks begin, so that they cover the length; the last may reach beyond it."""
     step = block - overlap
     return [n * step for n in range(max(1, -(-(length - overlap) // step)))]
 
 
-class _Places:
-    """Squared differences between an overlap and every block of the source, by Fourier transforms made once.
+class _OverlapErrors:
+    """Squared differences in the overlap between the quilt and every block of the source.
 
-    Σ m (s − q)² = Σ m s² − 2 Σ m s q + Σ m q², with m 1 in the overlap: two correlations with the source.
+    Σ m (s − q)² = Σ m s² − 2 Σ m s q + Σ m q², with m 1 in the overlap: two correlations with the source, computed by
+    Fourier transforms of which those of the source are made once. ``above`` and ``beside`` say where neighbours lie.
     """
 
     def __init__(self, source_HWC: Floats, block: int, overlap: int) -> None:
@@ -168,22 +167,23 @@ class _Places:
         self._size = fft.next_fast_len(height, real=True), fft.next_fast_len(width, real=True)
         self._source = fft.rfft2(source_HWC, self._size, axes=(0, 1), workers=-1)
         squared = fft.rfft2((source_HWC**2).sum(2), self._size, workers=-1)
-        self._squared = {key: self._correlated(squared, self._mask(*key)) for key in _WHERE}
+        neighbours = ((True, False), (False, True), (True, True))
+        self._squared = {key: self._correlated(squared, self._mask(*key)) for key in neighbours}
 
-    def errors(self, place_HWC: Floats, *, above: bool, beside: bool) -> Floats:
-        """(rows, columns) of the source where a block may begin."""
+    def __call__(self, quilt_HWC: Floats, above: bool, beside: bool) -> Floats:
+        """Errors of the blocks by the (row, column) of the source where they begin."""
         if not above and not beside:
             return np.zeros(self._room)
         mask_HW = self._mask(above, beside)
-        there = place_HWC * mask_HW[:, :, None]
-        spectrum = np.conj(fft.rfft2(there, self._size, axes=(0, 1), workers=-1))
+        overlap_HWC = quilt_HWC * mask_HW[:, :, None]
+        spectrum = np.conj(fft.rfft2(overlap_HWC, self._size, axes=(0, 1), workers=-1))
         crossed = fft.irfft2((self._source * spectrum).sum(2), self._size, workers=-1)[: self._room[0], : self._room[1]]
         # Rounding may leave an exact match a little below 0.
-        found: Floats = np.maximum(self._squared[above, beside] - 2 * crossed + (there**2).sum(), 0.0)
-        return found
+        error_YX: Floats = np.maximum(self._squared[above, beside] - 2 * crossed + (overlap_HWC**2).sum(), 0.0)
+        return error_YX
 
-    def compared(self, above: bool, beside: bool) -> float:
-        """How many numbers an overlap has."""
+    def count(self, above: bool, beside: bool) -> float:
+        """How many values an overlap has, at least 1."""
         return max(1.0, float(self._mask(above, beside).sum() * self._channels))
 
     def _mask(self, above: bool, beside: bool) -> NDArray[np.float64]:
@@ -195,8 +195,5 @@ class _Places:
         return mask_HW
 
     def _correlated(self, spectrum: Any, mask_HW: Floats) -> Floats:
-        found = fft.irfft2(spectrum * np.conj(fft.rfft2(mask_HW, self._size)), self._size, workers=-1)
-        return np.asarray(found[: self._room[0], : self._room[1]])
-
-
-_WHERE = ((True, False), (False, True), (True, True))
+        correlation = fft.irfft2(spectrum * np.conj(fft.rfft2(mask_HW, self._size)), self._size, workers=-1)
+        return np.asarray(correlation[: self._room[0], : self._room[1]])

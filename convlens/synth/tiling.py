@@ -1,4 +1,4 @@
-"""Gradients of pictures too large to go through the network at once, tile by tile."""
+"""Gradients of images too large to pass through the network at once, tile by tile."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import Tensor
 
 from convlens.errors import RequestError
 
-GRID = 32  # tiles begin at its multiples, so that units of strided layers lie where they lie in the whole picture
+# Tiles begin at multiples of it, so that units of strided layers see the same pixels as in the whole image.
+GRID = 32
 
 
 @dataclass(frozen=True)
 class Tile:
-    """``seen`` goes through the network, ``kept`` of it is the tile's own; begin and end of rows or columns."""
+    """Begin and end along one axis: the network sees ``context``, of which the tile fills in ``core``."""
 
-    seen: tuple[int, int]
-    kept: tuple[int, int]
+    context: tuple[int, int]
+    core: tuple[int, int]
 
 
 def tiles_along(length: int, *, tile: int, overlap: int) -> list[Tile]:
-    """Tiles that cover a side of ``length`` pixels once; each sees ``overlap`` pixels or more beyond its own.
+    """Tiles whose cores cover ``length`` pixels once, each with a context of ``overlap`` pixels or more either way.
 
     RequestError where a tile has no room for that.
     """
@@ -35,25 +36,25 @@ def tiles_along(length: int, *, tile: int, overlap: int) -> list[Tile]:
             f"tiles of {tile} pixels have no room for {overlap} more on each side; they need {2 * margin + GRID}",
             field="tile",
         )
-    starts = range(0, length, room)
     return [
         Tile((max(0, start - margin), min(length, start + room + margin)), (start, min(length, start + room)))
-        for start in starts
+        for start in range(0, length, room)
     ]
 
 
 def tiled_gradient(x_NCHW: Tensor, gradient: Callable[[Tensor], Tensor], *, tile: int, overlap: int) -> Tensor:
-    """``gradient`` of the whole picture, from tiles; exact where no pixel's gradient depends on others further than
-    ``overlap`` away: a unit's receptive field, in a network without global pooling.
+    """``gradient`` of the whole image, computed in tiles.
+
+    Exact where no pixel's gradient depends on others further than ``overlap`` away: where that is a unit's receptive
+    field, in a network without global pooling.
     """
-    found = torch.empty_like(x_NCHW)
+    result = torch.empty_like(x_NCHW)
     for rows, columns in _grid(x_NCHW, tile, overlap):
-        seen = x_NCHW[:, :, slice(*rows.seen), slice(*columns.seen)]
-        inner = gradient(seen)
-        top, left = rows.kept[0] - rows.seen[0], columns.kept[0] - columns.seen[0]
-        height, width = rows.kept[1] - rows.kept[0], columns.kept[1] - columns.kept[0]
-        found[:, :, slice(*rows.kept), slice(*columns.kept)] = inner[:, :, top : top + height, left : left + width]
-    return found
+        inner = gradient(x_NCHW[:, :, slice(*rows.context), slice(*columns.context)])
+        top, left = rows.core[0] - rows.context[0], columns.core[0] - columns.context[0]
+        height, width = rows.core[1] - rows.core[0], columns.core[1] - columns.core[0]
+        result[:, :, slice(*rows.core), slice(*columns.core)] = inner[:, :, top : top + height, left : left + width]
+    return result
 
 
 def _grid(x_NCHW: Tensor, tile: int, overlap: int) -> Iterator[tuple[Tile, Tile]]:

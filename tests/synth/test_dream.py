@@ -109,10 +109,10 @@ def test_detail_of_each_octave_is_kept_in_the_next(saved: Callable[..., str]) ->
     # And what was dreamt small is there, enlarged: brighter by the same.
     strong = replace(job, rate=30.0)
     work = strong.begin(same())
-    small = resize(work._picture, work._sizes[0])
+    small = resize(work._original, work._sizes[0])
     work.step()
     grown = work._x - small
-    placed = work._place() - work._picture
+    placed = work._step_start() - work._original
     torch.testing.assert_close(placed, resize(grown, (96, 120)))
 
 

@@ -111,7 +111,7 @@ def test_it_resumes_bit_by_bit(saved: Callable[..., str], optimizer: str) -> Non
     assert_resumes(lambda: job.begin(mixed()), every=3)
 
 
-def test_quasi_newton_steps_are_torch_s_and_cost_fewer_evaluations() -> None:
+def test_lbfgs_steps_are_torch_s_and_cost_fewer_evaluations() -> None:
     """Rosenbrock's valley: the same points as torch's own loop, nearly half of the evaluations."""
 
     def valley(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import dijkstra
 from synthesis_runs import assert_resumes, period_of, run_to_end, stripes
 
 from convlens.errors import RequestError
-from convlens.synth.quilting import Quilt, _Places, beyond_cut, minimum_error_cut
+from convlens.synth.quilting import Quilt, _OverlapErrors, beyond_cut, minimum_error_cut
 
 RANDOM = np.random.default_rng(0)
 
@@ -56,7 +56,7 @@ def test_a_seam_of_no_error_is_followed() -> None:
 def test_differences_are_those_of_every_block_one_by_one(above: bool, beside: bool) -> None:
     source = RANDOM.integers(0, 255, (30, 41, 3)).astype(float)
     place = RANDOM.integers(0, 255, (12, 12, 3)).astype(float)
-    found = _Places(source, 12, 4).errors(place, above=above, beside=beside)
+    found = _OverlapErrors(source, 12, 4)(place, above=above, beside=beside)
     mask = np.zeros((12, 12, 1))
     mask[:4] += above
     mask[:, :4] += beside

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.gram_texture import GramLoss, Texture, gram
-from convlens.synth.images import middle_square
+from convlens.synth.images import center_square
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -133,12 +133,12 @@ def test_colours_stay_within_the_source_s(saved: Callable[..., str]) -> None:
     assert found.max() <= source.max() + 1
 
 
-def test_the_middle_square_is_cut_from_the_shorter_side() -> None:
+def test_the_center_square_is_cut_from_the_shorter_side() -> None:
     picture = np.zeros((40, 100, 3), np.uint8)
     picture[:, 30:70] = 200
-    assert middle_square(picture, 40).shape == (40, 40, 3)
-    assert (middle_square(picture, 40) == 200).all()
-    assert middle_square(picture, 80).shape == (80, 80, 3)
+    assert center_square(picture, 40).shape == (40, 40, 3)
+    assert (center_square(picture, 40) == 200).all()
+    assert center_square(picture, 80).shape == (80, 80, 3)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from convlens.synth.tiling import GRID, tiled_gradient, tiles_along
 @pytest.mark.parametrize(("tile", "overlap"), [(96, 32), (128, 20), (160, 0)])
 def test_every_pixel_is_kept_once_and_seen_with_its_surroundings(length: int, tile: int, overlap: int) -> None:
     tiles = tiles_along(length, tile=tile, overlap=overlap)
-    assert [pixel for one in tiles for pixel in range(*one.kept)] == list(range(length))
+    assert [pixel for one in tiles for pixel in range(*one.core)] == list(range(length))
     for one in tiles:
-        assert one.seen[1] - one.seen[0] <= tile
-        assert one.seen[0] == 0 or one.kept[0] - one.seen[0] >= overlap
-        assert one.seen[1] == length or one.seen[1] - one.kept[1] >= overlap
-        assert one.seen[0] % GRID == 0
+        assert one.context[1] - one.context[0] <= tile
+        assert one.context[0] == 0 or one.core[0] - one.context[0] >= overlap
+        assert one.context[1] == length or one.context[1] - one.core[1] >= overlap
+        assert one.context[0] % GRID == 0
 
 
 def test_tiles_without_room_are_refused() -> None:
@@ -45,7 +45,7 @@ class Strided(nn.Module):
 
 
 @pytest.mark.parametrize("size", [(200, 333), (97, 310)])
-def test_tiled_is_untiled_where_the_field_is_smaller_than_the_overlap(size: tuple[int, int]) -> None:
+def test_tiled_is_untiled_where_the_receptive_field_is_smaller_than_the_overlap(size: tuple[int, int]) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Strided().double().eval()
