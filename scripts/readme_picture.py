@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from convlens import image, load, visualization
-from convlens.cli.demo import gallery_for, photographs
+from convlens.cli.demo import demo_gallery, photographs
 from convlens.engine.engine import Engine
 from convlens.gallery import Gallery
 from convlens.protocol.params import parse_params
@@ -31,7 +31,7 @@ TARGET = Path("docs") / "pictures" / "explained.jpg"
 def main() -> None:
     """Write the picture; run from the repository's root after ``make demo``."""
     classifier = load(device="cpu")
-    engine = Engine(classifier, gallery=Gallery.open(gallery_for(classifier)))
+    engine = Engine(classifier, gallery=Gallery.open(demo_gallery(classifier)))
     params = parse_params({"methods": METHODS, "output": ["overlay", "heatmap"]})
     opened = [image.read(photographs()[name]) for name in PICTURES]
     replies = engine.run([Request(picture, params) for picture in opened])

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from convlens import explain
-from convlens.cli.archive_cache import Runtime, current_archive, graphs_for
-from convlens.cli.console import out, step
-from convlens.cli.options import MODEL
+from convlens.cli.archive_cache import Runtime, archive_graphs, current_archive
+from convlens.cli.console import print_result, spinner
+from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, parse_methods
 from convlens.engine.backend import graphs_beside
 from convlens.errors import RequestError
 from convlens.explain.onnx_forward import GraphModel
@@ -21,33 +20,35 @@ from convlens.torchserve.archive_config import ArchiveOptions
 
 
 def archive(
-    name: Annotated[str, typer.Option(help="The model's name on the server.")] = "convlens",
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    gallery: Annotated[Path | None, typer.Option(help="Gallery to ship with the model.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the model on the server.")] = "convlens",
+    model: ModelOption = DEFAULT_MODEL,
+    gallery: Annotated[Path | None, typer.Option(help="Gallery to pack with the model.")] = None,
     runtime: Annotated[
-        Runtime, typer.Option(help="torch: the network, with graphs for its sweeps; onnx: exported graphs alone.")
+        Runtime, typer.Option(help="torch: the network, and graphs for its sweeps; onnx: exported graphs only.")
     ] = "torch",
     graphs: Annotated[
-        str, typer.Option(help="Folder of `convlens export`; auto: export them now, none: no graphs (torch only).")
+        str, typer.Option(help="Folder written by `convlens export`; auto: export now; none: no graphs (torch only).")
     ] = "auto",
-    store: Annotated[Path, typer.Option(help="Folder of archives.")] = Path("model_store"),
+    store: StoreOption = Path("model_store"),
     version: Annotated[str, typer.Option(help="Version of the archive.")] = "1.0",
-    methods: Annotated[str, typer.Option(help="What /explanations answers by itself, comma-separated.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Methods of /explanations by default, comma-separated. Default: those that apply.")
+    ] = "",
     sweeps: Annotated[
         Literal["here", "apart"],
-        typer.Option(help="apart: a second entry NAME_sweep answers what is heavy, so that predictions never wait."),
+        typer.Option(help="apart: a second entry NAME_sweep takes heavy requests, so that predictions never wait."),
     ] = "here",
-    batch_size: Annotated[int, typer.Option(help="Most rows of one forward pass.")] = 8,
-    max_batch_delay: Annotated[int, typer.Option(help="Milliseconds a request waits for others.")] = 20,
-    response_timeout: Annotated[int, typer.Option(help="Seconds after which TorchServe kills a worker.")] = 120,
+    batch_size: Annotated[int, typer.Option(help="Maximum number of rows in one forward pass.")] = 8,
+    max_batch_delay: Annotated[int, typer.Option(help="Milliseconds that a request waits for others.")] = 20,
+    response_timeout: Annotated[int, typer.Option(help="Seconds after which TorchServe kills a busy worker.")] = 120,
 ) -> None:
-    """Build NAME.mar, which TorchServe serves: the model, its gallery, the handler and this library."""
-    with step(f"loading {model}"):
+    """Build NAME.mar for TorchServe: the model, its gallery, the handler and this library."""
+    defaults = tuple(parse_methods(methods)) or None
+    with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
     if gallery is not None:
         Gallery.open(gallery).require_weights(classifier.spec.weights_sha256)
-    folder = _graphs(classifier, runtime, graphs)
-    defaults = tuple(explain.get(one.strip()).name for one in methods.split(",")) if methods else None
+    folder = _graph_folder(classifier, runtime, graphs)
     options = ArchiveOptions(
         batch_size=batch_size,
         max_batch_delay_ms=max_batch_delay,
@@ -65,28 +66,28 @@ def archive(
         version=version,
         options=options,
     )
-    out.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    print_result(str(path))
 
 
-def _graphs(classifier: Classifier, runtime: Runtime, asked: str) -> Path | None:
-    """The folder of graphs to pack: made now, or as given, opened once to see that it belongs to the model."""
-    if asked == "none":
+def _graph_folder(classifier: Classifier, runtime: Runtime, graphs: str) -> Path | None:
+    """The folder of graphs to pack. An existing folder is opened once to see that it belongs to the model."""
+    if graphs == "none":
         if runtime == "onnx":
             raise RequestError("an archive of --runtime onnx consists of graphs; leave --graphs none out")
         return None
-    if asked == "auto":
-        return graphs_for(classifier, runtime)
-    folder = Path(asked)
+    if graphs == "auto":
+        return archive_graphs(classifier, runtime)
+    folder = Path(graphs)
     if not folder.is_dir():
-        raise RequestError(f"--graphs {asked} is no folder; write one by `convlens export bundle`")
+        raise RequestError(f"--graphs {graphs} is no folder; write one with `convlens export bundle`")
     if runtime == "torch":
         graphs_beside(classifier, [folder])
     else:
-        _require_same(GraphModel.open(folder, providers="cpu"), classifier)
+        _require_weights(GraphModel.open(folder, providers="cpu"), classifier)
     return folder
 
 
-def _require_same(model: GraphModel, classifier: Classifier) -> None:
+def _require_weights(model: GraphModel, classifier: Classifier) -> None:
     if model.spec.weights_sha256 != classifier.spec.weights_sha256:
         raise RequestError(
             f"the graphs were exported from weights {model.spec.weights_sha256} of {model.spec.name}, but "

@@ -1,10 +1,10 @@
-"""What the commands say and how they show progress: on standard error. Results go to standard output."""
+"""Everything that the command line prints: results on standard output, messages and progress on standard error."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -22,42 +22,74 @@ console = Console(stderr=True)
 # A pipe or a log has no width of its own; 80 columns would break the tables.
 out = Console(width=None if sys.stdout.isatty() else 120)
 
+_DESCRIPTION = TextColumn("{task.description}", markup=False)
+
+
+def print_result(text: str) -> None:
+    """A line of the result, for people and pipes: never wrapped, and no label or file name is read as markup."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_message(text: str) -> None:
+    """A line about what is going on."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_warning(text: str) -> None:
+    """A yellow line: the work goes on without something."""
+    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_error(text: str) -> None:
+    """A red line: something asked for was not done."""
+    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_skipped(items: Iterable[tuple[str, str]]) -> None:
+    """A warning for each (image, reason) that was left out."""
+    for name, reason in items:
+        print_warning(f"skipped {name}: {reason}")
+
 
 @contextmanager
-def step(what: str) -> Iterator[None]:
-    """Show that something is under way, and for how long."""
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn(), console=console
-    ) as bar:
-        bar.add_task(what, total=None)
+def spinner(description: str) -> Iterator[None]:
+    """Show that work of unknown length is under way, and for how long."""
+    with Progress(SpinnerColumn(), _DESCRIPTION, TimeElapsedColumn(), console=console) as bar:
+        bar.add_task(description, total=None)
         yield
 
 
 @contextmanager
-def counted(what: str, total: int) -> Iterator[Progress]:
-    """A bar over ``total`` things; ``advance`` its only task."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bar:
-        bar.add_task(what, total=total)
+def progress_bar(description: str, total: int) -> Iterator[Progress]:
+    """A bar over ``total`` items; advance its only task."""
+    with Progress(_DESCRIPTION, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
+        bar.add_task(description, total=total)
         yield bar
 
 
 @contextmanager
-def rated(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar over ``total`` pictures with how many of them a second; call what it gives with how many are done.
+def throughput_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar over ``total`` images with images per second; call the function it yields with the number done.
 
-    What the first call reports was done before: it does not count as speed.
+    The number in the first call was done by an earlier run and does not count as speed.
     """
-    words = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    speed = TextColumn("{task.fields[rate]:.3g} pictures/s")
-    with Progress(*words, speed, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(what, total=total, rate=0.0)
-        began: list[tuple[float, int]] = []
+    speed = TextColumn("{task.fields[rate]:.3g} images/s")
+    columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), speed, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=total, rate=0.0)
+        first: tuple[float, int] | None = None
 
-        def show(done: int) -> None:
+        def update(done: int) -> None:
+            nonlocal first
             now = time.perf_counter()
-            began[:] = began or [(now, done)]
-            ((start, before),) = began
+            start, before = first = first or (now, done)
             bar.update(task, completed=done, rate=(done - before) / max(now - start, 1e-9))
 
-        yield show
+        yield update
+
+
+def job_bars() -> Progress:
+    """Bars for synthesis jobs, one a task; each shows ``objective``, a field of its task."""
+    objective = TextColumn("{task.fields[objective]}", markup=False)
+    columns = (_DESCRIPTION, BarColumn(), MofNCompleteColumn(), objective, TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

@@ -1,4 +1,4 @@
-"""``convlens export``: the same as ``python -m export``, which knows its own options."""
+"""``convlens export``. In a file of its own because the exporter, which defines the options, loads onnx."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from export.__main__ import main
 
 
 def export(context: typer.Context) -> None:
-    """Write ONNX graphs that agreed with torch before they got their name."""
+    """Export ONNX graphs, each compared with torch before it is written."""
     sys.exit(main(context.args))

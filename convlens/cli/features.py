@@ -1,14 +1,14 @@
-"""``convlens features``: a folder of pictures in, a folder of their features out."""
+"""``convlens features``: a folder of images in, a folder of their features out."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from convlens.cli.console import console, out, rated, step
-from convlens.cli.options import MODEL
+from convlens.cli.console import print_message, print_result, print_skipped, spinner, throughput_bar
+from convlens.cli.options import DEFAULT_MODEL, DeviceOption, GraphOption, ModelOption, RayOption
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.image_list import find_images
@@ -20,62 +20,62 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 
 def features(
     pictures: Annotated[
-        list[Path], typer.Argument(help="A folder of pictures, pictures, or a text file with one path a line.")
+        list[Path], typer.Argument(help="A folder of images, images, or a text file with one path a line.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write. The same command again goes on after a kill.")
+        Path, typer.Option("--output", "-o", help="Folder to write; run the same command again to resume it.")
     ],
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    graph: Annotated[
-        Path | None, typer.Option(help="Graph of `convlens export embedding`, to run on; twice as fast on CPUs.")
-    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    graph: GraphOption = None,
     format: Annotated[Format, typer.Option(help="One .npy file, or shards.")] = "npy",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures of one forward pass.")] = BATCH_SIZE,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads that read pictures. Default: one a core.")] = None,
-    ray: Annotated[
-        str, typer.Option(help="Spread over a Ray cluster: its address, or `local` for one on this machine.")
-    ] = "",
-    overwrite: Annotated[bool, typer.Option(help="Replace what a finished or other run left there.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = BATCH_SIZE,
+    device: DeviceOption = "auto",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read images. Default: one per CPU core.")
+    ] = None,
+    ray: RayOption = "",
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a finished result, or one begun with other settings.")
+    ] = False,
 ) -> None:
-    """Write the features of many pictures, with a table of which picture each row is."""
+    """Write the embeddings of many images, and a table of which image each row is."""
     keep_freed_memory()
     files = find_images(pictures)
     if ray:
-        _spread(ray, files, output, model, graph, format=format, batch=batch, device=device, overwrite=overwrite)
-        return
-    with step(f"loading {model}"):
-        embedder = open_embedder(load(model, device=device), graph, batch=batch)
-    with rated("extracting", len(files)) as show:
-        done = extract(
-            files,
-            output,
-            embedder,
-            format=format,
-            batch=batch,
-            workers=workers,
-            overwrite=overwrite,
-            on_step=lambda pictures, _: show(pictures),
-        )
-    _report(done)
+        from convlens.jobs.ray_cluster import extract_on
+
+        with throughput_bar("extracting", len(files)) as update:
+            extraction = extract_on(
+                ray,
+                files,
+                output,
+                model=model,
+                graph=graph,
+                format=format,
+                batch=batch,
+                device=device,
+                overwrite=overwrite,
+                on_step=lambda done, _: update(done),
+            )
+    else:
+        with spinner(f"loading {model}"):
+            embedder = open_embedder(load(model, device=device), graph, batch=batch)
+        with throughput_bar("extracting", len(files)) as update:
+            extraction = extract(
+                files,
+                output,
+                embedder,
+                format=format,
+                batch=batch,
+                workers=workers,
+                overwrite=overwrite,
+                on_step=lambda done, _: update(done),
+            )
+    _show_extraction(extraction)
 
 
-def _spread(ray: str, files: dict[str, Path], output: Path, model: str, graph: Path | None, **options: Any) -> None:
-    from convlens.jobs.ray_cluster import extract_on
-
-    with rated("extracting", len(files)) as show:
-        watched: dict[str, Any] = {"on_step": lambda pictures, _: show(pictures)}
-        done = extract_on(ray, files, output, model=model, graph=graph, **options, **watched)
-    _report(done)
-
-
-def _report(done: Extraction) -> None:
-    for failure in done.unreadable:
-        console.print(
-            f"left out: {failure.id}: {failure.reason}", style="yellow", markup=False, highlight=False, soft_wrap=True
-        )
-    if done.resumed:
-        console.print(f"{done.resumed} pictures were there from an earlier run", markup=False, highlight=False)
-    out.print(
-        f"{done.rows} × {done.dimensions} features in {done.folder}", markup=False, highlight=False, soft_wrap=True
-    )
+def _show_extraction(extraction: Extraction) -> None:
+    print_skipped((failure.id, failure.reason) for failure in extraction.unreadable)
+    if extraction.resumed:
+        print_message(f"{extraction.resumed} images were done by an earlier run")
+    print_result(f"{extraction.rows} × {extraction.dimensions} features in {extraction.folder}")

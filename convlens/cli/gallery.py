@@ -1,4 +1,4 @@
-"""``convlens gallery``: the pictures that neighbours are sought in."""
+"""``convlens gallery``: build, extend and query galleries, the images among which nearest neighbours are searched."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from convlens import image
-from convlens.cli.console import console, out, rated, step
-from convlens.cli.options import MODEL
+from convlens.cli.console import out, print_result, print_skipped, spinner, throughput_bar
+from convlens.cli.options import DEFAULT_MODEL, DeviceOption, GalleryPath, GraphOption, Images, ModelOption
 from convlens.gallery import BuildReport, Gallery
-from convlens.gallery import add as add_pictures
+from convlens.gallery import add as add_images
 from convlens.gallery import build as build_gallery
 from convlens.gallery.builder import image_files
 from convlens.gallery.index import IndexChoice
@@ -25,41 +25,34 @@ from convlens.models import load
 from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
 from convlens.types import Neighbour
 
-app = typer.Typer(help="Galleries for nearest neighbours.", no_args_is_help=True)
+app = typer.Typer(help="Build and query galleries for nearest neighbours.", no_args_is_help=True)
 
-LABELS = typer.Option(help="CSV with the columns file,label instead of folders.")
-GRAPH = typer.Option(help="Graph of `convlens export embedding`, to run on; twice as fast on CPUs.")
-DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
-GALLERY = typer.Argument(metavar="GALLERY", help="A gallery of `convlens gallery build`.")
-DEFAULT_MODEL = "packaged:efficientnet_lite0"
+LabelsOption = Annotated[
+    Path | None, typer.Option(help="CSV with the columns file,label. Default: the folders' names are the labels.")
+]
 
 
-@app.callback()
-def _gallery() -> None:
-    """Galleries for nearest neighbours."""
-
-
-@app.command("build")
+@app.command()
 def build(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures; a picture's label is the folder it lies in.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the gallery goes; an older one is replaced.")],
-    model: Annotated[str, MODEL] = DEFAULT_MODEL,
-    labels: Annotated[Path | None, LABELS] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of images; an image's label is the folder it lies in.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Gallery to write; an older one is replaced.")],
+    model: ModelOption = DEFAULT_MODEL,
+    labels: LabelsOption = None,
     features: Annotated[
-        FeatureSpace, typer.Option(help="unit: compare directions; raw: the lecture's plain L2.")
+        FeatureSpace, typer.Option(help="unit: features scaled to length 1; raw: features as they are (plain L2).")
     ] = "unit",
     index: Annotated[
-        IndexChoice, typer.Option(help="How neighbours are found. auto: exact below 50,000 pictures, then hnsw, ivfpq.")
+        IndexChoice, typer.Option(help="Search index. auto: exact below 50,000 images, hnsw below 300,000, else ivfpq.")
     ] = "auto",
-    graph: Annotated[Path | None, GRAPH] = None,
-    device: Annotated[str, DEVICE] = "auto",
+    graph: GraphOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Build a gallery from a folder of pictures, with the model's own embeddings; goes on where a kill cut it short."""
+    """Build a gallery from a folder of images with the model's embeddings; run again to resume."""
     keep_freed_memory()
     total = len(image_files(folder))
-    with step(f"loading {model}"):
+    with spinner(f"loading {model}"):
         classifier = load(model, device=device)
-    with rated("embedding", total) as show:
+    with throughput_bar("embedding", total) as update:
         report = build_gallery(
             folder,
             output,
@@ -68,97 +61,95 @@ def build(
             label_from=labels or "folder",
             feature_space=features,
             index=index,
-            on_step=lambda done, _: show(done),
+            on_step=lambda done, _: update(done),
         )
-    _tell(report, f"{report.added} pictures in {output}")
+    _show_report(report, f"{report.added} images in {output}")
 
 
-@app.command("add")
+@app.command()
 def add(
-    gallery: Annotated[Path, GALLERY],
-    folder: Annotated[Path, typer.Argument(help="Folder of more pictures; ids are paths relative to it.")],
-    model: Annotated[str, MODEL] = DEFAULT_MODEL,
-    labels: Annotated[Path | None, LABELS] = None,
-    replace: Annotated[bool, typer.Option(help="Take pictures whose ids are there already for newer ones.")] = False,
-    graph: Annotated[Path | None, GRAPH] = None,
-    device: Annotated[str, DEVICE] = "auto",
+    gallery: GalleryPath,
+    folder: Annotated[Path, typer.Argument(help="Folder of images to add; ids are paths relative to it.")],
+    model: ModelOption = DEFAULT_MODEL,
+    labels: LabelsOption = None,
+    replace: Annotated[bool, typer.Option(help="Replace images whose ids are in the gallery already.")] = False,
+    graph: GraphOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Add pictures to a gallery; until all of them are in, the gallery stays as it was."""
+    """Add images to a gallery; the gallery changes only when all of them are in."""
     keep_freed_memory()
     total = len(image_files(folder))
-    with step(f"loading {model}"):
+    with spinner(f"loading {model}"):
         classifier = load(model, device=device)
-    with rated("embedding", total) as show:
-        report = add_pictures(
+    with throughput_bar("embedding", total) as update:
+        report = add_images(
             folder,
             gallery,
             classifier,
             graph=graph,
             label_from=labels or "folder",
             replace=replace,
-            on_step=lambda done, _: show(done),
+            on_step=lambda done, _: update(done),
         )
-    _tell(report, f"{report.added} pictures added, {len(report.gallery)} in {gallery}")
+    _show_report(report, f"{report.added} images added, {len(report.gallery)} in {gallery}")
 
 
-@app.command("query")
+@app.command()
 def query(
-    gallery: Annotated[Path, GALLERY],
-    pictures: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Pictures to find neighbours of.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours of each.")] = 5,
-    model: Annotated[str, MODEL] = DEFAULT_MODEL,
-    exact: Annotated[bool, typer.Option(help="Look through all pictures even where there is an index.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture instead of a table.")] = False,
-    device: Annotated[str, DEVICE] = "auto",
+    gallery: GalleryPath,
+    pictures: Images,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours of each image.")] = 5,
+    model: ModelOption = DEFAULT_MODEL,
+    exact: Annotated[bool, typer.Option(help="Compare with every image of the gallery, without its index.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line an image instead of tables.")] = False,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Find the pictures of a gallery that are nearest to yours."""
+    """Find the images of a gallery that are nearest to yours in the embedding space."""
     opened = Gallery.open(gallery, exact=exact)
-    with step(f"loading {model}"):
+    with spinner(f"loading {model}"):
         classifier = load(model, device=device)
     opened.require_weights(classifier.spec.weights_sha256)
-    prepared = [image.prepare(image.read(path), classifier.spec).x_CHW for path in pictures]
+    x_NCHW = np.stack([image.prepare(image.read(path), classifier.spec).x_CHW for path in pictures])
     runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, classifier.device)
-    _, embedding_ND = runtime.logits_and_embeddings(np.stack(prepared))
-    for path, near in zip(pictures, opened.query(embedding_ND, k=k), strict=True):
+    _, embedding_ND = runtime.logits_and_embeddings(x_NCHW)
+    for path, neighbours in zip(pictures, opened.query(embedding_ND, k=k), strict=True):
         if as_json:
-            found = [{"id": one.id, "label": one.label, "distance": one.distance} for one in near]
-            line = json.dumps({"picture": str(path), "neighbours": found})
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
+            items = [{"id": item.id, "label": item.label, "distance": item.distance} for item in neighbours]
+            print_result(json.dumps({"picture": str(path), "neighbours": items}))
         else:
-            _show(path.name, near)
+            _show_neighbours(path.name, neighbours)
 
 
-@app.command("info")
+@app.command()
 def info(
-    gallery: Annotated[Path, GALLERY],
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    gallery: GalleryPath,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """What a gallery holds, how neighbours are found in it, and whether some pictures are near to everybody."""
+    """Show a gallery's size, model, search index and hubs (images that are near to many others)."""
     opened = Gallery.open(gallery)
     facts = _facts(opened)
     if as_json:
-        out.print(json.dumps(facts, indent=1), markup=False, highlight=False, soft_wrap=True)
+        print_result(json.dumps(facts, indent=1))
         return
     table = Table(show_header=False)
-    for name, value in _in_words(opened, facts):
+    for name, value in _described(opened, facts):
         table.add_row(Text(name), Text(value))
     out.print(table)
 
 
-def _tell(report: BuildReport, what: str) -> None:
-    for name, reason in report.unreadable:
-        console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"{what}\nindex: {_index(report.gallery)}", markup=False, highlight=False, soft_wrap=True)
+def _show_report(report: BuildReport, summary: str) -> None:
+    print_skipped(report.unreadable)
+    print_result(f"{summary}\nindex: {_index(report.gallery)}")
 
 
-def _index(gallery: Gallery) -> str:
-    record = gallery.index
-    if record.kind == "exact":
-        return "exact"
-    return (
-        f"{record.kind}, finds {record.recall:.1%} of the {record.k} nearest (measured on {record.queries} pictures, "
-        f"looking {record.breadth} wide, {record.candidates} measured)"
-    )
+def _show_neighbours(name: str, neighbours: Sequence[Neighbour]) -> None:
+    table = Table(title=Text(name))
+    table.add_column("distance", justify="right")
+    for heading in ("label", "image"):
+        table.add_column(heading, overflow="fold")
+    for item in neighbours:
+        table.add_row(f"{item.distance:.4f}", Text(item.label), Text(item.id))
+    out.print(table)
 
 
 def _facts(gallery: Gallery) -> dict[str, Any]:
@@ -177,31 +168,33 @@ def _facts(gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _in_words(gallery: Gallery, facts: dict[str, Any]) -> list[tuple[str, str]]:
-    hubs = facts["hubness"]
-    said = "too few pictures to say"
-    if hubs:
-        said = (
-            f"skewness {hubs['skewness']:.2f} (0: none; above 1: some pictures are everybody's neighbours); "
-            f"{hubs['id']} is among the {hubs['k']} nearest of {hubs['largest']} others"
-        )
-        said += f", measured on {hubs['measured']} pictures" if hubs["measured"] < len(gallery) else ""
-    space = {"unit": "unit: directions are compared", "raw": "raw: plain L2"}[gallery.feature_space]
+def _described(gallery: Gallery, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    space = {"unit": "scaled to length 1", "raw": "raw, compared by plain L2"}[gallery.feature_space]
     return [
-        ("pictures", f"{len(gallery)}, {facts['labels']} labels"),
+        ("images", f"{len(gallery)}, {facts['labels']} labels"),
         ("features", f"{gallery.dimensions} at {gallery.embedding_layer}, {space}"),
         ("model", f"{gallery.model}, weights {gallery.weights_sha256[:12]}"),
         ("index", _index(gallery)),
-        ("hubs", said),
+        ("hubs", _hubs(len(gallery), facts["hubness"])),
         ("on disk", f"{gallery.bytes / 1e6:.1f} MB"),
     ]
 
 
-def _show(name: str, near: Sequence[Neighbour]) -> None:
-    table = Table(title=Text(name))
-    table.add_column("distance", justify="right")
-    for heading in ("label", "picture"):
-        table.add_column(heading, overflow="fold")
-    for one in near:
-        table.add_row(f"{one.distance:.4f}", Text(one.label), Text(one.id))
-    out.print(table)
+def _index(gallery: Gallery) -> str:
+    record = gallery.index
+    if record.kind == "exact":
+        return "exact"
+    return (
+        f"{record.kind}, finds {record.recall:.1%} of the {record.k} nearest (measured on {record.queries} images, "
+        f"search breadth {record.breadth}, {record.candidates} candidates compared exactly)"
+    )
+
+
+def _hubs(size: int, hubs: dict[str, Any] | None) -> str:
+    if hubs is None:
+        return "too few images to tell"
+    text = (
+        f"skewness {hubs['skewness']:.2f} (0: none; above 1: some images are neighbours of very many); "
+        f"{hubs['id']} is among the {hubs['k']} nearest of {hubs['largest']} others"
+    )
+    return f"{text}, measured on {hubs['measured']} images" if hubs["measured"] < size else text

@@ -1,120 +1,97 @@
-"""``convlens jobs``: many synthesis jobs from a file; and the bar that every synthesis command shows."""
+"""``convlens jobs``: many synthesis jobs from a file. Also runs the single job of each synthesis command."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from convlens.cli.console import console, out
-from convlens.errors import RequestError
+from convlens.cli.console import job_bars, print_error, print_message, print_result
+from convlens.cli.options import DeviceOption, RayOption
 from convlens.jobs import Entry, read_batch, run_batch, run_job
-from convlens.jobs import runner as jobs_running
 from convlens.jobs.results import require_video
+from convlens.jobs.runner import OnProgress, Progress
 from convlens.synth.base import Job, job_class, job_kinds
 
-OUTPUT = typer.Option("--output", "-o", help="Folder of the job; the same command goes on where it was cut short.")
-DEVICE = typer.Option(help="auto, cpu, cuda or cuda:N.")
-SET = typer.Option("--set", help="Any other option of the job, NAME=VALUE; `convlens jobs kinds` lists them.")
+app = typer.Typer(no_args_is_help=True, help="Run many synthesis jobs from a file; run again to resume.")
 
-app = typer.Typer(no_args_is_help=True, help="Run many synthesis jobs from a file.")
+BatchFile = Annotated[Path, typer.Argument(metavar="BATCH.yaml", help="File of jobs; docs/synthesis.md shows one.")]
 
 
 @app.command()
 def run(
-    batch: Annotated[Path, typer.Argument(metavar="BATCH.yaml")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder that holds one folder a job.")],
-    device: Annotated[str, DEVICE] = "auto",
-    video: Annotated[bool, typer.Option(help="Also write frames as videos, where a job makes any.")] = False,
-    ray: Annotated[
-        str, typer.Option(help="Spread over a Ray cluster: its address, or `local` for one on this machine.")
-    ] = "",
+    batch: BatchFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, one folder per job.")],
+    device: DeviceOption = "auto",
+    video: Annotated[bool, typer.Option(help="Also write a video of each job that makes frames.")] = False,
+    ray: RayOption = "",
 ) -> None:
-    """Run every job of the file; finished ones are skipped, those cut short go on."""
+    """Run every job of the file; finished jobs are skipped, interrupted ones resume."""
     if video:
         require_video()
     entries = read_batch(batch)
     if ray:
         from convlens.jobs.ray_cluster import run_batch_on
 
-        ended = run_batch_on(ray, entries, output, device=device, video=video)
+        results = run_batch_on(ray, entries, output, device=device, video=video)
     else:
         with _bars() as watch:
-            ended = run_batch(entries, output, device=device, watch=watch, video=video)
-    for one in ended:
-        line = f"{one.name}: {one.error}" if one.error else f"{one.name}: {one.manifest}"
-        console.print(line, style="red" if one.error else None, markup=False, highlight=False, soft_wrap=True)
-    if any(one.error for one in ended):
+            results = run_batch(entries, output, device=device, watch=watch, video=video)
+    for result in results:
+        if result.error:
+            print_error(f"{result.name}: {result.error}")
+        else:
+            print_message(f"{result.name}: {result.manifest}")
+    if any(result.error for result in results):
         raise typer.Exit(1)
 
 
 @app.command()
-def check(batch: Annotated[Path, typer.Argument(metavar="BATCH.yaml")]) -> None:
+def check(batch: BatchFile) -> None:
     """Check a file of jobs without running any."""
     for entry in read_batch(batch):
-        out.print(f"{entry.name}: {entry.job.kind}", markup=False, highlight=False)
+        print_result(f"{entry.name}: {entry.job.kind}")
 
 
 @app.command(name="kinds")
 def list_kinds() -> None:
-    """All kinds of jobs with their options and defaults, as YAML would have them."""
+    """List all kinds of jobs with their options and defaults, in YAML."""
     for kind in job_kinds():
-        out.print(f"{kind}:", markup=False, highlight=False)
+        print_result(f"{kind}:")
         for field in fields(job_class(kind)):
             default = "(needed)" if field.default is MISSING else json.dumps(field.default)
-            out.print(f"  {field.name}: {default}", markup=False, highlight=False)
+            print_result(f"  {field.name}: {default}")
 
 
-def run_with_bar(job: Job, output: Path, *, device: str, video: bool = False) -> Path:
-    """Run one job with a bar that tells its objective; say where the results are."""
+def run_single_job(job: Job, output: Path, *, device: str, video: bool = False) -> None:
+    """Run one job with a bar that shows its objective; then print where its page is."""
     if video:
         require_video()
     with _bars() as watch:
-        manifest = run_job(job, output, device=device, on_progress=watch(Entry(job.kind, job)), video=video)
-    out.print(f"page: {output / 'index.html'}", markup=False, highlight=False, soft_wrap=True)
-    return manifest
-
-
-def layer_names(text: str) -> list[str]:
-    """Of a comma-separated option."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def settings(given: Sequence[str]) -> dict[str, Any]:
-    """Those of ``--set``, with numbers, true, false, null and lists as such and everything else as words."""
-    found = {}
-    for setting in given:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise RequestError(f"--set {setting} should read NAME=VALUE, such as steps=256")
-        try:
-            found[name.replace("-", "_")] = json.loads(value)
-        except ValueError:
-            found[name.replace("-", "_")] = value
-    return found
+        run_job(job, output, device=device, on_progress=watch(Entry(job.kind, job)), video=video)
+    print_result(f"page: {output / 'index.html'}")
 
 
 @contextmanager
-def _bars() -> Iterator[Any]:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    objective = TextColumn("{task.fields[objective]}", markup=False)
-    with Progress(*columns, objective, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+def _bars() -> Iterator[Callable[[Entry], OnProgress]]:
+    """A function that gives each job a bar, and returns the job's progress callback."""
+    with job_bars() as bars:
 
-        def watch(entry: Entry) -> jobs_running.OnProgress:
+        def watch(entry: Entry) -> OnProgress:
             task = bars.add_task(entry.name, total=None, objective="")
 
-            def show(now: jobs_running.Progress) -> None:
-                said = f"objective {now.objective:.4g}" if math.isfinite(now.objective) else ""
-                bars.update(task, completed=now.done, total=now.total, objective=said)
-                if now.note:
-                    console.print(f"{entry.name}: {now.note}", markup=False, highlight=False, soft_wrap=True)
+            def show(progress: Progress) -> None:
+                # NaN before the first step.
+                objective = f"objective {progress.objective:.4g}" if math.isfinite(progress.objective) else ""
+                bars.update(task, completed=progress.done, total=progress.total, objective=objective)
+                if progress.note:
+                    print_message(f"{entry.name}: {progress.note}")
 
             return show
 

@@ -1,4 +1,4 @@
-"""The command line: wiring only. Each command lives in a file of its own, imported when it is the one asked for."""
+"""The command line: wiring only. Each command is in a file of its own, imported only when it is the one to run."""
 
 from __future__ import annotations
 
@@ -7,80 +7,97 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
-from convlens.cli.console import console
+import convlens
+from convlens.cli import completion
+from convlens.cli.console import print_error
 from convlens.errors import ConvLensError
 
-# Command -> (function in the file of that name unless said otherwise, one line of help).
+# Command -> (module and function, one line of help for the list of commands).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "explain": ("explain:explain", "Explain pictures without a server: arrays, overlays and one HTML report."),
-    "gallery": ("gallery:app", "Galleries for nearest neighbours."),
-    "features": ("features:features", "Write the features of many pictures; goes on where a kill cut it short."),
-    "models": ("models:models", "List the models by name, or show the spec of one."),
-    "receptive-field": ("inspection:receptive_field", "Which pixels the units of each layer look at."),
+    "explain": ("explain:explain", "Explain images without a server: arrays, overlays and one HTML report."),
+    "gallery": ("gallery:app", "Build and query galleries for nearest neighbours."),
+    "features": ("features:features", "Write the embeddings of many images; run again to resume."),
+    "models": ("models:models", "List convolutional networks by name, or show one model's spec."),
+    "receptive-field": ("inspection:receptive_field", "Show the receptive fields of each layer, exactly."),
     "filters": ("inspection:filters", "Draw the filters of a convolution, of several models side by side."),
-    "activations": ("inspection:activations", "Draw what a picture makes the channels of a layer say."),
-    "patches": ("patches:patches", "The crops of a folder's pictures that excite each channel of a layer most."),
-    "project": ("gallery_maps:project", "A map of a gallery: PCA or t-SNE, as a picture and as a page to zoom into."),
-    "neighbours": ("gallery_maps:neighbours", "The nearest pictures in feature space and in pixel space, as a figure."),
-    "ascent": ("synthesis:ascent", "Pictures that maximise classes, neurons or channels."),
-    "fool": ("synthesis:fool", "The smallest change that turns one class into another."),
-    "dream": ("synthesis:dream", "DeepDream: what a layer sees in a picture, exaggerated."),
-    "invert": ("synthesis:invert", "The picture that a layer's features still tell."),
-    "texture": ("synthesis:texture", "New texture from a sample: Gram matrices, quilting, Efros-Leung."),
-    "jobs": ("jobs:app", "Run many synthesis jobs from a file; they go on where a kill cut them short."),
-    "archive": ("archive:archive", "Build NAME.mar, which TorchServe serves."),
-    "export": ("export:export", "Write ONNX graphs that agreed with torch before they got their name."),
+    "activations": ("inspection:activations", "Draw a layer's feature maps for one image."),
+    "patches": ("patches:patches", "Find the image crops that excite each channel of a layer most."),
+    "project": ("gallery_maps:project", "Map a gallery by PCA or t-SNE, as an image and a page to zoom into."),
+    "neighbours": ("gallery_maps:neighbours", "Draw the nearest neighbours in feature space and in pixel space."),
+    "ascent": ("synthesis:ascent", "Activation maximisation of classes, neurons, channels or layers."),
+    "fool": ("synthesis:fool", "Adversarial example: the smallest change that makes the model predict a class."),
+    "dream": ("synthesis:dream", "DeepDream: exaggerate in an image what activates a layer."),
+    "invert": ("synthesis:invert", "Feature inversion: reconstruct an image from a layer's features."),
+    "texture": ("synthesis:texture", "Texture synthesis: Gram matrices, quilting or Efros-Leung."),
+    "jobs": ("jobs:app", "Run many synthesis jobs from a file; run again to resume."),
+    "archive": ("archive:archive", "Build NAME.mar for TorchServe."),
+    "export": ("export:export", "Export ONNX graphs, each compared with torch before it is written."),
     "serve": ("serve:serve", "Serve an archive on 127.0.0.1 until Ctrl-C."),
     "token": ("serve:token", "Print the token of the server that `convlens serve` started."),
-    "query": ("query:query", "Ask a running server, over REST or gRPC."),
-    "probe": ("query:probe", "Whether a server answers a tiny inference; for health checks."),
-    "demo": ("demo:demo", "Serve, explain photographs over REST, write a report, stop the server."),
+    "query": ("query:query", "Predict and explain images on a running server, over REST or gRPC."),
+    "probe": ("probe:probe", "Health check: whether a server answers a tiny inference."),
+    "demo": ("demo:demo", "Serve a model, explain photographs over REST, write a report, stop the server."),
 }
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """The application; only the command that ``arguments`` names is imported: torch takes seconds, a help text none."""
-    app = typer.Typer(
-        help="Open the black box of convolutional networks.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
-    asked = next((argument for argument in arguments if not argument.startswith("-")), "")
+    """The application. It imports only the command that ``arguments`` names: torch takes seconds, a help text none."""
+    app = typer.Typer(help="Explain convolutional networks.", no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_global_options)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name, (home, line) in COMMANDS.items():
-        found = _imported(home) if name == asked else _placeholder
-        if isinstance(found, typer.Typer):
-            app.add_typer(found, name=name, help=line)
+        command = _import(home) if name == chosen else _placeholder
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, help=line)
         else:
-            # `export` reads its own options, --help included.
+            # `export` parses its own options, --help included.
             settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-            context = settings if name == asked == "export" else None
-            app.command(name, help=None if name == asked else line, context_settings=context)(found)
+            context = settings if name == chosen == "export" else None
+            app.command(name, help=None if name == chosen else line, context_settings=context)(command)
     return app
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one line on standard error and exit code 2, never a traceback."""
-    # Read when torch is imported, by its OpenMP. Waiting threads otherwise spin, and where anything else runs on the
-    # same cores that made a forward pass up to ten times slower (two cores, load 4: 196 ms a picture instead of 17).
+    """Run the command line; a ConvLensError is one line on standard error and exit code 2, never a traceback."""
+    # torch's OpenMP reads this when it is imported. Its waiting threads spin by default, and where anything else runs
+    # on the same cores that made a forward pass up to ten times slower (2 cores, load 4: 196 ms an image, not 17).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A server that was started must be stopped, however this process is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        build(sys.argv[1:])()
+        if completion.is_requested():
+            completion.skip_heavy_imports()
+            build(completion.words())()
+        else:
+            build(sys.argv[1:])()
     except ConvLensError as error:
-        console.print(f"error: {error.message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_error(f"error: {error.message}")
         sys.exit(2)
 
 
-def _imported(home: str) -> Callable[..., None] | typer.Typer:
+def _import(home: str) -> Callable[..., None] | typer.Typer:
     module, _, name = home.partition(":")
-    found: Callable[..., None] | typer.Typer = getattr(importlib.import_module(f"convlens.cli.{module}"), name)
-    return found
+    command: Callable[..., None] | typer.Typer = getattr(importlib.import_module(f"convlens.cli.{module}"), name)
+    return command
 
 
 def _placeholder() -> None:
-    """Stands for a command in the list of commands."""
+    """Stands in the list of commands for one that is not imported."""
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"convlens {convlens.__version__}")
+        raise typer.Exit
+
+
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Explain convolutional networks."""

@@ -1,29 +1,50 @@
-"""Models and graphs as commands name them: a network or a folder of graphs, and graphs for a network's sweeps.
-
-``convlens models``: which names there are, or what is known of one.
-"""
+"""``convlens models``, and the models and graphs that other commands take by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from convlens.cli.archive_cache import CACHE
-from convlens.cli.console import out, step
+from convlens.cli.archive_cache import GRAPH_CACHE
+from convlens.cli.console import print_message, print_result, spinner
 from convlens.engine.backend import Model, graphs_beside
 from convlens.engine.method_calls import MethodCall, method_calls
-from convlens.errors import RequestError
+from convlens.errors import ModelError, RequestError
 from convlens.explain import GraphModel
-from convlens.models import Classifier, choose_device, listing, load
+from convlens.models import Classifier, ModelName, choose_device, listing, load
 from convlens.models.manifest import GRAPHS
 from convlens.models.sources import source_names
 from convlens.protocol.params import Params
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import Providers
+
+
+def models(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Full name: show its spec. Source (timm), pattern ('resnet*') or part of a name: list the matches."
+        ),
+    ] = "",
+) -> None:
+    """List convolutional networks by name, or show one model's spec.
+
+    Whether a method applies is checked when a model is loaded. A model that is not listed can still be loaded by name.
+    """
+    if ":" in name and not set("*[").intersection(name):
+        _show_spec(name)
+        return
+    entries = [entry for entry in _matches(name) if entry.is_cnn_classifier]
+    if not entries:
+        raise ModelError(f"no convolutional network matches {name!r}; `convlens models` lists all of them")
+    for entry in entries:
+        print_result(entry.name if entry.weights_at_hand else f"{entry.name}  (weights not downloaded yet)")
+    print_message(f"{len(entries)} convolutional networks")
 
 
 def open_model(name: str, *, device: str) -> Model:
@@ -36,43 +57,54 @@ def open_model(name: str, *, device: str) -> Model:
     return GraphModel.open(Path(folder), providers=providers, device_id=placed.index or 0)
 
 
-def opened_graphs(model: Model, given: Sequence[Path], params: Params) -> GraphSet | None:
-    """The graphs given for a network's sweeps; without any, those that an incremental sweep cannot do without."""
+def open_sweep_graphs(model: Model, paths: Sequence[Path], params: Params) -> GraphSet | None:
+    """The graphs for a network's occlusion sweeps: those given, else those that incremental sweeps cannot do without.
+
+    RequestError where paths are given for a model that consists of graphs itself.
+    """
     if not isinstance(model, Classifier):
-        if given:
+        if paths:
             raise RequestError(f"{model.source} consists of graphs; put further ones into its folder, not --graphs")
         return None
-    paths = list(given) or [_incremental(model, job) for job in method_calls(params, ()) if _is_incremental(job)]
-    return graphs_beside(model, paths)
+    return graphs_beside(model, paths or _incremental_graphs(model, params))
 
 
-def _is_incremental(job: MethodCall) -> bool:
-    return job.method.name == "occlusion" and job.options["strategy"] == "incremental"
+def _incremental_graphs(classifier: Classifier, params: Params) -> list[Path]:
+    """A folder of graphs for each incremental sweep in the request, exported where the cache has none."""
+    return [
+        _incremental_graph(classifier, call)
+        for call in method_calls(params, ())
+        if call.method.name == "occlusion" and call.options["strategy"] == "incremental"
+    ]
 
 
-def _incremental(classifier: Classifier, job: MethodCall) -> Path:
+def _incremental_graph(classifier: Classifier, call: MethodCall) -> Path:
     from export.bundle import cached_bundle  # on first use: the exporter takes a second to import
 
-    window, stride = job.options["window"], job.options["stride"]
+    window, stride = call.options["window"], call.options["stride"]
     if not isinstance(window, int):
         raise RequestError("give the graphs of several incremental windows by --graphs", field="options.window")
-    with step("exporting an incremental sweep"):
+    with spinner("exporting an incremental sweep"):
         return cached_bundle(
-            classifier, CACHE, kinds=["occlusion"], window=window, stride=stride, strategy="incremental"
+            classifier, GRAPH_CACHE, kinds=["occlusion"], window=window, stride=stride, strategy="incremental"
         )
 
 
-def models(
-    name: Annotated[str, typer.Argument(help="A model's full name, to show its spec; or a source, such as timm.")] = "",
-) -> None:
-    """List the models by name, or show the spec of one."""
+def _matches(name: str) -> list[ModelName]:
+    """All models of a source; those with the text in their name; or those whose whole name fits the pattern."""
     if not name or name in source_names():
-        for known in listing(name or None):
-            note = "" if known.weights_at_hand else "  (weights are downloaded)"
-            out.print(f"{known.name}{note}", markup=False, highlight=False, soft_wrap=True)
-        return
-    with step(f"loading {name}"):
+        return list(listing(name or None))
+    pattern = name if set("*?[").intersection(name) else f"*{name}*"
+    return [
+        entry
+        for entry in listing()
+        if fnmatchcase(entry.name, pattern) or fnmatchcase(entry.name.partition(":")[2], pattern)
+    ]
+
+
+def _show_spec(name: str) -> None:
+    with spinner(f"loading {name}"):
         spec = load(name, device="cpu").spec
     for key, value in asdict(spec).items():
         shown = f"{len(value)} ({', '.join(value[:3])}, …)" if key == "labels" else value
-        out.print(f"{key:18} {shown}", markup=False, highlight=False, soft_wrap=True)
+        print_result(f"{key:18} {shown}")

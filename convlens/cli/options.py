@@ -1,73 +1,147 @@
-"""Options that several commands share, and how their text becomes parameters."""
+"""Arguments and options that several commands share, and the parsers of those that are more than a number or a path."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from convlens import explain
+from convlens import explain, models
 from convlens.errors import RequestError
 
-MODEL = typer.Option(help="Model name, such as torchvision:resnet50; see `convlens models`.")
-METHODS = typer.Option(help="Explanations, comma-separated; or `all`.")
+DEFAULT_MODEL = models.DEFAULT
+REPLACED = "Folder for the results; replaced if an earlier run of this command wrote it."
+
+Images = Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Query images.")]
+GalleryPath = Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder written by `convlens gallery build`.")]
+
+ModelOption = Annotated[str, typer.Option(help="Model name, such as torchvision:resnet50; see `convlens models`.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+LayerOption = Annotated[
+    str, typer.Option(help="Layer by its dotted name; `convlens receptive-field` lists the layers.")
+]
+LayersOption = Annotated[str, typer.Option(help="Layers by their dotted names, comma-separated. Default: the job's.")]
+GraphOption = Annotated[
+    Path | None,
+    typer.Option(help="Graph of `convlens export embedding` to run instead of the network; twice as fast on CPUs."),
+]
+RayOption = Annotated[
+    str, typer.Option(help="Run on a Ray cluster: its address, or `local` to start one on this machine.")
+]
+StoreOption = Annotated[Path, typer.Option(help="Folder that holds the archives.")]
+SeedOption = Annotated[int, typer.Option(help="Random seed.")]
+
+ReplacedFolder = Annotated[Path, typer.Option("--output", "-o", help=REPLACED)]
+FigurePath = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
+JobFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of the job; run the same command again to resume it.")
+]
+
+TargetOption = Annotated[str, typer.Option(help="Target class (label or index). Default: the predicted class.")]
+NeuronOption = Annotated[
+    str,
+    typer.Option(
+        help="Target neuron instead of a class: LAYER:CHANNEL (where the channel is strongest) or LAYER:CHANNEL@Y,X."
+    ),
+]
+TopKOption = Annotated[int, typer.Option(help="Number of classes to list.")]
+MethodSettings = Annotated[
+    list[str], typer.Option("--set", help="Option of a method, such as occlusion.window=48; may be repeated.")
+]
+JobSettings = Annotated[
+    list[str],
+    typer.Option("--set", help="Any other option of the job, as NAME=VALUE; `convlens jobs kinds` lists them."),
+]
 
 
-def wanted_names(methods: str) -> list[str]:
-    """The methods' names, each checked; ``all`` stands for every one but neighbours, which needs a gallery."""
-    if methods.strip() == "all":
+def parse_methods(text: str) -> list[str]:
+    """The names in a comma-separated list, each known; ``all`` is every method but neighbours, which needs a gallery.
+
+    Raises RequestError for an unknown name, with the closest known one.
+    """
+    if text.strip() == "all":
         return [name for name in explain.available_methods() if name != "neighbours"]
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = parse_names(text)
     for name in names:
         explain.get(name)
     return names
 
 
+def parse_names(text: str) -> list[str]:
+    """The names in a comma-separated list, without empty ones."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def method_params(names: Sequence[str], settings: Sequence[str]) -> list[dict[str, Any]]:
-    """The ``methods`` of a request, with settings such as ``occlusion.window=48`` in their places."""
-    asked: dict[str, dict[str, Any]] = {name: {"method": name, "options": {}} for name in names}
+    """The ``methods`` of a request, with settings such as ``occlusion.window=48`` as options of their method."""
+    methods: dict[str, dict[str, Any]] = {name: {"method": name, "options": {}} for name in names}
     for setting in settings:
         name, dot, rest = setting.partition(".")
         key, equals, value = rest.partition("=")
-        if not dot or not equals or name not in asked:
+        if not dot or not equals or name not in methods:
             raise RequestError(
-                f"--set {setting} should read METHOD.OPTION=VALUE with one of the methods asked for: {', '.join(asked)}"
+                f"--set {setting} should read METHOD.OPTION=VALUE with one of the methods asked for: "
+                f"{', '.join(methods)}"
             )
-        asked[name]["options"][key] = _value(value)
-    return list(asked.values())
+        methods[name]["options"][key] = _parse_value(value)
+    return list(methods.values())
 
 
-NEURON = typer.Option(
-    help="A neuron to explain instead of a class: LAYER:CHANNEL, where that channel is strongest, or LAYER:CHANNEL@Y,X."
-)
+def job_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """The options of a job in ``NAME=VALUE`` texts; dashes in names stand for underscores."""
+    options = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise RequestError(f"--set {setting} should read NAME=VALUE, such as steps=256")
+        options[name.replace("-", "_")] = _parse_value(value)
+    return options
 
 
-def asked_target(target: str, neuron: str) -> dict[str, Any]:
-    """The request's ``target``, of a class by label or index or of a neuron; empty where neither is given."""
+def target_param(target: str, neuron: str) -> dict[str, Any]:
+    """The request's ``target``: a class by label or index, or a neuron; empty if both texts are."""
     if target and neuron:
         raise RequestError("--target names a class and --neuron a neuron; give one of them", field="target")
     if neuron:
-        return {"target": _neuron(neuron)}
-    if target:
-        return {"target": int(target) if target.isdigit() else target}
-    return {}
+        return {"target": _parse_neuron(neuron)}
+    return {"target": parse_class(target)} if target else {}
 
 
-def _neuron(text: str) -> dict[str, Any]:
-    found = re.fullmatch(r"(?P<layer>[^:@]+):(?P<channel>[0-9]+)(?:@(?P<y>[0-9]+),(?P<x>[0-9]+))?", text)
-    if found is None:
+def parse_class(text: str) -> int | str:
+    """A class index where the text is a number, else a label."""
+    return int(text) if text.isdecimal() else text
+
+
+def parse_channels(text: str) -> list[int]:
+    """The channels in a text such as ``0,3,8-15``; empty for an empty one."""
+    channels: list[int] = []
+    for part in parse_names(text):
+        match = re.fullmatch(r"([0-9]+)(?:\s*-\s*([0-9]+))?", part)
+        if match is None:
+            raise RequestError(f"--channels {text} should read like 0,3,8-15", field="channels")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first > 100_000:
+            raise RequestError(f"--channels {text}: {part} is no range; the smaller number comes first")
+        channels += range(first, last + 1)
+    return channels
+
+
+def _parse_neuron(text: str) -> dict[str, Any]:
+    match = re.fullmatch(r"(?P<layer>[^:@]+):(?P<channel>[0-9]+)(?:@(?P<y>[0-9]+),(?P<x>[0-9]+))?", text)
+    if match is None:
         raise RequestError(
             f"--neuron {text} should read LAYER:CHANNEL or LAYER:CHANNEL@Y,X, such as blocks.2.0:12@5,7", field="target"
         )
-    numbers = {name: int(found[name]) for name in ("channel", "y", "x") if found[name] is not None}
-    return {"layer": found["layer"], **numbers}
+    numbers = {name: int(match[name]) for name in ("channel", "y", "x") if match[name] is not None}
+    return {"layer": match["layer"], **numbers}
 
 
-def _value(text: str) -> Any:
-    """Numbers and true/false as such, everything else as text."""
+def _parse_value(text: str) -> Any:
+    """JSON (numbers, true, false, null, lists) where the text is JSON, else the text itself."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,10 +1,9 @@
-"""``convlens patches``: the crops of a folder's pictures that excite each channel of a layer most."""
+"""``convlens patches``: the crops of a folder's images that excite each channel of a layer most."""
 
 from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +13,9 @@ import typer
 
 import convlens
 from convlens import image
-from convlens.cli.console import console, counted, out, rated, step
-from convlens.cli.options import MODEL
-from convlens.cli.results import MANIFEST
-from convlens.errors import RequestError
+from convlens.cli.console import print_result, print_skipped, progress_bar, spinner, throughput_bar
+from convlens.cli.options import DEFAULT_MODEL, DeviceOption, LayerOption, ModelOption, ReplacedFolder, parse_channels
+from convlens.cli.results import MANIFEST, REPORT, require_replaceable
 from convlens.features.image_list import find_images
 from convlens.inspection.patches import (
     Backprop,
@@ -37,152 +35,128 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Bytes8, Floats
 from convlens.utils.files import replace_folder
 
-TABLE, PAGE, SHEETS = "patches.csv", "report.html", "channels"
-
-
-def patches(
-    pictures: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders of pictures, or one list of paths.")],
-    layer: Annotated[str, typer.Option(help="A layer by its dotted name; `convlens receptive-field` lists them.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write; replaced when a run of this command made it.")
-    ],
-    channels: Annotated[str, typer.Option(help="Such as 0,3,8-15. Default: all of them.")] = "",
-    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Patches a channel, at most one a picture.")] = 9,
-    backprop: Annotated[
-        Backprop, typer.Option(help="What is shown beside each crop: of the very neuron, down to the pixels.")
-    ] = "guided",
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
-    """Find the crops that excite each channel of a layer most, in one pass over the pictures."""
-    keep_freed_memory()
-    _check_folder(output)
-    wanted = _numbers(channels) if channels else None
-    files = find_images(pictures)
-    with step(f"loading {model}"):
-        classifier = load(model, device=device)
-    gradients = None if backprop == "none" else PatchGradients(classifier, layer, backprop=backprop)
-    with rated(f"running up to {layer}", len(files)) as show:
-        show(0)
-        found = find_patches(classifier, files, layer=layer, channels=wanted, k=k, on_images=lambda done, _: show(done))
-    for name, reason in found.unreadable:
-        console.print(f"left out: {name}: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    with replace_folder(output) as draft:
-        _write(draft, found, classifier, gradients, backprop)
-    out.print(
-        f"{sum(map(len, found.by_channel.values()))} patches of {len(found.by_channel)} channels from "
-        f"{found.images} pictures\nreport: {output / PAGE}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / TABLE).is_file())):
-        raise RequestError(f"{folder} holds other things than patches; choose a new folder or empty it")
-
-
-def _numbers(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
-        if match is None:
-            raise RequestError(f"--channels {text} should read like 0,3,8-15", field="channels")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first > 100_000:
-            raise RequestError(f"--channels {text}: {part.strip()} is no range; the smaller number comes first")
-        found += range(first, last + 1)
-    return found
-
-
-def _write(
-    draft: Path, found: Patches, classifier: Classifier, gradients: PatchGradients | None, backprop: Backprop
-) -> None:
-    (draft / SHEETS).mkdir()
-    rows = []
-    total = sum(map(len, found.by_channel.values()))
-    with counted("drawing", total) as bar:
-        for channel, drawn in _sheets(found, classifier, gradients):
-            path = draft / SHEETS / f"{channel:04}.jpg"
-            path.write_bytes(image.encode_jpeg(drawn, quality=92))
-            some = found.by_channel[channel]
-            height, width = drawn.shape[:2]
-            names = [patch.image_id for patch in some]
-            rows.append(ChannelRow(channel, some[0].value, f"{SHEETS}/{path.name}", width, height, names))
-            bar.advance(bar.task_ids[0], len(some))
-    with (draft / TABLE).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_HEADINGS, *_table(found)])
-    (draft / PAGE).write_text(_page(found, rows, backprop), encoding="utf-8")
-    (draft / MANIFEST).write_text(json.dumps(_manifest(found, backprop), indent=1), encoding="utf-8")
-
-
-def _sheets(found: Patches, classifier: Classifier, gradients: PatchGradients | None) -> Iterator[tuple[int, Bytes8]]:
-    """Channel by channel, never more than one channel's pictures in memory."""
-    grey = [round(255 * mean) for mean in classifier.spec.mean]  # what padding is to the network: normalised, 0
-    for channel, some in found.by_channel.items():
-        views, pictures = zip(*(found.read(patch, classifier) for patch in some), strict=True)
-        boxes = [visible_box(patch.box, found.receptive_field.image_size) for patch in some]
-        crops = [crop(view_HWC, box, fill=grey) for view_HWC, box in zip(views, boxes, strict=True)]
-        yield channel, draw_channel_sheet(crops, _gradients(some, pictures, boxes, gradients))
-
-
-def _gradients(
-    some: Sequence[Patch], pictures: Sequence[Floats], boxes: Sequence[Box], of: PatchGradients | None
-) -> list[Floats]:
-    if of is None:
-        return []
-    gradients = of.each([patch.neuron for patch in some], pictures)
-    return [crop_gradient(grad, box) for grad, box in zip(gradients, boxes, strict=True)]
-
-
+TABLE, SHEETS = "patches.csv", "channels"
 _HEADINGS = ("channel", "rank", "value", "picture", "y", "x", "top", "left", "bottom", "right")
 
 
-def _table(found: Patches) -> Iterator[tuple[object, ...]]:
-    for some in found.by_channel.values():
-        for patch in some:
+def patches(
+    pictures: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="Folders of images, or one text file with one path a line.")
+    ],
+    layer: LayerOption,
+    output: ReplacedFolder,
+    channels: Annotated[str, typer.Option(help="Channels, such as 0,3,8-15. Default: all.")] = "",
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Patches per channel, at most one from an image.")] = 9,
+    backprop: Annotated[
+        Backprop, typer.Option(help="Gradient of the patch's own neuron to draw under each crop, by this ReLU rule.")
+    ] = "guided",
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+) -> None:
+    """Find the image crops that excite each channel of a layer most, in one pass over the images."""
+    keep_freed_memory()
+    require_replaceable(output, marker=TABLE, contents="patches")
+    selected = parse_channels(channels) or None
+    files = find_images(pictures)
+    with spinner(f"loading {model}"):
+        classifier = load(model, device=device)
+    gradients = None if backprop == "none" else PatchGradients(classifier, layer, backprop=backprop)
+    with throughput_bar(f"running up to {layer}", len(files)) as update:
+        update(0)
+        result = find_patches(
+            classifier, files, layer=layer, channels=selected, k=k, on_images=lambda done, _: update(done)
+        )
+    print_skipped(result.unreadable)
+    with replace_folder(output) as draft:
+        _write(draft, result, classifier, gradients, backprop)
+    count, channel_count = sum(map(len, result.by_channel.values())), len(result.by_channel)
+    print_result(f"{count} patches of {channel_count} channels from {result.images} images\nreport: {output / REPORT}")
+
+
+def _write(
+    draft: Path, result: Patches, classifier: Classifier, gradients: PatchGradients | None, backprop: Backprop
+) -> None:
+    (draft / SHEETS).mkdir()
+    rows = []
+    with progress_bar("drawing", sum(map(len, result.by_channel.values()))) as bar:
+        for channel, sheet_HWC in _sheets(result, classifier, gradients):
+            path = draft / SHEETS / f"{channel:04}.jpg"
+            path.write_bytes(image.encode_jpeg(sheet_HWC, quality=92))
+            best = result.by_channel[channel]
+            height, width = sheet_HWC.shape[:2]
+            names = [patch.image_id for patch in best]
+            rows.append(ChannelRow(channel, best[0].value, f"{SHEETS}/{path.name}", width, height, names))
+            bar.advance(bar.task_ids[0], len(best))
+    with (draft / TABLE).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([_HEADINGS, *_table_rows(result)])
+    (draft / REPORT).write_text(_page(result, rows, backprop), encoding="utf-8")
+    (draft / MANIFEST).write_text(json.dumps(_manifest(result, backprop), indent=1), encoding="utf-8")
+
+
+def _sheets(result: Patches, classifier: Classifier, gradients: PatchGradients | None) -> Iterator[tuple[int, Bytes8]]:
+    """Channel by channel, so that no more than one channel's images are in memory."""
+    # The normalised mean is 0, which is what zero padding is to the network.
+    padding = [round(255 * mean) for mean in classifier.spec.mean]
+    for channel, best in result.by_channel.items():
+        views, inputs = zip(*(result.read(patch, classifier) for patch in best), strict=True)
+        boxes = [visible_box(patch.box, result.receptive_field.image_size) for patch in best]
+        crops = [crop(view_HWC, box, fill=padding) for view_HWC, box in zip(views, boxes, strict=True)]
+        yield channel, draw_channel_sheet(crops, _gradients(best, inputs, boxes, gradients))
+
+
+def _gradients(
+    patches: Sequence[Patch], inputs: Sequence[Floats], boxes: Sequence[Box], gradients: PatchGradients | None
+) -> list[Floats]:
+    if gradients is None:
+        return []
+    whole = gradients.each([patch.neuron for patch in patches], inputs)
+    return [crop_gradient(grad, box) for grad, box in zip(whole, boxes, strict=True)]
+
+
+def _table_rows(result: Patches) -> Iterator[tuple[object, ...]]:
+    for best in result.by_channel.values():
+        for patch in best:
             value = np.format_float_positional(np.float32(patch.value), trim="0")
             neuron = patch.neuron
             yield neuron.channel, patch.rank, value, patch.image_id, neuron.y or 0, neuron.x or 0, *patch.box
 
 
-def _page(found: Patches, rows: Sequence[ChannelRow], backprop: Backprop) -> str:
-    height, width = found.receptive_field.size
+def _page(result: Patches, rows: Sequence[ChannelRow], backprop: Backprop) -> str:
+    height, width = result.receptive_field.size
     below = {
-        "guided": " Below each, guided backprop of that very neuron, cut to the same pixels; grey is 0.",
-        "saliency": " Below each, the gradient of that very neuron, cut to the same pixels; grey is 0.",
+        "guided": " Below each crop, guided backprop of that neuron, cut to the same pixels; grey is 0.",
+        "saliency": " Below each crop, the gradient of that neuron, cut to the same pixels; grey is 0.",
         "none": "",
     }
     return render_patches(
-        title=f"What excites {found.layer}",
+        title=f"What excites {result.layer}",
         facts=[
-            ("model", found.model),
-            ("weights", found.weights_sha256[:12]),
-            ("layer", f"{found.layer} ({found.kind})"),
-            ("field", f"{height}×{width} pixels"),
-            ("pictures", f"{found.images}, {len(found.unreadable)} left out"),
+            ("model", result.model),
+            ("weights", result.weights_sha256[:12]),
+            ("layer", f"{result.layer} ({result.kind})"),
+            ("receptive field", f"{height}×{width} pixels"),
+            ("images", f"{result.images}, {len(result.unreadable)} skipped"),
         ],
         explanation=(
-            "For each channel the parts of pictures that excite one of its neurons most, strongest first, at most one "
-            "of each picture, cut to what the neuron sees, grey where it looks beyond the border; the whole picture "
-            f"where it sees more than that.{below[backprop]}"
+            "For each channel, the image crops that excite one of its neurons most, strongest first, at most one from "
+            "each image. A crop is the neuron's receptive field, grey where it reaches beyond the border; it is the "
+            f"whole image where the receptive field is larger than that.{below[backprop]}"
         ),
         rows=rows,
     )
 
 
-def _manifest(found: Patches, backprop: Backprop) -> dict[str, object]:
+def _manifest(result: Patches, backprop: Backprop) -> dict[str, object]:
     return {
         "convlens": convlens.__version__,
-        "model": found.model,
-        "weights_sha256": found.weights_sha256,
-        "layer": found.layer,
-        "kind": found.kind,
-        "field": list(found.receptive_field.size),
-        "channels": len(found.by_channel),
-        "k": len(next(iter(found.by_channel.values()))),
+        "model": result.model,
+        "weights_sha256": result.weights_sha256,
+        "layer": result.layer,
+        "kind": result.kind,
+        "field": list(result.receptive_field.size),
+        "channels": len(result.by_channel),
+        "k": len(next(iter(result.by_channel.values()))),
         "backprop": backprop,
-        "pictures": found.images,
-        "unreadable": [list(pair) for pair in found.unreadable],
+        "pictures": result.images,
+        "unreadable": [list(pair) for pair in result.unreadable],
     }

@@ -1,4 +1,4 @@
-"""``convlens serve``: TorchServe on this machine until Ctrl-C, with the lines to try it."""
+"""``convlens serve``: TorchServe on this machine until Ctrl-C, with commands to try; and ``convlens token``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Annotated
 
 import typer
 
-from convlens.cli.archive_cache import current_archive, graphs_for
-from convlens.cli.console import out, step
-from convlens.cli.demo import NAME, gallery_for, probe, say
-from convlens.cli.options import MODEL
+from convlens.cli.console import print_message, print_result, spinner
+from convlens.cli.demo import demo_archive, require_inference
+from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption
 from convlens.errors import ServerError
 from convlens.models import load
 from convlens.torchserve import server, server_config
@@ -25,39 +24,44 @@ RUN_DIR = Path(".convlens") / "server"
 
 def serve(
     archive: Annotated[
-        Path | None, typer.Argument(help="Archive to serve; default: the demo's, built if need be.")
+        Path | None, typer.Argument(help="Archive to serve. Default: the demo's, built if necessary.")
     ] = None,
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    port: Annotated[int, typer.Option(help="Inference port on 127.0.0.1; the other ports are free ones.")] = 8080,
-    auth: Annotated[bool, typer.Option(help="Ask every client for a token.")] = True,
-    store: Annotated[Path, typer.Option(help="Folder of archives.")] = Path("model_store"),
+    model: ModelOption = DEFAULT_MODEL,
+    port: Annotated[int, typer.Option(help="Inference port on 127.0.0.1; the other ports are any free ones.")] = 8080,
+    auth: Annotated[bool, typer.Option(help="Require a token from every client.")] = True,
+    store: StoreOption = Path("model_store"),
 ) -> None:
-    """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl lines to try."""
+    """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl commands to try."""
     path = archive or _default_archive(model, store)
     ports = replace(server_config.free_ports(), inference=port)
     with server.running(
-        archives=entries(path, name=path.stem), run_dir=RUN_DIR, ports=ports, auth=auth, probe=probe, on_step=say
+        archives=entries(path, name=path.stem),
+        run_dir=RUN_DIR,
+        ports=ports,
+        auth=auth,
+        probe=require_inference,
+        on_step=print_message,
     ) as live:
-        out.print(lines_to_try(live), markup=False, highlight=False, soft_wrap=True)
+        print_result(commands_to_try(live))
         try:
             while live.ended() is None:
                 time.sleep(1.0)
             raise ServerError(f"TorchServe ended by itself with code {live.ended()}; its logs are in {live.logs}")
         except KeyboardInterrupt:
-            say("stopping")
+            print_message("stopping")
 
 
 def token() -> None:
-    """Print the token of the server that `convlens serve` started, for use in curl lines."""
+    """Print the token of the server that `convlens serve` started, for curl commands."""
     try:
         key = json.loads((RUN_DIR / "key_file.json").read_text(encoding="utf-8"))["inference"]["key"]
     except (OSError, ValueError, KeyError) as error:
-        raise ServerError("no server with a token runs here; start one by `convlens serve`") from error
-    out.print(key, markup=False, highlight=False, soft_wrap=True)
+        raise ServerError("no server with a token runs here; start one with `convlens serve`") from error
+    print_result(key)
 
 
-def lines_to_try(live: Server) -> str:
-    """Shell lines that ask the server for predictions and explanations."""
+def commands_to_try(live: Server) -> str:
+    """Shell commands that ask the server for predictions and explanations."""
     name, url = live.models[0], live.inference_url
     header = ' -H "Authorization: Bearer $TOKEN"' if live.auth else ""
     methods = """'params={"methods":[{"method":"occlusion","options":{"window":48}}]}'"""
@@ -74,8 +78,6 @@ def lines_to_try(live: Server) -> str:
 
 
 def _default_archive(model: str, store: Path) -> Path:
-    with step(f"loading {model}"):
+    with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
-    return current_archive(
-        classifier, name=NAME, store=store, gallery=gallery_for(classifier), graphs=graphs_for(classifier, "torch")
-    )
+    return demo_archive(classifier, store)

@@ -1,78 +1,84 @@
-"""``convlens ascent``: pictures that maximise classes, neurons, channels or layers.
-
-``convlens dream``: DeepDream.
-
-``convlens fool``: the smallest change that turns one class into another.
-
-``convlens invert``: what a layer's features still tell of a picture.
-
-``convlens texture``: new texture from a sample, by three methods.
-"""
+"""The synthesis commands: ``ascent``, ``dream``, ``fool``, ``invert`` and ``texture``. Each runs one job."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from convlens.cli.jobs import DEVICE, OUTPUT, SET, layer_names, run_with_bar, settings
-from convlens.cli.options import MODEL
+from convlens.cli.jobs import run_single_job
+from convlens.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    JobFolder,
+    JobSettings,
+    LayersOption,
+    ModelOption,
+    SeedOption,
+    job_settings,
+    parse_channels,
+    parse_class,
+    parse_names,
+)
 from convlens.errors import RequestError
 from convlens.jobs import from_mapping
 
+TextureMethod = Literal["gram", "quilt", "efros"]
+_TEXTURE_KINDS = {"gram": "texture", "quilt": "quilt", "efros": "efros"}
+_PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+
+Original = Annotated[Path, typer.Argument(metavar="IMAGE", help="Image of any size.")]
+
 
 def ascent(
-    output: Annotated[Path, OUTPUT],
+    output: JobFolder,
     targets: Annotated[
-        list[str] | None, typer.Argument(metavar="CLASS…", help="Classes, by label or index; or none and --layer.")
+        list[str] | None,
+        typer.Argument(metavar="CLASS…", help="Target classes, by label or index; or none, and --layer."),
     ] = None,
-    layer: Annotated[str, typer.Option(help="Maximise channels of this layer instead, or all of it.")] = "",
-    channels: Annotated[str, typer.Option(help="Comma-separated; each gets a picture.")] = "",
+    layer: Annotated[str, typer.Option(help="Maximise channels of this layer, or all of it, instead of classes.")] = "",
+    channels: Annotated[str, typer.Option(help="Channels of --layer, such as 0,3,8-15; one image for each.")] = "",
     preset: Annotated[str, typer.Option(help="robust, lucid, simonyan, yosinski1 to yosinski4.")] = "robust",
-    steps: Annotated[int | None, typer.Option(help="Default: the preset's.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    device: Annotated[str, DEVICE] = "auto",
-    option: Annotated[list[str], SET] = [],  # noqa: B006 - typer's way; never changed
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps. Default: the preset's.")] = None,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    option: JobSettings = [],  # noqa: B006 - typer's way; never changed
 ) -> None:
-    """Pictures that maximise classes, neurons or channels."""
-    given: dict[str, Any] = {
+    """Activation maximisation: images that maximise classes, neurons, channels or a layer."""
+    job: dict[str, Any] = {
         "kind": "ascent",
-        "classes": [int(one) if one.isdigit() else one for one in targets or []],
+        "classes": [parse_class(target) for target in targets or []],
         "layer": layer,
-        "channels": _numbers(channels),
+        "channels": parse_channels(channels),
         "preset": preset,
         "steps": steps,
         "seed": seed,
         "model": model,
     }
-    run_with_bar(from_mapping(given | settings(option)), output, device=device)
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() for part in parts):
-        raise RequestError(f"--channels {text} should read like 0,3,8", field="channels")
-    return [int(part) for part in parts]
+    _run(job, option, output, device=device)
 
 
 def dream(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="Of any size.")],
-    output: Annotated[Path, OUTPUT],
-    layers: Annotated[str, typer.Option(help="Comma-separated; what they see is exaggerated.")] = "",
-    guide: Annotated[Path | None, typer.Option(help="A picture whose features to dream of.")] = None,
-    octaves: Annotated[int, typer.Option(help="Sizes, each 1.4 times the one before.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps at each size.")] = 20,
-    side: Annotated[int | None, typer.Option(help="Resize the longer side to so many pixels first.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames of a zoom into the dream, written as video.mp4.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    device: Annotated[str, DEVICE] = "auto",
-    option: Annotated[list[str], SET] = [],  # noqa: B006 - typer's way; never changed
+    picture: Original,
+    output: JobFolder,
+    layers: LayersOption = "",
+    guide: Annotated[
+        Path | None, typer.Option(help="Guide image: each place grows like the most similar place of the guide.")
+    ] = None,
+    octaves: Annotated[int, typer.Option(help="Number of scales, each 1.4 times the one before.")] = 4,
+    steps: Annotated[int, typer.Option(help="Optimisation steps at each scale.")] = 20,
+    side: Annotated[int | None, typer.Option(help="Resize the longer side to this many pixels first.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of a zoom into the result, written as video.mp4.")] = 0,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    option: JobSettings = [],  # noqa: B006
 ) -> None:
-    """DeepDream: what a layer sees in a picture, exaggerated."""
-    given: dict[str, Any] = {
+    """DeepDream: exaggerate in an image what activates a layer."""
+    job: dict[str, Any] = {
         "kind": "dream",
         "picture": str(picture),
         "octaves": octaves,
@@ -83,49 +89,49 @@ def dream(
         "model": model,
     }
     if layers:
-        given["layers"] = layer_names(layers)
+        job["layers"] = parse_names(layers)
     if guide:
-        given["guide"] = str(guide)
-    run_with_bar(from_mapping(given | settings(option)), output, device=device, video=frames > 0)
+        job["guide"] = str(guide)
+    _run(job, option, output, device=device, video=frames > 0)
 
 
 def fool(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    target: Annotated[str, typer.Option(help="The class it shall be taken for, by label or index.")],
-    output: Annotated[Path, OUTPUT],
-    norm: Annotated[str, typer.Option(help="What is to be small: l2, or linf, the largest change.")] = "l2",
-    steps: Annotated[int, typer.Option(help="How long to look for a smaller change.")] = 150,
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    device: Annotated[str, DEVICE] = "auto",
-    option: Annotated[list[str], SET] = [],  # noqa: B006 - typer's way; never changed
+    picture: Original,
+    target: Annotated[str, typer.Option(help="Target class (label or index).")],
+    output: JobFolder,
+    norm: Annotated[str, typer.Option(help="Norm of the change to minimise: l2, or linf (the largest change).")] = "l2",
+    steps: Annotated[int, typer.Option(help="Steps of the search for a smaller change.")] = 150,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    option: JobSettings = [],  # noqa: B006
 ) -> None:
-    """The smallest change that turns one class into another, in a PNG that is taken for it."""
-    given = {
+    """Adversarial example: the smallest change to an image that makes the model predict the target class."""
+    job: dict[str, Any] = {
         "kind": "fool",
         "picture": str(picture),
-        "target": int(target) if target.isdigit() else target,
+        "target": parse_class(target),
         "norm": norm,
         "steps": steps,
         "model": model,
     }
-    run_with_bar(from_mapping(given | settings(option)), output, device=device)
+    _run(job, option, output, device=device)
 
 
 def invert(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    output: Annotated[Path, OUTPUT],
-    layers: Annotated[str, typer.Option(help="Comma-separated, from shallow to deep; each gets a picture.")] = "",
+    picture: Original,
+    output: JobFolder,
+    layers: LayersOption = "",
     others: Annotated[
-        list[Path], typer.Option(help="Other pictures, whose distances are the measure of the second error.")
-    ] = [],  # noqa: B006 - typer's way; never changed
-    steps: Annotated[int, typer.Option(help="Steps a layer.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    device: Annotated[str, DEVICE] = "auto",
-    option: Annotated[list[str], SET] = [],  # noqa: B006
+        list[Path], typer.Option(help="Other images; the second error is relative to the distances between them.")
+    ] = [],  # noqa: B006
+    steps: Annotated[int, typer.Option(help="Optimisation steps per layer.")] = 200,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    option: JobSettings = [],  # noqa: B006
 ) -> None:
-    """Feature inversion: the picture that a layer's features still tell."""
-    given: dict[str, Any] = {
+    """Feature inversion: reconstruct an image from a layer's features, one image per layer."""
+    job: dict[str, Any] = {
         "kind": "invert",
         "picture": str(picture),
         "others": [str(path) for path in others or _photographs(picture)],
@@ -134,53 +140,57 @@ def invert(
         "model": model,
     }
     if layers:
-        given["layers"] = layer_names(layers)
-    run_with_bar(from_mapping(given | settings(option)), output, device=device)
+        job["layers"] = parse_names(layers)
+    _run(job, option, output, device=device)
+
+
+def texture(
+    source: Annotated[Path, typer.Argument(metavar="IMAGE", help="Sample of the texture.")],
+    output: JobFolder,
+    method: Annotated[
+        TextureMethod,
+        typer.Option(help="gram: Gram matrices of features; quilt: blocks of the sample; efros: pixel by pixel."),
+    ] = "gram",
+    size: Annotated[str, typer.Option(help="Size of the result in pixels, WIDTHxHEIGHT.")] = "",
+    layers: Annotated[str, typer.Option(help="Layers whose Gram matrices are matched, comma-separated (gram).")] = "",
+    steps: Annotated[int | None, typer.Option(help="Optimisation steps at each scale (gram).")] = None,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    option: JobSettings = [],  # noqa: B006
+) -> None:
+    """Texture synthesis from a sample: Gram matrices, quilting or Efros-Leung."""
+    job: dict[str, Any] = {"kind": _TEXTURE_KINDS[method], "source": str(source), "seed": seed}
+    if size:
+        job |= _parse_size(size)
+    if method == "gram":
+        job["model"] = model
+        if layers:
+            job["layers"] = parse_names(layers)
+        if steps is not None:
+            job["steps"] = steps
+    elif layers or steps is not None:
+        raise RequestError(f"--layers and --steps are options of gram; {method} has none", field="method")
+    _run(job, option, output, device=device)
+
+
+def _run(job: dict[str, Any], settings: Sequence[str], output: Path, *, device: str, video: bool = False) -> None:
+    """Run the job that the command's own options and those of ``--set`` describe; the latter win."""
+    run_single_job(from_mapping(job | job_settings(settings)), output, device=device, video=video)
+
+
+def _parse_size(text: str) -> dict[str, int]:
+    width, times, height = text.partition("x")
+    if not (times and width.isdecimal() and height.isdecimal()):
+        raise RequestError(f"--size {text} should read WIDTHxHEIGHT, such as 512x256", field="size")
+    return {"width": int(width), "height": int(height)}
 
 
 def _photographs(but: Path) -> list[Path]:
-    """scikit-image's, where it is installed."""
+    """scikit-image's photographs other than this one; none where it is not installed."""
     try:
         import skimage
     except ImportError:
         return []
-    folder = Path(skimage.__file__).parent / "data"
-    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-    found = [folder / name for name in names if (folder / name).is_file()]
-    return [path for path in found if path.resolve() != but.resolve()]
-
-
-Method = Literal["gram", "quilt", "efros"]
-_KINDS = {"gram": "texture", "quilt": "quilt", "efros": "efros"}
-
-
-def texture(
-    source: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture of the texture.")],
-    output: Annotated[Path, OUTPUT],
-    method: Annotated[
-        Method, typer.Option(help="gram: a network's features; quilt: blocks of the source; efros: pixel by pixel.")
-    ] = "gram",
-    size: Annotated[str, typer.Option(help="Of the texture, WIDTHxHEIGHT.")] = "",
-    layers: Annotated[str, typer.Option(help="Comma-separated; of gram.")] = "",
-    steps: Annotated[int | None, typer.Option(help="Steps at each scale; of gram.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
-    model: Annotated[str, MODEL] = "packaged:efficientnet_lite0",
-    device: Annotated[str, DEVICE] = "auto",
-    option: Annotated[list[str], SET] = [],  # noqa: B006 - typer's way; never changed
-) -> None:
-    """New texture from a sample: Gram matrices, quilting, Efros-Leung."""
-    given: dict[str, Any] = {"kind": _KINDS[method], "source": str(source), "seed": seed}
-    if size:
-        width, times, height = size.partition("x")
-        if not (times and width.isdigit() and height.isdigit()):
-            raise RequestError(f"--size {size} should read WIDTHxHEIGHT, such as 512x256", field="size")
-        given |= {"width": int(width), "height": int(height)}
-    if method == "gram":
-        given["model"] = model
-        if layers:
-            given["layers"] = layer_names(layers)
-        if steps is not None:
-            given["steps"] = steps
-    elif layers or steps is not None:
-        raise RequestError(f"--layers and --steps are of gram; {method} has none", field="method")
-    run_with_bar(from_mapping(given | settings(option)), output, device=device)
+    files = (Path(skimage.__file__).parent / "data" / name for name in _PHOTOGRAPHS)
+    return [file for file in files if file.is_file() and file.resolve() != but.resolve()]

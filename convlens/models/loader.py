@@ -42,7 +42,8 @@ def load(name: str = DEFAULT, *, device: str | torch.device = "auto") -> Classif
 def listing(source: str | None = None) -> tuple[ModelName, ...]:
     """All names of one source, or of all of them; ``file:`` has none of its own.
 
-    timm's include networks that are not convolutional. Raises ModelError for an unknown source.
+    Includes networks that are not convolutional: their ``is_cnn_classifier`` is False. Raises ModelError for an unknown
+    source.
     """
     wanted = source_names() if source is None else (source,)
     return tuple(entry for each in wanted for entry in find_source(each).names())

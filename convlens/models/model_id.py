@@ -20,10 +20,15 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class ModelName:
-    """One loadable name, and whether its trained weights are on this machine already."""
+    """One loadable name, and whether its trained weights are on this machine already.
+
+    ``is_cnn_classifier`` is False for transformers and the like, and for networks without classes, as far as that is
+    known before the model is loaded.
+    """
 
     name: str
     weights_at_hand: bool
+    is_cnn_classifier: bool = True
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,18 @@ from convlens.models.sources import Draft, Source, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
 CACHED_FILES = ("model.safetensors", "pytorch_model.bin")
+# timm's modules whose networks mix positions by attention, MLPs, state spaces or recurrence, alone or after
+# convolutions. By hand: timm's metadata names a network's module, but not what it is made of.
+NOT_CONVOLUTIONAL = (
+    *("beit", "byoanet", "cait", "coat", "convit", "cpubone", "crossvit", "csatv2", "davit", "deepseek_vit", "deit"),
+    *("edgenext", "efficientformer", "efficientformer_v2", "efficientvim", "efficientvit_mit", "efficientvit_msra"),
+    *("eva", "fastvit", "gcvit", "gemma4_vit", "hiera", "hieradet_sam2", "iformer", "levit", "lowformer", "maxxvit"),
+    *("mlp_mixer", "mobilenetv5", "mobilevit", "mvitv2", "naflexvit", "nest", "nextvit", "pit", "pvt_v2", "qwen3_vit"),
+    *("sequencer", "shvit", "swiftformer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr"),
+    *("tiny_vit", "tnt", "twins", "visformer", "vision_transformer", "vision_transformer_hybrid"),
+    *("vision_transformer_relpos", "vision_transformer_sam", "vitamin", "volo", "xcit"),
+)
+ATTENTION_PREFIXES = ("caformer_", "mobilenetv4_hybrid_")  # in modules of convolutional networks
 
 
 @model_source("timm")
@@ -31,7 +43,8 @@ class Timm(Source):
 
     def names(self) -> Iterable[ModelName]:
         cached = _cached()
-        return [ModelName(f"timm:{name}", name in cached) for name in timm.list_models(pretrained=True)]
+        names = timm.list_models(pretrained=True)
+        return [ModelName(f"timm:{name}", name in cached, _is_cnn_classifier(name)) for name in names]
 
     def draft(self, name: ModelId, options: ModelOptions) -> Draft:
         module = self._module(name, options)
@@ -63,6 +76,14 @@ class Timm(Source):
         if options.weights is not None:
             apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
         return module
+
+
+def _is_cnn_classifier(name: str) -> bool:
+    """Whether timm's registry and config describe a convolutional network with classes; nothing is built."""
+    if name.startswith(ATTENTION_PREFIXES) or timm.models.is_model_in_modules(name, NOT_CONVOLUTIONAL):
+        return False
+    config = timm.get_pretrained_cfg(name)
+    return config is None or config.num_classes > 0
 
 
 def _check_model(model: str, variant: str) -> None:

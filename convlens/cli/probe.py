@@ -1,0 +1,28 @@
+"""``convlens probe``: a health check. In a file of its own because it runs every few seconds and must start at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convlens.torchserve.health import MODEL, TIMEOUT_S, URL, ended
+
+
+def probe(
+    url: Annotated[str, typer.Option(help="Inference address of the server.")] = URL,
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"Model entry to check; may be repeated. Default: {MODEL}.")
+    ] = None,
+    grpc: Annotated[str, typer.Option(help="Use gRPC at this HOST:PORT instead of REST.")] = "",
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token. Default: $CONVLENS_TOKEN, then key_file.json of a server started here."
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Time limit in seconds for all entries together.")] = TIMEOUT_S,
+) -> None:
+    """Check that a server answers a tiny inference: exit code 0 if every model entry answers, else 1 and the reason."""
+    raise typer.Exit(ended(url, model or [MODEL], grpc=grpc, key_file=key_file, timeout_s=timeout))
