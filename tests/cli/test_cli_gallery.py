@@ -41,7 +41,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "broken.jpg").write_bytes(b"no picture")
     out = folder.parent / "gallery"
     told = convlens("gallery", "build", folder, "-o", out).output
-    assert "8 pictures in" in told and "left out: broken.jpg" in told and "index: exact" in told
+    assert "8 images in" in told and "skipped broken.jpg" in told and "index: exact" in told
     return out
 
 
@@ -63,15 +63,15 @@ def test_info_tells_what_there_is_and_whether_there_are_hubs(gallery: Path) -> N
     assert (facts["pictures"], facts["dimensions"], facts["labels"]) == (8, 1280, 2)
     assert facts["index"]["kind"] == "exact" and facts["hubness"]["k"] == 5
     table = convlens("gallery", "info", gallery).output
-    assert "directions are compared" in table and "nearest of" in table
+    assert "scaled to length 1" in table and "nearest of" in table
 
 
 def test_pictures_can_be_added(gallery: Path, tmp_path: Path) -> None:
     more = crops(tmp_path / "more", ("rocket",), 2)
-    assert "2 pictures added, 10 in" in convlens("gallery", "add", gallery, more).output
+    assert "2 images added, 10 in" in convlens("gallery", "add", gallery, more).output
     with pytest.raises(GalleryError, match="already"):
         convlens("gallery", "add", gallery, more)
-    assert "2 pictures added, 10 in" in convlens("gallery", "add", gallery, more, "--replace").output
+    assert "2 images added, 10 in" in convlens("gallery", "add", gallery, more, "--replace").output
 
 
 @pytest.mark.parametrize(

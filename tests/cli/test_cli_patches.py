@@ -50,7 +50,7 @@ class Images(HTMLParser):
 
 def test_a_layer_becomes_a_table_sheets_and_a_page(folder: Path, tmp_path: Path) -> None:
     result = convlens("patches", folder, "--layer", "conv_stem", "-k", 2, "--channels", "0,3-5", "-o", tmp_path / "out")
-    assert "8 patches of 4 channels from 3 pictures" in result.output
+    assert "8 patches of 4 channels from 3 images" in result.output
     with (tmp_path / "out" / "patches.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["channel"], row["rank"]) for row in rows] == [(c, r) for c in "0345" for r in "12"]

@@ -55,7 +55,8 @@ def test_naming_all_methods_does_not_load_captum() -> None:
         (["explian", "x.jpg"], 2, "explain"),
         (["explain", "no-such.jpg", "-o", "never"], 1, "no-such.jpg"),
         (["models", "torchvision:resnet81"], 2, "resnet18"),
-        (["models", "resnet50"], 2, "torchvision:resnet50"),
+        (["filters", "--model", "resnet50", "-o", "never.png"], 2, "torchvision:resnet50"),
+        (["models", "vit_base*"], 2, "no convolutional network matches"),
     ],
 )
 def test_mistakes_get_one_clear_message_and_no_traceback(

@@ -154,7 +154,10 @@ def test_kinds_lists_every_option() -> None:
         (("fool", "none.png", "--target", "koala"), "cannot read none.png"),
         (("dream", PHOTOGRAPHS / "chelsea.png", "--octaves", "9"), "at most 6 octaves fit"),
         (("texture", PHOTOGRAPHS / "brick.png", "--size", "80"), "should read WIDTHxHEIGHT"),
-        (("texture", PHOTOGRAPHS / "brick.png", "--method", "quilt", "--steps", "3"), "are of gram; quilt has none"),
+        (
+            ("texture", PHOTOGRAPHS / "brick.png", "--method", "quilt", "--steps", "3"),
+            "are options of gram; quilt has none",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_line(tmp_path: Path, arguments: tuple[object, ...], said: str) -> None:

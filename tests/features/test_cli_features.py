@@ -39,7 +39,7 @@ def test_features_of_a_list_are_those_of_the_model(tmp_path: Path) -> None:
     assert "3 × 1280 features in" in done.stdout
     assert "lost.jpg: cannot be read (No such file or directory)" in done.stderr
     assert "4/4" in done.stderr
-    assert "pictures/s" in done.stderr
+    assert "images/s" in done.stderr
     net = convlens.load(device="cpu")
     runtime = TorchRuntime(net.module, net.spec.embedding_layer, net.device)
     expected = [
