@@ -74,7 +74,7 @@ def test_the_order_and_the_distances_are_those_of_brute_force_over_the_embedding
     np.testing.assert_allclose(measured, np.take_along_axis(distance, expected, axis=1), atol=2e-6)
 
 
-def test_a_picture_of_the_gallery_is_its_own_nearest_with_its_label_and_thumbnail(net, gallery):
+def test_an_image_of_the_gallery_is_its_own_nearest_with_its_label_and_thumbnail(net, gallery):
     answer = run("neighbours", ForwardPass(net, batch(net, PICTURES[5:6]), gallery=gallery), None, {"k": 1})
     ((nearest,),) = answer.neighbours_NM
     assert (nearest.id, nearest.label) == ("p5", "label 5")
@@ -115,7 +115,7 @@ def test_a_gallery_of_other_weights_is_refused(net, gallery):
         run("neighbours", ForwardPass(other, batch(net, PICTURES[:1]), gallery=gallery))
 
 
-def test_more_neighbours_than_pictures_are_refused_with_the_number_there_is(net, gallery):
+def test_more_neighbours_than_images_are_refused_with_the_size_of_the_gallery(net, gallery):
     with pytest.raises(RequestError, match=r"use 1\.\.24") as error:
         run("neighbours", ForwardPass(net, batch(net, PICTURES[:1]), gallery=gallery), None, {"k": 25})
     assert error.value.field == "options.k"

@@ -150,7 +150,7 @@ def test_the_network_runs_no_further_than_the_layer() -> None:
         (Neuron("block", 0, 0, 9), "x", r"has x of 0\.\.3; got 9"),
     ],
 )
-def test_what_there_is_not_is_refused_with_what_there_is(neuron: Neuron, field: str, message: str) -> None:
+def test_an_unknown_neuron_is_refused_with_the_ones_there_are(neuron: Neuron, field: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         explained("saliency", mixed_pass(1), neuron)
     assert caught.value.field == field

@@ -154,7 +154,7 @@ def test_a_stride_that_skips_pixels_or_an_empty_window_is_refused(window: int, s
         Windows(224, 224, window, stride)
 
 
-def test_a_picture_that_is_not_square_gets_a_map_of_its_own_shape() -> None:
+def test_an_image_that_is_not_square_gets_a_map_of_its_own_shape() -> None:
     result = occluded(classifier(Convolutional()), pictures(1, 9, 14), [0], window=4, stride=3)
     assert result.values_NCHW.shape == (1, 1, 9, 14)
     assert result.extras["grid_NRQ"].shape == (1, 3, 5)  # tops 0 3 5; lefts 0 3 6 9 10
@@ -179,7 +179,7 @@ def test_without_a_target_the_predicted_class_is_explained_never_class_0() -> No
     assert occluded(model, x_NCHW, None, window=6, stride=6).target_N.tolist() == predicted
 
 
-def test_the_picture_handed_in_is_left_as_it_was() -> None:
+def test_the_image_handed_in_is_left_as_it_was() -> None:
     x_NCHW = torch.as_tensor(pictures(1))
     before = x_NCHW.clone()
     run("occlusion", ForwardPass(classifier(Convolutional()), x_NCHW), [0], {"window": 4, "stride": 4})

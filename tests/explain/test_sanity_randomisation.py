@@ -55,11 +55,11 @@ def test_without_the_trained_classifier_the_map_is_another(
 
 
 @pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
-def test_without_the_trained_classifier_the_picture_hardly_changes(
+def test_without_the_trained_classifier_the_map_hardly_changes(
     trained: ForwardPass, randomised: ForwardPass, method: str
 ) -> None:
     assert likeness(method, trained, randomised) > 0.95
 
 
-def test_users_are_told_so() -> None:
+def test_the_description_of_guided_backprop_says_so() -> None:
     assert "randomising the top layers hardly changes it" in get("guided_backprop").does_not_show

@@ -186,7 +186,7 @@ def test_a_batch_too_large_for_the_memory_is_cut_until_it_fits(most: int, error:
     np.testing.assert_allclose(result.extras["grid_NRQ"], expected.extras["grid_NRQ"], atol=1e-6)
 
 
-def test_where_not_even_one_picture_fits_it_stays_an_error() -> None:
+def test_where_not_even_one_image_fits_it_stays_an_error() -> None:
     model = convolutional()
     with pytest.raises(torch.OutOfMemoryError):
         swept(model, pictures(1), SweepAutotuner([BatchedSweep(Cramped(model.module, 0))]), window=6, stride=6)

@@ -40,7 +40,7 @@ def numbers(result: Result) -> np.ndarray:
 
 @pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.timeout(180)
-def test_eight_threads_with_different_pictures_and_methods_get_what_one_thread_gets() -> None:
+def test_eight_threads_with_different_images_and_methods_get_what_one_thread_gets() -> None:
     # trained by nobody, with in-place, functional and reused ReLUs; parameters that want gradients, as users leave them
     classifier = nets.classifier(nets.seeded(nets.Mixed).float(), classes=4, gradcam_layer="third")
     pictures_NCHW = nets.pictures(THREADS, 3, 8, 8, dtype=torch.float32)

@@ -133,7 +133,7 @@ def test_one_channel_is_drawn_square_by_square_blue_below_zero_and_red_above() -
     assert (drawn[:224, 224:] == red).all()
 
 
-def test_over_the_picture_the_map_colours_the_place_where_it_is_large() -> None:
+def test_an_overlay_colours_the_place_where_the_map_is_large() -> None:
     view = np.full((64, 64, 3), 128, np.uint8)
     drawn = draw_overlay(by_hand([[0, 0], [0, 5]]), 0, view).astype(int)
     plain, marked = drawn[8, 8], drawn[56, 56]

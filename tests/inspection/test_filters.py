@@ -21,7 +21,7 @@ BY_HAND[1, :, 1, 0] = 2.0
 DARK, GREY, LIGHT, WHITE = 1, 128, 192, 255  # 128 + 127 · part, a half being 63.5 and rounded to the even 64
 
 
-def test_a_filter_set_by_hand_comes_out_as_that_picture() -> None:
+def test_a_filter_set_by_hand_comes_out_as_that_image() -> None:
     first, second = filter_images(BY_HAND)
     expected = np.full((2, 2, 3), GREY)
     expected[0, 0, 0], expected[0, 1, 1], expected[1, 1, 2] = WHITE, DARK, LIGHT

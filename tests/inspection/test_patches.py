@@ -35,7 +35,7 @@ def everything_sorted(maps_NCHW: np.ndarray, k: int) -> list[list[tuple[int, int
 
 
 @pytest.mark.parametrize("batch", [1, 7, 200])
-def test_streaming_gives_what_sorting_everything_gives_on_200_pictures_for_every_channel(batch: int) -> None:
+def test_streaming_gives_what_sorting_everything_gives_on_200_images_for_every_channel(batch: int) -> None:
     maps_NCHW = np.random.default_rng(1).integers(0, 40, (200, 24, 5, 6)).astype(np.float32)  # ties on purpose
     strongest = TopK(24, 9)
     for first in range(0, 200, batch):
@@ -163,12 +163,14 @@ def test_a_crop_at_the_border_is_padded_and_not_shifted() -> None:
         ({"layer": "blocks.2.1", "k": 0}, "use 1 or more"),
     ],
 )
-def test_what_cannot_be_found_is_said(folder: Path, given: dict, message: str) -> None:
+def test_bad_parameters_of_a_patch_search_are_refused_with_what_is_possible(
+    folder: Path, given: dict, message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         find_patches(load(device="cpu"), image_files(folder), **given)
 
 
-def test_a_picture_that_changed_meanwhile_is_noticed(folder: Path, tmp_path: Path) -> None:
+def test_an_image_that_changed_meanwhile_is_noticed(folder: Path, tmp_path: Path) -> None:
     model = load(device="cpu")
     files = {}
     for file in sorted(folder.glob("0[0-2].png")):

@@ -83,7 +83,7 @@ def test_label_agreement_counts_by_hand() -> None:
         (60, {"method": "tsne", "perplexity": 0.5}, r"use 1\.\.19"),
     ],
 )
-def test_what_makes_no_map_is_said(count: int, given: dict, message: str) -> None:
+def test_parameters_that_make_no_map_are_refused_with_the_limit(count: int, given: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         project(RANDOM.normal(size=(count, 8)), ["x"] * count, **given)
 

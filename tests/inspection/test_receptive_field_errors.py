@@ -64,7 +64,7 @@ def test_a_transformer_is_refused() -> None:
         receptive_fields(load("timm:vit_tiny_patch16_224:untrained", device="cpu"))
 
 
-def test_a_picture_that_is_too_small_is_said_to_be() -> None:
+def test_an_image_that_is_too_small_is_refused_with_the_models_own_size() -> None:
     with pytest.raises(RequestError, match=r"failed on images of 20×20 pixels, in layer 'f.*own size is 224"):
         receptive_fields(load("torchvision:alexnet:untrained", device="cpu"), 20)
     with pytest.raises(RequestError, match="0×5"):

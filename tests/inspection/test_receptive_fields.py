@@ -120,7 +120,7 @@ def test_the_narrow_copies_see_what_wide_ones_see() -> None:
         assert extent(wide[layer], 3, 5, picture) == extent(narrow[layer], 3, 5, picture)
 
 
-def test_boxes_are_fields_in_a_picture_without_a_border() -> None:
+def test_boxes_are_fields_in_an_image_without_a_border() -> None:
     """A large picture's unit far from the border: the size of its field, and the place by start and stride."""
     classifier = load("torchvision:resnet18:untrained", device="cpu")
     fields = receptive_fields(classifier)
@@ -172,7 +172,7 @@ def test_what_lies_outside_a_crop_does_not_matter(name: str, layer: str) -> None
             torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
-def test_a_layer_without_a_map_has_the_picture_for_a_box_also_where_its_input_reached_beyond() -> None:
+def test_a_layer_without_a_map_has_the_image_as_its_box_also_where_its_input_reached_beyond() -> None:
     fields = receptive_fields(load("torchvision:alexnet:untrained", device="cpu"))
     assert fields["avgpool"].box(0, 0) == (-66, -66, 129, 129)
     for layer in ("classifier.0", "classifier.6"):  # flattened, fully connected
@@ -180,7 +180,7 @@ def test_a_layer_without_a_map_has_the_picture_for_a_box_also_where_its_input_re
         assert fields[layer].box(0, 0) == fields[layer].clipped(0, 0) == (0, 0, 224, 224)
 
 
-def test_where_channels_come_last_rows_and_columns_are_still_told_from_them() -> None:
+def test_where_channels_come_last_rows_and_columns_are_still_told_apart_from_them() -> None:
     fields = receptive_fields(load("torchvision:convnext_tiny:untrained", device="cpu"))
     convolution, *others = (fields[f"features.1.0.block.{n}"] for n in (0, 2, 3, 4, 5))
     for field in others:

@@ -46,7 +46,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
     assert (result[0], result[-1]) == ((0.0, 220.0), (720.0, 0.0))
 
 
-def test_everything_given_is_on_the_page() -> None:
+def test_all_parts_of_a_job_are_on_its_page() -> None:
     result = page(figures=[LinkedImage("sheet.png", "sheet")], video="video.mp4")
     for shown in ("00-koala.png", "sheet.png", "snapshots/step-000001.jpg", "video.mp4", "<polyline", "kind: ascent"):
         assert shown in result

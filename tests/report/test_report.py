@@ -152,7 +152,9 @@ OVERRIDES = [("\u202e", "\ufffd"), ("\u2066", "\ufffd")]
 
 
 @pytest.mark.parametrize(("given", "shown"), UNPRINTABLE + OVERRIDES)
-def test_a_character_that_html_forbids_or_that_disguises_a_name_is_shown_by_a_stand_in(given: str, shown: str) -> None:
+def test_a_character_that_html_forbids_or_that_disguises_a_name_is_replaced_by_a_visible_symbol(
+    given: str, shown: str
+) -> None:
     html = page_of(row(name=f"before{given}after"))
     assert given not in html
     assert f"before{shown}after" in Page(html).text
@@ -168,7 +170,7 @@ def test_the_page_asks_nobody_for_anything() -> None:
     assert {tag for tag, _ in page.elements}.isdisjoint({"link", "iframe", "object", "embed", "base", "form"})
 
 
-def test_each_picture_is_in_the_page_byte_for_byte_and_in_order() -> None:
+def test_each_image_is_in_the_page_byte_for_byte_and_in_order() -> None:
     assert pictures(Page(page_of(row(saliency(), NEAR)))) == [PHOTOGRAPH, OVERLAY, HEATMAP, THUMBNAIL]
 
 
@@ -178,7 +180,7 @@ def test_the_media_type_is_that_of_the_bytes(shape: str, media_type: str) -> Non
     assert (Page(page_of(seen)).all("img")[0]["src"] or "").startswith(f"data:{media_type};base64,")
 
 
-def test_bytes_that_are_no_picture_are_refused_with_what_they_begin_with() -> None:
+def test_bytes_that_are_no_image_are_refused_with_what_they_begin_with() -> None:
     with pytest.raises(ImageError, match=r"<svg onl.*PNG or JPEG"):
         page_of(row(saliency(overlay=b"<svg onload=alert(1)>")))
 
@@ -198,7 +200,7 @@ def test_every_link_leads_to_one_place_even_where_names_are_the_same() -> None:
     assert set(page.values("aria-labelledby")) <= set(ids)
 
 
-def test_headings_go_down_by_one_step_and_every_picture_says_what_it_is() -> None:
+def test_headings_go_down_by_one_step_and_every_image_says_what_it_is() -> None:
     page = Page(page_of(row(saliency(), NEAR), row()))
     levels = [int(tag[1]) for tag, _ in page.elements if tag in {"h1", "h2", "h3", "h4"}]
     assert levels.count(1) == 1 and levels[0] == 1
@@ -215,7 +217,7 @@ def test_headings_go_down_by_one_step_and_every_picture_says_what_it_is() -> Non
      "the map is flat", SHA[:12], SHA, "which pixels matter.", "whether they speak for or against.",
      "why they are near.", "7.25 (logit)", "3 × 5 × 7"],
 )  # fmt: skip
-def test_what_was_given_can_be_read(text: str) -> None:
+def test_all_values_can_be_read(text: str) -> None:
     assert text in Page(page_of(row(saliency(), NEAR))).text
 
 
@@ -251,7 +253,7 @@ def test_a_probability_target_is_a_percentage_and_a_negative_logit_has_a_minus()
 
 
 @pytest.mark.parametrize(("overlay", "heatmap", "images"), [(b"", HEATMAP, 2), (OVERLAY, b"", 2), (b"", b"", 1)])
-def test_a_card_without_pictures_still_says_everything_else(overlay: bytes, heatmap: bytes, images: int) -> None:
+def test_a_card_without_images_still_says_everything_else(overlay: bytes, heatmap: bytes, images: int) -> None:
     page = Page(page_of(row(saliency(overlay=overlay, heatmap=heatmap))))
     assert len(page.all("img")) == images
     assert "logit 7.25" in page.text and "which pixels matter." in page.text
@@ -269,7 +271,7 @@ def test_a_method_without_a_description_is_refused_by_name() -> None:
         page_of(row(odd))
 
 
-def test_a_title_given_for_a_method_replaces_its_name() -> None:
+def test_a_methods_title_replaces_its_name() -> None:
     plain = render(rows=[row(saliency())], title="t", model="m", descriptions=DESCRIPTIONS)
     named = render(rows=[row(saliency())], title="t", model="m", descriptions=DESCRIPTIONS, titles={"saliency": "Zzz"})
     assert "Saliency" in Page(plain).text and "Zzz" not in plain

@@ -139,7 +139,7 @@ def browse(address: str, profile: Path, *flags: str) -> tuple[list[dict[str, Any
 
 
 @pytest.mark.parametrize(("flags", "is_dark"), [((), False), ((DARK,), True)], ids=["light", "dark"])
-def test_a_browser_shows_every_picture_at_every_width_with_readable_text_and_no_complaint(
+def test_a_browser_shows_every_image_at_every_width_with_readable_text_and_no_complaint(
     served: tuple[str, list[str]], tmp_path: Path, flags: tuple[str, ...], is_dark: bool
 ) -> None:
     address, asked = served

@@ -40,7 +40,7 @@ def test_the_table_lists_every_layer_with_what_is_known_of_it() -> None:
     assert len(rows) == len(list(load(ALEXNET, device="cpu").module.modules())) - 1
 
 
-def test_one_unit_is_told_by_its_pixels() -> None:
+def test_one_unit_is_described_by_its_pixels() -> None:
     told = convlens("receptive-field", "--model", ALEXNET, "--layer", "features.2", "--at", "0,26").output
     assert "rows -2..16, columns 206..224" in told
     assert "rows 0..16, columns 206..223, of 224×224 pixels" in told
@@ -48,7 +48,7 @@ def test_one_unit_is_told_by_its_pixels() -> None:
     assert "unit at row 13, column 13" in middle
 
 
-def test_another_size_of_picture_has_another_grid() -> None:
+def test_another_image_size_has_another_grid() -> None:
     told = convlens("receptive-field", "--model", ALEXNET, "--layer", "features.0", "--size", 103).output
     assert "25×25" in told
 
@@ -63,7 +63,9 @@ def test_another_size_of_picture_has_another_grid() -> None:
         (("--layer", "features.5", "--at", "-1,²"), "ROW,COLUMN"),
     ],
 )
-def test_what_cannot_be_told_is_said(arguments: tuple[str, ...], message: str) -> None:
+def test_bad_arguments_of_receptive_field_are_refused_with_what_is_possible(
+    arguments: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(RequestError, match=message):
         convlens("receptive-field", "--model", ALEXNET, *arguments)
 

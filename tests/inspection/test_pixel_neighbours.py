@@ -1,4 +1,4 @@
-"""Nearest pictures by their pixels, against sums written out."""
+"""Nearest images by their pixels, against sums written out."""
 
 from __future__ import annotations
 
