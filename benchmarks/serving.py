@@ -34,7 +34,7 @@ from convlens.gallery import build_from
 from convlens.models import load, pack
 from convlens.torchserve import archive, server
 from convlens.torchserve.archive_config import ArchiveOptions
-from convlens.torchserve.launcher import Settings
+from convlens.torchserve.launcher import ServerSettings
 from convlens.types import Floats
 from export.bundle import BESIDE, bundle
 
@@ -112,7 +112,7 @@ def _quartiles(seconds: Sequence[float]) -> dict[str, float]:
 def measured(folder: Path, given: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
     picture = PICTURE.read_bytes()
     made = archives(folder)
-    settings = Settings(threads=given.threads)
+    settings = ServerSettings(threads=given.threads)
     with (
         server.running(archives=made, run_dir=folder / "run", settings=settings) as live,
         closing(EngineAlone(folder, PICTURE, threads=given.threads)) as alone,

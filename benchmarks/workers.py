@@ -24,8 +24,9 @@ import psutil
 import skimage
 from table import RESULTS, show, write
 
+from convlens.client import Client
 from convlens.models import DEFAULT, load, pack
-from convlens.torchserve import archive, rest, server
+from convlens.torchserve import archive, server
 from convlens.torchserve.archive_config import ArchiveOptions
 from export.bundle import BESIDE, bundle
 
@@ -75,8 +76,8 @@ def _ask(live: server.Server, name: str, picture: str, methods: tuple[str, ...])
         url = f"{live.inference_url}/predictions/{name}"
         httpx.post(url, content=body, headers=headers, trust_env=False).raise_for_status()
     else:
-        params = {"methods": list(methods)}
-        rest.explain(live.inference_url, body, model=name, params=params, headers=headers)
+        with Client(live.inference_url, model=name, key_file=live.key_file, form="json") as client:
+            client.explain(body, methods=list(methods), output=["array", "overlay"])
 
 
 def _memory(live: server.Server, name: str) -> int:

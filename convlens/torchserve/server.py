@@ -14,18 +14,22 @@ from typing import Literal
 from convlens.errors import ServerError
 from convlens.torchserve import launcher, server_config
 from convlens.torchserve.java import find_java
-from convlens.torchserve.launcher import Settings, end_group
+from convlens.torchserve.launcher import ServerSettings, end_group
 from convlens.torchserve.readiness import wait_until_ready
 from convlens.torchserve.server_config import Ports
 from convlens.types import no_op
 
 TokenKind = Literal["inference", "management"]
-USUAL = Settings()
+_DEFAULTS = ServerSettings()
+_GRACE_S = 10.0
 
 
 @dataclass(frozen=True)
 class Server:
-    """A TorchServe that runs, or ran. ``run_dir`` keeps its configuration, its logs and, while it runs, its tokens."""
+    """A TorchServe that runs, or ran. ``run_dir`` keeps its configuration, its logs and, while it runs, its tokens.
+
+    ``models`` are the names of its model entries; ``auth``: whether it asks every client for a token.
+    """
 
     models: tuple[str, ...]
     ports: Ports
@@ -88,41 +92,43 @@ def start(
     ports: Ports | None = None,
     auth: bool = True,
     timeout_s: float = 180.0,
-    settings: Settings = USUAL,
+    settings: ServerSettings = _DEFAULTS,
     probe: Callable[[Server], None] = no_op,
     on_step: Callable[[str], None] = no_op,
 ) -> Server:
     """Start TorchServe with these archives (model name -> .mar) and wait until every worker has loaded its model.
 
-    ``ports``: free ones unless given. Loaded is not yet right: ``probe`` should ask for a tiny inference. Raises
+    ``ports``: free ones by default. ``probe`` is called at the end with the running server and should make a tiny
+    inference, since a model that is loaded need not answer. Calls ``on_step`` with a line at each stage. Raises
     ServerError, or what ``probe`` raises, and then nothing is left running; the logs stay in ``run_dir``.
     """
     ports = ports or server_config.free_ports()
     server_config.require_free(ports)
-    threads = launcher.thread_share(settings, archives.values())
+    threads = launcher.worker_threads(settings, archives.values())
     java = find_java() / "bin" / "java"
-    run_dir = launcher.fresh(run_dir)
+    run_dir = launcher.prepare_run_dir(run_dir)
     launcher.write_config(run_dir, archives, ports=ports, auth=auth, settings=settings)
     on_step(f"starting TorchServe on {java}, {threads} threads a worker")
-    with ExitStack() as undo:
-        temp_dir = launcher.temp_dir()
-        undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+    with ExitStack() as cleanup:
+        temp_dir = launcher.make_temp_dir()
+        cleanup.callback(shutil.rmtree, temp_dir, ignore_errors=True)
         process = launcher.launch(java, run_dir, temp_dir, threads=threads, follow=settings.follow)
         server = Server(tuple(archives), ports, run_dir, auth, temp_dir, process)
-        undo.callback(stop, server)
+        cleanup.callback(stop, server)
         wait_until_ready(server, timeout_s=timeout_s, on_step=on_step)
         probe(server)
-        undo.pop_all()
+        cleanup.pop_all()
     return server
 
 
-def stop(server: Server, *, grace_s: float = 10.0) -> None:
-    """End the server and its workers, killing what has not ended within ``grace_s``; harmless when repeated.
+def stop(server: Server) -> None:
+    """End the server and its workers, killing what has not ended within 10 s; harmless when repeated.
 
     Requests in flight are cut off. The logs stay; tokens, sockets and unpacked archives go.
     """
-    if server.temp_dir.exists():  # afterwards the process id may belong to somebody else
-        end_group(server.process, grace_s=grace_s)
+    # Only once: afterwards the process id may belong to another program.
+    if server.temp_dir.exists():
+        end_group(server.process, grace_s=_GRACE_S)
         server.key_file.unlink(missing_ok=True)
         shutil.rmtree(server.temp_dir, ignore_errors=True)
 
@@ -135,11 +141,11 @@ def running(
     ports: Ports | None = None,
     auth: bool = True,
     timeout_s: float = 180.0,
-    settings: Settings = USUAL,
+    settings: ServerSettings = _DEFAULTS,
     probe: Callable[[Server], None] = no_op,
     on_step: Callable[[str], None] = no_op,
 ) -> Iterator[Server]:
-    """``start`` for the length of a ``with``; stopped however that ends, Ctrl-C included."""
+    """A server for the length of a ``with``, as ``start`` makes it; stopped however that ends, Ctrl-C included."""
     server = start(
         archives=archives,
         run_dir=run_dir,

@@ -14,10 +14,10 @@ import pytest
 from live_server import PHOTOGRAPHS, QUICK, Live, photograph, strict
 
 from convlens import image
-from convlens.errors import ConvLensError, ServerError
+from convlens.client import Client, RemoteError
+from convlens.errors import ServerError
 from convlens.protocol.params import parse_params
 from convlens.protocol.requests import Request
-from convlens.torchserve import rest
 from convlens.torchserve.server_config import free_ports
 from convlens.types import Attribution
 
@@ -176,14 +176,13 @@ def test_curl_with_data_binary_is_told_what_to_use_instead(live: Live, tmp_path:
 # --- our own client ---------------------------------------------------------------------------------------------------
 
 
+def own(live: Live, **options: Any) -> Client:
+    return Client(live.server.inference_url, **{"model": QUICK, "key_file": live.server.key_file, **options})
+
+
 def test_our_own_client_reads_what_it_asked_for(live: Live) -> None:
-    reply = rest.explain(
-        live.server.inference_url,
-        PICTURE,
-        model=QUICK,
-        params={"methods": ["saliency"], "neighbours": 2, "request_id": "r-1"},
-        headers=live.server.headers("inference"),
-    )
+    with own(live) as client:
+        reply = client.explain(PICTURE, methods=["saliency"], neighbours=2, request_id="r-1")
     assert reply.request_id == "r-1"
     saliency, neighbours = (one.result for one in reply.explanations)
     assert isinstance(saliency, Attribution)
@@ -191,29 +190,27 @@ def test_our_own_client_reads_what_it_asked_for(live: Live) -> None:
     assert [one.label for one in neighbours.neighbours_NM[0]] == ["cat", "cat"]
 
 
-def refused(live: Live, **asked: Any) -> ConvLensError:
-    given = {"picture": PICTURE, "model": QUICK, "headers": live.server.headers("inference"), **asked}
-    with pytest.raises(rest.RemoteError) as caught:
-        rest.explain(live.server.inference_url, **given)
-    return caught.value
-
-
-REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
-    "params": ({"params": {"topk": 0}}, 422, "topk: input should be greater"),
-    "the picture": ({"picture": b"none"}, 400, "is not a picture"),
-    "the model": ({"model": "nosuch"}, 404, "Model not found: nosuch"),
-    "the token": ({"headers": {}}, 400, "Token Authorization failed"),
+REFUSED: dict[str, tuple[dict[str, Any], bytes, dict[str, Any], int, str]] = {
+    "params": ({}, PICTURE, {"topk": 0}, 422, "topk: input should be greater"),
+    "the picture": ({}, b"none", {}, 400, "is not a picture"),
+    "the model": ({"model": "nosuch"}, PICTURE, {}, 404, "Model not found: nosuch"),
+    "the token": ({"key_file": None}, PICTURE, {}, 400, "Token Authorization failed"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_our_own_client_tells_the_servers_reason(live: Live, what: str) -> None:
-    asked, status, said = REFUSED[what]
-    error = refused(live, **asked)
-    assert error.status == status
-    assert said in error.message
+def test_our_own_client_tells_the_servers_reason(live: Live, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVLENS_TOKEN", raising=False)
+    options, picture, params, status, message = REFUSED[what]
+    with own(live, **options) as client, pytest.raises(RemoteError) as caught:
+        client.explain(picture, **params)
+    assert caught.value.status == status
+    assert message in caught.value.message
 
 
 def test_our_own_client_says_when_no_server_answers() -> None:
-    with pytest.raises(ServerError, match=r"no answer from http://127\.0\.0\.1.*is the server running\?"):
-        rest.explain(f"http://127.0.0.1:{free_ports().inference}", PICTURE, model=QUICK)
+    with (
+        Client(f"http://127.0.0.1:{free_ports().inference}", model=QUICK) as client,
+        pytest.raises(ServerError, match=r"no answer from http://127\.0\.0\.1.*is the server running\?"),
+    ):
+        client.explain(PICTURE)

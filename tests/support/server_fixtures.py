@@ -16,16 +16,16 @@ from small_server import QUEUE, packed, small_archives
 
 from convlens.client import BaseClient, Client, GrpcClient
 from convlens.torchserve import server
-from convlens.torchserve.launcher import Settings, members
+from convlens.torchserve.launcher import ServerSettings, group_members
 from convlens.torchserve.server import Server
 
 
 @contextmanager
 def running(archives: Mapping[str, Path], run_dir: Path, **overrides: str) -> Iterator[Server]:
     """One thread a worker; stopped at the end, and then no process of it may be left."""
-    settings = Settings(threads=1, overrides=overrides)
+    settings = ServerSettings(threads=1, overrides=overrides)
     with server.running(archives=archives, run_dir=run_dir, settings=settings) as started:
-        pids = [started.pid, *(process.pid for process in members(started.pid))]
+        pids = [started.pid, *(process.pid for process in group_members(started.pid))]
         yield started
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 

@@ -19,7 +19,7 @@ from convlens.models import load, pack
 from convlens.torchserve import archive, launcher, server, server_config
 from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.torchserve.java import find_java
-from convlens.torchserve.launcher import Settings
+from convlens.torchserve.launcher import ServerSettings
 from convlens.torchserve.server import Server
 from convlens.torchserve.server_config import LOOPBACK
 
@@ -62,9 +62,9 @@ def small_archives(folder: Path) -> dict[str, Path]:
 def hurried(archives: Mapping[str, Path], run_dir: Path, *, first: str) -> Iterator[Server]:
     """As ``server.running``, which gives up where one model does not load; this waits for the model ``first`` alone."""
     ports = server_config.free_ports()
-    run_dir = launcher.fresh(run_dir)
-    launcher.write_config(run_dir, archives, ports=ports, auth=True, settings=Settings())
-    temp = launcher.temp_dir()
+    run_dir = launcher.prepare_run_dir(run_dir)
+    launcher.write_config(run_dir, archives, ports=ports, auth=True, settings=ServerSettings())
+    temp = launcher.make_temp_dir()
     process = launcher.launch(find_java() / "bin" / "java", run_dir, temp, threads=1)
     started = Server(tuple(archives), ports, run_dir, True, temp, process)
     try:

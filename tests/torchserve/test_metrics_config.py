@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from convlens.torchserve import launcher, server_config
-from convlens.torchserve.launcher import Settings
+from convlens.torchserve.launcher import ServerSettings
 
 OURS = Path(__file__).parents[2] / "handlers" / "metrics.yaml"
 
 
 def written(folder: Path, base: Path | None, **overrides: str) -> str:
     """``metrics_config`` of the server's own configuration."""
-    run_dir = launcher.fresh(folder / "run")
-    settings = Settings(base=base, overrides=overrides)
+    run_dir = launcher.prepare_run_dir(folder / "run")
+    settings = ServerSettings(base=base, overrides=overrides)
     launcher.write_config(run_dir, {}, ports=server_config.Ports(), auth=True, settings=settings)
     return server_config.read(run_dir / "config.properties")["metrics_config"]
 

@@ -172,10 +172,10 @@ def test_the_token_comes_from_the_file_given_else_the_environment_else_a_file_at
 
 def test_a_key_file_at_hand_is_for_servers_on_this_machine_alone(tmp_path: Path) -> None:
     (tmp_path / "key_file.json").write_text('{"inference": {"key": "ours"}}')
-    assert health.usual_tokens("http://127.0.0.1:8080", None).header() == "Bearer ours"
-    assert health.usual_tokens("localhost:7070", None).header() == "Bearer ours"
-    assert health.usual_tokens("https://example.org", None).header() is None
-    assert health.usual_tokens("192.0.2.1:7070", None).header() is None
+    assert health.default_tokens("http://127.0.0.1:8080", None).header() == "Bearer ours"
+    assert health.default_tokens("localhost:7070", None).header() == "Bearer ours"
+    assert health.default_tokens("https://example.org", None).header() is None
+    assert health.default_tokens("192.0.2.1:7070", None).header() is None
 
 
 def test_a_key_file_that_is_missing_or_damaged_is_a_failure_that_shows_no_key(

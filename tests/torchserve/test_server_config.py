@@ -30,18 +30,28 @@ from convlens.torchserve.server_config import Ports
         ("twice=1\r\ntwice=2", {"twice": "2"}),
     ],
 )  # fmt: skip
-def test_properties_are_read_by_javas_rules(text: str, pairs: dict[str, str]) -> None:
-    assert server_config.parse(text) == pairs
+def test_properties_are_read_by_javas_rules(text: str, pairs: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "config.properties"
+    path.write_bytes(text.encode("ascii"))
+    assert server_config.read(path) == pairs
 
 
 @pytest.mark.parametrize(
     "value",
     ["plain", "  leading", "a=b:c#d!e", "back\\slash\\", "tab\tline\nreturn\r", "läuft €", "😀", "", "^$", "\\u0041"],
 )
-def test_what_is_written_is_read_back_and_is_ascii(value: str) -> None:
-    text = server_config.dump({"key": value, value or "empty": "x"})
-    assert text.isascii()
-    assert server_config.parse(text) == {"key": value, value or "empty": "x"}
+def test_what_is_written_is_read_back_and_is_ascii(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.properties"
+    server_config.write(path, {"key": value, value or "empty": "x"})
+    assert path.read_bytes().isascii()
+    assert server_config.read(path) == {"key": value, value or "empty": "x"}
+
+
+def test_an_escape_that_java_would_refuse_is_refused_with_the_file_s_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.properties"
+    path.write_text("key=\\u12zz\n")
+    with pytest.raises(ServerError, match=r"config\.properties: Invalid .u escape sequence: .u12zz"):
+        server_config.read(path)
 
 
 @pytest.fixture
@@ -52,11 +62,11 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_the_effective_configuration_has_its_own_ports_and_archives_and_keeps_what_it_does_not_know(base: Path) -> None:
-    text = server_config.effective(
+    values = server_config.effective(
         base, ports=Ports(1, 2, 3, 4, 5), model_store=Path("a b"), models={"x": "x.mar", "y": "z.mar"}, auth=False,
         overrides={"job_queue_size": "7"},
     )  # fmt: skip
-    assert server_config.parse(text) == {
+    assert values == {
         "inference_address": "http://127.0.0.1:1",
         "management_address": "http://127.0.0.1:2",
         "metrics_address": "http://127.0.0.1:3",

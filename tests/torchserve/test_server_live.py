@@ -23,7 +23,7 @@ import pytest
 from convlens.errors import ServerError
 from convlens.torchserve import archive, server
 from convlens.torchserve.archive_config import ArchiveOptions
-from convlens.torchserve.launcher import end_group, members
+from convlens.torchserve.launcher import end_group, group_members
 from convlens.torchserve.server import Server
 
 pytestmark = pytest.mark.live
@@ -222,13 +222,13 @@ def test_two_servers_run_side_by_side_and_ending_one_brutally_leaves_the_other_a
         assert second.headers("inference") == {}
         assert told(second)["threads"] == str(max(1, (os.cpu_count() or 1) // 2))
         assert told(live)["here"] != told(second)["here"]
-        assert len(members(second.pid)) == 3
+        assert len(group_members(second.pid)) == 3
         assert any("starting TorchServe" in step for step in steps)
         os.kill(second.pid, signal.SIGKILL)
     finally:
         server.stop(second)
     server.stop(second)
-    assert members(second.pid) == []
+    assert group_members(second.pid) == []
     assert not at_work_in(second.run_dir, temp)
     assert told(live)
 
@@ -301,8 +301,8 @@ def test_a_process_that_will_not_end_is_killed_with_the_children_it_started() ->
     leader = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, start_new_session=True)
     assert leader.stdout is not None
     assert [leader.stdout.readline(), leader.stdout.readline()] == [b"1\n", b"1\n"]
-    assert len(members(leader.pid)) == 2
+    assert len(group_members(leader.pid)) == 2
     end_group(leader, grace_s=0.5)
     leader.stdout.close()
-    assert members(leader.pid) == []
+    assert group_members(leader.pid) == []
     assert leader.returncode == -signal.SIGKILL
