@@ -85,7 +85,7 @@ def _npz_members(arrays: Mapping[str, Floats], reply: str) -> Iterator[tuple[str
 
 def reply_too_large(size: float, allowed: int, *, why: str = "") -> RequestError:
     """The error for a reply of ``size`` bytes where ``allowed`` fit; ``why`` names the parameter of an estimate."""
-    instead = "size 'model' or a smaller picture" if why else "fewer methods, fewer outputs"
+    instead = "size 'model' or a smaller image" if why else "fewer methods, fewer outputs"
     return RequestError(
         f"the reply would have {'about ' if why else ''}{size / 1e6:.1f} MB and {allowed / 1e6:.1f} are allowed; "
         f"ask for {instead}, or for smaller arrays by reduce or dtype '<f2'",

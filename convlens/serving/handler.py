@@ -1,6 +1,6 @@
-"""What every handler does with a batch, row by row: bytes to requests, replies to JSON or files, errors to codes.
+"""A server's handler of batches: bytes to requests, replies to JSON or files, errors to codes, row by row.
 
-It needs of its server only the context of a call: headers of a row, and somewhere to put a row's status and type.
+Of its server it needs only the context of a call: the headers of a row, and somewhere to put a row's status and type.
 """
 
 from __future__ import annotations
@@ -25,51 +25,12 @@ from convlens.protocol.responses import dumps, error_json
 from convlens.serving.telemetry import Telemetry, unreadable_request, with_outcome
 from convlens.types import Reply
 
-_PNG_BYTES = 1.5  # a pixel of an overlay, about: photographs of 0.2 to 12 million pixels gave 0.9 to 1.4
-
-
-def require_sendable(request: Request, default_methods: Iterable[str], *, most: int) -> None:
-    """Refuse before any work what could not be sent: a picture file of several pictures or of none, or maps in the size
-    of a picture that would pass ``most`` bytes. Raises RequestError.
-    """
-    asked = [call.method for call in method_calls(request.params, default_methods)]
-    if request.params.accept == PNG:
-        _require_one_picture(request.params, [method.name for method in asked if method.drawing != "thumbnails"])
-    if request.params.size == "original":
-        maps = [
-            3 if method.drawing in ("magnitude", "gradient") else 1 for method in asked if method.needs != "embedding"
-        ]
-        size = _original_bytes(request, maps)
-        if size > most:
-            raise reply_too_large(size, most, why="size 'original'")
-
-
-def _require_one_picture(params: Params, asked: Sequence[str]) -> None:
-    if len(params.output) != 1 or params.output[0] == "array":
-        raise RequestError(f"{PNG} holds one picture; ask for output ['overlay'] or ['heatmap']", field="output")
-    if len(asked) != 1:
-        raise RequestError(
-            f"{PNG} holds one picture, and this asks for {', '.join(asked) or 'none'}; name one method, such as by "
-            "/explanations/NAME/1.0/saliency",
-            field="methods",
-        )
-
-
-def _original_bytes(request: Request, channels: Sequence[int]) -> float:
-    params, pixels = request.params, request.picture.width * request.picture.height
-    base64 = 4 / 3 if params.accept == JSON else 1.0
-    item = np.dtype(params.dtype).itemsize
-    values = len(channels) if params.reduce != "none" else sum(channels)
-    arrays = values * item if "array" in params.output else 0.0
-    overlays = len(channels) * _PNG_BYTES if "overlay" in params.output else 0.0
-    return pixels * base64 * (arrays + overlays)
-
-
 # Bytes of all replies to one batch. TorchServe takes them over in time quadratic in their size (8 MB 0.1 s, 80 MB 20 s,
 # 120 MB over 40 s on two cores), and more than max_response_size kills the worker.
-_LARGEST_BATCH = 64_000_000
-_RESPONSE_TIMEOUT_S = 120.0  # TorchServe's own, where the archive has a configuration but does not say
-_BUDGET = 0.8  # of it, for the work on a batch: what is left is for reading requests and sending replies
+_MAX_BATCH_BYTES = 64_000_000
+_RESPONSE_TIMEOUT_S = 120.0  # TorchServe resets it to this where an archive has a configuration without it
+_BUDGET = 0.8  # of that timeout, for the work on a batch: the rest is for reading requests and sending replies
+_PNG_BYTES = 1.5  # per pixel of an overlay, about: photographs of 0.2 to 12 million pixels gave 0.9 to 1.4
 
 
 class BatchHandler:
@@ -77,79 +38,137 @@ class BatchHandler:
 
     def __init__(self) -> None:
         self.engine: Engine | None = None
-        self.watch: Telemetry | None = None
+        self.telemetry: Telemetry | None = None
         self.limits = Limits()
-        self.largest_reply = _LARGEST_BATCH
+        self.max_reply_bytes = _MAX_BATCH_BYTES
         self.initialized = False
 
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str | bytes]:
-        """Answer a batch: for each item the text or bytes of its reply, each with its own status and type."""
-        if self.engine is None:
-            raise ModelError("the handler was called before it was initialised")
-        started, reports, seen = time.perf_counter(), list[RequestRecord](), list[RequestRecord]()
-        calls = [self._read(item, context, n) for n, item in enumerate(data)]
-        requests = [request for call in calls if isinstance(call, ApiRequest) for request in call.requests]
-        answers = iter(self.engine.run(requests, on_row=reports.append))
-        rows, bodies = iter(reports), list[str | bytes]()
-        for n, call in enumerate(calls):
-            if isinstance(call, ConvLensError):
-                seen.append(unreadable_request(call, time.perf_counter() - started))
-                bodies.append(_sent(call, "", context, n))
-                continue
-            outcome = self._outcome(call, [next(answers) for _ in call.requests])
-            seen += [with_outcome(next(rows), outcome) for _ in call.requests]
-            bodies.append(_sent(outcome, call.requests[0].params.request_id, context, n))
-        if self.watch:
-            self.watch.batch(seen, bodies)
-        return bodies
-
     def start(self, engine: Engine, config: Mapping[str, Any], context: Any) -> None:
-        """Ready from now on, with the archive's limits."""
+        """Take up work, within the limits of the archive."""
         self.limits = Limits(**(config.get("limits") or {}))
-        self.largest_reply = _LARGEST_BATCH // max(1, int(context.system_properties.get("batch_size") or 1))
+        self.max_reply_bytes = _MAX_BATCH_BYTES // max(1, int(context.system_properties.get("batch_size") or 1))
         if context.metrics is not None:
-            self.watch = Telemetry(context.metrics.cache, str(context.model_name))
+            self.telemetry = Telemetry(context.metrics.cache, str(context.model_name))
         engine.calibrate()
         self.engine = engine
         self.initialized = True
 
-    @property
-    def default_methods(self) -> tuple[str, ...]:
-        return self.engine.options.default_methods if self.engine else ()
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str | bytes]:
+        """The reply to each item of a batch as text or bytes; its status and content type are set in ``context``."""
+        if self.engine is None:
+            raise ModelError("the handler was called before it was initialised")
+        started = time.perf_counter()
+        calls = [self._read(item, context, n) for n, item in enumerate(data)]
+        requests = [request for call in calls if isinstance(call, ApiRequest) for request in call.requests]
+        engine_records: list[RequestRecord] = []
+        answers = iter(self.engine.run(requests, on_row=engine_records.append))
+        answered, records, bodies = iter(engine_records), list[RequestRecord](), list[str | bytes]()
+        for n, call in enumerate(calls):
+            if isinstance(call, ConvLensError):
+                records.append(unreadable_request(call, time.perf_counter() - started))
+                bodies.append(_body(call, "", context, n))
+                continue
+            outcome = self._outcome(call, [next(answers) for _ in call.requests])
+            records += [with_outcome(next(answered), outcome) for _ in call.requests]
+            bodies.append(_body(outcome, call.requests[0].params.request_id, context, n))
+        if self.telemetry:
+            self.telemetry.record(records, reply_bytes=sum(map(len, bodies)))
+        return bodies
 
     def _read(self, item: dict[str, Any], context: Any, n: int) -> ApiRequest | ConvLensError:
         headers = context.get_all_request_header(n) or {}
-        if not _by_rest(headers):
+        if not _is_rest(headers):
             # An answer is the last of its stream: StreamPredictions waits for this, Predictions ignores it, and over
             # REST it would be the end of a stream that never began.
             context.set_response_header(n, "ts_stream_next", "false")
         with isolate_errors() as isolation:
-            call = self._call(
+            call = parse_request(
                 item,
                 headers,
+                # Per item: one batch mixes both REST routes and gRPC.
                 explain=str(headers.get("explain", "")).lower() == "true",
                 path_method=str(headers.get("url_path", "")).strip("/"),
+                limits=self.limits,
             )
+            for request in call.requests:
+                require_sendable(request, self._default_methods, max_bytes=self.max_reply_bytes)
         return isolation.error or call
 
-    def _call(self, item: dict[str, Any], headers: Mapping[str, str], *, explain: bool, path_method: str) -> ApiRequest:
-        call = parse_request(item, headers, explain=explain, path_method=path_method, limits=self.limits)
-        for request in call.requests:
-            require_sendable(request, self.default_methods, most=self.largest_reply)
-        return call
+    @property
+    def _default_methods(self) -> tuple[str, ...]:
+        return self.engine.options.default_methods if self.engine else ()
 
     def _outcome(self, call: ApiRequest, answers: list[Reply | ConvLensError]) -> ApiResponse | ConvLensError:
-        """The reply to one message as it goes out, or the error that takes its place."""
+        """The reply to one call as it goes out, or the error that takes its place."""
         replies: list[Reply] = []
         for position, answer in enumerate(answers):
             if isinstance(answer, ConvLensError):
                 return call.envelope.locate(answer, position)
             replies.append(answer)
         with isolate_errors() as isolation:
-            out = encode_response(call, replies)
-        if isolation.error is None and len(out.body) > self.largest_reply:
-            return reply_too_large(len(out.body), self.largest_reply)
-        return isolation.error or out
+            response = encode_response(call, replies)
+        if isolation.error is None and len(response.body) > self.max_reply_bytes:
+            return reply_too_large(len(response.body), self.max_reply_bytes)
+        return isolation.error or response
+
+
+def _is_rest(headers: Mapping[str, Any]) -> bool:
+    """TorchServe sets this header on each of its REST routes; over gRPC only the input's keys come, and not as text."""
+    return isinstance(headers.get("explain"), str)
+
+
+def _body(outcome: ApiResponse | ConvLensError, request_id: str, context: Any, n: int) -> str | bytes:
+    if isinstance(outcome, ConvLensError):
+        # The phrase is a constant of ours: a line break in it would kill the worker.
+        context.set_response_content_type(n, "application/json")
+        context.set_response_status(outcome.status, type(outcome).__name__, n)
+        return dumps(error_json(outcome, request_id=request_id))
+    context.set_response_content_type(n, outcome.media)
+    return outcome.body
+
+
+# --- what cannot be sent ----------------------------------------------------------------------------------------------
+
+
+def require_sendable(request: Request, default_methods: Iterable[str], *, max_bytes: int) -> None:
+    """Refuse, before any work, a reply that could not be sent. Raises RequestError.
+
+    That is a PNG of several images or of none, or maps in the size of an image that would pass ``max_bytes``.
+    """
+    methods = [call.method for call in method_calls(request.params, default_methods)]
+    if request.params.accept == PNG:
+        _require_one_image(request.params, [method.name for method in methods if method.drawing != "thumbnails"])
+    if request.params.size == "original":
+        channels = [
+            3 if method.drawing in ("magnitude", "gradient") else 1 for method in methods if method.needs != "embedding"
+        ]
+        size = _original_bytes(request, channels)
+        if size > max_bytes:
+            raise reply_too_large(size, max_bytes, why="size 'original'")
+
+
+def _require_one_image(params: Params, methods: Sequence[str]) -> None:
+    if len(params.output) != 1 or params.output[0] == "array":
+        raise RequestError(f"{PNG} holds one image; ask for output ['overlay'] or ['heatmap']", field="output")
+    if len(methods) != 1:
+        raise RequestError(
+            f"{PNG} holds one image, and this asks for {', '.join(methods) or 'none'}; name one method, such as by "
+            "/explanations/NAME/1.0/saliency",
+            field="methods",
+        )
+
+
+def _original_bytes(request: Request, channels: Sequence[int]) -> float:
+    """About the size of a reply with maps of so many channels each, in the size of the image itself."""
+    params, pixels = request.params, request.picture.width * request.picture.height
+    base64 = 4 / 3 if params.accept == JSON else 1.0
+    values = len(channels) if params.reduce != "none" else sum(channels)
+    arrays = values * np.dtype(params.dtype).itemsize if "array" in params.output else 0.0
+    overlays = len(channels) * _PNG_BYTES if "overlay" in params.output else 0.0
+    return pixels * base64 * (arrays + overlays)
+
+
+# --- the archive's configuration --------------------------------------------------------------------------------------
 
 
 def handler_config(context: Any) -> dict[str, Any]:
@@ -158,7 +177,7 @@ def handler_config(context: Any) -> dict[str, Any]:
 
 
 def engine_options(config: Mapping[str, Any], context: Any) -> EngineOptions:
-    """What the archive says of name, version, default methods, budget, precision and the entry for sweeps."""
+    """The engine's options by the archive: name, version, default methods, budget, precision, the entry for sweeps."""
     timeout_s = float((context.model_yaml_config or {}).get("responseTimeout") or _RESPONSE_TIMEOUT_S)
     sweeps_at = str(config.get("sweeps_at") or "")
     return EngineOptions(
@@ -173,23 +192,9 @@ def engine_options(config: Mapping[str, Any], context: Any) -> EngineOptions:
 
 
 def assigned_gpu(context: Any) -> int | None:
-    """The GPU that TorchServe gave this worker, None for the CPU; ModelError where one was asked for and none given."""
+    """The GPU that the server gave this worker, None for the CPU; ModelError where the archive asks for one in vain."""
     gpu_id = context.system_properties.get("gpu_id")
+    # TorchServe counts GPUs by nvidia-smi; without it the model would silently run on the CPU.
     if gpu_id is None and (context.model_yaml_config or {}).get("deviceType") == "gpu":
         raise ModelError("deviceType is gpu, but TorchServe gave this worker none; is nvidia-smi on its PATH?")
     return None if gpu_id is None else int(gpu_id)
-
-
-def _by_rest(headers: Mapping[str, Any]) -> bool:
-    """TorchServe sets this header on each of its REST routes; over gRPC only the input's keys come, and not as text."""
-    return isinstance(headers.get("explain"), str)
-
-
-def _sent(outcome: ApiResponse | ConvLensError, request_id: str, context: Any, n: int) -> str | bytes:
-    if isinstance(outcome, ConvLensError):
-        # The phrase is a constant of ours: a line break in it would kill the worker.
-        context.set_response_content_type(n, "application/json")
-        context.set_response_status(outcome.status, type(outcome).__name__, n)
-        return dumps(error_json(outcome, request_id=request_id))
-    context.set_response_content_type(n, outcome.media)
-    return outcome.body

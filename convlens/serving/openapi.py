@@ -1,7 +1,7 @@
-"""What goes over the wire, as JSON Schema and OpenAPI: requests by the models that check them, replies as written.
+"""The API as JSON Schema and OpenAPI, made from the models that validate requests and build replies.
 
-``python -m convlens.serving.openapi docs/schema`` writes the files; a test holds them to the code, and the replies to
-them.
+``python -m convlens.serving.openapi docs/schema`` writes the files. Tests compare them with the code, and real requests
+and replies with them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from convlens.protocol.negotiation import JSON, Media
 from convlens.protocol.params import Params
 from convlens.protocol.responses import ErrorBody, ReplyBody
 
-_CLOSED = ConfigDict(extra="forbid", frozen=True)
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class Body(BaseModel):
     """A JSON request: the picture as base64, and what is asked about it."""
 
-    model_config = _CLOSED
+    model_config = ConfigDict(extra="forbid", frozen=True)
     data: Base64 | str = Field(description="An encoded picture (JPEG, PNG, WebP, GIF, BMP, TIFF) in base64.")
     params: Params = Field(default_factory=Params)
 
@@ -113,8 +112,8 @@ def _request_content(request: type[BaseModel], *, plain: bool) -> dict[str, Any]
     binary = {"type": "string", "contentMediaType": "application/octet-stream"}
     form = {"type": "object", "required": ["data"], "properties": {"data": binary, "params": _reference(Params)}}
     encoding = {"params": {"contentType": "application/json"}}
-    pictures: dict[str, Any] = {media: {"schema": {}} for media in ("image/*", "application/octet-stream")}
-    return content | pictures | {"multipart/form-data": {"schema": form, "encoding": encoding}}
+    images: dict[str, Any] = {media: {"schema": {}} for media in ("image/*", "application/octet-stream")}
+    return content | images | {"multipart/form-data": {"schema": form, "encoding": encoding}}
 
 
 def _reply_content(reply: type[BaseModel], *, plain: bool) -> dict[str, Any]:
@@ -133,21 +132,22 @@ def _reference(model: type[BaseModel]) -> dict[str, str]:
 
 def _definitions(template: str) -> dict[str, Any]:
     """Requests as they are read, replies as they are written, and every method's options."""
-    options = [options_model(name) for name in explain.available_methods()]
-    asked = [(model, "validation") for model in (*_REQUESTS, Params, *options)]
-    said = [(model, "serialization") for model in _REPLIES]
-    _, found = models_json_schema([*asked, *said], ref_template=template)  # type: ignore[list-item]
-    definitions = found["$defs"]
-    definitions["MethodParams"]["allOf"] = [_options_of(name, template) for name in explain.available_methods()]
-    names = {"enum": list(explain.available_methods()), "type": "string"}
-    definitions["MethodParams"]["properties"]["method"] = names
+    names = explain.available_methods()
+    requests = [(model, "validation") for model in (*_REQUESTS, Params, *map(options_model, names))]
+    replies = [(model, "serialization") for model in _REPLIES]
+    _, schema = models_json_schema([*requests, *replies], ref_template=template)  # type: ignore[list-item]
+    definitions = schema["$defs"]
+    # The parameters' model takes any name, because methods are registered at run time; the documents list them.
+    name_schema = {"enum": list(names), "type": "string"}
+    definitions["MethodParams"]["allOf"] = [_options_of(name, template) for name in names]
+    definitions["MethodParams"]["properties"]["method"] = name_schema
     items = definitions["Params"]["properties"]["methods"]["anyOf"][0]["items"]
-    items["anyOf"] = [names, *(one for one in items["anyOf"] if "$ref" in one)]
+    items["anyOf"] = [name_schema, *(branch for branch in items["anyOf"] if "$ref" in branch)]
     return dict(sorted(definitions.items()))
 
 
 def _options_of(method: str, template: str) -> dict[str, Any]:
-    """That the options of this method are its own; pydantic knows them only once the method's name is known."""
+    """The rule that this method takes its own options; pydantic knows them only once the method's name is known."""
     options = {"$ref": template.format(model=options_model(method).__name__)}
     return {
         "if": {"properties": {"method": {"const": method}}, "required": ["method"]},
@@ -156,12 +156,12 @@ def _options_of(method: str, template: str) -> dict[str, Any]:
 
 
 def write(folder: Path) -> list[Path]:
-    """``schema.json`` and ``openapi.json`` in the folder."""
+    """Write ``schema.json`` and ``openapi.json`` into the folder; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"schema.json": json_schema(), "openapi.json": openapi()}
-    for name, document in made.items():
+    documents = {"schema.json": json_schema(), "openapi.json": openapi()}
+    for name, document in documents.items():
         (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [folder / name for name in made]
+    return [folder / name for name in documents]
 
 
 if __name__ == "__main__":

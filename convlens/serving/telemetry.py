@@ -1,9 +1,7 @@
-"""What Prometheus is told: per request and method how many, how long, how many windows and what went wrong.
+"""What those who run a worker see of its requests: metrics for Prometheus, and a line in the log for each request.
 
 Labels hold the model entry's name, names from the registry and of our error classes, never anything that a client sent:
 each is a time series that lives as long as the server. The server keeps the numbers, so they outlive a worker.
-
-What those who run a worker see of its requests: metrics, and a line in the log for each.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ from convlens.errors import ConvLensError, error_type
 from convlens.serving.structured_logging import log_request
 
 _log = logging.getLogger(__name__)
-PREDICT = "predict"  # the method of a request that called none
-OTHER = "other"
-_LEVEL = "Model"
-_COMMON = ("ModelName", "Level")
 
+_PREDICT = "predict"  # the method of a request that calls none
+_OTHER = "other"  # any method that is not in the registry
+_LEVEL = "Model"
+_COMMON_LABELS = ("ModelName", "Level")
 # Name -> its own labels, as handlers/metrics.yaml declares them to the server.
 COUNTERS = {
     "convlens_requests_total": ("method", "code"),
@@ -47,6 +45,51 @@ class Instrument(Protocol):
     def add_or_update(self, value: float, dimension_values: list[str] = ...) -> None: ...
 
 
+class Telemetry:
+    """Metrics and log lines of one model entry; ``cache`` as for Metrics."""
+
+    def __init__(self, cache: Mapping[Any, Mapping[str, Instrument]], model: str) -> None:
+        self._model = model
+        self._metrics = Metrics(cache, model)
+
+    def record(self, records: Sequence[RequestRecord], *, reply_bytes: int) -> None:
+        """Count and log every request of one batch, whose replies have so many bytes together."""
+        self._metrics.record(records, reply_bytes=reply_bytes)
+        for record in records:
+            log_request(record, model=self._model, batch=len(records))
+
+
+class Metrics:
+    """The metrics of one model entry.
+
+    ``cache`` is the server's ``context.metrics.cache``: kind of metric -> name -> metric, from its metrics.yaml. What
+    is not declared there, or with other labels, is left out and named once in the log.
+    """
+
+    def __init__(self, cache: Mapping[Any, Mapping[str, Instrument]], model: str) -> None:
+        self._common = [model, _LEVEL]
+        declared = {str(getattr(kind, "value", kind)): metrics for kind, metrics in cache.items()}
+        self._instruments = {
+            name: instrument
+            for kind, ours in (("counter", COUNTERS), ("histogram", HISTOGRAMS))
+            for name, instrument in declared.get(kind, {}).items()
+            # The server matches values to labels by their order alone, and drops lines that do not fit one by one.
+            if name in ours and tuple(instrument.dimension_names) == (*_COMMON_LABELS, *ours[name])
+        }
+        if missing := sorted({*COUNTERS, *HISTOGRAMS} - set(self._instruments)):
+            _log.warning(
+                "not measured, for the server's metrics_config does not declare them so: %s; use handlers/metrics.yaml",
+                ", ".join(missing),
+            )
+
+    def record(self, records: Iterable[RequestRecord], *, reply_bytes: int = 0) -> None:
+        """Count the requests of one batch, whose replies have so many bytes together."""
+        for sample in samples(records, reply_bytes=reply_bytes):
+            instrument = self._instruments.get(sample.metric)
+            if instrument is not None:
+                instrument.add_or_update(sample.value, [*self._common, *sample.labels])
+
+
 @dataclass(frozen=True)
 class Sample:
     """One number for one metric; ``labels`` are the values of the metric's own labels, in their order."""
@@ -56,101 +99,54 @@ class Sample:
     value: float
 
 
-class Metrics:
-    """The metrics of one model entry.
-
-    ``cache`` is the server's ``context.metrics.cache``: kind of metric -> name -> metric, from its metrics.yaml. What
-    is not declared there, or with other labels, is left out and named once in the log: the server would drop it line
-    by line.
-    """
-
-    def __init__(self, cache: Mapping[Any, Mapping[str, Instrument]], model: str) -> None:
-        self._common = [model, _LEVEL]
-        kinds = {str(getattr(kind, "value", kind)): named for kind, named in cache.items()}
-        wanted = {"counter": COUNTERS, "histogram": HISTOGRAMS}
-        declared = {kind: kinds.get(kind, {}) for kind in wanted}
-        self._instruments = {
-            name: declared[kind][name]
-            for kind, named in wanted.items()
-            for name, labels in named.items()
-            if name in declared[kind] and tuple(declared[kind][name].dimension_names) == (*_COMMON, *labels)
-        }
-        if missing := sorted({*COUNTERS, *HISTOGRAMS} - set(self._instruments)):
-            _log.warning(
-                "not measured, for the server's metrics_config does not declare them so: %s; use handlers/metrics.yaml",
-                ", ".join(missing),
-            )
-
-    def batch(self, reports: Iterable[RequestRecord], *, reply_bytes: int = 0) -> None:
-        """Count the requests of one batch, whose replies have so many bytes together."""
-        for sample in samples(reports, reply_bytes=reply_bytes):
-            instrument = self._instruments.get(sample.metric)
-            if instrument is not None:
-                instrument.add_or_update(sample.value, [*self._common, *sample.labels])
-
-
-def samples(reports: Iterable[RequestRecord], *, reply_bytes: int = 0) -> Iterator[Sample]:
+def samples(records: Iterable[RequestRecord], *, reply_bytes: int = 0) -> Iterator[Sample]:
     """What a batch adds to which metric: counts summed up over it, durations one by one.
 
     A method that a request calls twice counts once, with the seconds and windows of both calls.
     """
     counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
-    for report in reports:
-        code, outcome = str(report.error.status if report.error else 200), _outcome(report.error)
-        for method, seconds, windows in _methods(report):
+    for record in records:
+        code, outcome = str(record.error.status if record.error else 200), _outcome(record.error)
+        for method, seconds, windows in _methods(record):
             counts["convlens_requests_total", (method, code)] += 1
             counts["convlens_windows_total", (method,)] += windows
             yield Sample("convlens_seconds", (method, outcome), seconds)
-        yield Sample("convlens_request_seconds", (outcome,), report.seconds)
-        if report.queue_wait_s is not None:
-            yield Sample("convlens_queue_wait_seconds", (), report.queue_wait_s)
-        if report.error is not None:
-            counts["convlens_errors_total", (error_type(report.error), code)] += 1
+        yield Sample("convlens_request_seconds", (outcome,), record.seconds)
+        if record.queue_wait_s is not None:
+            yield Sample("convlens_queue_wait_seconds", (), record.queue_wait_s)
+        if record.error is not None:
+            counts["convlens_errors_total", (error_type(record.error), code)] += 1
     counts["convlens_reply_bytes_total", ()] += reply_bytes
     yield from (Sample(metric, labels, count) for (metric, labels), count in counts.items() if count)
 
 
 def _outcome(error: ConvLensError | None) -> str:
-    """``refused``: the client can mend it; ``failed``: the server could not."""
+    """``refused``: the client can mend it; ``failed``: the server could not answer."""
     if error is None:
         return "answered"
     return "refused" if error.status < 500 else "failed"
 
 
-def _methods(report: RequestRecord) -> Iterator[tuple[str, float, int]]:
+def _methods(record: RequestRecord) -> Iterator[tuple[str, float, int]]:
     """Each method with its seconds and windows; without any, predictions with the seconds of the whole request."""
     known = explain.available_methods()
-    calls: dict[str, tuple[float, int]] = {}
-    for call in report.methods:
-        name = call.method if call.method in known else OTHER
-        seconds, windows = calls.get(name, (0.0, 0))
-        calls[name] = seconds + call.seconds, windows + call.windows
-    for name, (seconds, windows) in (calls or {PREDICT: (report.seconds, 0)}).items():
+    totals: dict[str, tuple[float, int]] = {}
+    for call in record.methods:
+        name = call.method if call.method in known else _OTHER
+        seconds, windows = totals.get(name, (0.0, 0))
+        totals[name] = seconds + call.seconds, windows + call.windows
+    for name, (seconds, windows) in (totals or {_PREDICT: (record.seconds, 0)}).items():
         yield name, seconds, windows
 
 
-class Telemetry:
-    """Of one model entry; ``cache`` as for Metrics."""
-
-    def __init__(self, cache: Any, model: str) -> None:
-        self._model = model
-        self._metrics = Metrics(cache, model)
-
-    def batch(self, reports: Sequence[RequestRecord], bodies: Sequence[str | bytes]) -> None:
-        """What became of every picture of one batch, and the bodies of its replies."""
-        self._metrics.batch(reports, reply_bytes=sum(map(len, bodies)))
-        for report in reports:
-            log_request(report, model=self._model, batch=len(reports))
-
-
 def unreadable_request(error: ConvLensError, seconds: float) -> RequestRecord:
-    """A request that could not even be read."""
+    """The record of a request that could not even be read."""
     return RequestRecord("", (), None, seconds, error)
 
 
-def with_outcome(report: RequestRecord, outcome: object) -> RequestRecord:
-    """The report, with the error that the client got instead of the answer, where it got one.
+def with_outcome(record: RequestRecord, outcome: object) -> RequestRecord:
+    """The record, with the error that the client got instead of the answer, where it got one.
 
     The answer was ready, but its form could not be made; or a neighbour in the same body failed.
     """
-    return replace(report, error=outcome) if isinstance(outcome, ConvLensError) else report
+    return replace(record, error=outcome) if isinstance(outcome, ConvLensError) else record

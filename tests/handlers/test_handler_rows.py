@@ -103,7 +103,7 @@ def test_only_what_came_over_grpc_is_marked_as_the_last_of_its_stream(small: Con
 
 
 def test_a_reply_beyond_its_share_of_what_the_server_can_send_is_refused_alone(small: ConvLensHandler) -> None:
-    small.largest_reply = 5_000
+    small.max_reply_bytes = 5_000
     found = handled(
         small,
         {"body": PNG},
@@ -148,7 +148,7 @@ def test_the_archives_configuration_is_what_counts(archive: Path) -> None:
     assert (options.default_methods, options.max_cost) == (("grad_cam",), 50.0)
     ((status, body),) = handled(handler, {"body": PNG})
     assert (status, body["type"]) == (413, "ImageTooLargeError")
-    assert handler.largest_reply * 4 <= 64_000_000
+    assert handler.max_reply_bytes * 4 <= 64_000_000
 
 
 @pytest.fixture(scope="module")

@@ -111,8 +111,8 @@ def test_clients_without_headers_name_the_form_in_params() -> None:
         ({"methods": ["saliency", "grad_cam"]}, "methods", "asks for saliency, grad_cam"),
         ({"explain": True}, "methods", "asks for saliency, occlusion"),
         ({"methods": ["neighbours"]}, "methods", "asks for none"),
-        ({"methods": ["saliency"], "output": ["array"]}, "output", "one picture"),
-        ({"methods": ["saliency"], "output": ["overlay", "heatmap"]}, "output", "one picture"),
+        ({"methods": ["saliency"], "output": ["array"]}, "output", "one image"),
+        ({"methods": ["saliency"], "output": ["overlay", "heatmap"]}, "output", "one image"),
     ],
 )
 def test_a_png_is_refused_before_any_work_where_it_cannot_hold_the_answer(
@@ -120,7 +120,7 @@ def test_a_png_is_refused_before_any_work_where_it_cannot_hold_the_answer(
 ) -> None:
     (request,) = parse_request({"data": FILE, "params": params}, {"accept": PNG}).requests
     with pytest.raises(ConvLensError) as caught:
-        require_sendable(request, ("saliency", "occlusion"), most=10**9)
+        require_sendable(request, ("saliency", "occlusion"), max_bytes=10**9)
     assert (caught.value.status, caught.value.field) == (422, field)
     assert said in caught.value.message
 
@@ -140,12 +140,12 @@ def test_a_png_is_refused_before_any_work_where_it_cannot_hold_the_answer(
 def test_maps_in_the_size_of_a_large_picture_are_weighed_beforehand(params: dict[str, Any], megabytes: float) -> None:
     params = {"size": "original", "accept": "application/json"} | params
     request = Request(picture(size=(1000, 1000)), parse_params(params))
-    require_sendable(request, (), most=int(megabytes * 1e6) + 60_000)
+    require_sendable(request, (), max_bytes=int(megabytes * 1e6) + 60_000)
     if megabytes:
-        with pytest.raises(ConvLensError, match="size 'model' or a smaller picture") as caught:
-            require_sendable(request, (), most=int(megabytes * 1e6) - 60_000)
+        with pytest.raises(ConvLensError, match="size 'model' or a smaller image") as caught:
+            require_sendable(request, (), max_bytes=int(megabytes * 1e6) - 60_000)
         assert (caught.value.status, caught.value.field) == (422, "size")
 
 
 def test_maps_of_the_models_size_need_no_weighing() -> None:
-    require_sendable(Request(picture(size=(1000, 1000)), parse_params({"methods": ["saliency"]})), (), most=1)
+    require_sendable(Request(picture(size=(1000, 1000)), parse_params({"methods": ["saliency"]})), (), max_bytes=1)

@@ -40,7 +40,7 @@ def emitted(
     metrics = Metrics(cache(DECLARED).cache, "net")
     caplog.set_level(logging.INFO, logger="ts.metrics.caching_metric")
     caplog.clear()
-    metrics.batch(reports, reply_bytes=reply_bytes)
+    metrics.record(reports, reply_bytes=reply_bytes)
     lines = [LINE.fullmatch(record.getMessage()) for record in caplog.records]
     assert None not in lines, caplog.messages
     return [(line[1], line[4], line[3]) for line in lines if line]
@@ -128,7 +128,7 @@ def test_a_server_that_declares_none_of_them_is_told_none_and_the_log_names_them
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "convlens.serving.telemetry"]
     assert all(name in warning for name in (*COUNTERS, *HISTOGRAMS))
     caplog.clear()
-    metrics.batch([row()])
+    metrics.record([row()])
     assert caplog.messages == []
 
 
