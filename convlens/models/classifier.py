@@ -1,4 +1,4 @@
-"""A model that is ready to answer, and the device it answers on."""
+"""A loaded model, and the device that it runs on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from convlens.types import ModelSpec
 class Classifier:
     """A network in eval mode, in float32, none of its parameters requiring a gradient.
 
-    ``module`` maps normalised pictures N×3×crop×crop to logits N×K. ``source`` is the full name that it was loaded by,
-    local folders included (after ``unpack`` the name of its architecture alone); ``spec.name`` has no folders and
-    is fit to be shown.
+    ``module`` maps normalised images (N, 3, crop, crop) to logits (N, K). ``source`` is the full name that it was
+    loaded by, local folders included (after ``unpack`` the name of its architecture alone); ``spec.name`` has no
+    folders and may be shown to anybody.
     """
 
     module: nn.Module
@@ -26,21 +26,21 @@ class Classifier:
     source: str
 
 
-def choose_device(wanted: str | torch.device) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device meant by ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises ModelError for a device that is not there: there is no fall-back.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(wanted)
+        device = torch.device(name)
     except RuntimeError:
-        raise ModelError(f"no device {wanted!r}; there are: auto, cpu, cuda, cuda:N") from None
+        raise ModelError(f"no device {name!r}; there are: auto, cpu, cuda, cuda:N") from None
     if device.type == "cpu":
-        return torch.device("cpu")
+        return torch.device("cpu")  # cpu:1 is no other device
     if device.type != "cuda":
-        raise ModelError(f"device {str(wanted)!r} is not supported; there are: auto, cpu, cuda, cuda:N")
+        raise ModelError(f"device {str(name)!r} is not supported; there are: auto, cpu, cuda, cuda:N")
     return _cuda(device)
 
 

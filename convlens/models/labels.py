@@ -12,66 +12,67 @@ from pathlib import Path
 
 from convlens.errors import ModelError, TargetError, near_matches
 
-IMAGENET = "imagenet"
+_IMAGENET = "imagenet"
 
 
-def find_class(labels: Sequence[str], wanted: int | str) -> int:
+def find_class(labels: Sequence[str], target: int | str) -> int:
     """The index of a class given by its index or by its label, upper and lower case alike.
 
     A label that is right to the letter wins over others that differ in case only (ImageNet's ``Cardigan`` is a dog, its
     ``cardigan`` a garment). Digits in a string are a label, not an index. Raises TargetError for an index out of range,
     an unknown label, and a label that several classes bear.
     """
-    given: object = wanted  # it may come from JSON or numpy, whatever the annotation says
-    if isinstance(given, Integral | int) and not isinstance(given, bool):
-        return _in_range(labels, int(given))
-    if not isinstance(given, str):
-        raise TargetError(f"target {wanted!r} should be a class index (a whole number) or a label (a string)")
-    return _by_label(labels, given)
+    value: object = target  # it may come from JSON or numpy, whatever the annotation says
+    if isinstance(value, Integral | int) and not isinstance(value, bool):
+        return _in_range(labels, int(value))
+    if not isinstance(value, str):
+        raise TargetError(f"target {target!r} should be a class index (a whole number) or a label (a string)")
+    return _by_label(labels, value)
 
 
 def _in_range(labels: Sequence[str], index: int) -> int:
     if not 0 <= index < len(labels):
+        # Shortened by reprlib: JSON may hold whole numbers of thousands of digits.
         raise TargetError(f"no class {reprlib.repr(index)}; there are 0..{len(labels) - 1}")
     return index
 
 
-def _by_label(labels: Sequence[str], wanted: str) -> int:
-    exact = [index for index, label in enumerate(labels) if label == wanted]
-    folded = wanted.strip().casefold()
-    found = exact or [index for index, label in enumerate(labels) if label.casefold() == folded]
-    if len(found) > 1:
-        choices = ", ".join(f"{index} ({labels[index]})" for index in found)
-        raise TargetError(f"{len(found)} classes are labelled {wanted!r}: {choices}; give the index")
-    if not found:
-        hint = near_matches(wanted, dict.fromkeys(labels))
+def _by_label(labels: Sequence[str], name: str) -> int:
+    folded = name.strip().casefold()
+    exact = [index for index, label in enumerate(labels) if label == name]
+    matches = exact or [index for index, label in enumerate(labels) if label.casefold() == folded]
+    if len(matches) > 1:
+        choices = ", ".join(f"{index} ({labels[index]})" for index in matches)
+        raise TargetError(f"{len(matches)} classes are labelled {name!r}: {choices}; give the index")
+    if not matches:
+        hint = near_matches(name, dict.fromkeys(labels))
         raise TargetError(
-            f"no class labelled {wanted!r} among {len(labels)}{hint}; an index 0..{len(labels) - 1} works too"
+            f"no class labelled {name!r} among {len(labels)}{hint}; an index 0..{len(labels) - 1} works too"
         )
-    return found[0]
+    return matches[0]
 
 
 def imagenet_labels() -> tuple[str, ...]:
     """ImageNet-1k's 1,000 class names in their usual order, as torchvision's weights carry them."""
-    from torchvision.models import ResNet18_Weights  # 2 s, and not needed with a labels file
+    from torchvision.models import ResNet18_Weights  # here: it takes 2 s, and a labels file needs none of it
 
     return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def read_labels(where: str) -> tuple[str, ...]:
+def read_labels(path: str) -> tuple[str, ...]:
     """Class names from a file: a JSON list, a CSV of one row or one column, or any other text with one label a line.
 
     ``imagenet`` stands for the ImageNet-1k names. Raises ModelError for a file that cannot be read or holds no such
     list.
     """
-    if where == IMAGENET:
+    if path == _IMAGENET:
         return imagenet_labels()
-    path = Path(where).expanduser()
+    file = Path(path).expanduser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")  # Excel begins its files with a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"labels file {path} cannot be read: {error}") from error
-    return _checked(path, _split(path, text))
+        raise ModelError(f"labels file {file} cannot be read: {error}") from error
+    return _checked(file, _split(file, text))
 
 
 def _split(path: Path, text: str) -> list[object]:
@@ -84,12 +85,12 @@ def _split(path: Path, text: str) -> list[object]:
 
 def _json_list(path: Path, text: str) -> list[object]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except ValueError as error:
         raise ModelError(f"labels file {path} is not valid JSON: {error}") from error
-    if not isinstance(found, list):
-        raise ModelError(f"labels file {path} holds a {type(found).__name__}; it should hold a list of strings")
-    return found
+    if not isinstance(content, list):
+        raise ModelError(f"labels file {path} holds a {type(content).__name__}; it should hold a list of strings")
+    return content
 
 
 def _csv_list(path: Path, text: str) -> list[object]:
@@ -99,9 +100,9 @@ def _csv_list(path: Path, text: str) -> list[object]:
     return [cell.strip() for row in rows for cell in row]
 
 
-def _checked(path: Path, found: list[object]) -> tuple[str, ...]:
+def _checked(path: Path, values: list[object]) -> tuple[str, ...]:
     labels: list[str] = []
-    for index, label in enumerate(found):
+    for index, label in enumerate(values):
         # Control characters would break the header and log lines that labels end up in.
         if not isinstance(label, str) or not label or any(unicodedata.category(letter) == "Cc" for letter in label):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""The door: a name in, a classifier out."""
+"""From a model's name to a classifier."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import nn
 from convlens.errors import ModelError, near_matches
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.layer_discovery import DiscoveredLayers, discover_layers
-from convlens.models.model_id import ModelId, ModelName, parse, read_options
-from convlens.models.preprocessing import Preprocessing, adjusted
+from convlens.models.model_id import ModelId, ModelName, parse_model_id, parse_options
+from convlens.models.preprocessing import Preprocessing
 from convlens.models.sources import find_source, source_names
 from convlens.models.weights import weights_sha256
 from convlens.types import ModelSpec
@@ -18,25 +18,26 @@ DEFAULT = "packaged:efficientnet_lite0"
 
 
 def load(name: str = DEFAULT, *, device: str | torch.device = "auto") -> Classifier:
-    """Loads the classifier of that name: ``packaged:…``, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME``,
+    """Load the classifier of that name: ``packaged:…``, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME``,
     ``file:PATH:FACTORY``.
 
-    The classes in ``sources`` say which variants there are, ``Options`` what may follow a ``?``. ``file:`` runs that
-    file's code. Raises ModelError for a name that is unknown or could mean two things, weights that do not fit or
-    cannot be had, a network that is no convolutional classifier, and a device that is not there.
+    The classes in ``sources`` say which variants there are, ``ModelOptions`` what may follow a ``?``. ``file:`` runs
+    that file's code. Raises ModelError for a name that is unknown or could mean two things, weights that do not fit or
+    cannot be downloaded, a network that is no convolutional classifier, and a device that is not there.
     """
-    placed = choose_device(device)
-    parsed = parse(name)
-    if not parsed.source:
-        raise ModelError(_bare(parsed))
-    source, options = find_source(parsed.source), read_options(parsed)
-    draft = source.draft(parsed, options)
-    module = for_inference(draft.module)
+    chosen = choose_device(device)
+    model_id = parse_model_id(name)
+    if not model_id.source:
+        raise ModelError(_without_source(model_id))
+    source, options = find_source(model_id.source), parse_options(model_id)
+    model = source.load(model_id, options)
+    module = for_inference(model.module)
     try:
-        spec = _spec(source.shown(parsed), module, adjusted(draft.feed, options), options.labels or draft.labels)
+        preprocessing = model.preprocessing.with_options(options)
+        spec = _spec(source.display_name(model_id), module, preprocessing, options.labels or model.labels)
     except ModelError as error:
         raise ModelError(f"{name!r}: {error.message}") from error
-    return Classifier(module.to(placed), spec, placed, name)
+    return Classifier(module.to(chosen), spec, chosen, name)
 
 
 def listing(source: str | None = None) -> tuple[ModelName, ...]:
@@ -45,52 +46,54 @@ def listing(source: str | None = None) -> tuple[ModelName, ...]:
     Includes networks that are not convolutional: their ``is_cnn_classifier`` is False. Raises ModelError for an unknown
     source.
     """
-    wanted = source_names() if source is None else (source,)
-    return tuple(entry for each in wanted for entry in find_source(each).names())
+    sources = source_names() if source is None else (source,)
+    return tuple(entry for each in sources for entry in find_source(each).names())
 
 
 def for_inference(module: nn.Module) -> nn.Module:
     """The same module in eval mode, in float32, without gradients for its parameters."""
+    # Gradients are by the image: those of the parameters would only cost time and memory.
     return module.eval().float().requires_grad_(False)
 
 
-def _spec(shown: str, module: nn.Module, feed: Preprocessing, labels: tuple[str, ...] | None) -> ModelSpec:
-    found = discover_layers(module, feed)
+def _spec(name: str, module: nn.Module, preprocessing: Preprocessing, labels: tuple[str, ...] | None) -> ModelSpec:
+    layers = discover_layers(module, preprocessing)
     return ModelSpec(
-        name=shown,
-        crop=feed.crop,
-        resize=feed.resize,
-        interpolation=feed.interpolation,
-        mean=feed.mean,
-        std=feed.std,
-        labels=_labels(found, labels),
-        embedding_layer=found.embedding_layer,
-        gradcam_layer=found.gradcam_layer,
-        first_convolution=found.first_convolution,
+        name=name,
+        crop=preprocessing.crop,
+        resize=preprocessing.resize,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        labels=_labels(layers, labels),
+        embedding_layer=layers.embedding_layer,
+        gradcam_layer=layers.gradcam_layer,
+        first_convolution=layers.first_convolution,
         weights_sha256=weights_sha256(module),
     )
 
 
-def _labels(found: DiscoveredLayers, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+def _labels(layers: DiscoveredLayers, labels: tuple[str, ...] | None) -> tuple[str, ...]:
     if labels is None:
-        return tuple(f"class {index}" for index in range(found.classes))
-    if len(labels) != found.classes:
+        return tuple(f"class {index}" for index in range(layers.classes))
+    if len(labels) != layers.classes:
         raise ModelError(
-            f"the network has {found.classes} classes, but there are {len(labels)} labels; give labels=FILE with one "
+            f"the network has {layers.classes} classes, but there are {len(labels)} labels; give labels=FILE with one "
             "a class"
         )
     return labels
 
 
-def _bare(name: ModelId) -> str:
+def _without_source(model_id: ModelId) -> str:
     """Why a name without a source is refused, with the corrected spellings."""
+    # Not taken from the first source that has it: torchvision's and timm's resnet50 have other weights.
     everywhere = [entry.name for entry in listing()]
-    spelled = [full for full in everywhere if full.partition(":")[2].split(".")[0] == name.rest]
-    if spelled:
-        heads = dict.fromkeys(full.split(".")[0] for full in spelled)
-        return f"{name.text!r} does not say where the model comes from; write {' or '.join(heads)}"
+    matching = [full for full in everywhere if full.partition(":")[2].split(".")[0] == model_id.rest]
+    if matching:
+        corrected = dict.fromkeys(full.split(".")[0] for full in matching)
+        return f"{model_id.text!r} does not say where the model comes from; write {' or '.join(corrected)}"
     models = dict.fromkeys(full.partition(":")[2] for full in everywhere)
     return (
-        f"{name.text!r} does not say where the model comes from, and no source has it; "
-        f"write SOURCE:NAME with a source of {', '.join(source_names())}{near_matches(name.rest, models)}"
+        f"{model_id.text!r} does not say where the model comes from, and no source has it; "
+        f"write SOURCE:NAME with a source of {', '.join(source_names())}{near_matches(model_id.rest, models)}"
     )

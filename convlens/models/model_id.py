@@ -1,7 +1,4 @@
-"""How a model's name is written: ``source:model[:variant][?key=value&key=value]``.
-
-What may stand behind the ``?`` of a model's name.
-"""
+"""How a model's name is written: ``source:model[:variant][?key=value&key=value]``."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from convlens.errors import ModelError, near_matches
 from convlens.models.labels import read_labels
 
 UNTRAINED = "untrained"
+_LARGEST_SIDE = 4096  # pixels
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,9 @@ class ModelName:
 
 @dataclass(frozen=True)
 class ModelId:
-    """A name taken apart. ``rest`` is what stands between the source and the options; ``source`` is empty in a bare
-    name.
+    """The parts of a name. ``rest`` is what stands between the source and the options.
+
+    ``source`` is empty in a name without one, which the loader refuses.
     """
 
     text: str
@@ -48,8 +47,8 @@ class ModelId:
         return f"{self.source}:{self.rest}"
 
 
-def parse(text: str) -> ModelId:
-    """Takes a name apart; ``%26`` and the like in an option's value stand for the character itself.
+def parse_model_id(text: str) -> ModelId:
+    """The parts of a name; ``%26`` and the like in an option's value stand for the character itself.
 
     Raises ModelError for an option without a value, or one given twice.
     """
@@ -57,18 +56,11 @@ def parse(text: str) -> ModelId:
     source, colon, rest = head.partition(":")
     if not colon:
         source, rest = "", head
-    return ModelId(text, source.strip(), rest.strip(), MappingProxyType(_options(text, query)))
+    return ModelId(text, source.strip(), rest.strip(), MappingProxyType(_query_options(text, query)))
 
 
-def split_variant(name: ModelId) -> tuple[str, str]:
-    """``("resnet50", "IMAGENET1K_V2")`` of ``torchvision:resnet50:IMAGENET1K_V2``; the variant may be empty."""
-    model, _, variant = name.rest.partition(":")
-    if not model or ":" in variant:
-        raise ModelError(f"{name.text!r} should read {name.source}:NAME or {name.source}:NAME:VARIANT")
-    return model, variant
-
-
-def _options(text: str, query: str) -> dict[str, str]:
+def _query_options(text: str, query: str) -> dict[str, str]:
+    # Not urllib's parse_qsl: it takes a + for a space, drops options without a value, and keeps doubles.
     options: dict[str, str] = {}
     for pair in filter(None, query.split("&")):
         key, equals, value = pair.partition("=")
@@ -96,43 +88,47 @@ class ModelOptions:
     interpolation: str | None = None
 
 
-def read_options(name: ModelId) -> ModelOptions:
-    """Reads the options of a name, label file included; raises ModelError for unknown keys and unreadable values."""
+def parse_options(model_id: ModelId) -> ModelOptions:
+    """The options of a name, the label file's content included.
+
+    Raises ModelError for unknown keys, values that cannot be read, and as ``read_labels`` does.
+    """
     known = [field.name for field in fields(ModelOptions)]
-    for key in name.options:
+    for key in model_id.options:
         if key not in known:
             raise ModelError(
-                f"{name.text!r}: no option {key!r}; there are: {', '.join(known)}{near_matches(key, known)}"
+                f"{model_id.text!r}: no option {key!r}; there are: {', '.join(known)}{near_matches(key, known)}"
             )
-    given = name.options
+    options = model_id.options
     return ModelOptions(
-        weights=Path(given["weights"]).expanduser() if "weights" in given else None,
-        labels=read_labels(given["labels"]) if "labels" in given else None,
-        size=_pixels(name, "size"),
-        resize=_pixels(name, "resize"),
-        mean=_channels(name, "mean"),
-        std=_channels(name, "std"),
-        interpolation=given.get("interpolation"),
+        weights=Path(options["weights"]).expanduser() if "weights" in options else None,
+        labels=read_labels(options["labels"]) if "labels" in options else None,
+        size=_pixels(model_id, "size"),
+        resize=_pixels(model_id, "resize"),
+        mean=_channels(model_id, "mean"),
+        std=_channels(model_id, "std"),
+        interpolation=options.get("interpolation"),
     )
 
 
-def _pixels(name: ModelId, key: str) -> int | None:
-    text = name.options.get(key)
+def _pixels(model_id: ModelId, key: str) -> int | None:
+    text = model_id.options.get(key)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 4096):
-        raise ModelError(f"{name.text!r}: {key}={text} should be a whole number of pixels, 1..4096")
+    # isascii: isdigit and int alone take digits of every script.
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _LARGEST_SIDE):
+        raise ModelError(f"{model_id.text!r}: {key}={text} should be a whole number of pixels, 1..{_LARGEST_SIDE}")
     return int(text)
 
 
-def _channels(name: ModelId, key: str) -> tuple[float, ...] | None:
-    text = name.options.get(key)
+def _channels(model_id: ModelId, key: str) -> tuple[float, ...] | None:
+    text = model_id.options.get(key)
     if text is None:
         return None
     values = _floats(text)
     if len(values) not in (1, 3) or not all(map(math.isfinite, values)) or (key == "std" and min(values) <= 0):
         raise ModelError(
-            f"{name.text!r}: {key}={text} should be three numbers, such as .5,.5,.5, or one for all channels"
+            f"{model_id.text!r}: {key}={text} should be three numbers, such as .5,.5,.5, or one for all channels"
         )
     return values if len(values) == 3 else values * 3
 
@@ -142,3 +138,24 @@ def _floats(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         return ()
+
+
+# ---- for sources whose models have variants
+
+
+def split_variant(model_id: ModelId) -> tuple[str, str]:
+    """``("resnet50", "IMAGENET1K_V2")`` of ``torchvision:resnet50:IMAGENET1K_V2``; the variant may be empty."""
+    model, _, variant = model_id.rest.partition(":")
+    if not model or ":" in variant:
+        raise ModelError(f"{model_id.text!r} should read {model_id.source}:NAME or {model_id.source}:NAME:VARIANT")
+    return model, variant
+
+
+def is_pretrained(model_id: ModelId, options: ModelOptions) -> bool:
+    """Whether the source's own weights are meant; ModelError where ``untrained`` and ``weights=`` contradict."""
+    untrained = split_variant(model_id)[1] == UNTRAINED
+    if options.weights is not None and untrained:
+        raise ModelError(
+            f"{model_id.text!r} asks for untrained weights and for weights={options.weights}; leave one out"
+        )
+    return options.weights is None and not untrained

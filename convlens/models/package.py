@@ -1,4 +1,4 @@
-"""A classifier as a folder, and back: for archives that must load where there is no network."""
+"""A classifier as a folder, and back: for archives that must load where nothing can be downloaded."""
 
 from __future__ import annotations
 
@@ -12,51 +12,50 @@ from convlens.errors import ModelError
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.loader import for_inference
 from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
-from convlens.models.model_id import parse
+from convlens.models.model_id import parse_model_id
 from convlens.models.sources import find_source
 from convlens.models.weights import apply_state_dict, read_state_dict, weights_sha256
 from convlens.types import ModelSpec
 
-WEIGHTS = "weights.safetensors"
+_WEIGHTS = "weights.safetensors"
 
 
 def pack(classifier: Classifier, folder: Path) -> None:
-    """Writes ``weights.safetensors``, for a ``file:`` model its ``architecture.py``, and last ``model.json``.
+    """Write ``weights.safetensors``, for a ``file:`` model its ``architecture.py``, and last ``model.json``.
 
     The folder is made where it is missing. Without ``model.json`` it is not a packed model, so a failure half-way
     leaves none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    name = parse(classifier.source)
-    portable = find_source(name.source).portable(name, folder)
-    save_file(_separate(classifier.module), folder / WEIGHTS)
-    write_manifest(folder, source=portable, spec=classifier.spec)
+    model_id = parse_model_id(classifier.source)
+    recorded = find_source(model_id.source).pack_architecture(model_id, folder)
+    save_file(_separate(classifier.module), folder / _WEIGHTS)
+    write_manifest(folder, source=recorded, spec=classifier.spec)
 
 
 def unpack(folder: Path, *, device: str | torch.device = "auto") -> Classifier:
-    """Rebuilds a packed classifier without any download: the architecture from its source, the weights from the folder.
+    """The packed classifier, without any download: the architecture from its source, the weights from the folder.
 
     Raises ModelError for a damaged folder, and for weights whose sha256 is not the manifest's. The architecture file of
     a ``file:`` model is code and runs.
     """
-    placed = choose_device(device)
-    portable, spec = read_manifest(folder)
-    if portable == GRAPHS:
+    chosen = choose_device(device)
+    recorded, spec = read_manifest(folder)
+    if recorded == GRAPHS:
         raise ModelError(f"{folder} holds exported graphs and no network; serve it with --runtime onnx")
-    name = parse(portable)
-    source = find_source(name.source)
-    located = source.located(name, folder)
-    module = for_inference(source.skeleton(parse(located), spec.classes))
-    apply_state_dict(module, read_state_dict(folder / WEIGHTS), origin=str(folder / WEIGHTS))
+    model_id = parse_model_id(recorded)
+    source = find_source(model_id.source)
+    located = source.locate_architecture(model_id, folder)
+    module = for_inference(source.architecture(parse_model_id(located), spec.classes))
+    apply_state_dict(module, read_state_dict(folder / _WEIGHTS), origin=str(folder / _WEIGHTS))
     _verify(module, spec, folder)
-    return Classifier(module.to(placed), spec, placed, located)
+    return Classifier(module.to(chosen), spec, chosen, located)
 
 
 def _separate(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict as tensors of their own: safetensors refuses strided ones, and ones that share memory (tied
-    weights).
-    """
+    """The state dict, each tensor contiguous and in memory of its own."""
+    # safetensors refuses strided tensors (channels last) and those that share memory (tied weights).
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     seen: set[int] = set()
     for name, tensor in state.items():
@@ -68,9 +67,9 @@ def _separate(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _verify(module: nn.Module, spec: ModelSpec, folder: Path) -> None:
-    found = weights_sha256(module)
-    if found != spec.weights_sha256:
+    actual = weights_sha256(module)
+    if actual != spec.weights_sha256:
         raise ModelError(
-            f"the weights in {folder} have sha256 {found}, but {MANIFEST} says {spec.weights_sha256}; pack the model "
+            f"the weights in {folder} have sha256 {actual}, but {MANIFEST} says {spec.weights_sha256}; pack the model "
             "again"
         )

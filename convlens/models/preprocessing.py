@@ -1,4 +1,4 @@
-"""How a picture is made into what a network expects."""
+"""How an image becomes a network's input: sizes, filter and normalisation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from convlens.errors import ModelError
 from convlens.models.model_id import ModelOptions
 from convlens.types import Interpolation
 
-INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+_INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """Resize the short side to ``resize``, cut ``crop``×``crop`` from the centre, scale to 0..1, then (x - mean) / std
-    per channel.
+    per channel. Sizes are in pixels.
     """
 
     crop: int
@@ -24,32 +24,31 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def with_options(self, options: ModelOptions) -> Preprocessing:
+        """With the options that are set in place of the model's own values.
+
+        A ``size`` without a ``resize`` keeps the model's proportion of crop to resize. Raises ModelError where the crop
+        would be larger than the resized image, and for an unknown interpolation.
+        """
+        crop = options.size or self.crop
+        resize = options.resize or max(crop, round(self.resize * crop / self.crop))
+        if resize < crop:
+            raise ModelError(f"resize={resize} is smaller than size={crop}; a crop cannot be larger than the image")
+        return replace(
+            self,
+            crop=crop,
+            resize=resize,
+            interpolation=parse_interpolation(options.interpolation or self.interpolation),
+            mean=options.mean or self.mean,
+            std=options.std or self.std,
+        )
+
 
 IMAGENET = Preprocessing(224, 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def interpolation(word: str) -> Interpolation:
-    """The word as one of ours; raises ModelError for any other."""
-    if word not in INTERPOLATIONS:
-        raise ModelError(f"interpolation {word!r} is not known; there are: {', '.join(INTERPOLATIONS)}")
-    return word  # type: ignore[return-value]  # narrowed by the check above, which mypy does not follow
-
-
-def adjusted(feed: Preprocessing, options: ModelOptions) -> Preprocessing:
-    """The feed with the options that were given in its stead.
-
-    A ``size`` without a ``resize`` keeps the model's own proportion of crop to resize. Raises ModelError when the crop
-    would be larger than the resized picture.
-    """
-    crop = options.size or feed.crop
-    resize = options.resize or max(crop, round(feed.resize * crop / feed.crop))
-    if resize < crop:
-        raise ModelError(f"resize={resize} is smaller than size={crop}; a crop cannot be larger than the picture")
-    return replace(
-        feed,
-        crop=crop,
-        resize=resize,
-        interpolation=interpolation(options.interpolation or feed.interpolation),
-        mean=options.mean or feed.mean,
-        std=options.std or feed.std,
-    )
+def parse_interpolation(name: str) -> Interpolation:
+    """The filter of that name; raises ModelError for one that is not supported."""
+    if name not in _INTERPOLATIONS:
+        raise ModelError(f"interpolation {name!r} is not known; there are: {', '.join(_INTERPOLATIONS)}")
+    return name  # type: ignore[return-value]  # narrowed by the check above, which mypy does not follow

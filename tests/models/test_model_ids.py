@@ -7,18 +7,18 @@ import torch
 
 from convlens.errors import ModelError
 from convlens.models import DEFAULT, choose_device, listing, load
-from convlens.models.model_id import parse, read_options
-from convlens.models.preprocessing import IMAGENET, adjusted
+from convlens.models.model_id import parse_model_id, parse_options
+from convlens.models.preprocessing import IMAGENET
 
 
 def test_a_name_is_taken_apart() -> None:
-    name = parse("file:nets/mine.py:make?weights=a/b.pt&mean=.1,.2,.3")
+    name = parse_model_id("file:nets/mine.py:make?weights=a/b.pt&mean=.1,.2,.3")
     assert (name.source, name.rest) == ("file", "nets/mine.py:make")
     assert dict(name.options) == {"weights": "a/b.pt", "mean": ".1,.2,.3"}
 
 
 def test_an_option_may_hold_an_ampersand_when_escaped() -> None:
-    assert parse("timm:x?weights=a%26b+c.pt").options["weights"] == "a&b+c.pt"
+    assert parse_model_id("timm:x?weights=a%26b+c.pt").options["weights"] == "a&b+c.pt"
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_a_listing_of_an_unknown_source_is_refused() -> None:
 
 
 def test_options_replace_what_the_model_has_and_nothing_else() -> None:
-    options = read_options(parse("torchvision:x?size=320&std=.5&interpolation=lanczos"))
-    feed = adjusted(IMAGENET, options)
+    options = parse_options(parse_model_id("torchvision:x?size=320&std=.5&interpolation=lanczos"))
+    feed = IMAGENET.with_options(options)
     assert (feed.crop, feed.resize, feed.interpolation) == (320, 366, "lanczos")  # 366 = 256 · 320 / 224, rounded
     assert (feed.mean, feed.std) == (IMAGENET.mean, (0.5, 0.5, 0.5))
 

@@ -1,9 +1,4 @@
-"""Where models come from.
-
-A new source is one new file here, ``NAME_.py``, holding a class under ``@model_source("NAME")``.
-
-Files are imported when their source is asked for, so that ``torchvision:`` does not load timm.
-"""
+"""Where models come from: a file ``NAME_.py`` for each source, holding a class under ``@model_source("NAME")``."""
 
 from __future__ import annotations
 
@@ -21,11 +16,11 @@ from convlens.utils.registry import Registry
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A network with its weights, not yet looked at. ``labels`` None: they are named ``class 0``, ``class 1``, …"""
+class SourceModel:
+    """A network with its weights, as its source gives it; ``labels`` None: they are ``class 0``, …"""
 
     module: nn.Module
-    feed: Preprocessing
+    preprocessing: Preprocessing
     labels: tuple[str, ...] | None
 
 
@@ -37,28 +32,31 @@ class Source(ABC):
         """Full names that can be loaded, in alphabetical order."""
 
     @abstractmethod
-    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
-        """The network with weights; raises ModelError for whatever is unknown, contradictory or not to be had."""
+    def load(self, model_id: ModelId, options: ModelOptions) -> SourceModel:
+        """The network with weights; raises ModelError for what is unknown, contradictory or cannot be downloaded."""
 
     @abstractmethod
-    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
-        """The architecture alone, weights of no meaning, nothing downloaded."""
+    def architecture(self, model_id: ModelId, classes: int) -> nn.Module:
+        """The network alone, with weights of no meaning; nothing is downloaded."""
 
-    def shown(self, name: ModelId) -> str:
-        """The name as it may be shown: without folders, sizes and so on, which the spec has."""
-        weights = name.options.get("weights")
-        return f"{name.head}?weights={Path(weights).name}" if weights else name.head
+    def display_name(self, model_id: ModelId) -> str:
+        """The name as it may be shown: without folders, and without sizes and the like, which the spec has."""
+        weights = model_id.options.get("weights")
+        return f"{model_id.head}?weights={Path(weights).name}" if weights else model_id.head
 
-    def portable(self, name: ModelId, folder: Path) -> str:
-        """Puts into an archive's folder what ``skeleton`` needs there; returns the name to be recorded."""
-        return name.head
+    # Two names of a packed model's architecture: as its manifest records it, which must hold wherever the folder is
+    # moved, and as architecture() can load it from the place where the folder is now.
 
-    def located(self, name: ModelId, folder: Path) -> str:
-        """The recorded name as one that ``skeleton`` understands, now that the archive lies in this folder."""
-        return name.text
+    def pack_architecture(self, model_id: ModelId, folder: Path) -> str:
+        """Write into ``folder`` what ``architecture`` needs there; returns the name to be recorded."""
+        return model_id.head
+
+    def locate_architecture(self, recorded: ModelId, folder: Path) -> str:
+        """The recorded name as one that ``architecture`` can load, the packed model lying in ``folder``."""
+        return recorded.text
 
 
-# A file each: ``torchvision:`` must not pay for importing timm.
+# Each file is imported when its source is named: ``torchvision:`` must not pay for importing timm.
 _SOURCES: Registry[Source] = Registry(__name__, noun="model source", error=ModelError, suffix="_")
 
 

@@ -18,12 +18,12 @@ from torch import nn
 from convlens.errors import ModelError, near_matches
 from convlens.models.model_id import ModelId, ModelName, ModelOptions
 from convlens.models.preprocessing import IMAGENET
-from convlens.models.sources import Draft, Source, model_source
+from convlens.models.sources import Source, SourceModel, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
-ARCHITECTURE = "architecture.py"
+_ARCHITECTURE = "architecture.py"
 # What a user's file raises when it is wrong, in practice. Others pass, with a traceback that names the file anyway.
-CODE_ERRORS = (
+_CODE_ERRORS = (
     SyntaxError,
     ImportError,
     NameError,
@@ -40,68 +40,69 @@ CODE_ERRORS = (
 @model_source("file")
 class File(Source):
     """PATH is a ``.py`` that stands alone (its neighbours cannot be imported), FACTORY a function without arguments
-    that returns an ``nn.Module``. The file's code runs. Pictures are prepared as for ImageNet unless the options say
+    that returns an ``nn.Module``. The file's code runs. Images are prepared as for ImageNet unless the options say
     otherwise.
     """
 
     def names(self) -> Iterable[ModelName]:
         return []
 
-    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
-        module = self.skeleton(name, 0)
+    def load(self, model_id: ModelId, options: ModelOptions) -> SourceModel:
+        module = self.architecture(model_id, 0)
         if options.weights is not None:
             apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
-        return Draft(module, IMAGENET, None)
+        return SourceModel(module, IMAGENET, None)
 
-    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
-        path, factory = _taken_apart(name)
-        make = _factory(_imported(path), path, factory)
+    def architecture(self, model_id: ModelId, classes: int) -> nn.Module:
+        path, factory = _path_and_factory(model_id)
+        make = _factory(_import(path), path, factory)
         try:
             with seeded():
-                made = make()
-        except CODE_ERRORS as error:
+                module = make()
+        except _CODE_ERRORS as error:
             raise ModelError(f"{path}: {factory}() failed: {type(error).__name__}: {error}") from error
-        if not isinstance(made, nn.Module):
-            raise ModelError(f"{path}: {factory}() returned a {type(made).__name__}; it should return an nn.Module")
-        return made
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"{path}: {factory}() returned a {type(module).__name__}; it should return an nn.Module")
+        return module
 
-    def shown(self, name: ModelId) -> str:
-        path, factory = _taken_apart(name)
-        weights = name.options.get("weights")
+    def display_name(self, model_id: ModelId) -> str:
+        path, factory = _path_and_factory(model_id)
+        weights = model_id.options.get("weights")
         return f"file:{path.name}:{factory}" + (f"?weights={Path(weights).name}" if weights else "")
 
-    def portable(self, name: ModelId, folder: Path) -> str:
-        path, factory = _taken_apart(name)
-        if path.resolve() != (folder / ARCHITECTURE).resolve():
-            shutil.copyfile(path, folder / ARCHITECTURE)
-        return f"file:{ARCHITECTURE}:{factory}"
+    def pack_architecture(self, model_id: ModelId, folder: Path) -> str:
+        path, factory = _path_and_factory(model_id)
+        if path.resolve() != (folder / _ARCHITECTURE).resolve():
+            shutil.copyfile(path, folder / _ARCHITECTURE)
+        return f"file:{_ARCHITECTURE}:{factory}"
 
-    def located(self, name: ModelId, folder: Path) -> str:
-        _, factory = _taken_apart(name)
-        return f"file:{folder / ARCHITECTURE}:{factory}"
-
-
-def _taken_apart(name: ModelId) -> tuple[Path, str]:
-    where, _, factory = name.rest.rpartition(":")
-    if not where.endswith(".py") or not factory.isidentifier():
-        raise ModelError(f"{name.text!r} should read file:PATH.py:FACTORY, FACTORY being a function in that file")
-    return Path(where).expanduser(), factory
+    def locate_architecture(self, recorded: ModelId, folder: Path) -> str:
+        _, factory = _path_and_factory(recorded)
+        return f"file:{folder / _ARCHITECTURE}:{factory}"
 
 
-def _imported(path: Path) -> ModuleType:
+def _path_and_factory(model_id: ModelId) -> tuple[Path, str]:
+    path, _, factory = model_id.rest.rpartition(":")
+    if not path.endswith(".py") or not factory.isidentifier():
+        raise ModelError(f"{model_id.text!r} should read file:PATH.py:FACTORY, FACTORY being a function in that file")
+    return Path(path).expanduser(), factory
+
+
+def _import(path: Path) -> ModuleType:
     """The file as a module under a name of its own, so that two files called net.py do not meet."""
     try:
         code = path.read_bytes()
     except OSError as error:
         raise ModelError(f"the model's file {path} cannot be read: {error.strerror}") from error
     unique = f"convlens_file_{hashlib.sha256(str(path.resolve()).encode() + code).hexdigest()[:16]}"
-    return sys.modules[unique] if unique in sys.modules else _executed(path, unique, code)
+    return sys.modules[unique] if unique in sys.modules else _execute(path, unique, code)
 
 
 class _Uncached(InspectLoader):
-    """Runs the text that was read. Python's own loader keeps compiled files beside it, and takes one that was edited
-    within a second, to the same length, for the old one.
-    """
+    """Runs the source that was read, and keeps nothing compiled."""
+
+    # Python's own loader keeps compiled files, and takes a source that was edited within a second, to the same length,
+    # for the old one.
 
     def __init__(self, path: Path, code: bytes) -> None:
         self._path, self._code = path, code
@@ -113,7 +114,7 @@ class _Uncached(InspectLoader):
         return self.source_to_code(self._code, str(self._path))
 
 
-def _executed(path: Path, unique: str, code: bytes) -> ModuleType:
+def _execute(path: Path, unique: str, code: bytes) -> ModuleType:
     loader = _Uncached(path, code)
     spec = ModuleSpec(unique, loader, origin=str(path))
     spec.has_location = True  # so that the module knows its file
@@ -121,18 +122,17 @@ def _executed(path: Path, unique: str, code: bytes) -> ModuleType:
     sys.modules[unique] = module  # dataclasses and pickle look their module up there
     try:
         loader.exec_module(module)
-    except CODE_ERRORS as error:
+    except _CODE_ERRORS as error:
         del sys.modules[unique]
         raise ModelError(f"the model's file {path} failed to import: {type(error).__name__}: {error}") from error
     return module
 
 
 def _factory(module: ModuleType, path: Path, factory: str) -> Any:
-    made_here = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
-    found = getattr(module, factory, None)
-    if not callable(found):
+    function = getattr(module, factory, None)
+    if not callable(function):
+        known = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
         raise ModelError(
-            f"{path} has no function {factory!r}; it has: "
-            f"{', '.join(made_here) or 'none'}{near_matches(factory, made_here)}"
+            f"{path} has no function {factory!r}; it has: {', '.join(known) or 'none'}{near_matches(factory, known)}"
         )
-    return found
+    return function

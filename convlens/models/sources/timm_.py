@@ -14,15 +14,15 @@ from torch import nn
 
 from convlens.errors import ModelError, near_matches
 from convlens.models.labels import imagenet_labels
-from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, split_variant
-from convlens.models.preprocessing import Preprocessing, interpolation
-from convlens.models.sources import Draft, Source, model_source
+from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, is_pretrained, split_variant
+from convlens.models.preprocessing import Preprocessing, parse_interpolation
+from convlens.models.sources import Source, SourceModel, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
-CACHED_FILES = ("model.safetensors", "pytorch_model.bin")
+_CACHED_FILES = ("model.safetensors", "pytorch_model.bin")
 # timm's modules whose networks mix positions by attention, MLPs, state spaces or recurrence, alone or after
 # convolutions. By hand: timm's metadata names a network's module, but not what it is made of.
-NOT_CONVOLUTIONAL = (
+_NOT_CONVOLUTIONAL = (
     *("beit", "byoanet", "cait", "coat", "convit", "cpubone", "crossvit", "csatv2", "davit", "deepseek_vit", "deit"),
     *("edgenext", "efficientformer", "efficientformer_v2", "efficientvim", "efficientvit_mit", "efficientvit_msra"),
     *("eva", "fastvit", "gcvit", "gemma4_vit", "hiera", "hieradet_sam2", "iformer", "levit", "lowformer", "maxxvit"),
@@ -31,14 +31,15 @@ NOT_CONVOLUTIONAL = (
     *("tiny_vit", "tnt", "twins", "visformer", "vision_transformer", "vision_transformer_hybrid"),
     *("vision_transformer_relpos", "vision_transformer_sam", "vitamin", "volo", "xcit"),
 )
-ATTENTION_PREFIXES = ("caformer_", "mobilenetv4_hybrid_")  # in modules of convolutional networks
+_ATTENTION_PREFIXES = ("caformer_", "mobilenetv4_hybrid_")  # in modules of convolutional networks
 
 
 @model_source("timm")
 class Timm(Source):
-    """TAG names the weights (``timm:resnet50.a1_in1k``); without it, timm's first choice. Pictures are prepared as
-    timm's data config says, always with a centre crop. With ``?weights=FILE`` or ``:untrained`` the network has as many
-    classes as labels.
+    """``timm:NAME.TAG``: TAG names the weights (``timm:resnet50.a1_in1k``); without it, timm's first choice.
+
+    Images are prepared as timm's data config says, always with a centre crop. With ``?weights=FILE`` or ``:untrained``
+    the network has as many classes as labels.
     """
 
     def names(self) -> Iterable[ModelName]:
@@ -46,33 +47,31 @@ class Timm(Source):
         names = timm.list_models(pretrained=True)
         return [ModelName(f"timm:{name}", name in cached, _is_cnn_classifier(name)) for name in names]
 
-    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
-        module = self._module(name, options)
+    def load(self, model_id: ModelId, options: ModelOptions) -> SourceModel:
+        module = self._module(model_id, options)
         classes = getattr(module, "num_classes", 0)
         if not classes:
             raise ModelError(
-                f"{name.text!r} has no classes: timm has it for its features only; give weights=FILE and labels=FILE"
+                f"{model_id.text!r} has no classes: timm has it for its features only; give weights=FILE and "
+                "labels=FILE"
             )
-        return Draft(module, _feed(name, module), imagenet_labels() if classes == 1000 else None)
+        # timm carries no class names; 1,000 classes are ImageNet's, in their usual order.
+        return SourceModel(module, _preprocessing(model_id, module), imagenet_labels() if classes == 1000 else None)
 
-    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
-        model, variant = split_variant(name)
+    def architecture(self, model_id: ModelId, classes: int) -> nn.Module:
+        model, variant = split_variant(model_id)
         _check_model(model, variant)
         return _create(model, num_classes=classes)
 
-    def portable(self, name: ModelId, folder: Path) -> str:
-        return f"timm:{split_variant(name)[0]}:{UNTRAINED}"
+    def pack_architecture(self, model_id: ModelId, folder: Path) -> str:
+        return f"timm:{split_variant(model_id)[0]}:{UNTRAINED}"
 
-    def _module(self, name: ModelId, options: ModelOptions) -> nn.Module:
-        model, variant = split_variant(name)
+    def _module(self, model_id: ModelId, options: ModelOptions) -> nn.Module:
+        model, variant = split_variant(model_id)
         _check_model(model, variant)
-        if options.weights is None and variant != UNTRAINED:
+        if is_pretrained(model_id, options):
             return _pretrained(model)
-        if options.weights is not None and variant == UNTRAINED:
-            raise ModelError(
-                f"{name.text!r} asks for untrained weights and for weights={options.weights}; leave one out"
-            )
-        module = self.skeleton(name, len(options.labels)) if options.labels else _create(model)
+        module = _create(model, num_classes=len(options.labels) if options.labels else None)
         if options.weights is not None:
             apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
         return module
@@ -80,7 +79,7 @@ class Timm(Source):
 
 def _is_cnn_classifier(name: str) -> bool:
     """Whether timm's registry and config describe a convolutional network with classes; nothing is built."""
-    if name.startswith(ATTENTION_PREFIXES) or timm.models.is_model_in_modules(name, NOT_CONVOLUTIONAL):
+    if name.startswith(_ATTENTION_PREFIXES) or timm.models.is_model_in_modules(name, _NOT_CONVOLUTIONAL):
         return False
     config = timm.get_pretrained_cfg(name)
     return config is None or config.num_classes > 0
@@ -119,26 +118,27 @@ def _pretrained(model: str) -> nn.Module:
             module: nn.Module = timm.create_model(model, pretrained=True)
     except (OSError, RuntimeError) as error:  # huggingface_hub's own errors are OSErrors
         config = timm.get_pretrained_cfg(model)
-        wanted = (config.hf_hub_id or config.url) if config else model
+        location = (config.hf_hub_id or config.url) if config else model
         raise ModelError(
-            f"the weights of timm:{model} could not be had: {error} Wanted: {wanted}. "
-            f"Fetch it elsewhere and use timm:{model}?weights=FILE, or timm:{model}:{UNTRAINED}"
+            f"the weights of timm:{model} could not be downloaded: {error} They are at {location}. "
+            f"Fetch them elsewhere and use timm:{model}?weights=FILE, or timm:{model}:{UNTRAINED}"
         ) from error
     return module
 
 
-def _feed(name: ModelId, module: nn.Module) -> Preprocessing:
+def _preprocessing(model_id: ModelId, module: nn.Module) -> Preprocessing:
     config: Any = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
-        raise ModelError(f"{name.text!r} wants pictures of {channels}×{height}×{width}; ConvLens feeds square RGB ones")
+        raise ModelError(
+            f"{model_id.text!r} wants images of {channels}×{height}×{width}; ConvLens feeds square RGB ones"
+        )
     resize = math.floor(height / config["crop_pct"])  # as timm's own evaluation does it
-    return Preprocessing(
-        height, resize, interpolation(config["interpolation"]), tuple(config["mean"]), tuple(config["std"])
-    )
+    interpolation = parse_interpolation(config["interpolation"])
+    return Preprocessing(height, resize, interpolation, tuple(config["mean"]), tuple(config["std"]))
 
 
 def _cached() -> set[str]:
     """Names whose weights lie in the hub's cache, which has one folder ``models--timm--NAME.TAG`` for each."""
     snapshots = Path(constants.HF_HUB_CACHE).glob("models--timm--*/snapshots/*/*")
-    return {file.parents[2].name.removeprefix("models--timm--") for file in snapshots if file.name in CACHED_FILES}
+    return {file.parents[2].name.removeprefix("models--timm--") for file in snapshots if file.name in _CACHED_FILES}

@@ -13,29 +13,29 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from convlens.errors import ModelError, near_matches
-from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, split_variant
-from convlens.models.preprocessing import Preprocessing, interpolation
-from convlens.models.sources import Draft, Source, model_source
+from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, is_pretrained, split_variant
+from convlens.models.preprocessing import Preprocessing, parse_interpolation
+from convlens.models.sources import Source, SourceModel, model_source
 from convlens.models.weights import apply_state_dict, read_state_dict, seeded
 
-TRANSFORMERS = ("vit_", "swin_")
-NO_CLASSIFIER = "IMAGENET1K_FEATURES"  # VGG-16's, whose last layers are NaN
-# The two with heads that only train. They are built as torchvision builds them for its own weights: the network itself
-# turns ImageNet's normalisation into the one that it was trained with.
-WITH_HEADS: Mapping[str, Mapping[str, bool]] = {
+_TRANSFORMERS = ("vit_", "swin_")
+_NO_CLASSIFIER = "IMAGENET1K_FEATURES"  # VGG-16's, whose last layers are NaN
+# The two with auxiliary heads, which serve training only. They are built as torchvision builds them for its own
+# weights: the network itself turns ImageNet's normalisation into the one that it was trained with.
+_WITH_HEADS: Mapping[str, Mapping[str, bool]] = {
     "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False},
     "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": False},
 }
-KINDS = {  # by torchvision's packages
+_KINDS = {  # by torchvision's packages
     "detection": "a detector, not a classifier",
     "optical_flow": "a network for optical flow, not a classifier",
     "quantization": "quantised (no gradient passes it)",
     "segmentation": "a segmentation network, not a classifier",
-    "video": "a video network, which takes clips and not pictures",
+    "video": "a video network, which takes clips and not images",
 }
-HEADS = ("aux1.", "aux2.", "AuxLogits.")
+_HEAD_PREFIXES = ("aux1.", "aux2.", "AuxLogits.")
 # DenseNet's published checkpoints still have a dot where names may no longer have one (torchvision renames them too).
-OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
 
 
 @model_source("torchvision")
@@ -43,39 +43,36 @@ class Torchvision(Source):
     """WEIGHTS is a member of the model's enum (``IMAGENET1K_V1``, ``DEFAULT``) or ``untrained``; without it,
     ``DEFAULT``.
 
-    With ``?weights=FILE`` the member says how pictures are prepared, and the file's weights are used.
+    With ``?weights=FILE`` the member says how images are prepared, and the file's weights are used.
     """
 
     def names(self) -> Iterable[ModelName]:
-        return [ModelName(f"torchvision:{model}", _cached(_weights(model, "DEFAULT"))) for model in _models()]
+        return [ModelName(f"torchvision:{model}", _file(_weights(model, "DEFAULT")).is_file()) for model in _models()]
 
-    def draft(self, name: ModelId, options: ModelOptions) -> Draft:
-        model, variant = split_variant(name)
+    def load(self, model_id: ModelId, options: ModelOptions) -> SourceModel:
+        model, variant = split_variant(model_id)
         _check_model(model)
         trained = _weights(model, "DEFAULT" if variant in ("", UNTRAINED) else variant)
-        return Draft(self._module(name, options, trained), _feed(trained), tuple(trained.meta["categories"]))
+        labels = tuple(trained.meta["categories"])
+        return SourceModel(self._module(model_id, options, trained), _preprocessing(trained), labels)
 
-    def skeleton(self, name: ModelId, classes: int) -> nn.Module:
-        model, _ = split_variant(name)
+    def architecture(self, model_id: ModelId, classes: int) -> nn.Module:
+        model, _ = split_variant(model_id)
         _check_model(model)
         with seeded():
             module: nn.Module = torchvision.models.get_model(
-                model, weights=None, num_classes=classes, **WITH_HEADS.get(model, {})
+                model, weights=None, num_classes=classes, **_WITH_HEADS.get(model, {})
             )
         return module
 
-    def portable(self, name: ModelId, folder: Path) -> str:
-        return f"torchvision:{split_variant(name)[0]}:{UNTRAINED}"
+    def pack_architecture(self, model_id: ModelId, folder: Path) -> str:
+        return f"torchvision:{split_variant(model_id)[0]}:{UNTRAINED}"
 
-    def _module(self, name: ModelId, options: ModelOptions, trained: WeightsEnum) -> nn.Module:
-        model, variant = split_variant(name)
-        if options.weights is None and variant != UNTRAINED:
+    def _module(self, model_id: ModelId, options: ModelOptions, trained: WeightsEnum) -> nn.Module:
+        model, _ = split_variant(model_id)
+        if is_pretrained(model_id, options):
             return _pretrained(model, trained)
-        if options.weights is not None and variant == UNTRAINED:
-            raise ModelError(
-                f"{name.text!r} asks for untrained weights and for weights={options.weights}; leave one out"
-            )
-        module = self.skeleton(name, len(options.labels or trained.meta["categories"]))
+        module = self.architecture(model_id, len(options.labels or trained.meta["categories"]))
         if options.weights is not None:
             state = _renamed(model, read_state_dict(options.weights))
             apply_state_dict(module, state, origin=str(options.weights))
@@ -84,7 +81,7 @@ class Torchvision(Source):
 
 def _models() -> list[str]:
     plain = torchvision.models.list_models(module=torchvision.models)
-    return [model for model in plain if not model.startswith(TRANSFORMERS)]
+    return [model for model in plain if not model.startswith(_TRANSFORMERS)]
 
 
 def _check_model(model: str) -> None:
@@ -99,15 +96,15 @@ def _check_model(model: str) -> None:
 
 
 def _kind(model: str) -> str:
-    if model.startswith(TRANSFORMERS):
+    if model.startswith(_TRANSFORMERS):
         return "a transformer, not a convolutional network"
     package = torchvision.models.get_model_builder(model).__module__.split(".")[2]
-    return KINDS.get(package, f"a network for {package}, not a classifier of single pictures")
+    return _KINDS.get(package, f"a network for {package}, not a classifier of single images")
 
 
 def _weights(model: str, member: str) -> WeightsEnum:
     enum = torchvision.models.get_model_weights(model)
-    known = [each.name for each in enum if each.name != NO_CLASSIFIER]
+    known = [weights.name for weights in enum if weights.name != _NO_CLASSIFIER]
     if member != "DEFAULT" and member not in known:
         choices = ", ".join([*known, "DEFAULT", UNTRAINED])
         raise ModelError(
@@ -117,11 +114,8 @@ def _weights(model: str, member: str) -> WeightsEnum:
 
 
 def _file(trained: WeightsEnum) -> Path:
+    """Where torch.hub keeps these weights, whether they are there or not."""
     return Path(torch.hub.get_dir(), "checkpoints", trained.url.rpartition("/")[2])
-
-
-def _cached(trained: WeightsEnum) -> bool:
-    return _file(trained).is_file()
 
 
 def _pretrained(model: str, trained: WeightsEnum) -> nn.Module:
@@ -129,30 +123,33 @@ def _pretrained(model: str, trained: WeightsEnum) -> nn.Module:
         module: nn.Module = torchvision.models.get_model(model, weights=trained, progress=False)
     except (OSError, RuntimeError) as error:  # no network, no room; or a file whose hash is wrong
         raise ModelError(
-            f"the weights of torchvision:{model} ({trained.name}) could not be had: {error}. Wanted: {trained.url}, "
-            f"kept at {_file(trained)}. "
-            f"Fetch it elsewhere and use torchvision:{model}?weights=FILE, or torchvision:{model}:{UNTRAINED}"
+            f"the weights of torchvision:{model} ({trained.name}) could not be downloaded: {error}. They are at "
+            f"{trained.url}, kept at {_file(trained)}. "
+            f"Fetch them elsewhere and use torchvision:{model}?weights=FILE, or torchvision:{model}:{UNTRAINED}"
         ) from error
     _drop_heads(module)
     return module
 
 
 def _drop_heads(module: nn.Module) -> None:
-    """Inception v3 keeps its training head (GoogLeNet's are dropped by torchvision); in eval mode it never runs."""
+    """Remove Inception v3's auxiliary head, which never runs in eval mode; torchvision itself drops GoogLeNet's."""
     if getattr(module, "AuxLogits", None) is not None:
         module.aux_logits = False  # type: ignore[assignment]  # a plain bool, which nn.Module's stub does not foresee
         module.AuxLogits = None  # type: ignore[assignment]
 
 
 def _renamed(model: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's names as the network has them today, without the heads that only train."""
-    kept = {key: tensor for key, tensor in state.items() if model not in WITH_HEADS or not key.startswith(HEADS)}
+    """A checkpoint's names as the network has them today, without the auxiliary heads."""
+    kept = {
+        key: tensor for key, tensor in state.items() if model not in _WITH_HEADS or not key.startswith(_HEAD_PREFIXES)
+    }
     if not model.startswith("densenet"):
         return kept
-    return {OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in kept.items()}
+    return {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in kept.items()}
 
 
-def _feed(trained: WeightsEnum) -> Preprocessing:
+def _preprocessing(trained: WeightsEnum) -> Preprocessing:
     preset: Any = trained.transforms()
-    word = interpolation(preset.interpolation.value)
-    return Preprocessing(preset.crop_size[0], preset.resize_size[0], word, tuple(preset.mean), tuple(preset.std))
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    interpolation = parse_interpolation(preset.interpolation.value)
+    return Preprocessing(crop, resize, interpolation, tuple(preset.mean), tuple(preset.std))
