@@ -60,12 +60,12 @@ class NeuronGraph:
     exist, ModelError for activations that are not finite.
     """
 
-    def __init__(self, up_to: PartialForward, x_NCHW: Tensor, neurons: Sequence[Neuron]) -> None:
+    def __init__(self, partial_forward: PartialForward, x_NCHW: Tensor, neurons: Sequence[Neuron]) -> None:
         (self.layer,) = {neuron.layer for neuron in neurons}
         self._rules, self._guarded = RuledRelus(), False
         self._x_NCHW = x_NCHW.detach().clone().requires_grad_()
         with torch.enable_grad(), self._rules:
-            self._out = up_to(self._x_NCHW)[self.layer]
+            self._out = partial_forward(self._x_NCHW)[self.layer]
         self.neurons = [_placed(neuron, row) for neuron, row in zip(neurons, self._out.detach(), strict=True)]
         self.activation_N: Floats = self._values(self._out.detach()).cpu().numpy()
         self.backwards = 0
@@ -110,8 +110,8 @@ class NeuronPass(Forward):
             gallery=forward.gallery,
             on_step=forward.on_step,
         )
-        up_to = PartialForward(forward.classifier.module, [neuron.layer for neuron in neurons], self.x_NCHW)
-        self._graph = NeuronGraph(up_to, self.x_NCHW, neurons)
+        partial_forward = PartialForward(forward.classifier.module, [neuron.layer for neuron in neurons], self.x_NCHW)
+        self._graph = NeuronGraph(partial_forward, self.x_NCHW, neurons)
 
     def record(self) -> None:
         """Nothing to do: the pass is recorded from the beginning."""

@@ -185,7 +185,7 @@ class _PatchSearch:
 
     def __init__(self, classifier: Classifier, layer: str, field: ReceptiveField, k: int) -> None:
         self._classifier, self._layer, self._field = classifier, layer, field
-        self._up_to, example_NCHW = _up_to(classifier, layer)
+        self._partial_forward, example_NCHW = _partial_forward(classifier, layer)
         self._has_map = True
         self.top = TopK(self._maps(example_NCHW).shape[1], k)
         self.ids: list[str] = []
@@ -224,7 +224,7 @@ class _PatchSearch:
 
     def _maps(self, x_NCHW: torch.Tensor) -> Floats:
         with torch.no_grad():
-            out = self._up_to(x_NCHW)[self._layer]
+            out = self._partial_forward(x_NCHW)[self._layer]
         if out.ndim not in (2, 4):
             raise RequestError(
                 f"layer {self._layer!r} gives {'×'.join(map(str, out.shape[1:]))} numbers per image, neither a map of "
@@ -254,20 +254,23 @@ class PatchGradients:
 
     def __init__(self, classifier: Classifier, layer: str, *, backprop: Backprop = "guided") -> None:
         self._device, self._rule = classifier.device, _RULES[backprop]
-        self._up_to, _ = _up_to(classifier, layer)
+        self._partial_forward, _ = _partial_forward(classifier, layer)
 
     def each(self, neurons: Sequence[Neuron], images: Sequence[Floats]) -> Iterator[Floats]:
         """The gradient (C, H, W) of each neuron in its normalised image (C, H, W), in order."""
         for batch in batched(zip(neurons, images, strict=True), _BATCH):
-            x_NCHW = torch.from_numpy(np.stack([x_CHW for _, x_CHW in batch])).to(self._device)
-            graph = NeuronGraph(self._up_to, x_NCHW, [neuron for neuron, _ in batch])
-            grad_NCHW = graph.gradient(self._rule, method="guided_backprop")
-            if not torch.isfinite(grad_NCHW).all():
-                raise ModelError(f"the gradient of layer {graph.layer!r} is not finite; the weights may be damaged")
-            yield from grad_NCHW.cpu().numpy()
+            yield from self._batch([neuron for neuron, _ in batch], np.stack([x_CHW for _, x_CHW in batch]))
+
+    def _batch(self, neurons: Sequence[Neuron], x_NCHW: Floats) -> Floats:
+        # A function of its own, so that one batch's graph is gone before the next one is recorded.
+        graph = NeuronGraph(self._partial_forward, torch.from_numpy(x_NCHW).to(self._device), neurons)
+        grad_NCHW = graph.gradient(self._rule, method="guided_backprop")
+        if not torch.isfinite(grad_NCHW).all():
+            raise ModelError(f"the gradient of layer {graph.layer!r} is not finite; the weights may be damaged")
+        return np.asarray(grad_NCHW.cpu().numpy())
 
 
-def _up_to(classifier: Classifier, layer: str) -> tuple[PartialForward, torch.Tensor]:
+def _partial_forward(classifier: Classifier, layer: str) -> tuple[PartialForward, torch.Tensor]:
     """The network cut behind the layer, and a black example of its input."""
     side = classifier.spec.crop
     example_NCHW = torch.zeros(1, 3, side, side, device=classifier.device)
