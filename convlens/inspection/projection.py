@@ -39,7 +39,6 @@ class PrincipalComponents:
 
     coordinates_NP: Floats
     components_PD: Floats
-    mean_D: Floats
     explained_P: Floats
 
 
@@ -62,7 +61,7 @@ def principal_components(vectors_ND: Floats, count: int) -> PrincipalComponents:
     components_PD = components_PD * np.sign(components_PD[np.arange(len(largest_P)), largest_P])[:, None]
     coordinates_NP = np.concatenate([(chunk - mean_D) @ components_PD.T for chunk in _chunks(vectors_ND)])
     share_P = variance_D[::-1][:count].clip(0) / max(float(variance_D.clip(0).sum()), np.finfo(float).tiny)
-    return PrincipalComponents(coordinates_NP, components_PD, mean_D, share_P)
+    return PrincipalComponents(coordinates_NP, components_PD, share_P)
 
 
 def _chunks(vectors_ND: Floats) -> Iterator[Floats]:

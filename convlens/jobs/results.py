@@ -22,7 +22,7 @@ from convlens.jobs import job_dir
 from convlens.jobs.job_dir import told
 from convlens.jobs.loss_log import curve
 from convlens.models import Classifier
-from convlens.report.pages import Curve, LinkedImage, render_job
+from convlens.report.pages import LinkedImage, render_job
 from convlens.synth.base import Job, Outcome, SynthesisRun
 from convlens.types import Bytes8
 
@@ -95,7 +95,7 @@ def write_page(
             LinkedImage(f"{job_dir.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
             for path in snapshots
         ],
-        curve=Curve("objective", values.get("objective", [])),
+        objective=values.get("objective", []),
         video="video.mp4" if "video.mp4" in made else "",
         results=_plain(outcome.facts),
         description=(out / said).read_text(encoding="utf-8"),

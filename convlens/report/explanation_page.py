@@ -41,12 +41,11 @@ def render(
     descriptions: Mapping[str, tuple[str, str]],
     notes: Sequence[str] = (),
     titles: Mapping[str, str] = _NO_TITLES,
-    date: str = "",
 ) -> str:
     """A whole HTML page that needs nothing but itself: a section for each row, in the order given.
 
     ``descriptions`` holds for each method (what it shows, what it does not show), one sentence each; ``titles`` better
-    names than the method's own. ``notes`` are printed under the heading, ``date`` as it stands. Text may be hostile.
+    names than the method's own. ``notes`` are printed under the heading. Text may be hostile.
     Raises ConvLensError for a method without a description, ImageError for bytes that are neither PNG nor JPEG.
     """
     wording = _Wording(descriptions, titles)
@@ -58,7 +57,6 @@ def render(
         .render(
             title=title,
             model=model,
-            date=date,
             notes=notes,
             versions=_distinct(row.reply.model_version for row in rows),
             weights=_distinct(row.reply.weights_sha256 for row in rows),

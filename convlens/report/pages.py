@@ -39,14 +39,6 @@ class LinkedImage:
     caption: str
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One number per step."""
-
-    name: str
-    values: Sequence[float]
-
-
 def render_job(
     *,
     title: str,
@@ -54,13 +46,16 @@ def render_job(
     figures: Sequence[LinkedImage],
     images: Sequence[LinkedImage],
     snapshots: Sequence[LinkedImage],
-    curve: Curve,
+    objective: Sequence[float],
     video: str,
     results: _Facts,
     description: str,
 ) -> str:
-    """Results, objective, intermediate images and configuration of a job; its images are files beside it. No script."""
-    finite = [value for value in curve.values if math.isfinite(value)]
+    """Results, objective, intermediate images and configuration of a job; its images are files beside it. No script.
+
+    ``objective`` holds one value per step.
+    """
+    finite = [value for value in objective if math.isfinite(value)]
     return _render(
         "job.html.j2",
         "job.css",
@@ -69,8 +64,8 @@ def render_job(
         figures=figures,
         images=images,
         snapshots=snapshots,
-        curve=curve,
-        line=polyline_points(curve.values),
+        steps=len(objective),
+        line=polyline_points(objective),
         width=_WIDTH,
         height=_HEIGHT,
         lowest=f"{min(finite, default=0.0):.4g}",

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from convlens.report.pages import Curve, LinkedImage, polyline_points, render_job
+from convlens.report.pages import LinkedImage, polyline_points, render_job
 
 NAN = float("nan")
 
@@ -18,7 +18,7 @@ def page(**more: Any) -> str:
         "figures": [],
         "images": [LinkedImage("00-koala.png", "koala")],
         "snapshots": [LinkedImage("snapshots/step-000001.jpg", "step 1")],
-        "curve": Curve("objective", [1.0, 3.0, 2.0]),
+        "objective": [1.0, 3.0, 2.0],
         "video": "",
         "results": [("rank", "0")],
         "description": "kind: ascent",
@@ -50,7 +50,7 @@ def test_all_parts_of_a_job_are_on_its_page() -> None:
     result = page(figures=[LinkedImage("sheet.png", "sheet")], video="video.mp4")
     for shown in ("00-koala.png", "sheet.png", "snapshots/step-000001.jpg", "video.mp4", "<polyline", "kind: ascent"):
         assert shown in result
-    assert "<polyline" not in page(curve=Curve("objective", [1.0]))
+    assert "<polyline" not in page(objective=[1.0])
 
 
 def test_hostile_words_stay_words() -> None:
