@@ -1,7 +1,4 @@
-"""``python -m export KIND --model NAME -o FILE.onnx`` writes a graph, ``bundle`` a folder of them.
-
-``table`` compares all families with torch.
-"""
+"""``convlens export``, or ``python -m export``: graphs, a folder of them, or a table of how well families agree."""
 
 from __future__ import annotations
 
@@ -9,35 +6,60 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from convlens.errors import ConvLensError
 from convlens.models import DEFAULT, load
 from convlens.runtime.graph_contract import GRADIENTS, KINDS
+from convlens.types import Step
 from export.bundle import ALONE, bundle
-from export.compatibility import FAMILIES, Row, markdown, rows
-from export.exporter import export
+from export.compatibility import FAMILIES, Row, compare_families, markdown
+from export.exporter import ExportReport, OnStep, export
 from export.options import OPSET, STRATEGIES
 
+# Shows the steps of an export while its context is open; its argument is what is under way before the first step.
+ShowSteps = Callable[[str], AbstractContextManager[OnStep]]
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 where all went well; 2, with one line on standard error, where it did not; 1 for a table with failures."""
-    given = _parser().parse_args(arguments)
+
+@contextmanager
+def print_steps(_: str) -> Iterator[OnStep]:
+    """A plain line on standard error for each step: for pipes and logs, and wherever there is no ``convlens``."""
+
+    def show(step: Step) -> None:
+        sys.stderr.write(f"{step.stage}\n")
+        sys.stderr.flush()
+
+    yield show
+
+
+def main(arguments: Sequence[str] | None = None, *, show_steps: ShowSteps = print_steps) -> int:
+    """Run a command. Returns 0 on success, 2 after an error (one line on standard error), 1 for a table with failures.
+
+    Results go to standard output, after the context of ``show_steps`` has closed.
+    """
+    options = _parser().parse_args(arguments)
     try:
-        return {"table": _table, "bundle": _bundle}.get(given.command, _export)(given)
+        if options.command == "table":
+            return _table(options)
+        return (_bundle if options.command == "bundle" else _export)(options, show_steps)
     except ConvLensError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m export", description="ONNX graphs that prove themselves.")
+    parser = argparse.ArgumentParser(
+        prog="convlens export",
+        description="Export ONNX graphs, each compared with torch before it is written.",
+        epilog="`python -m export` is the same command.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for kind in KINDS:
         _add_kind(commands.add_parser(kind, help=f"write a graph of {kind}"), kind)
     _add_bundle(commands.add_parser("bundle", help="write all graphs of an archive, and model.json, into a folder"))
-    table = commands.add_parser("table", help="export all families as all kinds and tell how far they are from torch")
+    table = commands.add_parser("table", help="export model families as all kinds and print how well they agree")
     table.add_argument("--models", nargs="+", default=FAMILIES, metavar="NAME")
     table.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     table.add_argument("-o", "--output", type=Path, help="also write the rows as JSON")
@@ -48,12 +70,12 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--model", default=DEFAULT, help="as for convlens, e.g. torchvision:resnet50")
     parser.add_argument("-o", "--output", type=Path, required=True, help="FILE.onnx")
     parser.add_argument("--opset", type=int, default=OPSET)
-    parser.add_argument("--input-size", type=int, help="side of the pictures in pixels, instead of the model's")
+    parser.add_argument("--input-size", type=int, help="side of the images in pixels (default: the model's)")
     if kind not in GRADIENTS:
         parser.add_argument("--half", action="store_true", help="float16 weights")
-    parser.add_argument("--preprocessing", action="store_true", help="begin at uint8 RGB pictures")
-    parser.add_argument("--tolerance", type=float, help="largest relative difference from torch that may pass")
-    parser.add_argument("--batch", type=int, default=8, help="windows of a turn, or the size with --static-batch")
+    parser.add_argument("--preprocessing", action="store_true", help="take uint8 RGB images instead of normalised ones")
+    parser.add_argument("--tolerance", type=float, help="largest relative difference from torch to accept")
+    parser.add_argument("--batch", type=int, default=8, help="windows per iteration, or the fixed batch size")
     if kind == "features":
         parser.add_argument("--layers", nargs="+", required=True, metavar="LAYER")
     if kind == "occlusion":
@@ -61,7 +83,7 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         parser.add_argument("--stride", type=int, default=16)
         parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="incremental: see docs/occlusion.md")
     else:
-        parser.add_argument("--static-batch", action="store_true", help="bind the graph to --batch pictures")
+        parser.add_argument("--static-batch", action="store_true", help="fix the batch size to --batch")
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -73,60 +95,65 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="incremental: see docs/occlusion.md")
 
 
-def _bundle(given: argparse.Namespace) -> int:
-    made = bundle(
-        load(given.model, device="cpu"),
-        given.output,
-        kinds=given.kinds,
-        window=given.window,
-        stride=given.stride,
-        strategy=given.strategy,
-    )
-    for report in made.reports:
-        worst = report.worst
-        sys.stdout.write(f"{report.path}: agrees with torch within {worst.relative:.1e} ({worst.output})\n")
-    for kind, reason in made.skipped:
+def _bundle(options: argparse.Namespace, show_steps: ShowSteps) -> int:
+    with show_steps(f"loading {options.model}") as on_step:
+        result = bundle(
+            load(options.model, device="cpu"),
+            options.output,
+            kinds=options.kinds,
+            window=options.window,
+            stride=options.stride,
+            strategy=options.strategy,
+            on_step=on_step,
+        )
+    for report in result.reports:
+        sys.stdout.write(f"{_agreement(report)}\n")
+    for kind, reason in result.skipped:
         sys.stdout.write(f"no {kind}: {reason}\n")
     return 0
 
 
-def _export(given: argparse.Namespace) -> int:
-    report = export(
-        load(given.model, device="cpu"),
-        given.command,
-        given.output,
-        layers=getattr(given, "layers", ()),
-        window=getattr(given, "window", 32),
-        stride=getattr(given, "stride", 16),
-        batch=given.batch,
-        opset=given.opset,
-        dynamic_batch=not getattr(given, "static_batch", False),
-        input_size=given.input_size,
-        half=getattr(given, "half", False),
-        preprocessing=given.preprocessing,
-        tolerance=given.tolerance,
-        strategy=getattr(given, "strategy", "full"),
-    )
-    worst = report.worst
-    sys.stdout.write(
-        f"{report.path}: agrees with torch within {worst.relative:.1e} ({worst.output}), {report.seconds:.0f} s\n"
-    )
-    if given.command == "occlusion" and report.note:
+def _export(options: argparse.Namespace, show_steps: ShowSteps) -> int:
+    # Each kind has the options that mean something for it; the others keep their defaults.
+    with show_steps(f"loading {options.model}") as on_step:
+        report = export(
+            load(options.model, device="cpu"),
+            options.command,
+            options.output,
+            layers=getattr(options, "layers", ()),
+            window=getattr(options, "window", 32),
+            stride=getattr(options, "stride", 16),
+            batch=options.batch,
+            opset=options.opset,
+            dynamic_batch=not getattr(options, "static_batch", False),
+            input_size=options.input_size,
+            half=getattr(options, "half", False),
+            preprocessing=options.preprocessing,
+            tolerance=options.tolerance,
+            strategy=getattr(options, "strategy", "full"),
+            on_step=on_step,
+        )
+    sys.stdout.write(f"{_agreement(report)}, {report.seconds:.0f} s\n")
+    if options.command == "occlusion" and report.note:
         sys.stdout.write(f"{report.note}\n")
     return 0
 
 
-def _table(given: argparse.Namespace) -> int:
-    found = rows(given.models, given.kinds, on_row=_progress)
-    if given.output is not None:
-        given.output.write_text(json.dumps([dataclasses.asdict(row) for row in found], indent=1) + "\n")
-    sys.stdout.write(f"\n{markdown(found)}\n")
-    return int(any(row.worst is None and not row.refused for row in found))
+def _agreement(report: ExportReport) -> str:
+    return f"{report.path}: agrees with torch within {report.worst.relative:.1e} ({report.worst.output})"
 
 
-def _progress(row: Row) -> None:
-    said = f"{row.worst:.1e} in {row.seconds:.0f} s" if row.worst is not None else row.error
-    sys.stdout.write(f"{row.model} {row.kind}: {said}\n")
+def _table(options: argparse.Namespace) -> int:
+    rows = compare_families(options.models, options.kinds, on_row=_print_row)
+    if options.output is not None:
+        options.output.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    sys.stdout.write(f"\n{markdown(rows)}\n")
+    return int(any(row.worst is None and not row.refused for row in rows))
+
+
+def _print_row(row: Row) -> None:
+    outcome = f"{row.worst:.1e} in {row.seconds:.0f} s" if row.worst is not None else row.error
+    sys.stdout.write(f"{row.model} {row.kind}: {outcome}\n")
     sys.stdout.flush()
 
 

@@ -1,29 +1,31 @@
-"""All graphs that an archive wants of one model, as a folder: exported once, and again when what made them changes."""
+"""A bundle: the folder of all graphs that an archive needs of one model, exported once and cached."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import convlens
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier
 from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
 from convlens.runtime.graph_contract import Kind, Strategy, labels_sha256
+from convlens.types import Step, no_op
 from convlens.utils.files import replace_folder
-from export.exporter import ExportReport, export
+from export.exporter import ExportReport, OnStep, export
 
-# Beside a network: what makes its sweeps faster. Without one: all that there is; sweeps then go through the embedding's
-# graph in batches, on a CPU as fast as in a graph of their own, whose loop ONNX Runtime keeps in memory twice.
+# BESIDE a network: graphs that make its sweeps faster. ALONE: everything; sweeps then run the embedding's graph in
+# batches, on a CPU as fast as a graph of their own, whose loop ONNX Runtime keeps in memory twice.
 BESIDE: tuple[Kind, ...] = ("scores", "occlusion")
 ALONE: tuple[Kind, ...] = ("embedding", "saliency", "guided_backprop", "deconvnet")
-# Windows of a turn: on two cores as fast as any, and less memory than more.
-CHUNK = 4
-# Defined for ReLU networks only; others simply do without.
+# Windows per iteration of a sweep: on two cores as fast as any number, and less memory than a larger one.
+_CHUNK = 4
+# Defined for ReLU networks only, and left out for others.
 _RELU_ONLY: tuple[Kind, ...] = ("guided_backprop", "deconvnet")
 
 
@@ -44,22 +46,28 @@ def bundle(
     window: int = 32,
     stride: int = 16,
     strategy: Strategy = "full",
-    on_step: Callable[[Kind], None] = lambda kind: None,
+    on_step: OnStep = no_op,
 ) -> Bundle:
-    """Write a graph of each kind (but features) and ``model.json`` into ``folder``; what an earlier call wrote goes.
+    """Write a graph of each kind (but features) and ``model.json`` into ``folder``, in place of an earlier bundle.
 
-    Beside and then renamed: the folder is the old one or the whole new one. ``on_step`` is told each kind as its turn
-    comes. Guided backprop and deconvnet are skipped for networks that they are not defined for. Raises RequestError for
-    a folder with other things in it, and as ``export`` does.
+    They are written beside it and renamed: the folder is the old one or the whole new one. ``on_step`` gets the steps
+    of each export, with how many kinds of how many are done. Guided backprop and deconvnet are skipped for networks
+    that they are not defined for. Raises RequestError for a folder with other things in it, and as ``export`` does.
     """
     _require_ours(folder)
     reports, skipped = [], []
     try:
         with replace_folder(folder) as draft:
-            for kind in kinds:
-                on_step(kind)
+            for n, kind in enumerate(kinds):
+
+                def show(step: Step, kind: Kind = kind, n: int = n) -> None:
+                    on_step(Step(f"{kind}: {step.stage}", n, len(kinds)))
+
+                sweep: dict[str, Any] = {}
+                if kind == "occlusion":
+                    sweep = {"window": window, "stride": stride, "batch": _CHUNK, "strategy": strategy}
                 try:
-                    reports.append(_one(classifier, kind, draft, window, stride, strategy))
+                    reports.append(export(classifier, kind, draft / f"{kind}.onnx", on_step=show, **sweep))
                 except UnsupportedModelError as error:
                     if kind not in _RELU_ONLY:
                         raise
@@ -67,7 +75,8 @@ def bundle(
             write_manifest(draft, source=GRAPHS, spec=classifier.spec)
     except OSError as error:
         raise ConvLensError(f"{folder} cannot be written ({error}); choose another folder or make room") from error
-    return Bundle(folder, tuple(replace(one, path=folder / one.path.name) for one in reports), tuple(skipped))
+    renamed = tuple(replace(report, path=folder / report.path.name) for report in reports)
+    return Bundle(folder, renamed, tuple(skipped))
 
 
 def cached_bundle(
@@ -78,9 +87,9 @@ def cached_bundle(
     window: int = 32,
     stride: int = 16,
     strategy: Strategy = "full",
-    on_step: Callable[[Kind], None] = lambda kind: None,
+    on_step: OnStep = no_op,
 ) -> Path:
-    """The folder below ``cache`` with these graphs of these weights, written by this ConvLens; made where it is not."""
+    """The folder in ``cache`` with these graphs of these weights by these versions, exported where it is missing."""
     spec = classifier.spec
     made_by = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
     key = [spec.weights_sha256, labels_sha256(spec.labels), spec.crop, spec.mean, spec.std, spec.embedding_layer]
@@ -91,17 +100,8 @@ def cached_bundle(
     return folder
 
 
-def _one(
-    classifier: Classifier, kind: Kind, folder: Path, window: int, stride: int, strategy: Strategy
-) -> ExportReport:
-    path = folder / f"{kind}.onnx"
-    if kind == "occlusion":
-        return export(classifier, kind, path, window=window, stride=stride, batch=CHUNK, strategy=strategy)
-    return export(classifier, kind, path)
-
-
 def _is_whole(folder: Path) -> bool:
-    """Whether an earlier call wrote it; a packed network has a ``model.json`` as well, of another source."""
+    """Whether it is a bundle; a packed network has a ``model.json`` as well, of another source."""
     try:
         source, _ = read_manifest(folder)
     except ModelError:

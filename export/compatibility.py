@@ -1,4 +1,4 @@
-"""How well every family of networks comes through the export: each kind of graph, against torch, with fixed weights."""
+"""How well families of networks export: each kind of graph compared with torch, with seeded weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from convlens.errors import ConvLensError, UnsupportedModelError
 from convlens.models import Classifier, load
 from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind
+from convlens.types import no_op
 from export.exporter import export
 from export.gradients.tracing import require_rule
 
@@ -26,7 +27,7 @@ FAMILIES = (DEFAULT, *(f"torchvision:{name}:untrained" for name in _UNTRAINED.sp
 class Row:
     """``worst`` is the largest relative difference of any output at any batch size; ``error`` why there is none.
 
-    ``refused``: the explanation has no definition for this network (a ReLU rule where there are other activations).
+    ``refused``: the explanation is not defined for this network (a ReLU rule, but other activations).
     """
 
     model: str
@@ -37,20 +38,20 @@ class Row:
     refused: bool = False
 
 
-def rows(
-    models: Iterable[str] = FAMILIES, kinds: Sequence[Kind] = KINDS, *, on_row: Callable[[Row], None] = lambda _: None
+def compare_families(
+    models: Iterable[str] = FAMILIES, kinds: Sequence[Kind] = KINDS, *, on_row: Callable[[Row], None] = no_op
 ) -> list[Row]:
-    """Export and compare each model as each kind; a minute or two a model on two cores.
+    """Export each model as each kind and compare it with torch; a minute or two for a model on two cores.
 
-    Untrained weights are seeded. Graphs are thrown away. A failure is a row, not an exception.
+    Untrained weights are seeded, graphs are not kept. A failure is a row, not an exception.
     """
-    found: list[Row] = []
+    rows: list[Row] = []
     for model in models:
         classifier = load(model, device="cpu")
         for kind in kinds:
-            found.append(_row(classifier, kind))
-            on_row(found[-1])
-    return found
+            rows.append(_row(classifier, kind))
+            on_row(rows[-1])
+    return rows
 
 
 def _row(classifier: Classifier, kind: Kind) -> Row:
@@ -76,12 +77,12 @@ def _has_no_rule(classifier: Classifier, kind: Kind) -> bool:
     return False
 
 
-def markdown(found: Sequence[Row]) -> str:
-    """One line a model, one column a kind."""
-    kinds = list(dict.fromkeys(row.kind for row in found))
+def markdown(rows: Sequence[Row]) -> str:
+    """A table with a line for each model and a column for each kind."""
+    kinds = list(dict.fromkeys(row.kind for row in rows))
     lines = ["| model | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
-    for model in dict.fromkeys(row.model for row in found):
-        cells = {row.kind: _cell(row) for row in found if row.model == model}
+    for model in dict.fromkeys(row.model for row in rows):
+        cells = {row.kind: _cell(row) for row in rows if row.model == model}
         lines.append(f"| {model} | " + " | ".join(cells.get(kind, "") for kind in kinds) + " |")
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
-"""A graph on disk: drafted beside, compared with torch, and named when it agrees."""
+"""Exports a graph: traced, written as a draft, compared with torch, and renamed to its path when it agrees."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from convlens.instrument import require_eval
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import ElementType, GraphContract, Kind, Port, Strategy, labels_sha256
 from convlens.runtime.onnx_runtime import OnnxRuntime
-from convlens.types import ModelSpec
+from convlens.types import ModelSpec, Step, no_op
 from export.options import (
     HALF_TOLERANCE,
     OPSET,
@@ -29,21 +29,22 @@ from export.options import (
     resized,
 )
 from export.tracing import Traced, trace
-from export.verification import Deviation, deviations
+from export.verification import Deviation, deviations, reference
 
 _TYPES: dict[int, ElementType] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.INT64: "int64",
     onnx.TensorProto.UINT8: "uint8",
 }
+OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
 class ExportReport:
     """What was written, and how well it agrees.
 
-    ``speed_up`` is what ``strategy="incremental"`` is expected to give over a full sweep, ``note`` why the graph is one
-    all the same.
+    ``speed_up`` is what ``strategy="incremental"`` is expected to give over a full sweep; ``note`` says why the graph
+    is a full sweep all the same.
     """
 
     path: Path
@@ -58,7 +59,7 @@ class ExportReport:
 
     @property
     def worst(self) -> Deviation:
-        return max(self.deviations, key=lambda one: one.relative)
+        return max(self.deviations, key=lambda deviation: deviation.relative)
 
 
 def export(
@@ -77,24 +78,26 @@ def export(
     preprocessing: bool = False,
     tolerance: float | None = None,
     strategy: Strategy = "full",
+    on_step: OnStep = no_op,
 ) -> ExportReport:
-    """Write a graph of one kind: scores, features (of ``layers``), embedding, occlusion, or the gradient explanation
-    saliency, guided_backprop or deconvnet.
+    """Write a graph of one kind: scores, features (of ``layers``), embedding, occlusion, or one of the gradient
+    explanations saliency, guided_backprop and deconvnet. Takes about half a minute; ``on_step`` gets each stage as it
+    begins, and "written" at the end.
 
-    ``window`` and ``stride`` are in pixels and fixed in an occlusion graph, ``batch`` of whose windows run at a time;
-    in other graphs ``batch`` counts only without ``dynamic_batch``, or where a network's gradient cannot be written for
-    any number of pictures: the one size they then take. ``input_size`` is the side of the pictures in pixels (default:
-    the model's). ``half`` keeps weights as float16 (not in gradients), ``preprocessing`` begins at uint8 RGB; gradients
-    still are by the normalised picture. ``tolerance`` bounds max |torch - onnx| / max |torch| (default 1e-4, with
-    ``half`` 5e-2); for gradients see ``gradients_verify``.
+    ``window`` and ``stride`` are in pixels and fixed in an occlusion graph, which computes ``batch`` windows at a time.
+    In other graphs ``batch`` matters only without ``dynamic_batch``, or where a network's gradient cannot be traced for
+    a dynamic batch: then it is the graph's batch size. ``input_size`` is the side of the images in pixels (default: the
+    model's). ``half`` stores weights as float16 (not in gradients). With ``preprocessing`` the graph takes uint8 RGB;
+    gradients are still by the normalised image. ``tolerance`` bounds max |torch - onnx| / max |torch| (default 1e-4,
+    with ``half`` 5e-2); for gradients see ``verification``.
 
     ``strategy="incremental"`` makes an occlusion graph that recomputes for each window only what it changes, with the
     same scores (docs/occlusion.md, also on a patent); where that is not expected to be faster it writes a full sweep,
     and the report's ``note`` and the contract say so.
 
-    A graph that disagrees stays beside as ``NAME.draft.onnx`` and raises ModelError with the numbers; after any other
-    failure nothing is left, and what was at ``path`` before is untouched. Raises RequestError for what cannot be
-    honoured, UnsupportedModelError where torch's exporter gives up.
+    A graph that disagrees is kept beside ``path`` as ``NAME.draft.onnx``, and ModelError gives the numbers; any other
+    failure leaves nothing. Either way a file already at ``path`` is untouched. Raises RequestError for options that
+    cannot be honoured, UnsupportedModelError for a network that torch's exporter cannot export.
     """
     started, path = time.perf_counter(), Path(path)
     require_kind(kind)
@@ -107,11 +110,15 @@ def export(
     require_eval(classifier.module)
     require_size(classifier, half=half)
     spec = resized(classifier.spec, input_size)
+    on_step(Step("tracing"))
     traced = trace(classifier, spec, options)
     contract = _contract(traced, spec, options)
     onnx.helper.set_model_props(traced.proto, contract.metadata())
-    found = _prove(_drafted(traced.proto, path), path, classifier, spec, allowed)
-    return ExportReport(path, contract, found, time.perf_counter() - started, traced.speed_up)
+    draft = _write_draft(traced.proto, path)
+    on_step(Step(f"comparing with torch {reference(contract)}"))
+    result = _verify(draft, path, classifier, spec, allowed)
+    on_step(Step("written"))
+    return ExportReport(path, contract, result, time.perf_counter() - started, traced.speed_up)
 
 
 def _contract(traced: Traced, spec: ModelSpec, options: Options) -> GraphContract:
@@ -149,7 +156,7 @@ def _versions() -> dict[str, str]:
     return {"convlens": convlens.__version__} | {name: version(name) for name in names}
 
 
-def _drafted(proto: onnx.ModelProto, path: Path) -> Path:
+def _write_draft(proto: onnx.ModelProto, path: Path) -> Path:
     draft = path.with_name(f"{path.stem}.draft.onnx")
     try:
         draft.write_bytes(proto.SerializeToString())
@@ -160,25 +167,28 @@ def _drafted(proto: onnx.ModelProto, path: Path) -> Path:
     return draft
 
 
-def _prove(draft: Path, path: Path, classifier: Classifier, spec: ModelSpec, tolerance: float) -> tuple[Deviation, ...]:
-    """Give the draft its name, or keep it and raise, or remove it where it could not even be compared."""
+def _verify(
+    draft: Path, path: Path, classifier: Classifier, spec: ModelSpec, tolerance: float
+) -> tuple[Deviation, ...]:
+    """Rename a draft that agrees, keep one that disagrees and raise, remove one that cannot be compared."""
     compared = False
     try:
-        found = deviations(OnnxRuntime(draft, providers="cpu"), classifier, spec)
+        result = deviations(OnnxRuntime(draft, providers="cpu"), classifier, spec)
         compared = True
-        _require_agreement(found, tolerance, draft)
+        _require_agreement(result, tolerance, draft)
         draft.replace(path)
     finally:
         if not compared:
             draft.unlink(missing_ok=True)
-    return found
+    return result
 
 
-def _require_agreement(found: Sequence[Deviation], tolerance: float, draft: Path) -> None:
-    wrong = [one for one in found if not one.relative <= tolerance]
+def _require_agreement(result: Sequence[Deviation], tolerance: float, draft: Path) -> None:
+    # negated, so that NaN disagrees too
+    wrong = [deviation for deviation in result if not deviation.relative <= tolerance]
     if wrong:
-        numbers = "; ".join(f"{one.output} off by {one.relative:.2e} for {one.pictures} pictures" for one in wrong[:5])
+        numbers = "; ".join(f"{part.output} off by {part.relative:.2e} at batch {part.batch}" for part in wrong[:5])
         raise ModelError(
             f"the graph disagrees with torch beyond {tolerance:g}: {numbers}; the draft is kept at {draft}, "
-            f"and nothing was written under the name itself"
+            "and no graph was written"
         )

@@ -1,13 +1,11 @@
-"""Does a graph give what torch gives? Asked of a real ONNX Runtime session, at batch sizes that were not traced.
+"""Verification of a graph: a real ONNX Runtime session compared with torch, at batch sizes that were not traced.
 
-Does a graph give the gradient that torch gives? Compared where a gradient in float32 can be compared.
-
-A gradient jumps where a ReLU's input passes zero. Of a network's million units some lie within rounding of it, switch
-in one float32 calculation and not in another, and then move the pixels before them, in torch by as much as in ONNX
-Runtime: by 1e-2 of the largest pixel, on one picture in three. So the reference is the eager explanation in float64,
-and for every batch size there must be one picture in which nothing switched: there every single pixel counts. In all
-pictures a quarter of the pixels must agree as well: a unit that switches leaves that many, but no row does that got
-another's target.
+Gradients are compared by quantile. A gradient jumps where a ReLU's input passes zero. Of a network's million units some
+lie within rounding of it, switch in one float32 computation and not in another, and then move the pixels that they
+see, in torch as much as in ONNX Runtime: by 1e-2 of the largest pixel, on one image in three. So the reference is the
+eager explanation in float64, and for every batch size there must be one image in which nothing switched: there every
+single pixel counts. In all images a quarter of the pixels must agree as well: that many are untouched by a unit that
+switches, but not in a row that got the target of another.
 """
 
 from __future__ import annotations
@@ -41,37 +39,40 @@ from convlens.runtime.torch_runtime import TorchRuntime, as_input
 from convlens.types import Bytes8, Floats, Ints, ModelSpec
 from export.gradients.tracing import RULES
 
-BATCHES = (1, 3, 8)
-
-# Torch computes so many windows of a sweep, spread over the grid; ONNX Runtime all of them.
-SAMPLED_WINDOWS = 16
-FILLS = (0.0, -1.5)
+_BATCHES = (1, 3, 8)
+_SAMPLED_WINDOWS = 16  # of a sweep, spread over the grid, are computed by torch; ONNX Runtime computes all
+_FILLS = (0.0, -1.5)
+_TRIES = 10  # batches of noise that may be drawn to find an image in which no ReLU switches
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """max |torch - onnx| / max |torch| of one output, for a batch of so many pictures.
-
-    Of a gradient: see ``gradients_verify``.
-    """
+    """``relative`` is max |torch - onnx| / max |torch| of one output, at one batch size; of a gradient, see above."""
 
     output: str
-    pictures: int
+    batch: int
     relative: float
 
 
 def deviations(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> tuple[Deviation, ...]:
-    """How far the graph is from the classifier's own network, output by output. ModelError where torch gives NaN.
+    """How far each output of the graph is from the classifier's own network. ModelError where torch gives NaN.
 
-    ``spec`` is the classifier's, with the graph's size of pictures. Pictures are seeded noise. The reference does
-    without the modules that were exported: torch's runtime, taps, ``image.normalise``, and windows that are filled
-    one by one.
+    ``spec`` is the classifier's, with the graph's size of images, which are seeded noise. The reference shares no code
+    with the modules that were exported: it uses torch's runtime, layer hooks, ``image.normalise``, and windows that
+    are filled one by one.
     """
     kind = runtime.contract.kind
     if kind in GRADIENTS:
         return tuple(_gradients(runtime, classifier, spec, kind))
     compared = _sweeps if kind == "occlusion" else _batches
     return tuple(compared(runtime, classifier, spec))
+
+
+def reference(contract: GraphContract) -> str:
+    """What ``deviations`` compares at, in words."""
+    if contract.kind == "occlusion":
+        return f"on up to {_SAMPLED_WINDOWS} windows of each sweep"
+    return f"at batch {', '.join(map(str, _batch_sizes(contract)))}"
 
 
 def relative(torch_s: Floats, onnx_s: Floats) -> float:
@@ -84,14 +85,17 @@ def relative(torch_s: Floats, onnx_s: Floats) -> float:
     return float(np.abs(torch_s - onnx_s).max()) / (largest or 1.0)
 
 
+def _batch_sizes(contract: GraphContract) -> tuple[int, ...]:
+    return _BATCHES if contract.batch is None else (contract.batch,)
+
+
 def _batches(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
-    bound = runtime.contract.batch
-    for count in BATCHES if bound is None else (bound,):
-        pictures_NHWC = _noise(count, spec)
-        x_NCHW = np.stack([image.normalise(picture, spec) for picture in pictures_NHWC])
-        found = runtime.run(pictures_NHWC if runtime.contract.preprocessing else x_NCHW)
+    for count in _batch_sizes(runtime.contract):
+        images_NHWC = _noise(count, spec)
+        x_NCHW = np.stack([image.normalise(image_HWC, spec) for image_HWC in images_NHWC])
+        outputs = runtime.run(images_NHWC if runtime.contract.preprocessing else x_NCHW)
         for output, expected in _torch(classifier, spec, runtime.contract, x_NCHW).items():
-            yield Deviation(output, count, relative(expected, found[output]))
+            yield Deviation(output, count, relative(expected, outputs[output]))
 
 
 def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_NCHW: Floats) -> Mapping[str, Floats]:
@@ -106,18 +110,18 @@ def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_N
 def _gradients(
     runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec, kind: GradientKind
 ) -> Iterator[Deviation]:
-    double, bound = in_double(classifier), runtime.contract.batch
-    for count in BATCHES if bound is None else (bound,):
+    double = _in_double(classifier)
+    for count in _batch_sizes(runtime.contract):
         gradient, logits = float("inf"), 0.0
-        for attempt in range(TRIES):
-            pictures_NHWC = _noise(count, spec, attempt)
-            x_NCHW = np.stack([image.normalise(picture, spec) for picture in pictures_NHWC])
+        for attempt in range(_TRIES):
+            images_NHWC = _noise(count, spec, attempt)
+            x_NCHW = np.stack([image.normalise(image_HWC, spec) for image_HWC in images_NHWC])
             target_N = (np.arange(count) * 7 + attempt) % spec.classes
             # all at once, where runtime.gradient would cut a batch into smaller ones
-            found = runtime.run(pictures_NHWC if runtime.contract.preprocessing else x_NCHW, target_N)
-            expected_NCHW, expected_NK = eager(double, kind, x_NCHW, target_N)
-            gradient = min(gradient, gradient_off(expected_NCHW, found[GRADIENT]))
-            logits = max(logits, relative(expected_NK, found[LOGITS]))
+            outputs = runtime.run(images_NHWC if runtime.contract.preprocessing else x_NCHW, target_N)
+            expected_NCHW, expected_NK = _eager(double, kind, x_NCHW, target_N)
+            gradient = min(gradient, _gradient_deviation(expected_NCHW, outputs[GRADIENT]))
+            logits = max(logits, relative(expected_NK, outputs[LOGITS]))
             if gradient <= runtime.contract.tolerance:
                 break
         yield Deviation(GRADIENT, count, gradient)
@@ -128,18 +132,18 @@ def _sweeps(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> It
     geometry = runtime.contract.sweep
     assert geometry is not None, "an occlusion graph without its windows"
     windows = Windows(spec.crop, spec.crop, geometry.window, geometry.stride)
-    sample = np.unique(np.linspace(0, len(windows) - 1, SAMPLED_WINDOWS).round().astype(int))
-    for picture_HWC, fill, extreme in zip(_noise(2, spec), FILLS, (np.argmax, np.argmin), strict=True):
-        x_CHW = image.normalise(picture_HWC, spec)
-        # of a class whose score is near zero, rounding alone would be a large part
+    sample = np.unique(np.linspace(0, len(windows) - 1, _SAMPLED_WINDOWS).round().astype(int))
+    for image_HWC, fill, extreme in zip(_noise(2, spec), _FILLS, (np.argmax, np.argmin), strict=True):
+        x_CHW = image.normalise(image_HWC, spec)
+        # the largest or smallest logit: of a score near zero, rounding alone would be a large part
         target = int(extreme(_runtime(classifier, spec).logits(x_CHW[None])[0]))
-        fed = picture_HWC if runtime.contract.preprocessing else x_CHW
-        found = runtime.run(fed[None], np.asarray(target), np.asarray(fill, np.float32))
+        network_input = image_HWC if runtime.contract.preprocessing else x_CHW
+        outputs = runtime.run(network_input[None], np.asarray(target), np.asarray(fill, np.float32))
         hidden_NCHW = np.stack([_hidden(x_CHW, windows, int(index), fill) for index in sample])
         logits_NK = _runtime(classifier, spec).logits(hidden_NCHW)
         expected = {SCORES: logits_NK[:, target], LOG_SUMS: np.logaddexp.reduce(logits_NK, axis=1)}
         for output, values in expected.items():
-            yield Deviation(output, 1, relative(values, found[output].reshape(-1)[sample]))
+            yield Deviation(output, 1, relative(values, outputs[output].reshape(-1)[sample]))
 
 
 def _hidden(x_CHW: Floats, windows: Windows, index: int, fill: float) -> Floats:
@@ -158,16 +162,12 @@ def _noise(count: int, spec: ModelSpec, attempt: int = 0) -> Bytes8:
     return np.random.default_rng((count, attempt)).integers(0, 256, shape, dtype=np.uint8)
 
 
-# Batches of noise that may be drawn to find a picture in which no ReLU switches.
-TRIES = 10
-
-
-def in_double(classifier: Classifier) -> Classifier:
+def _in_double(classifier: Classifier) -> Classifier:
     """The same network in float64; the user's own is left alone."""
     return dataclasses.replace(classifier, module=copy.deepcopy(classifier.module).double())
 
 
-def eager(double: Classifier, kind: GradientKind, x_NCHW: Floats, target_N: Ints) -> tuple[Floats, Floats]:
+def _eager(double: Classifier, kind: GradientKind, x_NCHW: Floats, target_N: Ints) -> tuple[Floats, Floats]:
     """The explanation without a graph, and the logits."""
     forward = ForwardPass(double, x_NCHW.astype(np.float64))
     try:
@@ -179,17 +179,17 @@ def eager(double: Classifier, kind: GradientKind, x_NCHW: Floats, target_N: Ints
     return gradient_NCHW, forward.logits_NK
 
 
-def gradient_off(expected_NCHW: Floats, found_NCHW: Floats) -> float:
+def _gradient_deviation(expected_NCHW: Floats, graph_NCHW: Floats) -> float:
     """The largest difference in the row that agrees best or, if that is more, the lower quartile of the worst row.
 
-    Each is relative to the row's largest value; rows without any gradient, which prove little, count only where there
-    are no others. Infinity where the graph gives NaN or infinity.
+    Each is relative to the row's largest value. Rows whose gradient is 0 prove little and count only where there are no
+    others. Infinity where the graph gives NaN or infinity.
     """
-    if not np.isfinite(found_NCHW).all():
+    if not np.isfinite(graph_NCHW).all():
         return float("inf")
-    expected_NP, found_NP = (each.reshape(len(each), -1) for each in (expected_NCHW, found_NCHW))
+    expected_NP, graph_NP = (rows.reshape(len(rows), -1) for rows in (expected_NCHW, graph_NCHW))
     largest_N = np.abs(expected_NP).max(axis=1)
     alive_N = largest_N > 0
-    off_NP = np.abs(expected_NP - found_NP) / np.where(alive_N, largest_N, 1.0)[:, None]
+    off_NP = np.abs(expected_NP - graph_NP) / np.where(alive_N, largest_N, 1.0)[:, None]
     proving_N = alive_N if alive_N.any() else ~alive_N
     return max(float(off_NP[proving_N].max(axis=1).min()), float(np.quantile(off_NP, 0.25, axis=1).max()))

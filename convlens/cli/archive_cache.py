@@ -15,9 +15,10 @@ from convlens.engine.engine import EngineOptions
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, pack
-from convlens.runtime.graph_contract import Kind, Strategy
+from convlens.runtime.graph_contract import Strategy
 from convlens.torchserve import archive
 from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.types import Step
 
 GRAPH_CACHE = Path(".convlens") / "graphs"
 Runtime = Literal["torch", "onnx"]
@@ -72,8 +73,8 @@ def archive_graphs(classifier: Classifier, runtime: Runtime, *, strategy: Strate
     kinds = ALONE if runtime == "onnx" else BESIDE
     with progress_bar("exporting graphs", len(kinds)) as bar:
 
-        def show(kind: Kind) -> None:
-            bar.update(bar.task_ids[0], description=f"exporting {kind}", completed=kinds.index(kind))
+        def show(step: Step) -> None:
+            bar.update(bar.task_ids[0], description=f"exporting {step.stage}", completed=step.done)
 
         folder = cached_bundle(classifier, GRAPH_CACHE, kinds=kinds, strategy=strategy, on_step=show)
         bar.update(bar.task_ids[0], description="graphs", completed=len(kinds))

@@ -52,11 +52,11 @@ def print_skipped(items: Iterable[tuple[str, str]]) -> None:
 
 
 @contextmanager
-def spinner(description: str) -> Iterator[None]:
-    """Show that work of unknown length is under way, and for how long."""
+def spinner(description: str) -> Iterator[Callable[[str], None]]:
+    """Show that work of unknown length is under way, and for how long; call what it yields to change the text."""
     with Progress(SpinnerColumn(), _DESCRIPTION, TimeElapsedColumn(), console=console) as bar:
-        bar.add_task(description, total=None)
-        yield
+        task = bar.add_task(description, total=None)
+        yield lambda text: bar.update(task, description=text)
 
 
 @contextmanager

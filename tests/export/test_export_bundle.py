@@ -20,7 +20,7 @@ from convlens.explain.onnx_forward import graph_backends
 from convlens.models import Classifier, load, pack, unpack
 from convlens.runtime.graph_contract import labels_sha256
 from convlens.runtime.graph_set import graph_files, open_graphs
-from convlens.types import Attribution
+from convlens.types import Attribution, Step
 from export.__main__ import main
 from export.bundle import bundle, cached_bundle
 from export.exporter import export
@@ -144,6 +144,19 @@ def test_a_network_that_guided_backprop_is_not_defined_for_does_without(tmp_path
     ((kind, reason),) = made.skipped
     assert (kind, "SiLU" in reason) == ("guided_backprop", True)
     assert made.reports[0].path.is_file()
+
+
+def test_a_bundle_reports_the_steps_of_each_graph(tmp_path: Path) -> None:
+    steps: list[Step] = []
+    bundle(small(), tmp_path / "graphs", kinds=("scores", "occlusion"), window=5, stride=3, on_step=steps.append)
+    assert steps == [
+        Step("scores: tracing", 0, 2),
+        Step("scores: comparing with torch at batch 1, 3, 8", 0, 2),
+        Step("scores: written", 0, 2),
+        Step("occlusion: tracing", 1, 2),
+        Step("occlusion: comparing with torch on up to 16 windows of each sweep", 1, 2),
+        Step("occlusion: written", 1, 2),
+    ]
 
 
 def test_a_second_bundle_takes_the_place_of_the_first(tmp_path: Path) -> None:

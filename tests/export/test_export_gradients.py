@@ -26,7 +26,7 @@ from convlens.runtime.graph_contract import GRADIENTS, GradientKind
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from export.__main__ import main
 from export.bundle import Bundle
-from export.compatibility import Row, markdown, rows
+from export.compatibility import Row, compare_families, markdown
 from export.exporter import export
 from export.gradients.tracing import RULES
 
@@ -282,7 +282,7 @@ def test_the_default_model_on_a_photograph_agrees_with_the_eager_explanation(
     net = load(device="cpu")
     (report,) = (one for one in default_bundle.reports if one.contract.kind == kind)
     assert report.worst.relative <= 1e-4
-    assert {(one.output, one.pictures) for one in report.deviations} == {
+    assert {(one.output, one.batch) for one in report.deviations} == {
         (output, count) for output in ("gradient_NCHW", "logits_NK") for count in (1, 3, 8)
     }
     x_CHW = image.prepare(Image.fromarray(skimage.data.chelsea()), net.spec).x_CHW
@@ -303,7 +303,7 @@ def test_the_command_writes_a_graph(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_what_has_no_definition_is_no_failure_of_the_table(tmp_path: Path) -> None:
-    found = rows(["torchvision:efficientnet_b0:untrained?size=32"], ["guided_backprop"])
+    found = compare_families(["torchvision:efficientnet_b0:untrained?size=32"], ["guided_backprop"])
     assert [(row.worst, row.refused) for row in found] == [(None, True)]
     table = [*found, Row(found[0].model, "scores", None, 0.0, "why")]
     assert markdown(table).splitlines()[2] == f"| {found[0].model} | refused | failed |"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 import convlens
+import export as export_package
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier, load
 from convlens.runtime.graph_contract import labels_sha256
 from export.__main__ import main
 from export.compatibility import Row, markdown
-from export.exporter import export
+from export.exporter import OnStep, export
 from export.verification import relative
 
 SQUEEZENET = "torchvision:squeezenet1_1:untrained?size=64"
@@ -89,7 +94,7 @@ def test_labels_are_told_apart_from_their_concatenation() -> None:
 def test_a_graph_that_disagrees_stays_a_draft_and_says_by_how_much(tmp_path: Path) -> None:
     path = tmp_path / "graph.onnx"
     path.write_bytes(b"what was there before")
-    with pytest.raises(ModelError, match=r"logits_NK off by 1\.00e-02 for 1 pictures.*graph\.draft\.onnx"):
+    with pytest.raises(ModelError, match=r"logits_NK off by 1\.00e-02 at batch 1.*graph\.draft\.onnx"):
         export(small(Liar(0.01)), "scores", path)
     assert path.read_bytes() == b"what was there before"
     onnx.checker.check_model(onnx.load(tmp_path / "graph.draft.onnx"))
@@ -104,7 +109,7 @@ def test_the_tolerance_decides_what_disagrees(tmp_path: Path) -> None:
 
 def test_a_graph_is_compared_at_batch_sizes_that_were_not_traced(tmp_path: Path) -> None:
     report = export(small(), "embedding", tmp_path / "graph.onnx")
-    assert {(one.output, one.pictures) for one in report.deviations} == {
+    assert {(one.output, one.batch) for one in report.deviations} == {
         (output, count) for output in ("embedding_ND", "logits_NK") for count in (1, 3, 8)
     }
 
@@ -199,6 +204,67 @@ def test_the_command_writes_a_graph(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["occlusion", "--model", SQUEEZENET, "--stride", "32", "-o", str(path)]) == 0
     assert path.is_file()
     assert "agrees with torch within" in capsys.readouterr().out
+
+
+def test_the_steps_of_an_export_are_reported(tmp_path: Path) -> None:
+    steps: list[str] = []
+    export(small(), "scores", tmp_path / "graph.onnx", on_step=lambda step: steps.append(step.stage))
+    assert steps == ["tracing", "comparing with torch at batch 1, 3, 8", "written"]
+
+
+def test_a_failed_export_is_not_reported_as_written(tmp_path: Path) -> None:
+    steps: list[str] = []
+    with pytest.raises(ModelError):
+        export(small(Liar(0.01)), "scores", tmp_path / "graph.onnx", on_step=lambda step: steps.append(step.stage))
+    assert steps[-1] == "comparing with torch at batch 1, 3, 8"
+
+
+def test_the_command_shows_its_steps_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["scores", "--model", SQUEEZENET, "--static-batch", "--batch", "2", "-o", str(tmp_path / "s.onnx")]) == 0
+    )
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == ["tracing", "comparing with torch at batch 2", "written"]
+    assert len(captured.out.splitlines()) == 1
+
+
+def test_results_are_written_after_the_steps_have_been_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A live display takes standard output over while it is open, and would send results where it draws."""
+
+    @contextlib.contextmanager
+    def watched(description: str) -> Iterator[OnStep]:
+        assert description == f"loading {SQUEEZENET}"
+        yield lambda step: shown.append(step.stage)
+        assert capsys.readouterr().out == ""
+
+    shown: list[str] = []
+    assert main(["scores", "--model", SQUEEZENET, "-o", str(tmp_path / "s.onnx")], show_steps=watched) == 0
+    assert shown[-1] == "written"
+    assert "agrees with torch within" in capsys.readouterr().out
+
+
+def test_the_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: convlens export")
+    assert "`python -m export` is the same command" in text
+
+
+def test_the_package_gives_export_and_loads_torch_only_then() -> None:
+    code = (
+        "import sys, export\n"
+        "assert not {'torch', 'onnx', 'convlens'} & set(sys.modules)\n"
+        "from export import ExportReport, export as function\n"
+        "import export.exporter\n"
+        "assert function is export.exporter.export and 'export' in dir(export)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'exports'"):
+        getattr(export_package, "exports")  # noqa: B009 - the name is a mistake on purpose
 
 
 def test_the_command_says_an_error_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
