@@ -92,7 +92,7 @@ class Forward(ABC):
 
     def targets(self, target_N: Sequence[int] | Ints | None) -> Ints:
         """The classes to explain, one per row; None means the predicted ones. TargetError for one out of range."""
-        if target_N is None:
+        if target_N is None:  # never class 0, which would explain whatever stands first among the labels
             return np.asarray(self.logits_NK.argmax(axis=1))
         indices_N, classes = np.asarray(target_N), self.spec.classes
         if indices_N.shape != (len(self),) or indices_N.dtype.kind not in "iu":

@@ -79,6 +79,7 @@ class NeuronGraph:
     def gradient(self, rule: ReluRule, *, method: str) -> Tensor:
         """d neuron / d image (N, C, H, W); UnsupportedModelError, naming ``method``, where the rule is not defined."""
         if rule != "plain" and not self._guarded:
+            # No ReLU at all is fine here: before the first one every rule is the plain gradient.
             require_relu_network(self._out, method=method, even_none=True)
             self._guarded = True
         with torch.enable_grad():

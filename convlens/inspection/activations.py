@@ -76,6 +76,7 @@ def activations(classifier: Classifier, x_CHW: Floats, *, layer: str) -> Activat
     with torch.no_grad(), tapped(classifier.module, outputs=[layer]) as tap:
         tap.module(x_NCHW)
     out = tap.outputs[layer]
+    # A linear layer inside ConvNeXt gives four axes as well, but with channels last.
     if out.ndim != 4 or isinstance(find_layer(classifier.module, layer), torch.nn.Linear):
         raise RequestError(
             f"layer {layer!r} ({kind}) gives {'×'.join(map(str, out.shape[1:]))} numbers per image and no map of "

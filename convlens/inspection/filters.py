@@ -63,6 +63,7 @@ def layer_filters(classifier: Classifier, layer: str | None = None) -> Filters:
         raise RequestError(f"layer {name!r} is a {type(module).__name__} and has no filters{suggestion}", field="layer")
     weights_OCHW = np.array(module.weight.detach().float().cpu().numpy())
     weights_OCHW.flags.writeable = False
+    # Three channels alone do not make colours: a deeper layer may have three as well.
     on_colours = name == classifier.spec.first_convolution and weights_OCHW.shape[1] == 3
     return Filters(classifier.spec.name, name, type(module).__name__, weights_OCHW, on_colours)
 

@@ -123,6 +123,7 @@ class Patches:
 
         RequestError where the file has changed since.
         """
+        # Compared by hash: a crop of a changed file would not show what excited the neuron.
         path, sha256 = self.files[patch.image_id]
         loaded = ImageReader(classifier.spec, normalised=False).read_file((patch.image_id, path))
         if isinstance(loaded, UnreadableImage) or loaded.sha256 != sha256:
@@ -195,6 +196,7 @@ class _PatchSearch:
     def run(self, files: Mapping[str, Path]) -> Iterator[LoadedImage | UnreadableImage]:
         """Each file's outcome, after its image went through the layer."""
         reader = ImageReader(self._classifier.spec, normalised=True)
+        # Threads read and prepare the next images while the network runs.
         reading = ordered_map(reader.read_file, files.items(), workers=cores(), ahead=2 * _BATCH)
         with contextlib.closing(reading) as outcomes:
             for batch in batched(outcomes, _BATCH):

@@ -148,6 +148,8 @@ def render_map(
 
 def _script_data(value: object) -> Markup:
     """JSON that no HTML parser can take for the end of the element it stands in."""
+    # "</script>" within a string would end the element, "<!--" change how it is parsed; U+2028 and U+2029 end a line in
+    # older JavaScript.
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return Markup(_ENDS_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
