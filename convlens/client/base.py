@@ -115,10 +115,11 @@ class BaseClient(ABC):
         return ordered_map(explain_one, pictures, workers=at_once, ahead=2 * at_once)
 
     def ready(self, *, timeout_s: float = 5.0) -> bool:
-        """Whether the model answers a tiny inference: a server says that it is up before its models are.
+        """Whether the model answers a tiny inference.
 
         Raises RemoteError for what waiting will not mend, such as a wrong token or a model that is not there.
         """
+        # TorchServe's /ping says 200 before a model is loaded.
         try:
             self._send(ClientRequest(PROBE_PNG, {"topk": 1}, explain=False, accept=JSON), timeout_s=timeout_s)
         except RemoteError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from convlens.errors import ConvLensError, ServerError
 
 _MAX_MESSAGE = 2000  # characters that an answer from elsewhere adds to a message
+# TorchServe answers a missing, wrong or expired token with 400, as it does other things.
 _NO_TOKEN = "Token Authorization failed"
 _TOKEN_ADVICE = (
     "give the server's inference token by key_file or by $CONVLENS_TOKEN; it is a new one after each start, and expires"

@@ -16,7 +16,8 @@ from convlens.client.protocol.inference_pb2 import PredictionResponse, Predictio
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
 from convlens.client.retry import RetryPolicy
 
-_MAX_MESSAGE_BYTES = 134_217_728  # max_response_size of the server, as config.properties sets it
+# As max_response_size in the server's config.properties; gRPC's own limit is 4 MB, less than a few maps.
+_MAX_MESSAGE_BYTES = 134_217_728
 
 
 class GrpcClient(BaseClient):

@@ -51,11 +51,15 @@ class Client(BaseClient):
     def _send(self, request: ClientRequest, *, timeout_s: float) -> bytes:
         route = "explanations" if request.explain else "predictions"
         url = f"{str(self._url).rstrip('/')}/{route}/{self._model_path}"
+        # TorchServe parses a part that is typed JSON, and keeps the bytes of one with a file name.
         files = {
             "data": ("picture", request.image, "application/octet-stream"),
             "params": ("params", params_json(request.params), "application/json"),
         }
-        headers = self._headers(request)
+        # The time of sending as proxies set it: from there the server counts deadline_ms.
+        headers = {"Accept": request.accept, "X-Request-Start": f"t={time.time():.3f}"}
+        if (token := self._auth.header()) is not None:
+            headers["Authorization"] = token
         try:
             response = self._http.post(url, files=files, headers=headers, timeout=timeout_s)
         except httpx.TimeoutException as error:
@@ -65,12 +69,6 @@ class Client(BaseClient):
         if response.status_code != 200:
             raise error_from_body(response.status_code, response.content)
         return response.content
-
-    def _headers(self, request: ClientRequest) -> dict[str, str]:
-        # The time of sending as proxies set it: from there the server counts deadline_ms.
-        headers = {"Accept": request.accept, "X-Request-Start": f"t={time.time():.3f}"}
-        token = self._auth.header()
-        return headers | ({"Authorization": token} if token else {})
 
 
 def _base_url(url: str) -> httpx.URL:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,18 +69,13 @@ def npz_file(arrays: Mapping[str, Floats], reply: str) -> bytes:
     """What numpy.load reads: NAME.npy for each array, and reply.json, uncompressed. Same arrays, same bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, data in _npz_members(arrays, reply):
-            # The date is fixed (ZIP's earliest): with the current time, equal replies would differ in their bytes.
-            archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
+        for name, values in arrays.items():
+            member = io.BytesIO()
+            np.save(member, values, allow_pickle=False)
+            # A ZipInfo has a fixed date, 1980; with writestr's current time equal replies would differ in their bytes.
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
+        archive.writestr(zipfile.ZipInfo("reply.json"), reply)
     return file.getvalue()
-
-
-def _npz_members(arrays: Mapping[str, Floats], reply: str) -> Iterator[tuple[str, bytes]]:
-    for name, values in arrays.items():
-        member = io.BytesIO()
-        np.save(member, values, allow_pickle=False)
-        yield f"{name}.npy", member.getvalue()
-    yield "reply.json", reply.encode()
 
 
 def reply_too_large(size: float, allowed: int, *, why: str = "") -> RequestError:

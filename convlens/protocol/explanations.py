@@ -90,7 +90,7 @@ class MetaBody(ReplyModel):
     @model_validator(mode="before")
     @classmethod
     def _older_server(cls, body: Any) -> Any:
-        """A server older than this client leaves out what was added since; these have their defaults."""
+        # A server older than this client leaves out what was added since; these have their defaults.
         defaults = {field.name: field.default for field in fields(Meta) if field.default is not MISSING}
         return {**defaults, **body} if isinstance(body, Mapping) else body
 

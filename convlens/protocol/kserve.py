@@ -18,6 +18,7 @@ from convlens.protocol.arrays import ReplyModel
 from convlens.protocol.params import add_field_prefix
 from convlens.protocol.responses import ReplyBody, dumps
 
+# TorchServe can read these bodies itself (service_envelope), but then answers only the first request of a batch.
 _MAX_IMAGES = 16  # in one body
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 
@@ -166,7 +167,8 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
     if version == "v1":
         v1 = _validated(V1Body, body)
         return Envelope("v1"), [
-            (f"instances.{n}", _instance_parts(instance, v1.params)) for n, instance in enumerate(v1.instances)
+            (f"instances.{n}", _instance_parts(instance, v1.params))
+            for n, instance in enumerate(v1.model_dump()["instances"])
         ]
     v2 = _validated(V2Body, body)
     (tensor,) = v2.inputs
@@ -181,14 +183,10 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
     return Envelope("v2", v2.id, _output_names(v2.outputs)), images
 
 
-def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(instance, V1Instance):
-        return {"data": _plain(instance.data), "params": {**shared, **instance.params}}
-    return {"data": _plain(instance), "params": dict(shared)}
-
-
-def _plain(data: Base64 | str) -> dict[str, Any] | str:
-    return data if isinstance(data, str) else data.model_dump()
+def _instance_parts(instance: dict[str, Any] | str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(instance, dict) and "data" in instance:
+        return {"data": instance["data"], "params": {**shared, **instance["params"]}}
+    return {"data": instance, "params": dict(shared)}
 
 
 def _output_names(requested: list[dict[str, Any]] | None) -> tuple[OutputName, ...]:
@@ -209,15 +207,12 @@ def _validated(model: type[Body], body: Mapping[str, Any]) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:100] for part in first["loc"] if part not in _UNION_BRANCHES)
-        form = "KServe v1" if model is V1Body else "KServe v2"
-        raise RequestError(
-            f"{place}: {first['msg'].lower()}; a {form} body is like {_EXAMPLES[form]}", field=place
-        ) from error
+        raise RequestError(f"{place}: {first['msg'].lower()}; a KServe {_EXAMPLES[model]}", field=place) from error
 
 
 _UNION_BRANCHES = ("V1Instance", "Base64", "str")  # pydantic names them in the place of an error
-_EXAMPLES = {
-    "KServe v1": '{"instances": [{"data": {"b64": "…"}, "params": {…}}]}',
-    "KServe v2": '{"inputs": [{"name": "data", "datatype": "BYTES", "shape": [1], "data": ["<base64>"]}], '
+_EXAMPLES: dict[type[BaseModel], str] = {
+    V1Body: 'v1 body is like {"instances": [{"data": {"b64": "…"}, "params": {…}}]}',
+    V2Body: 'v2 body is like {"inputs": [{"name": "data", "datatype": "BYTES", "shape": [1], "data": ["<base64>"]}], '
     '"parameters": {…}}',
 }

@@ -22,6 +22,7 @@ from convlens.errors import ConvLensError, RequestError, near_matches
 from convlens.protocol.negotiation import Media
 from convlens.types import Neuron
 
+# Strict: pydantic would else take "5" for 5 and True for 1.
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 Output = Literal["array", "overlay", "heatmap"]
 Dtype = Literal["<f4", "<f2"]

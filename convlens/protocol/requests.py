@@ -105,9 +105,6 @@ def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> R
     return Request(image.decode(_image_bytes(parts["data"]), limits=limits), params, params.sent_at or route.sent_at)
 
 
-# --- the body ---------------------------------------------------------------------------------------------------------
-
-
 def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
     if content_type == "application/json" and isinstance(body, bytes | bytearray):
         body = _unparsed_json(body)
@@ -123,7 +120,8 @@ def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
 
 
 def _unparsed_json(body: bytes | bytearray) -> Any:
-    """What TorchServe left unparsed: a byte order mark, a content type in capitals, or no JSON at all (None)."""
+    # TorchServe hands over as bytes what it does not parse: JSON with a byte order mark or with a content type in
+    # capitals, and what is no JSON at all (None here).
     try:
         return _strict_json(body)
     except (ValueError, RecursionError):
@@ -144,9 +142,6 @@ def _image_bytes(data: Any) -> bytes:
             f"data is not valid base64 ({error}); encode the image file anew, or send it as it is by -T cat.jpg",
             field="data",
         ) from error
-
-
-# --- the parameters ---------------------------------------------------------------------------------------------------
 
 
 def _params_object(params: Any) -> dict[str, Any]:
@@ -183,23 +178,17 @@ def _with_route(params_object: dict[str, Any], route: _Route) -> Params:
     return params.model_copy(update={"accept": media, "output": output})
 
 
-# --- the headers ------------------------------------------------------------------------------------------------------
-
-
 def _header(headers: Mapping[str, str], lower_name: str) -> str:
-    """The header's value, empty without it. Header names are case-insensitive, whatever the server makes of them."""
+    # HTTP's header names are case-insensitive, those that TorchServe hands over are not.
     return next((str(value) for name, value in headers.items() if name.lower() == lower_name), "")
 
 
 def _sent_at(header: str) -> float | None:
-    """Seconds since 1970 of an X-Request-Start header, as proxies set it: t=SECONDS, or in milli- or microseconds.
-
-    None where it is none: a proxy's mistake is not the client's.
-    """
+    """Seconds since 1970 of an X-Request-Start header, as proxies set it: t=SECONDS, or in milli- or microseconds."""
     try:
         stamp = float(header.strip().removeprefix("t="))
     except ValueError:
-        return None
+        return None  # a proxy's mistake is not the client's
     for unit in (1.0, 1e3, 1e6):
         if 1e9 <= stamp / unit < 1e10:  # 2001 to 2286
             return stamp / unit

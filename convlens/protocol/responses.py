@@ -80,7 +80,8 @@ def error_json(error: ConvLensError, *, request_id: str = "") -> dict[str, Any]:
 
 
 def dumps(body: Mapping[str, Any]) -> str:
-    """Strict JSON: NaN and infinity are an error of ours, never text that a client cannot parse."""
+    """Strict JSON; ValueError for NaN and infinity."""
+    # Python would write NaN, which is no JSON, and TorchServe would send it with a 200.
     return json.dumps(body, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
 
 

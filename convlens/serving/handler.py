@@ -58,6 +58,7 @@ class BatchHandler:
         if self.engine is None:
             raise ModelError("the handler was called before it was initialised")
         started = time.perf_counter()
+        # Errors are values from here on: what a handler raises is TorchServe's answer to the whole batch.
         calls = [self._read(item, context, n) for n, item in enumerate(data)]
         requests = [request for call in calls if isinstance(call, ApiRequest) for request in call.requests]
         engine_records: list[RequestRecord] = []
@@ -123,7 +124,7 @@ def _body(outcome: ApiResponse | ConvLensError, request_id: str, context: Any, n
         context.set_response_content_type(n, "application/json")
         context.set_response_status(outcome.status, type(outcome).__name__, n)
         return dumps(error_json(outcome, request_id=request_id))
-    context.set_response_content_type(n, outcome.media)
+    context.set_response_content_type(n, outcome.media)  # by itself TorchServe sends none, not even for JSON
     return outcome.body
 
 

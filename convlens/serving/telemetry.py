@@ -30,6 +30,7 @@ COUNTERS = {
     "convlens_windows_total": ("method",),
     "convlens_reply_bytes_total": (),
 }
+# In seconds, because the buckets of TorchServe's histograms go from 0.005 to 10.
 HISTOGRAMS = {
     "convlens_seconds": ("method", "outcome"),
     "convlens_request_seconds": ("outcome",),
@@ -46,34 +47,20 @@ class Instrument(Protocol):
 
 
 class Telemetry:
-    """Metrics and log lines of one model entry; ``cache`` as for Metrics."""
-
-    def __init__(self, cache: Mapping[Any, Mapping[str, Instrument]], model: str) -> None:
-        self._model = model
-        self._metrics = Metrics(cache, model)
-
-    def record(self, records: Sequence[RequestRecord], *, reply_bytes: int) -> None:
-        """Count and log every request of one batch, whose replies have so many bytes together."""
-        self._metrics.record(records, reply_bytes=reply_bytes)
-        for record in records:
-            log_request(record, model=self._model, batch=len(records))
-
-
-class Metrics:
-    """The metrics of one model entry.
+    """The metrics and log lines of one model entry.
 
     ``cache`` is the server's ``context.metrics.cache``: kind of metric -> name -> metric, from its metrics.yaml. What
     is not declared there, or with other labels, is left out and named once in the log.
     """
 
     def __init__(self, cache: Mapping[Any, Mapping[str, Instrument]], model: str) -> None:
-        self._common = [model, _LEVEL]
+        self._model = model
         declared = {str(getattr(kind, "value", kind)): metrics for kind, metrics in cache.items()}
         self._instruments = {
             name: instrument
             for kind, ours in (("counter", COUNTERS), ("histogram", HISTOGRAMS))
             for name, instrument in declared.get(kind, {}).items()
-            # The server matches values to labels by their order alone, and drops lines that do not fit one by one.
+            # TorchServe matches values to labels by their order alone, and drops lines that do not fit one by one.
             if name in ours and tuple(instrument.dimension_names) == (*_COMMON_LABELS, *ours[name])
         }
         if missing := sorted({*COUNTERS, *HISTOGRAMS} - set(self._instruments)):
@@ -82,12 +69,14 @@ class Metrics:
                 ", ".join(missing),
             )
 
-    def record(self, records: Iterable[RequestRecord], *, reply_bytes: int = 0) -> None:
-        """Count the requests of one batch, whose replies have so many bytes together."""
+    def record(self, records: Sequence[RequestRecord], *, reply_bytes: int = 0) -> None:
+        """Count and log every request of one batch, whose replies have so many bytes together."""
         for sample in samples(records, reply_bytes=reply_bytes):
             instrument = self._instruments.get(sample.metric)
             if instrument is not None:
-                instrument.add_or_update(sample.value, [*self._common, *sample.labels])
+                instrument.add_or_update(sample.value, [self._model, _LEVEL, *sample.labels])
+        for record in records:
+            log_request(record, model=self._model, batch=len(records))
 
 
 @dataclass(frozen=True)
