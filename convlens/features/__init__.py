@@ -1,12 +1,9 @@
-"""Features of many pictures: reading ahead, embedding in batches, and files that a kill cannot hurt.
+"""Features of many images: read ahead, embedded in batches, written so that a kill cannot hurt.
 
-    sources.py    folders, files and lists of pictures    extracting.py  pictures -> a folder of features
-    pictures.py   a file -> what an embedder takes        folder.py      its files, and the order they appear in
-    ahead.py      threads that read ahead, in order       committing.py  rows to disk, then their line in the journal
-    embedder.py   torch, or an exported graph             journal.py     what has been done for good
-    batches.py    pictures -> features, batch by batch    appending.py   files of rows that grow and are cut back
-    settings.py   what two runs must agree in             layouts.py     .npy and .safetensors
-    manifest.py   what a finished folder says             tables.py      Parquet; the only home of pyarrow
+    image_list   which files a folder, some paths or a list mean    extract     images -> a folder of features
+    loader       files -> batches of images with their features     output_dir  its files, and the order they appear in
+    embedder     torch, or an exported graph                        journal     which images are done for good
+    tables       Parquet; the only home of pyarrow                  row_files   .npy and .safetensors files that grow
 
-The gallery is filled through ``batches.py`` as well. Importing this package itself loads none of it.
+Galleries are built by the same modules. Importing the package loads none of them.
 """

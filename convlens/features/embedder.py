@@ -1,8 +1,7 @@
-"""What turns pictures into features: the model itself by torch, or its exported graph by ONNX Runtime."""
+"""What turns images into features: the model itself in torch, or its exported graph in ONNX Runtime."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +15,15 @@ from convlens.models import Classifier
 from convlens.runtime.graph_contract import EMBEDDING, LOGITS, GraphContract, labels_sha256
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import Floats, ModelSpec
+from convlens.utils.files import sha256_of_file
 
 
 @dataclass(frozen=True)
 class Embedder:
     """``embed`` gives logits (N, K) and embeddings (N, D) of a whole batch.
 
-    ``spec`` says which pictures it wants; with ``normalises`` as uint8 (N, H, W, C), else normalised float32
-    (N, C, H, W). ``runtime`` names what answers, ``device`` where. ``graph_sha256`` is empty for torch.
+    ``spec`` says how images are prepared; with ``normalises`` they stay uint8 (N, H, W, C), else they are normalised
+    float32 (N, C, H, W). ``runtime`` names what computes, ``device`` where. ``graph_sha256`` is empty for torch.
     """
 
     embed: Callable[[NDArray[Any]], tuple[Floats, Floats]]
@@ -42,35 +42,42 @@ def torch_embedder(classifier: Classifier, *, batch: int) -> Embedder:
 
 
 def graph_embedder(classifier: Classifier, graph: Path) -> Embedder:
-    """A graph of kind ``embedding``, on the classifier's device; the network itself then has nothing to do.
+    """A graph of kind ``embedding``, on the classifier's device; the network itself is not run.
 
-    Pictures are resized and cropped as the graph wants them. Raises ModelError for a graph that cannot be opened, of
-    another kind, of other weights (with both hashes), of other class names or of another layer.
+    Images are resized and cropped for the graph. Raises ModelError for a graph that cannot be opened, is of another
+    kind or layer, or was exported from other weights (with both hashes) or with other class names.
     """
-    from convlens.runtime.onnx_runtime import OnnxRuntime  # an optional part, and slow to load
+    from convlens.runtime.onnx_runtime import OnnxRuntime  # optional, and slow to load
 
     on_gpu = classifier.device.type == "cuda"
     runtime = OnnxRuntime(
         graph,
         providers="cuda" if on_gpu else "cpu",
         device_id=classifier.device.index or 0,
-        threads=None if on_gpu else torch.get_num_threads(),
+        threads=None if on_gpu else torch.get_num_threads(),  # one setting limits both runtimes
     )
-    _require(runtime.contract, classifier.spec, graph)
+    contract = runtime.contract
+    _require_match(contract, classifier.spec, graph)
 
     def embed(pixels: NDArray[Any]) -> tuple[Floats, Floats]:
-        if runtime.contract.batch is not None:
+        if contract.batch is not None:
             return runtime.logits_and_embeddings(pixels)
-        found = runtime.run(pixels)  # in one go, where the runtime would cut large batches
-        return found[LOGITS], found[EMBEDDING]
+        outputs = runtime.run(pixels)  # in one run, where logits_and_embeddings would cut large batches
+        return outputs[LOGITS], outputs[EMBEDDING]
 
-    with graph.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    contract, spec = runtime.contract, _as_exported(classifier.spec, runtime.contract)
-    return Embedder(embed, spec, contract.preprocessing, runtime.name, str(runtime.device), contract.precision, digest)
+    return Embedder(
+        embed,
+        _as_exported(classifier.spec, contract),
+        contract.preprocessing,
+        runtime.name,
+        str(runtime.device),
+        contract.precision,
+        sha256_of_file(graph),
+    )
 
 
-def _require(contract: GraphContract, spec: ModelSpec, graph: Path) -> None:
+def _require_match(contract: GraphContract, spec: ModelSpec, graph: Path) -> None:
+    # Features of other weights look as good as any: nothing that comes later could notice.
     if contract.weights_sha256 != spec.weights_sha256:
         raise ModelError(
             f"{graph} was exported from weights {contract.weights_sha256} of {contract.model}, but {spec.name} has "
@@ -81,11 +88,13 @@ def _require(contract: GraphContract, spec: ModelSpec, graph: Path) -> None:
             f"{graph} is of kind {contract.kind!r} and layers {', '.join(contract.layers) or 'none'}; this needs a "
             f"graph of kind 'embedding' of layer {spec.embedding_layer}: `convlens export embedding`"
         )
+    # The table of rows names the likeliest class.
     if contract.labels_sha256 != labels_sha256(spec.labels):
         raise ModelError(f"{graph} was exported with other class names than {spec.name} has; export it again")
 
 
 def _as_exported(spec: ModelSpec, contract: GraphContract) -> ModelSpec:
+    # A graph may have been exported for another image size: it decides how images are prepared.
     return replace(
         spec,
         crop=contract.crop,
@@ -97,5 +106,5 @@ def _as_exported(spec: ModelSpec, contract: GraphContract) -> ModelSpec:
 
 
 def open_embedder(classifier: Classifier, graph: Path | None, *, batch: int) -> Embedder:
-    """The graph where one is given, else torch."""
+    """``graph_embedder`` where a graph is given, else ``torch_embedder``."""
     return graph_embedder(classifier, graph) if graph else torch_embedder(classifier, batch=batch)

@@ -1,12 +1,8 @@
-"""What a finished folder says of itself.
-
-What decides the features: two runs may share a folder only where all of it agrees.
-
-The folder that features are written to, and the order in which its files appear.
+"""The folder of an extraction: which runs may share it, and the order in which its files appear.
 
 out/.partial/       everything while it grows: settings.json, journal.jsonl, the feature files, the tables
-out/features*, out/*.parquet, out/thumbnails.bin     renamed into place when all pictures are done
-out/manifest.json   comes last: a folder that has it is finished
+out/features*, out/*.parquet, out/thumbnails.bin     renamed into place when all images are done
+out/manifest.json   comes last: a folder that has it is complete
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,41 +20,37 @@ from typing import Any
 from convlens.errors import RequestError
 from convlens.features.embedder import Embedder
 from convlens.features.journal import JournalEntry
-from convlens.features.row_files import Format, flush, flush_folder
+from convlens.features.row_files import Format
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE
+from convlens.utils.files import atomic_write, exclusive_lock, sha256_of_file, sync_folder
 
-
-def manifest(
-    settings: Mapping[str, Any], last: JournalEntry, names: Sequence[str], folders: Sequence[Path]
-) -> dict[str, Any]:
-    """The settings, the counts, and size and hash of each file, which lies in the first of the folders that has it.
-
-    It holds neither times nor places, so that the same pictures make the same bytes.
-    """
-    counts = {"rows": last.total, "dimensions": last.dimensions, "unreadable": last.next - last.total}
-    paths = [next(folder / name for folder in folders if (folder / name).exists()) for name in names]
-    return {**settings, **counts, "dtype": "float32", "files": [_stored(path) for path in paths]}
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return {"name": path.name, "bytes": file.tell(), "sha256": digest.hexdigest()}
-
-
-VERSION = 2
+PARTIAL, MANIFEST = ".partial", "manifest.json"
+_SETTINGS = "settings.json"
+_VERSION = 2
 _LIBRARIES = ("convlens", "numpy", "pillow", "torch")
+_NAMES = "|".join(map(re.escape, (ROWS, UNREADABLE, THUMBNAILS, MANIFEST)))
+_OURS = re.compile(rf"features\.npy|features-\d{{5,}}\.safetensors|{_NAMES}")
 
 
-def settings(
-    files: Mapping[str, Path], embedder: Embedder, *, format: Format, batch: int, thumbnail_side: int = 0
+def run_settings(
+    files: Mapping[str, Path],
+    embedder: Embedder,
+    *,
+    format: Format,
+    batch: int,
+    thumbnail_side: int,
+    shard_rows: int | None,
+    part: int | None,
 ) -> dict[str, Any]:
-    """By name, fit for JSON. The batch size belongs to them: it moves the last digits of float32."""
+    """All that decides the features, as JSON values: two runs share a folder only where all of it agrees.
+
+    ``part`` is how many images a process of a cluster embeds at a time, None without a cluster.
+    """
     spec = embedder.spec
-    return {
-        "version": VERSION,
+    settings = {
+        "version": _VERSION,
         "format": format,
-        "batch": batch,
+        "batch": batch,  # it moves the last digits of float32
         "thumbnail_side": thumbnail_side,
         "pictures": len(files),
         "list_sha256": _list_sha256(files),
@@ -76,19 +67,15 @@ def settings(
         "mean": list(spec.mean),
         "std": list(spec.std),
         "versions": _versions(embedder),
+        "shard_rows": shard_rows,
     }
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What disagrees, in words."""
-    names = [*here, *(name for name in there if name not in here)]
-    return [
-        f"{name} was {there.get(name)} and is {here.get(name)}" for name in names if there.get(name) != here.get(name)
-    ]
+    # Batches end where a part ends, so the size of parts moves last digits as the batch size does.
+    return settings if part is None else settings | {"part": part}
 
 
 def _list_sha256(files: Mapping[str, Path]) -> str:
-    """Over ids and sizes: other pictures of the same names are another list."""
+    """Over ids and sizes: other images of the same names are another list."""
+    # Not over contents: that would read every file once more before the first is embedded.
     digest = hashlib.sha256()
     for id, path in files.items():
         digest.update(f"{id}\0{_size(path)}\0".encode())
@@ -103,8 +90,9 @@ def _size(path: Path) -> int:
 
 
 def _versions(embedder: Embedder) -> dict[str, str]:
+    # Another version may decode, resize or add differently in the last digit.
     packages = list(_LIBRARIES)
-    if embedder.graph_sha256:  # there are several wheels of it
+    if embedder.graph_sha256:  # onnxruntime comes in several wheels
         packages += importlib.metadata.packages_distributions().get("onnxruntime", [])[:1]
     return {name: _version(name) for name in packages}
 
@@ -116,72 +104,80 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-PARTIAL, SETTINGS, MANIFEST = ".partial", "settings.json", "manifest.json"
-_NAMES = "|".join(map(re.escape, (ROWS, UNREADABLE, THUMBNAILS, MANIFEST)))
-_OURS = re.compile(rf"features\.npy|features-\d{{5,}}\.safetensors|{_NAMES}")
-
-
 @contextlib.contextmanager
-def held(out: Path) -> Iterator[None]:
-    """The folder, made where it is missing, for this process alone; the kernel lets go of it after a kill.
+def exclusive_output_dir(out: Path) -> Iterator[None]:
+    """The folder, made where it is missing, for this process alone.
 
-    Raises RequestError while another process writes there, and for a folder that holds other things.
+    Raises RequestError while another process writes there, for a file, and for a folder that holds other things.
     """
-    import fcntl  # POSIX only
-
     if out.exists() and not out.is_dir():
         raise RequestError(f"{out} is a file; choose a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    busy = RequestError(f"{out} is being written by another process; wait until it is done")
+    with exclusive_lock(out, busy=busy):
         _require_ours(out)
         yield
-    except BlockingIOError as error:
-        raise RequestError(f"{out} is being written by another process; wait until it is done") from error
-    finally:
-        os.close(descriptor)
+
+
+def _require_ours(out: Path) -> None:
+    names = sorted(path.name for path in out.iterdir())
+    # Files with our names count as ours only beside a trace of a run. Hidden ones, which file managers leave, may stay.
+    ran = MANIFEST in names or PARTIAL in names
+    foreign = [name for name in names if not name.startswith(".") and not (ran and _OURS.fullmatch(name))]
+    if foreign:
+        raise RequestError(
+            f"{out} holds other things than features ({', '.join(foreign[:3])}); choose a new or empty folder"
+        )
 
 
 def resume_or_create(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Path:
-    """The folder to go on in: that of a run with these very settings that was cut short, or a new one.
+    """The folder to write in: that of an interrupted run with these very settings, or a new one.
 
-    With ``overwrite`` what other settings began is removed; a finished result stays until the new one is complete.
-    Raises RequestError for a folder that is finished, or was begun with other settings, naming what differs.
+    With ``overwrite`` a run begun with other settings is removed; a complete result stays until the new one is
+    complete. Raises RequestError for a folder that is complete, or was begun with other settings, naming what differs.
     """
     partial = out / PARTIAL
-    finished = (out / MANIFEST).exists()
-    if finished and not overwrite:
-        discard(partial)  # a kill came between the manifest and this
+    complete = (out / MANIFEST).exists()
+    if complete and not overwrite:
+        discard(partial)  # left where a kill came between the manifest and its removal
         raise RequestError(f"{out} is finished already; choose a new folder, or --overwrite to make it anew")
-    there = _settings_of(partial)
-    if there is not None and not differences(there, settings):
+    # None too where a kill came before the settings were whole: nothing of that run counts.
+    previous = _read_json(partial / _SETTINGS)
+    differences = "" if previous is None else _differences(previous, settings)
+    if previous is not None and not differences:
         return partial
-    if there is not None and not overwrite:
-        found = "; ".join(differences(there, settings))
+    if differences and not overwrite:
         raise RequestError(
-            f"{out} was begun with other settings: {found}; repeat the command that began it, choose a new folder, or "
-            "--overwrite to begin anew"
+            f"{out} was begun with other settings: {differences}; repeat the command that began it, choose a new "
+            "folder, or --overwrite to begin anew"
         )
     discard(partial)
     partial.mkdir()
-    _write(partial / SETTINGS, settings)
+    _write_json(partial / _SETTINGS, settings)
     return partial
 
 
+def _differences(previous: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    names = [*settings, *(name for name in previous if name not in settings)]
+    return "; ".join(
+        f"{name} was {previous.get(name)} and is {settings.get(name)}"
+        for name in names
+        if previous.get(name) != settings.get(name)
+    )
+
+
 def is_complete(out: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a whole run with these very settings lies there."""
-    try:
-        found = json.loads((out / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and all(found.get(name) == value for name, value in settings.items())
+    """Whether the folder holds the result of a whole run with these very settings."""
+    manifest = _read_json(out / MANIFEST)
+    return manifest is not None and all(manifest.get(name) == value for name, value in settings.items())
 
 
-def finish(out: Path, names: Sequence[str], manifest: Mapping[str, Any]) -> None:
-    """Rename the files of a complete run into place, older ones being removed; may be repeated after a kill."""
+def publish(out: Path, names: Sequence[str], settings: Mapping[str, Any], last: JournalEntry) -> None:
+    """Rename the files of a complete run into place and remove older ones; may be repeated after a kill."""
     partial = out / PARTIAL
-    _write(partial / MANIFEST, manifest)
+    # The new manifest is complete before the old one goes: between the two the folder counts as interrupted, and the
+    # same command repeats this function.
+    _write_json(partial / MANIFEST, _manifest(out, names, settings, last))
     (out / MANIFEST).unlink(missing_ok=True)
     for path in out.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in names:
@@ -189,41 +185,36 @@ def finish(out: Path, names: Sequence[str], manifest: Mapping[str, Any]) -> None
     for name in names:
         if (partial / name).exists():
             (partial / name).replace(out / name)
-    flush_folder(out)
+    sync_folder(out)  # the manifest's name must not reach the disk before the others'
     (partial / MANIFEST).replace(out / MANIFEST)
-    flush_folder(out)
+    sync_folder(out)
     discard(partial)
 
 
+def _manifest(out: Path, names: Sequence[str], settings: Mapping[str, Any], last: JournalEntry) -> dict[str, Any]:
+    """Settings, counts, size and hash of each file; no times and no places: the same images make the same bytes."""
+    counts = {"rows": last.total, "dimensions": last.dimensions, "unreadable": last.next - last.total}
+    # After a kill some files lie in their final place already.
+    paths = [next(folder / name for folder in (out / PARTIAL, out) if (folder / name).exists()) for name in names]
+    files = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths]
+    return {**settings, **counts, "dtype": "float32", "files": files}
+
+
 def discard(partial: Path) -> None:
-    """Remove what was begun; without its settings, of which a kill leaves it none, nothing of it counts any more."""
-    (partial / SETTINGS).unlink(missing_ok=True)
+    """Remove an interrupted run."""
+    # Settings first: without them the rest, of which a kill may leave some, no longer counts.
+    (partial / _SETTINGS).unlink(missing_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _require_ours(out: Path) -> None:
-    """Hidden files, such as file managers leave, may stay; files named as ours must come with a run of ours."""
-    found = sorted(path.name for path in out.iterdir())
-    ran = MANIFEST in found or PARTIAL in found
-    foreign = [name for name in found if not name.startswith(".") and not (ran and _OURS.fullmatch(name))]
-    if foreign:
-        raise RequestError(
-            f"{out} holds other things than features ({', '.join(foreign[:3])}); choose a new or empty folder"
-        )
-
-
-def _settings_of(partial: Path) -> dict[str, Any] | None:
-    """None where no run began; a kill before the settings were whole left nothing that counts."""
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((partial / SETTINGS).read_bytes())
+        values = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return values if isinstance(values, dict) else None
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    beside = path.with_name(f"{path.name}.next")
-    with beside.open("wb") as file:
-        file.write(json.dumps(values, indent=1).encode("ascii") + b"\n")
-        flush(file)
-    beside.replace(path)
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    with atomic_write(path) as draft:
+        draft.write_bytes(json.dumps(values, indent=1).encode("ascii") + b"\n")

@@ -1,4 +1,4 @@
-"""The journal as Parquet tables: which picture each row of features belongs to, and which pictures have none."""
+"""The journal as Parquet tables: which image each row of features belongs to, and which images have no row."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from convlens.features.journal import ImageRow, read_journal
-from convlens.features.row_files import RowLayout, flush
+from convlens.features.row_files import RowLayout
+from convlens.utils.files import sync_file
 
 ROWS, UNREADABLE, THUMBNAILS = "manifest.parquet", "unreadable.parquet", "thumbnails.bin"
-
-# Rows of a table that are held at a time.
-_GROUP = 65536
 
 # Column -> type, in Arrow's words.
 _ROW_COLUMNS = {
@@ -30,35 +28,38 @@ _ROW_COLUMNS = {
     "label": "string",
     "probability": "float",
 }
-# Where thumbnails are kept: how many bytes of them are each picture's.
-_SMALL_COLUMNS = {"thumbnail": "int64"}
+# Where thumbnails are kept: each one's size in bytes.
+_THUMBNAIL_COLUMN = {"thumbnail": "int64"}
 _FAILURE_COLUMNS = {"position": "int64", "id": "string", "reason": "string"}
+_ROW_GROUP = 65536  # rows in memory at a time
 
 
 def write_tables(folder: Path, journal: Path, layout: RowLayout, labels: Sequence[str], *, thumbnails: bool) -> None:
-    """Both tables, in the order of the pictures; the same journal makes the same bytes."""
+    """Both tables, in the order of the images; the same journal makes the same bytes."""
+    # One pass over the journal for each table, so that only a row group is in memory.
+    columns = _ROW_COLUMNS | _THUMBNAIL_COLUMN if thumbnails else _ROW_COLUMNS
     rows = (row for entry in read_journal(journal) for row in entry.rows)
-    columns = _ROW_COLUMNS | _SMALL_COLUMNS if thumbnails else _ROW_COLUMNS
-    failures = (failure for entry in read_journal(journal) for failure in entry.failures)
     cells = (_cells(number, row, layout, labels) for number, row in enumerate(rows))
-    _write(folder / ROWS, columns, (some[: len(columns)] for some in cells))
+    failures = (failure for entry in read_journal(journal) for failure in entry.failures)
+    _write(folder / ROWS, columns, (values[: len(columns)] for values in cells))
     _write(folder / UNREADABLE, _FAILURE_COLUMNS, ((each.position, each.id, each.reason) for each in failures))
 
 
 def _cells(number: int, row: ImageRow, layout: RowLayout, labels: Sequence[str]) -> tuple[Any, ...]:
+    """The values of all columns, the thumbnail's last."""
     file, file_row = layout.place(number)
     place = (number, layout.file_name(file), file_row, row.position)
-    known = row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability
-    return (*place, *known, row.thumbnail)
+    facts = (row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability)
+    return (*place, *facts, row.thumbnail)
 
 
 def read_rows(folder: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """Those columns of a finished folder's pictures, row by row."""
+    """Those columns of a complete folder's table of rows, row by row."""
     return _read(folder / ROWS, columns)
 
 
 def read_failures(folder: Path) -> Iterator[tuple[str, str]]:
-    """Id and reason of each picture that has no row."""
+    """Id and reason of each image that has no row."""
     return ((id, reason) for id, reason in _read(folder / UNREADABLE, ("id", "reason")))
 
 
@@ -77,10 +78,10 @@ def _write(path: Path, columns: Mapping[str, str], rows: Iterator[tuple[Any, ...
     schema = pyarrow.schema([(name, pyarrow.type_for_alias(kind)) for name, kind in columns.items()])
     with path.open("wb") as file:
         with parquet.ParquetWriter(file, schema) as writer:
-            while group := list(itertools.islice(rows, _GROUP)):
+            while group := list(itertools.islice(rows, _ROW_GROUP)):
                 arrays = [
                     pyarrow.array(values, field.type)
                     for values, field in zip(zip(*group, strict=True), schema, strict=True)
                 ]
                 writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-        flush(file)
+        sync_file(file)

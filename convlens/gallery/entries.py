@@ -1,24 +1,23 @@
-"""Names, labels and thumbnails of a gallery's pictures, and how they lie on disk.
-
-Where the labels of a gallery's pictures come from: their folders, or a table.
-"""
+"""Ids, labels and thumbnails of a gallery's images: how they lie on disk, and where labels come from."""
 
 from __future__ import annotations
 
 import csv
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal, TypeGuard, overload
 
 from convlens.errors import GalleryError
 
+LabelFrom = Literal["folder"] | Path
+
 
 @dataclass(frozen=True)
 class GalleryEntry:
-    """One picture. ``thumbnail`` is a JPEG, empty where none is kept."""
+    """One image. ``thumbnail`` is a JPEG, empty where none is kept."""
 
     id: str
     label: str
@@ -34,10 +33,7 @@ class _Row:
 
 
 class StoredEntries(Sequence[GalleryEntry]):
-    """A gallery's entries in its order; thumbnails stay on disk until they are looked at.
-
-    They remain readable after the files were deleted, as happens when a gallery is replaced under a running server.
-    """
+    """A gallery's entries in its order; thumbnails stay on disk until they are read."""
 
     def __init__(self, rows: Sequence[_Row], thumbnails: mmap.mmap | bytes) -> None:
         self._rows = rows
@@ -58,7 +54,9 @@ class StoredEntries(Sequence[GalleryEntry]):
 
 
 class EntryWriter:
-    """One JSON line an entry, and all thumbnails one after the other. GalleryError for an id that was there already."""
+    """Writes one JSON line per entry, and all thumbnails one after the other."""
+
+    # Not Parquet: a server that opens a gallery must not need pyarrow.
 
     def __init__(self, lines: BinaryIO, thumbnails: BinaryIO) -> None:
         self._lines, self._thumbnails = lines, thumbnails
@@ -66,6 +64,7 @@ class EntryWriter:
         self._ids: set[str] = set()
 
     def add(self, entries: Iterable[GalleryEntry]) -> None:
+        """Raises GalleryError for an id that was added before."""
         for entry in entries:
             if entry.id in self._ids:
                 raise GalleryError(f"id {entry.id!r} is given more than once; ids must be unique")
@@ -79,49 +78,43 @@ class EntryWriter:
 def read_entries(lines: Path, thumbnails: Path) -> StoredEntries:
     """Raises GalleryError, naming the file, for lines that are no entries or point outside the thumbnails."""
     size = thumbnails.stat().st_size
-    rows = [_row(line, number, lines, size) for number, line in _lines(lines)]
-    return StoredEntries(rows, _mapped(thumbnails))
+    with lines.open("rb") as file:
+        rows = [_parse(line, number, lines, size) for number, line in enumerate(file, start=1)]
+    return StoredEntries(rows, _map(thumbnails))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        yield from enumerate(file, start=1)
-
-
-def _row(line: bytes, number: int, path: Path, size: int) -> _Row:
+def _parse(line: bytes, number: int, path: Path, size: int) -> _Row:
     try:
         fields = json.loads(line)
         row = _Row(fields["id"], fields["label"], fields["offset"], fields["length"])
     except (ValueError, KeyError, TypeError) as error:
         raise GalleryError(f"{path}: line {number} is damaged ({error}); build the gallery again") from error
     texts = isinstance(row.id, str) and isinstance(row.label, str)
-    if not (texts and _count(row.offset) and _count(row.length) and row.offset + row.length <= size):
+    if not (texts and _is_count(row.offset) and _is_count(row.length) and row.offset + row.length <= size):
         raise GalleryError(f"{path}: line {number} is no entry, or its thumbnail lies outside; build the gallery again")
     return row
 
 
-def _count(given: object) -> TypeGuard[int]:
-    return type(given) is int and given >= 0
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0  # a bool is an int to isinstance
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes:
+def _map(path: Path) -> mmap.mmap | bytes:
+    # A mapping outlives its file, which is deleted when a gallery is replaced under a running server.
     with path.open("rb") as file:
-        if path.stat().st_size == 0:  # nothing cannot be mapped
+        if path.stat().st_size == 0:  # an empty file cannot be mapped
             return b""
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-LabelFrom = Literal["folder"] | Path
 
 
 def labels_of(ids: Sequence[str], label_from: LabelFrom) -> list[str]:
     """A label for each id: its folder relative to the root, "" at the root; or what a CSV table (file, label) says.
 
-    Raises GalleryError for a table that cannot be read or leaves a picture without a label; its other rows are ignored.
+    Raises GalleryError for a table that cannot be read or leaves an image without a label; its other rows are ignored.
     """
     if label_from == "folder":
         return [_folder(id) for id in ids]
-    table = _read(Path(label_from))
+    table = _read_table(Path(label_from))
     missing = [id for id in ids if id not in table]
     if missing:
         raise GalleryError(
@@ -136,9 +129,9 @@ def _folder(id: str) -> str:
     return "" if parent == "." else parent
 
 
-def _read(path: Path) -> Mapping[str, str]:
+def _read_table(path: Path) -> Mapping[str, str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte-order mark
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise GalleryError(f"{path} cannot be read as a CSV table ({error}); save it as UTF-8") from error

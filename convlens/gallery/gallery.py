@@ -1,4 +1,4 @@
-"""A gallery that is ready to be asked."""
+"""A gallery that can be queried."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from convlens.types import Floats, Neighbour
 
 
 class Gallery:
-    """Embeddings of pictures, with names, labels and thumbnails, made by one model's weights.
+    """Embeddings of images, with ids, labels and thumbnails, made by one model's weights.
 
     Any number of threads may query one Gallery at once. It keeps working when its folder is replaced or deleted.
     """
@@ -46,15 +46,16 @@ class Gallery:
         """The gallery in that folder, which is only read.
 
         ``verify`` hashes every file (about a second for each gigabyte); without it only their sizes are checked.
-        ``exact`` looks through all vectors even where there is an index; ``gpu`` does so on that GPU. Raises
-        GalleryError, naming the file, for a missing gallery and for a damaged one.
+        ``exact`` searches all vectors even where there is an index; ``gpu`` does so on that GPU. Raises GalleryError,
+        naming the file, for a missing gallery and for a damaged one.
         """
         while True:
             version = current(folder)
             try:
                 return cls._load(version, verify=verify, exact=exact or gpu is not None, gpu=gpu)
             except GalleryError:
-                if current(folder) == version:  # else replaced, and deleted, while being read
+                # A version may be replaced, and deleted, while it is read: then the new one is opened.
+                if current(folder) == version:
                     raise
 
     @classmethod
@@ -63,7 +64,7 @@ class Gallery:
         verify_sizes(manifest, version)
         if verify:
             verify_hashes(manifest, version)
-        vectors_ND = _vectors(version / VECTORS, manifest)
+        vectors_ND = _map_vectors(version / VECTORS, manifest)
         try:
             entries = read_entries(version / ENTRIES, version / THUMBNAILS)
         except OSError as error:
@@ -90,7 +91,7 @@ class Gallery:
 
     @property
     def features_ND(self) -> NDArray[np.float32]:
-        """As they are compared, in the gallery's order; memory-mapped, not to be written to."""
+        """Vectors (N, D) as they are compared, in the gallery's order; memory-mapped, not to be written to."""
         return self._vectors_ND
 
     @property
@@ -104,12 +105,12 @@ class Gallery:
 
     @property
     def hubness(self) -> Hubness | None:
-        """None for fewer than 3 pictures."""
+        """How unevenly neighbours are spread; None for fewer than 3 images."""
         return self._manifest.hubness
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Size on disk."""
         return sum(stored.bytes for stored in self._manifest.files.values())
 
     @property
@@ -125,7 +126,8 @@ class Gallery:
         return self._manifest.embedding_layer
 
     def require_weights(self, sha256: str) -> None:
-        """Raises GalleryError unless these very weights made the gallery: other weights' features mean other things."""
+        """Raises GalleryError unless these very weights made the gallery."""
+        # Other weights' features have other meanings: distances to them would be plausible and wrong.
         if sha256 != self.weights_sha256:
             ours, theirs = self.weights_sha256[:12], sha256[:12]
             raise GalleryError(
@@ -134,10 +136,10 @@ class Gallery:
             )
 
     def query(self, embedding_ND: Floats, *, k: int) -> tuple[tuple[Neighbour, ...], ...]:
-        """For each embedding (N, D) its ``k`` nearest pictures, nearest first, ties in the gallery's order.
+        """Each embedding's (N, D) ``k`` nearest images, nearest first, ties in the gallery's order.
 
-        Distances are exact and Euclidean, not squared, in the gallery's feature space; embeddings are given as the
-        model makes them. With an index a true neighbour may be missing, see ``index.recall``. Raises RequestError for
+        Distances are exact and Euclidean, not squared, in the gallery's feature space; embeddings are as the model
+        makes them. With an index a true neighbour may be missing, see ``index.recall``. Raises RequestError for
         ``k`` outside 1..size, GalleryError for embeddings of another length, for NaN, and for zeros in ``unit``.
         """
         self._require_k(k)
@@ -148,28 +150,30 @@ class Gallery:
                 f"it was made by {self.model} at layer {self.embedding_layer}"
             )
         features_ND = to_feature_space(embedding_ND, self.feature_space)
-        return tuple(self._neighbours(found) for found in self._search.nearest(features_ND, k))
+        return tuple(self._neighbours(nearest) for nearest in self._search.nearest(features_ND, k))
 
     def _require_k(self, k: int) -> None:
+        # A bool is an int to isinstance.
         if type(k) is not int or not 1 <= k <= len(self):
             size = len(self)
             raise RequestError(f"k={k!r}, but the gallery holds {size} pictures; use 1..{size}", field="options.k")
 
-    def _neighbours(self, found: Nearest) -> tuple[Neighbour, ...]:
-        rows = (self._entries[int(row)] for row in found.rows_M)
+    def _neighbours(self, nearest: Nearest) -> tuple[Neighbour, ...]:
+        rows = (self._entries[int(row)] for row in nearest.rows_M)
         return tuple(
             Neighbour(entry.id, entry.label, float(distance), entry.thumbnail)
-            for entry, distance in zip(rows, found.distance_M, strict=True)
+            for entry, distance in zip(rows, nearest.distance_M, strict=True)
         )
 
 
-def _vectors(path: Path, manifest: Manifest) -> NDArray[np.float32]:
+def _map_vectors(path: Path, manifest: Manifest) -> NDArray[np.float32]:
     try:
         vectors_ND = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise GalleryError(f"{path} is no array ({error}); build the gallery again") from error
     shape = (manifest.count, manifest.dimensions)
     if vectors_ND.shape != shape or vectors_ND.dtype != np.dtype("<f4") or not vectors_ND.flags.c_contiguous:
-        found = f"{vectors_ND.dtype} {vectors_ND.shape}"
-        raise GalleryError(f"{path} holds {found} instead of float32 {shape}; build the gallery again")
+        actual = f"{vectors_ND.dtype} {vectors_ND.shape}"
+        # The manifest's hash would not notice: a gallery that was written wrongly has the hashes of what was written.
+        raise GalleryError(f"{path} holds {actual} instead of float32 {shape}; build the gallery again")
     return np.asarray(vectors_ND)

@@ -1,9 +1,7 @@
-"""What one version of a gallery must hold: counts, the weights it belongs to, and the hash of every file.
-
-A gallery folder holds versions, and one small file says which is the current one.
+"""Versions of a gallery: what each must hold, and how one takes the place of another.
 
     gallery/CURRENT              v-3f0c…: the current version, named after its manifest's sha256
-    gallery/v-3f0c…/             its files, never changed again
+    gallery/v-3f0c…/             its files, never changed again; manifest.json has the hash of every other one
     gallery/.building/           a version being written, unseen
 
 The one step that readers can see is the replacement of CURRENT, which the file system does whole or not at all: a kill
@@ -16,37 +14,44 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from convlens.errors import GalleryError
 from convlens.gallery.index import EXACT, Hubness, IndexRecord
 from convlens.gallery.vectors import FeatureSpace, require_space
+from convlens.utils.files import atomic_write, exclusive_lock, sha256_of_file, sync_folder
 
-FORMAT = 2
 MANIFEST, VECTORS, ENTRIES, THUMBNAILS = "manifest.json", "vectors.npy", "entries.jsonl", "thumbnails.bin"
 INDEX = "index.faiss"
 FILES = (VECTORS, ENTRIES, THUMBNAILS)
+_FORMAT = 2
+_CURRENT, _BUILDING = "CURRENT", ".building"
+_VERSION = re.compile(r"v-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
-class Stored:
+class FileRecord:
     """Size and sha256 of one file."""
 
     bytes: int
     sha256: str
 
 
+def file_record(path: Path) -> FileRecord:
+    """The record of a file as it is on disk."""
+    return FileRecord(path.stat().st_size, sha256_of_file(path))
+
+
+# The fields, and those of FileRecord, IndexRecord and Hubness, are the keys of manifest.json.
 @dataclass(frozen=True)
 class Manifest:
-    """``count`` pictures with ``dimensions`` features each. ``files`` lists every other file of the version.
+    """``count`` images with ``dimensions`` features each. ``files`` lists every other file of the version.
 
     ``index`` says how neighbours are found, ``hubness`` how evenly they are spread.
     """
@@ -57,11 +62,11 @@ class Manifest:
     weights_sha256: str
     model: str
     embedding_layer: str
-    files: Mapping[str, Stored]
+    files: Mapping[str, FileRecord]
     index: IndexRecord = EXACT
     hubness: Hubness | None = None
-    created_by: Mapping[str, str] = field(default_factory=lambda: _versions())
-    format: int = FORMAT
+    created_by: Mapping[str, str] = field(default_factory=lambda: _library_versions())
+    format: int = _FORMAT
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), indent=1, sort_keys=True).encode() + b"\n"
@@ -73,36 +78,37 @@ def version_name(manifest: bytes) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises GalleryError for a missing, damaged or foreign manifest."""
+    """Raises GalleryError for a manifest that is missing, damaged, or of another version or format."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
+        # The folder's name is the manifest's hash: the file that has all other hashes is checked as well.
         if version_name(data) != folder.name:
-            raise _refused(path, f"is damaged: its content does not belong to {folder.name}")
+            raise _refusal(path, f"is damaged: its content does not belong to {folder.name}")
         fields = json.loads(data)
-        if fields["format"] != FORMAT:
-            raise _refused(path, f"has format {fields['format']}, this version reads {FORMAT}")
+        if fields["format"] != _FORMAT:
+            raise _refusal(path, f"has format {fields['format']}, this version reads {_FORMAT}")
         index = IndexRecord(**fields["index"])
         names = FILES if index.kind == "exact" else (*FILES, INDEX)
-        files = {name: Stored(**fields["files"][name]) for name in names}
+        files = {name: FileRecord(**fields["files"][name]) for name in names}
         hubness = Hubness(**fields["hubness"]) if fields["hubness"] else None
         manifest = Manifest(**{**fields, "files": files, "index": index, "hubness": hubness})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _refused(path, f"is missing or damaged ({type(error).__name__})") from error
+        raise _refusal(path, f"is missing or damaged ({type(error).__name__})") from error
     require_space(manifest.feature_space)
     return manifest
 
 
 def verify_sizes(manifest: Manifest, folder: Path) -> None:
     """Raises GalleryError, naming the file, for one that is missing, longer or shorter."""
-    for name, stored in manifest.files.items():
+    for name, record in manifest.files.items():
         path = folder / name
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise _refused(path, f"is missing ({error.strerror})") from error
-        if size != stored.bytes:
-            raise _refused(path, f"has {size} bytes instead of {stored.bytes}")
+            raise _refusal(path, f"is missing ({error.strerror})") from error
+        if size != record.bytes:
+            raise _refusal(path, f"has {size} bytes instead of {record.bytes}")
 
 
 def verify_hashes(manifest: Manifest, folder: Path) -> None:
@@ -110,25 +116,18 @@ def verify_hashes(manifest: Manifest, folder: Path) -> None:
     for name, expected in manifest.files.items():
         path = folder / name
         try:
-            found = stored(path)
+            record = file_record(path)
         except OSError as error:
-            raise _refused(path, f"cannot be read ({error.strerror})") from error
-        if found != expected:
-            raise _refused(path, "is damaged: its content is not what was written")
+            raise _refusal(path, f"cannot be read ({error.strerror})") from error
+        if record != expected:
+            raise _refusal(path, "is damaged: its content is not what was written")
 
 
-def stored(path: Path) -> Stored:
-    """Size and hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return Stored(file.tell(), digest.hexdigest())
-
-
-def _refused(path: Path, reason: str) -> GalleryError:
+def _refusal(path: Path, reason: str) -> GalleryError:
     return GalleryError(f"{path} {reason}; build the gallery again with `convlens gallery build`")
 
 
-def _versions() -> dict[str, str]:
+def _library_versions() -> dict[str, str]:
     return {"convlens": _version("convlens"), "numpy": np.__version__, "faiss": _version("faiss-cpu")}
 
 
@@ -137,10 +136,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from its source
         return "unknown"
-
-
-_CURRENT, _NEXT, _BUILDING = "CURRENT", ".CURRENT.next", ".building"
-_VERSION = re.compile(r"v-[0-9a-f]{16}")
 
 
 def current(folder: Path) -> Path:
@@ -158,12 +153,13 @@ def current(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def new_version(folder: Path) -> Iterator[Path]:
-    """An empty folder to write a version into; what was not published by the end is removed, older versions are too.
+    """An empty folder to write a version into; at the end it is removed unless it was published, as older versions are.
 
     Raises GalleryError while another process writes into the same gallery, and for a folder that holds other things.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    busy = GalleryError(f"{folder} is being written by another process; wait until it is done")
+    with exclusive_lock(folder, busy=busy):
         require_ours(folder)
         building = folder / _BUILDING
         shutil.rmtree(building, ignore_errors=True)  # left there by a kill
@@ -177,31 +173,15 @@ def new_version(folder: Path) -> Iterator[Path]:
 def publish(building: Path, name: str) -> None:
     """Make the finished version the current one; its files have been flushed to disk already."""
     folder = building.parent
+    # The name is the content's: the same gallery written again is the same folder, which may be there already.
     target = folder / name
     if not _intact(target):
         shutil.rmtree(target, ignore_errors=True)  # the very same version, damaged since it was written
-        _flush_folder(building)
+        sync_folder(building)
         building.rename(target)
-        _flush_folder(folder)
-    with (folder / _NEXT).open("wb") as file:
-        file.write(f"{name}\n".encode("ascii"))
-        flush(file)
-    (folder / _NEXT).replace(folder / _CURRENT)
-    _flush_folder(folder)
-
-
-def flush(file: BinaryIO) -> None:
-    """Have what was written reach the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder)
+    with atomic_write(folder / _CURRENT) as draft:
+        draft.write_bytes(f"{name}\n".encode("ascii"))
 
 
 def _intact(version: Path) -> bool:
@@ -213,7 +193,7 @@ def _intact(version: Path) -> bool:
 
 
 def require_ours(folder: Path) -> None:
-    """GalleryError for a file, and for a folder that holds other things than a gallery."""
+    """Raises GalleryError for a file, and for a folder that holds other things than a gallery."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -231,25 +211,10 @@ def _is_ours(name: str) -> bool:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove what no reader can see any more; where that fails, the next writing tries again."""
+    """Remove what no reader can see any more; where that fails, the next writer tries again."""
     leftovers = [folder / _BUILDING]
     with contextlib.suppress(GalleryError):  # with an unreadable CURRENT, versions stay for a person to look at
         kept = current(folder)
         leftovers += [path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path != kept]
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by the kernel for the process, so that a kill leaves no lock behind."""
-    import fcntl  # POSIX only; here, because reading a gallery must work without
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise GalleryError(f"{folder} is being written by another process; wait until it is done") from error
-    finally:
-        os.close(descriptor)

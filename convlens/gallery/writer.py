@@ -1,8 +1,7 @@
-"""A gallery's files, and the order in which they come into being."""
+"""Writing a gallery: the files of a new version, and the order in which they appear."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +22,18 @@ from convlens.gallery.versions import (
     THUMBNAILS,
     VECTORS,
     Manifest,
-    flush,
+    file_record,
     new_version,
     publish,
-    stored,
     version_name,
 )
 from convlens.types import Floats
+from convlens.utils.files import sync_file
 
 
 @dataclass(frozen=True)
 class EmbeddingSource:
-    """What made the vectors, and how they are compared."""
+    """What made the vectors, and the space they are compared in."""
 
     weights_sha256: str
     model: str
@@ -44,7 +43,7 @@ class EmbeddingSource:
 
 @dataclass(frozen=True)
 class Part:
-    """Some pictures in a row: their features as they are compared, and as many entries."""
+    """Consecutive images: their features (B, D) as they are compared, and an entry for each."""
 
     features_BD: NDArray[np.float32]
     entries: Sequence[GalleryEntry]
@@ -63,30 +62,30 @@ def write(
 ) -> Gallery:
     """Make ``folder`` the gallery of these embeddings (N, D), replacing the gallery that it may hold.
 
-    Killed at any moment, the old gallery or the new one is there. ``unit`` compares directions (each vector divided by
-    its length), ``raw`` the embeddings as they are. Raises GalleryError for no entries, counts that differ, an id given
-    twice, NaN, zero vectors in ``unit``, a folder with other things in it, too few pictures for the ``index``, and
-    where the disk refuses.
+    Killed at any moment, it leaves the old gallery or the new one. ``unit`` compares directions (each vector divided by
+    its length), ``raw`` the embeddings as they are. Raises GalleryError where there are no entries or another number of
+    them, for an id given twice, NaN, zero vectors in ``unit``, a folder with other things in it, too few images for the
+    ``index``, and where the disk refuses.
     """
     require_space(feature_space)
     require_matrix(vectors_ND)
     if len(entries) != len(vectors_ND):
         raise GalleryError(f"{len(entries)} entries and {len(vectors_ND)} embeddings; a gallery needs as many of both")
-    made = EmbeddingSource(weights_sha256, model, embedding_layer, feature_space)
+    source = EmbeddingSource(weights_sha256, model, embedding_layer, feature_space)
     parts = [Part(to_feature_space(vectors_ND, feature_space), entries)] if len(entries) else []
-    return write_parts(folder, parts, made, count=len(entries), dimensions=vectors_ND.shape[1], index=index)
+    return write_parts(folder, parts, source, count=len(entries), dimensions=vectors_ND.shape[1], index=index)
 
 
 def write_parts(
     folder: Path,
     parts: Iterable[Part],
-    made: EmbeddingSource,
+    source: EmbeddingSource,
     *,
     count: int,
     dimensions: int,
     index: IndexChoice = "auto",
 ) -> Gallery:
-    """As ``write``, of ``count`` pictures that come part by part, so that they never need to be in memory together."""
+    """As ``write``, of ``count`` images that come part by part, so that they are never in memory together."""
     if not count:
         raise GalleryError("a gallery needs at least one picture; none were given")
     kind = kind_for(index, count)
@@ -94,16 +93,16 @@ def write_parts(
         with new_version(folder) as building:
             _write_files(building, parts, count, dimensions)
             features_ND = np.load(building / VECTORS, mmap_mode="r", allow_pickle=False)
-            record = EXACT if kind == "exact" else _indexed(building / INDEX, features_ND, kind)
+            record = EXACT if kind == "exact" else _write_index(building / INDEX, features_ND, kind)
             names = FILES if kind == "exact" else (*FILES, INDEX)
             manifest = Manifest(
                 count,
                 dimensions,
-                made.feature_space,
-                made.weights_sha256,
-                made.model,
-                made.embedding_layer,
-                files={name: stored(building / name) for name in names},
+                source.feature_space,
+                source.weights_sha256,
+                source.model,
+                source.embedding_layer,
+                files={name: file_record(building / name) for name in names},
                 index=record,
                 hubness=hubness(features_ND),
             )
@@ -119,6 +118,7 @@ def _write_files(building: Path, parts: Iterable[Part], count: int, dimensions: 
         (building / ENTRIES).open("xb") as lines,
         (building / THUMBNAILS).open("xb") as thumbnails,
     ):
+        # Written by hand, because np.save needs all rows in memory.
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimensions)}
         np.lib.format.write_array_header_1_0(vectors, header)
         writer, written = EntryWriter(lines, thumbnails), 0
@@ -126,22 +126,22 @@ def _write_files(building: Path, parts: Iterable[Part], count: int, dimensions: 
             vectors.write(part.features_BD.astype("<f4", copy=False).tobytes())
             writer.add(part.entries)
             written += len(part.entries)
-        assert written == count, "as many parts as were promised"
+        assert written == count, "the header says how many rows there are"
         for file in (vectors, lines, thumbnails):
-            flush(file)
+            sync_file(file)
 
 
-def _indexed(path: Path, features_ND: Floats, kind: IndexKind) -> IndexRecord:
+def _write_index(path: Path, features_ND: Floats, kind: IndexKind) -> IndexRecord:
     record = build_index(features_ND, kind, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with path.open("rb") as file:  # faiss itself does not flush it to disk
+        sync_file(file)
     return record
 
 
 def _write_manifest(building: Path, manifest: Manifest) -> str:
-    """The manifest comes last; returns the version's name."""
+    """Written last; returns the version's name."""
     data = manifest.to_bytes()
     with (building / MANIFEST).open("xb") as file:
         file.write(data)
-        flush(file)
+        sync_file(file)
     return version_name(data)

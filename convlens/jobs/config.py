@@ -11,8 +11,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from convlens.errors import JobError, RequestError, near_matches
+from convlens.errors import JobError, near_matches
 from convlens.synth.base import Job, job_class
+from convlens.utils.files import sha256_of_file
+
+# What pydantic puts into the place of an error for the branches of a union, such as int | str.
+_UNION_BRANCHES = ("int", "str", "float", "bool")
 
 
 def to_mapping(job: Job) -> dict[str, Any]:
@@ -21,13 +25,13 @@ def to_mapping(job: Job) -> dict[str, Any]:
     return {"kind": job.kind, **values}
 
 
-def from_mapping(given: Mapping[str, Any]) -> Job:
-    """The job. JobError, with the option's name in ``field``, for what is no option or of another type."""
-    if not isinstance(given, Mapping) or not isinstance(given.get("kind"), str):
+def from_mapping(values: Mapping[str, Any]) -> Job:
+    """The job of a description. Raises JobError, with the option's name in ``field``, for unknown options and types."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("kind"), str):
         raise JobError("a job is a mapping with its kind, such as {kind: ascent, classes: [koala]}", field="kind")
-    cls = job_class(given["kind"])
+    cls = job_class(values["kind"])
     known = [field.name for field in fields(cls)]
-    options = {str(name): value for name, value in given.items() if name != "kind"}
+    options = {str(name): value for name, value in values.items() if name != "kind"}
     for name in options:
         if name not in known:
             raise JobError(
@@ -35,26 +39,12 @@ def from_mapping(given: Mapping[str, Any]) -> Job:
                 field=name,
             )
     try:
-        # As JSON: strict about types, and a list there is a tuple here.
+        # By way of JSON, because strict validation takes a list for a tuple only there.
         return TypeAdapter(cls).validate_json(_as_json(options), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
+        place = ".".join(str(part) for part in first["loc"] if part not in _UNION_BRANCHES)
         raise JobError(f"{place}: {first['msg']}", field=place) from error
-
-
-def identity(job: Job, weights_sha256: str) -> str:
-    """Hash of the description, the weights and the contents of all input files: what a run may go on from.
-
-    JobError for an input that cannot be read.
-    """
-    parts = [json.dumps(to_mapping(job), sort_keys=True), weights_sha256]
-    for path in job.inputs():
-        try:
-            parts.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
-        except OSError as error:
-            raise JobError(f"cannot read {path}: {error.strerror or error}") from error
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _as_json(options: Mapping[str, Any]) -> str:
@@ -64,9 +54,15 @@ def _as_json(options: Mapping[str, Any]) -> str:
         raise JobError(f"options should be numbers, words, true, false or lists of those: {error}") from error
 
 
-def _is_branch(part: int | str) -> bool:
-    """The name that pydantic gives to one of several types."""
-    return isinstance(part, str) and part in ("int", "str", "float", "bool")
+def identity(job: Job, weights_sha256: str) -> str:
+    """Hash of the description, the weights and the contents of all input files: a run resumes only where it is equal.
 
-
-__all__ = ["JobError", "RequestError", "from_mapping", "identity", "to_mapping"]
+    Raises JobError for an input that cannot be read.
+    """
+    parts = [json.dumps(to_mapping(job), sort_keys=True), weights_sha256]
+    for path in job.inputs():
+        try:
+            parts.append(sha256_of_file(Path(path)))
+        except OSError as error:
+            raise JobError(f"cannot read {path}: {error.strerror or error}") from error
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

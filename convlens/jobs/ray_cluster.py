@@ -1,4 +1,4 @@
-"""Jobs over a Ray cluster; ray's only home. Needs the optional package: pip install 'convlens[ray]'."""
+"""Jobs and extraction over a Ray cluster; ray's only home. Needs the optional package: pip install 'convlens[ray]'."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from convlens.models import load
 from convlens.utils.concurrency import batched
 
 _CONNECT_S = 5.0
-_PART = 4  # batches that a worker gets at a time
+_PART_BATCHES = 4  # sent to a worker at a time
+_PARTS_AHEAD = 2  # a worker's, so that none waits for the next one
 
 
 def run_batch_on(
@@ -34,19 +35,19 @@ def run_batch_on(
     video: bool = False,
     workers: int | None = None,
 ) -> list[BatchResult]:
-    """As ``run_batch``, spread over the cluster at ``address``, or one of ``workers`` processes here for "local".
+    """As ``run_batch``, over the cluster at ``address``, or over ``workers`` processes of this machine for "local".
 
-    ``out`` and the jobs' pictures must lie where every machine of the cluster finds them. Each worker takes one core,
-    and on machines with GPUs one GPU where ``device`` is not the CPU. JobError where ray is missing or the cluster
-    cannot be reached; a worker that dies ends its job with an error, and the same command goes on from there.
+    ``out`` and the jobs' images must lie where every machine of the cluster finds them. Each worker takes one core, and
+    on machines with GPUs one GPU unless ``device`` is the CPU. Raises JobError where ray is missing or the cluster
+    cannot be reached; a worker that dies ends its job with an error, and the same command resumes it.
     """
-    place = str(out.resolve())
-    tasks = [(to_mapping(entry.job), entry.name, place, device, video) for entry in entries]
+    folder = str(out.resolve())
+    tasks = [(to_mapping(entry.job), entry.name, folder, device, video) for entry in entries]
     with _cluster(address, workers) as ray:
-        ended = _spread(ray, _run_one, tasks, device)
+        results = _run_tasks(ray, _run_entry, tasks, device)
     return [
-        found if isinstance(found, BatchResult) else BatchResult(entry.name, error=f"its worker died: {found}")
-        for entry, found in zip(entries, ended, strict=True)
+        result if isinstance(result, BatchResult) else BatchResult(entry.name, error=f"its worker died: {result}")
+        for entry, result in zip(entries, results, strict=True)
     ]
 
 
@@ -62,48 +63,46 @@ def extract_on(
     workers: int | None = None,
     **options: Any,
 ) -> Extraction:
-    """As ``convlens.features.extract.extract``, with the pictures read and embedded by the workers of a cluster.
+    """As ``convlens.features.extract.extract``, with images read and embedded by the workers of a cluster.
 
-    What is written, and how it goes on after a kill, is as without one. The pictures, and a ``graph``, must lie where
-    every machine of the cluster finds them. JobError as ``run_batch_on``; a worker that dies ends the run, and the same
-    call goes on from there.
+    The folder is written, and resumed, as without a cluster. The images, and a ``graph``, must lie where every machine
+    of the cluster finds them. Raises JobError as ``run_batch_on``; a worker that dies ends the run, and the same call
+    resumes it.
     """
     embedder = open_embedder(load(model, device=device), graph, batch=batch)
     with _cluster(address, workers) as ray:
-        spread = _Spread(ray, _Embedding(model, graph, device), _PART * batch, device)
-        return extract(files, out, embedder, batch=batch, spread=spread, **options)
+        actors = _EmbeddingActors(ray, _ActorConfig(model, graph, device), _PART_BATCHES * batch)
+        return extract(files, out, embedder, batch=batch, cluster=actors, **options)
 
 
 @dataclass(frozen=True)
-class _Embedding:
-    """What a worker embeds with."""
-
+class _ActorConfig:
     model: str
     graph: Path | None
     device: str
 
 
-class _Spread:
-    """Two parts a worker are under way, so that none waits; they come back in order."""
+class _EmbeddingActors:
+    """An actor for each GPU, else for each core, that take turns; results come back in order."""
 
-    def __init__(self, ray: Any, embedding: _Embedding, part: int, device: str) -> None:
-        self._ray, self._embedding, self.part = ray, embedding, part
+    def __init__(self, ray: Any, config: _ActorConfig, part: int) -> None:
+        self._ray, self.part = ray, part
         resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
-        actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(_Embedder)
-        self._workers = [actor.remote(embedding) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
+        gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
+        actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(_EmbeddingActor)
+        self._actors = [actor.remote(config) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
 
-    def batches(
+    def embed_files(
         self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int
     ) -> Generator[EmbeddedBatch]:
-        """One for each part. JobError where a worker died."""
+        """A batch for each part of the files. Raises JobError where a worker died."""
         parts = enumerate(batched(files, self.part))
         waiting: deque[Any] = deque()
         while True:
-            while len(waiting) < 2 * len(self._workers) and (one := next(parts, None)) is not None:
-                number, part = one
-                worker = self._workers[number % len(self._workers)]
-                waiting.append(worker.embed.remote(part, batch, thumbnail_side))
+            while len(waiting) < _PARTS_AHEAD * len(self._actors) and (item := next(parts, None)) is not None:
+                number, part = item
+                actor = self._actors[number % len(self._actors)]
+                waiting.append(actor.embed.remote(part, batch, thumbnail_side))
             if not waiting:
                 return
             try:
@@ -112,45 +111,46 @@ class _Spread:
                 raise JobError(f"a worker died: {error}; the same command goes on from there") from error
 
 
-class _Embedder:
-    """A worker: holds the model for as long as it lives."""
+class _EmbeddingActor:
+    """Lives in a worker process and holds the model there."""
 
-    def __init__(self, embedding: _Embedding) -> None:
-        _one_thread_each()
-        self._classifier = load(embedding.model, device=embedding.device)
-        self._graph = embedding.graph
+    def __init__(self, config: _ActorConfig) -> None:
+        _limit_threads()
+        self._classifier = load(config.model, device=config.device)
+        self._graph = config.graph
 
     def embed(self, files: Sequence[tuple[str, Path]], batch: int, thumbnail_side: int) -> EmbeddedBatch:
         embedder = open_embedder(self._classifier, self._graph, batch=batch)
         return join_batches(embed_files(files, embedder, batch=batch, workers=1, thumbnail_side=thumbnail_side))
 
 
-def _one_thread_each() -> None:
+def _limit_threads() -> None:
     import torch
 
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
-def _run_one(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> BatchResult:
-    _one_thread_each()
+def _run_entry(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> BatchResult:
+    _limit_threads()
     return run_entry(Entry(name, from_mapping(description)), Path(out), device=device, video=video)
 
 
-def _spread(ray: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], device: str) -> list[Any]:
-    """What the calls gave, in order; an error as a value."""
+def _run_tasks(ray: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], device: str) -> list[Any]:
+    """The results of all calls in order; an error of ray's as a value."""
     gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
-    found: list[Any] = []
+    results: list[Any] = []
     for reference in [remote.remote(*task) for task in tasks]:
         try:
-            found.append(ray.get(reference))
+            results.append(ray.get(reference))
         except ray.exceptions.RayError as error:
-            found.append(error)
-    return found
+            results.append(error)
+    return results
 
 
 def _require_reachable(address: str) -> None:
-    """OSError at once where nobody listens: ray itself tries for minutes. ``auto`` is ray's to resolve."""
+    """Raises OSError where nobody listens; an address without a port, such as ``auto``, is ray's to resolve."""
+    # ray itself would try for minutes.
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
@@ -162,21 +162,15 @@ def _cluster(address: str, workers: int | None) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise JobError("--ray needs the package ray: pip install 'convlens[ray]'") from error
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    # Numbers come out as from a run without ray only where each process has as many threads.
+    # Numbers equal those of a run without ray only where each process has as many threads.
     threads = {"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}}
+    options: dict[str, Any] = {"runtime_env": threads, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"num_cpus": workers or os.cpu_count(), "_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
-        if address == "local":
-            ray.init(
-                address="local",
-                num_cpus=workers or os.cpu_count(),
-                _node_ip_address="127.0.0.1",
-                runtime_env=threads,
-                **quiet,
-            )
-        else:
+        if address != "local":
             _require_reachable(address)
-            ray.init(address=address, runtime_env=threads, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, **options)
     except (OSError, ValueError, RuntimeError, TimeoutError) as error:
         raise JobError(f"no Ray cluster at {address}: {error}; say `local`, or start one with `ray start`") from error
     try:

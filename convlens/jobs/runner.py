@@ -14,16 +14,15 @@ import numpy as np
 import torch
 
 from convlens import image
-from convlens.errors import JobError
 from convlens.jobs import checkpoints, job_dir, results
 from convlens.jobs.config import identity, to_mapping
-from convlens.jobs.loss_log import LossLog, diverged
+from convlens.jobs.loss_log import LossLog, divergence
 from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.synth.base import Job, SynthesisRun
 from convlens.types import no_op
 
-CHECKPOINT_S = 30.0
+_CHECKPOINT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -45,46 +44,38 @@ def run_job(
     *,
     device: str = "auto",
     on_progress: OnProgress = no_op,
-    checkpoint_s: float = CHECKPOINT_S,
+    checkpoint_s: float = _CHECKPOINT_S,
     video: bool = False,
 ) -> Path:
-    """Do the job in the folder ``out``, or go on with it where it was cut short; the path of its manifest.
+    """Run the job in the folder ``out``, or resume it where it was interrupted; returns the path of its manifest.
 
-    After a kill at any moment the same call goes on from the last checkpoint, at most ``checkpoint_s`` seconds of work
-    before, to the very same pictures (on a CPU, with as many threads). A folder whose job is done is left as it is.
-    ``video`` also writes the work's frames, where it has any. JobError for a folder of another job, where the disk is
-    full, and for a run that diverges; the last good checkpoint stays.
+    After a kill at any moment the same call resumes from the last checkpoint, at most ``checkpoint_s`` seconds of work
+    before, and ends with the very same images (on a CPU, with as many threads). A folder whose job is done is left as
+    it is. ``video`` also writes the run's frames, where it has any. Raises JobError for a folder of another job, where
+    the disk is full, and for a run that diverges; the last good checkpoint stays.
     """
     keep_freed_memory()
-    with job_dir.held(out):
+    with job_dir.exclusive_job_dir(out):
+        # The weights are part of the identity, so the model is loaded before the folder is compared with the job.
         classifier = load(job.model, device=device) if job.needs_model else None
         weights = classifier.spec.weights_sha256 if classifier else ""
-        job_dir.begin(out, to_mapping(job), identity(job, weights))
-        if job_dir.finished(out) is None:
+        job_dir.resume_or_create(out, to_mapping(job), identity(job, weights))
+        if not job_dir.is_complete(out):
             with _deterministic(classifier):
                 _run(job, out, classifier, on_progress=on_progress, checkpoint_s=checkpoint_s, video=video)
-        checkpoints.remove(out)
+        checkpoints.remove(out)  # also those that a kill right after the manifest left behind
     return out / job_dir.MANIFEST
 
 
 def _run(
     job: Job, out: Path, classifier: Classifier | None, *, on_progress: OnProgress, checkpoint_s: float, video: bool
 ) -> None:
-    work = job.begin(classifier)
-    notes: list[str] = []
-    saved = checkpoints.latest(out, on_damaged=notes.append)
-    before_s, made_before = 0.0, 0
-    if saved is not None:
-        work.load_state_dict(saved["work"])
-        work.total, before_s, made_before = saved["total"], saved["seconds"], saved["steps"]
-        notes.append(f"goes on after {work.done} of {work.total}")
-    losses = LossLog(out, made_before, work.blame)
-    on_progress(Progress(work.done, work.total, losses.last, "; ".join(notes)))
-    began = time.monotonic()
-    seconds = _steps(work, out, losses, on_progress, checkpoint_s, before_s, began)
-    outcome = work.finish()
-    made = results.write_outcome(out, outcome, video=video)
-    results.write_page(out, job, work, classifier, outcome, made)
+    run = job.begin(classifier)
+    steps = _Steps(run, out, on_progress)
+    seconds = steps.run_all(checkpoint_s)
+    outcome = run.finish()
+    files = results.write_outcome(out, outcome, video=video)
+    results.write_page(out, job, classifier, outcome, files)
     manifest = {
         **results.versions(),
         "job": to_mapping(job),
@@ -93,47 +84,62 @@ def _run(
         "device": str(classifier.device) if classifier else "cpu",
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "steps": losses.steps,
+        "steps": steps.losses.steps,
         "seconds": round(seconds, 3),
-        "objective": losses.last,
+        "objective": steps.losses.last,
         "facts": outcome.facts,
-        "files": made,
+        "files": files,
     }
     results.write_manifest(out, manifest)
 
 
-def _steps(
-    work: SynthesisRun,
-    out: Path,
-    losses: LossLog,
-    on_progress: OnProgress,
-    checkpoint_s: float,
-    before_s: float,
-    began: float,
-) -> float:
-    """All that are left; the seconds that all took, those of earlier runs too."""
-    last = time.monotonic()
+class _Steps:
+    """The steps of a run, with losses, snapshots and checkpoints in its folder."""
 
-    def save() -> None:
-        losses.flush()
-        state = work.state_dict()
-        if not checkpoints.finite(state):
-            raise diverged(losses.steps, work.blame)
-        spent = before_s + time.monotonic() - began
-        checkpoints.save(out, work.done, {"work": state, "total": work.total, "seconds": spent, "steps": losses.steps})
+    def __init__(self, run: SynthesisRun, out: Path, on_progress: OnProgress) -> None:
+        """Puts the run where the last checkpoint left it, if there is one."""
+        self._run, self._out, self._on_progress = run, out, on_progress
+        self._earlier_s, steps = 0.0, 0
+        notes: list[str] = []
+        saved = checkpoints.latest(out, on_damaged=notes.append)
+        if saved is not None:
+            run.load_state_dict(saved["work"])
+            run.total, self._earlier_s, steps = saved["total"], saved["seconds"], saved["steps"]
+            notes.append(f"goes on after {run.done} of {run.total}")
+        self.losses = LossLog(out, steps, run.blame)
+        self._began = time.monotonic()
+        on_progress(Progress(run.done, run.total, self.losses.last, "; ".join(notes)))
 
-    while work.done < work.total:
-        told = losses.add(work.step())
-        if losses.added & (losses.added - 1) == 0:
-            path = out / job_dir.SNAPSHOTS / f"step-{losses.added:06}.jpg"
-            job_dir.write(path, image.encode_jpeg(np.ascontiguousarray(work.snapshot())))
-        if told or work.done == work.total:
-            on_progress(Progress(work.done, work.total, losses.last))
-        if work.done < work.total and time.monotonic() - last >= checkpoint_s:
-            save()
-            last = time.monotonic()
-    save()
-    return before_s + time.monotonic() - began
+    def run_all(self, checkpoint_s: float) -> float:
+        """Make all steps that are left; the seconds that all took, those of interrupted runs too."""
+        run, losses = self._run, self.losses
+        saved_at = time.monotonic()
+        while run.done < run.total:
+            was_read = losses.add(run.step())
+            # At powers of two, so that their number stays small however long the run.
+            if losses.added & (losses.added - 1) == 0:
+                path = self._out / job_dir.SNAPSHOTS / f"step-{losses.added:06}.jpg"
+                job_dir.write(path, image.encode_jpeg(np.ascontiguousarray(run.snapshot())))
+            if was_read or run.done == run.total:
+                self._on_progress(Progress(run.done, run.total, losses.last))
+            if run.done < run.total and time.monotonic() - saved_at >= checkpoint_s:
+                self._save()
+                saved_at = time.monotonic()
+        # Once more, so that a kill while the results are written costs no step.
+        self._save()
+        return self._seconds()
+
+    def _seconds(self) -> float:
+        return self._earlier_s + time.monotonic() - self._began
+
+    def _save(self) -> None:
+        self.losses.flush()
+        state = self._run.state_dict()
+        # A checkpoint with NaN would replace the last good one.
+        if not checkpoints.is_finite(state):
+            raise divergence(self.losses.steps, self._run.blame)
+        facts = {"total": self._run.total, "seconds": self._seconds(), "steps": self.losses.steps}
+        checkpoints.save(self._out, self._run.done, {"work": state, **facts})
 
 
 @contextlib.contextmanager
@@ -145,6 +151,3 @@ def _deterministic(classifier: Classifier | None) -> Iterator[None]:
     flags: Any = torch.backends.cudnn
     with flags.flags(enabled=True, benchmark=False, deterministic=True):
         yield
-
-
-__all__ = ["JobError", "OnProgress", "Progress", "no_op", "run_job"]

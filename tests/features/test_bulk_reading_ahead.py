@@ -37,5 +37,5 @@ def test_only_a_few_batches_are_in_memory_and_the_next_is_read_while_one_is_embe
         return plain.embed(pixels)
 
     watched = replace(plain, embed=embed)
-    assert sum(len(each.pictures) for each in embed_files(counted(), watched, batch=batch, workers=2)) == 60
+    assert sum(len(each.images) for each in embed_files(counted(), watched, batch=batch, workers=2)) == 60
     assert most[0] <= 3 * batch  # one being embedded, two read ahead; not the 60 that there are

@@ -89,7 +89,7 @@ def test_the_kind_goes_by_size_and_too_few_pictures_are_refused() -> None:
 
 @pytest.mark.parametrize("queries", [1, 40])
 def test_vectors_too_many_to_copy_are_scanned_where_they_lie(monkeypatch: pytest.MonkeyPatch, queries: int) -> None:
-    monkeypatch.setattr(search, "LARGEST_COPY_BYTES", 0)
+    monkeypatch.setattr(search, "_LARGEST_COPY_BYTES", 0)
     monkeypatch.setattr(search, "_CHUNK", 97)
     vectors_ND = clusters(1000)
     vectors_ND[500:520] = vectors_ND[3]  # ties across chunks
@@ -130,6 +130,6 @@ def test_a_hub_is_counted_and_the_skewness_is_that_of_the_counts() -> None:
 
 
 def test_an_index_that_looks_at_every_list_is_written_with_the_recall_it_has(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(index, "GOOD", 1.1)  # no index is that good
+    monkeypatch.setattr(index, "_RECALL_GOAL", 1.1)  # no index is that good
     gallery = make(tmp_path, clusters(10_000), index="ivfpq")
     assert gallery.index.breadth == 2 ** round(np.log2(4 * np.sqrt(10_000)))

@@ -358,7 +358,7 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path, source: st
     assert "goes on from its last checkpoint" in found.stderr
     after = {path.name: path.read_bytes() for path in (out / "checkpoints").glob("step-*.pt")}
     assert after == before
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob(".part.*"))
     run_job(from_mapping(description), out)
     run_job(from_mapping(description), tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
