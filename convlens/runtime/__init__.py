@@ -1,1 +1,1 @@
-"""Where forwards run: torch now, behind the small interface that a faster runtime can take over."""
+"""Where forward passes run: in torch, or in exported graphs by ONNX Runtime, behind interfaces of the same shape."""

@@ -1,4 +1,7 @@
-"""What an exported graph says of itself: enough to feed it, to read its answers, and to refuse it where it is wrong."""
+"""The metadata of an exported graph: enough to prepare its inputs, to read its outputs, and to refuse a wrong one.
+
+Imports no onnxruntime, so that the exporter writes contracts and tools read them without it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from convlens.errors import ModelError
 from convlens.types import Interpolation
 
-FORMAT = "1"
-FORMAT_KEY, CONTRACT_KEY = "convlens.format", "convlens.contract"
+_FORMAT = "1"
+_FORMAT_KEY, _CONTRACT_KEY = "convlens.format", "convlens.contract"
 
 Kind = Literal["scores", "features", "embedding", "occlusion", "saliency", "guided_backprop", "deconvnet"]
 GradientKind = Literal["saliency", "guided_backprop", "deconvnet"]
@@ -23,7 +26,8 @@ ElementType = Literal["float32", "int64", "uint8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRADIENTS: tuple[GradientKind, ...] = get_args(GradientKind)
 
-# Names of inputs and outputs. A graph of features has one output a layer, named after it.
+# Names of inputs and outputs, which are in every graph ever exported. A graph of features has one output a layer, named
+# after it.
 PIXELS, PICTURE, TARGET, FILL, TARGETS = "x_NCHW", "picture_NHWC", "target", "fill", "target_N"
 LOGITS, EMBEDDING, SCORES, LOG_SUMS = "logits_NK", "embedding_ND", "score_RQ", "log_sum_exp_RQ"
 GRADIENT = "gradient_NCHW"
@@ -42,8 +46,8 @@ class Port:
 class SweepGeometry:
     """The windows of an occlusion graph, in pixels; ``batch`` of them run at a time.
 
-    ``incremental`` graphs recompute for each window only what it can change; the scores are the same. ``note`` says
-    why one that was to be incremental is not.
+    ``incremental`` graphs recompute for each window only what it can change; the scores are the same. ``note`` is the
+    reason why a graph for which ``incremental`` was requested is not.
     """
 
     window: int
@@ -55,11 +59,11 @@ class SweepGeometry:
 
 @dataclass(frozen=True)
 class GraphContract:
-    """What stands in the metadata of a graph that ConvLens exported.
+    """The metadata of a graph that ConvLens exported.
 
-    ``crop`` is the side of its pictures, ``mean`` and ``std`` what they are normalised by: beforehand, or inside the
-    graph where ``preprocessing`` (its input then is uint8 RGB, channels last). ``layers`` are those whose outputs
-    (``features``) or whose pooled input (``embedding``) it gives. ``tolerance`` is the largest relative difference
+    ``crop`` is the side of its images, ``mean`` and ``std`` what they are normalised by: beforehand, or in the graph
+    itself where ``preprocessing`` (its input then is uint8 RGB, channels last). ``layers`` are those whose outputs
+    (``features``) or whose pooled input (``embedding``) it returns. ``tolerance`` is the largest relative difference
     from torch that its export let pass; ``versions`` names the libraries that made it.
     """
 
@@ -84,13 +88,13 @@ class GraphContract:
 
     @property
     def batch(self) -> int | None:
-        """The batch size that the graph is bound to; None where any will do."""
+        """The one batch size that the graph takes; None where it takes any."""
         size = self.inputs[0].shape[0]
         return size if isinstance(size, int) else None
 
     def metadata(self) -> dict[str, str]:
-        """The two entries that a graph carries."""
-        return {FORMAT_KEY: FORMAT, CONTRACT_KEY: _ADAPTER.dump_json(self).decode()}
+        """The two entries of the graph's metadata."""
+        return {_FORMAT_KEY: _FORMAT, _CONTRACT_KEY: _ADAPTER.dump_json(self).decode()}
 
 
 _ADAPTER: TypeAdapter[GraphContract] = TypeAdapter(GraphContract)
@@ -101,16 +105,16 @@ def read_contract(metadata: Mapping[str, str], *, graph: str) -> GraphContract:
 
     Raises ModelError for a graph without one, of another format version, or whose contract is damaged.
     """
-    if FORMAT_KEY not in metadata or CONTRACT_KEY not in metadata:
+    if _FORMAT_KEY not in metadata or _CONTRACT_KEY not in metadata:
         raise ModelError(
             f"{graph} was not exported by ConvLens: it has no contract in its metadata; use `python -m export`"
         )
-    if metadata[FORMAT_KEY] != FORMAT:
+    if metadata[_FORMAT_KEY] != _FORMAT:
         raise ModelError(
-            f"{graph} has format version {metadata[FORMAT_KEY]!r}; this ConvLens reads {FORMAT}: export it again"
+            f"{graph} has format version {metadata[_FORMAT_KEY]!r}; this ConvLens reads {_FORMAT}: export it again"
         )
     try:
-        return _ADAPTER.validate_json(metadata[CONTRACT_KEY])
+        return _ADAPTER.validate_json(metadata[_CONTRACT_KEY])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from convlens.errors import ModelError
 from convlens.runtime.graph_contract import Kind
 from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
 
-SUFFIX, DRAFT = ".onnx", ".draft.onnx"
+_SUFFIX, _DRAFT = ".onnx", ".draft.onnx"
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,11 @@ class GraphSet:
     runtimes: tuple[OnnxRuntime, ...]
 
     def all(self, kind: Kind) -> tuple[OnnxRuntime, ...]:
+        """The graphs of that kind, none to several."""
         return tuple(runtime for runtime in self.runtimes if runtime.contract.kind == kind)
 
     def first(self, kind: Kind) -> OnnxRuntime | None:
+        """The graph of a kind that there is at most one of."""
         return next(iter(self.all(kind)), None)
 
 
@@ -30,10 +32,11 @@ def graph_files(path: Path) -> tuple[Path, ...]:
     """The graph itself, or all graphs of a folder but drafts, sorted. ModelError where there is none."""
     if not path.is_dir():
         return (path,)
-    found = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.endswith(DRAFT))
-    if not found:
-        raise ModelError(f"no graphs ({SUFFIX}) in {path}; write some by `convlens export`")
-    return tuple(found)
+    # Drafts are graphs that disagreed with torch when they were exported.
+    files = sorted(file for file in path.glob(f"*{_SUFFIX}") if not file.name.endswith(_DRAFT))
+    if not files:
+        raise ModelError(f"no graphs ({_SUFFIX}) in {path}; write some by `convlens export`")
+    return tuple(files)
 
 
 def open_graphs(
@@ -45,10 +48,10 @@ def open_graphs(
     device_id: int = 0,
     threads: int | None = None,
 ) -> GraphSet:
-    """Files, and folders of them, as sessions.
+    """Open files, and folders of them.
 
-    Raises ModelError for a graph of other weights or class names than given (with both hashes), for two graphs of one
-    kind, and as OnnxRuntime does.
+    Raises ModelError for a graph of other weights or class names than these (with both hashes), for one that begins at
+    uint8 images, for two graphs of one kind, and as OnnxRuntime does.
     """
     files = [file for path in paths for file in graph_files(path)]
     opened = [(file, OnnxRuntime(file, providers=providers, device_id=device_id, threads=threads)) for file in files]
@@ -60,21 +63,19 @@ def open_graphs(
                 f"use ({labels_sha256}); export it again"
             )
         if runtime.contract.preprocessing:
-            raise ModelError(f"{file} begins at uint8 pictures; export it without preprocessing for this")
+            raise ModelError(f"{file} begins at uint8 images; export it without preprocessing for this")
     _require_distinct(opened)
     return GraphSet(tuple(runtime for _, runtime in opened))
 
 
 def _require_distinct(opened: Sequence[tuple[Path, OnnxRuntime]]) -> None:
-    seen: dict[object, Path] = {}
+    files: dict[object, Path] = {}
     for file, runtime in opened:
-        for key in _keys(runtime):
-            if key in seen:
-                raise ModelError(f"{seen[key]} and {file} are both graphs of {runtime.contract.kind}; give one of them")
-            seen[key] = file
-
-
-def _keys(runtime: OnnxRuntime) -> Iterator[object]:
-    contract = runtime.contract
-    if contract.kind != "features":
-        yield contract.kind, contract.precision, contract.sweep
+        contract = runtime.contract
+        if contract.kind == "features":  # of other layers, say
+            continue
+        # Occlusion graphs may differ in precision and windows, which the sweeps choose between.
+        key = contract.kind, contract.precision, contract.sweep
+        if key in files:
+            raise ModelError(f"{files[key]} and {file} are both graphs of {contract.kind}; give one of them")
+        files[key] = file

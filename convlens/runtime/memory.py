@@ -1,4 +1,4 @@
-"""Memory that ran out: how to know it, and how to try once more with less."""
+"""Memory that ran out: how to recognise it, and how to try once more with less."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 from convlens.errors import OutOfMemoryError
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
-# What can mean that; whether it does, out_of_memory knows.
 MAYBE_OUT_OF_MEMORY = (RuntimeError, MemoryError, OutOfMemoryError)
-# Torch on the CPU, CUDA and its libraries, C++ on Linux and on Windows, ONNX Runtime's arena and oneDNN: of these only
-# torch on a GPU has a type for it.
-_SAID = (
+"""The exceptions to catch where memory may run out; ``is_out_of_memory`` says whether it did."""
+
+# Texts of torch on the CPU, CUDA and its libraries, C++ on Linux and on Windows, ONNX Runtime's arena and oneDNN: of
+# these only torch on a GPU has a type for it.
+_MESSAGES = (
     "defaultcpuallocator",
     "out of memory",
     "alloc_failed",
@@ -26,18 +27,18 @@ _SAID = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, whoever says so in whatever way."""
+    """Whether memory ran out, by the error's type or, where libraries have none for it, by its message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemoryError):
         return True
-    return isinstance(error, Exception) and any(text in str(error).lower() for text in _SAID)
+    return isinstance(error, Exception) and any(text in str(error).lower() for text in _MESSAGES)
 
 
 def free_gpu_cache() -> None:
-    """Give back what torch keeps of a GPU's memory, for other libraries and for larger blocks."""
+    """Give back the GPU memory that torch keeps, for other libraries and for larger blocks."""
     torch.cuda.empty_cache()
 
 
-def with_smaller_batch(action: Callable[[int], T], batch: int) -> T:
+def with_smaller_batch(action: Callable[[int], Result], batch: int) -> Result:
     """``action(batch)``; where memory does not suffice for that, once more with a quarter of the batch."""
     try:
         return action(batch)

@@ -1,4 +1,4 @@
-"""Exported graphs by ONNX Runtime, on the provider that was asked for and no other."""
+"""Runs one exported graph by ONNX Runtime, on the provider asked for and no other."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ from convlens.runtime.onnx_session import (
     ORT_ERRORS,
     InputArray,
     Providers,
-    batches,
-    empty,
-    fed,
+    as_input,
+    binding_arguments,
+    empty_output,
+    named_sizes,
     open_session,
-    place,
     provider_of,
     run_error,
-    sizes,
+    split,
 )
 from convlens.types import Floats, Ints, ScoreKind
 from convlens.utils.concurrency import ParallelRuns, cores
 
 __all__ = ["OnnxRuntime", "Providers"]
 
-# Pictures of one run, for graphs that take any number; a caller's larger batch is cut into these. A GPU wants many. On
+# Images of one run, for graphs that take any number; a caller's larger batch is cut into these. A GPU wants many. On
 # two cores 4 were fastest (the default model: 4.6 ms each, 5.0 in batches of 14), and a gradient costs the same in any
 # batch; what the largest run needs, the process keeps.
-BATCH, CPU_BATCH, CPU_GRADIENT_BATCH = 32, 4, 2
-# Runs side by side need a second session, and with it the weights once more.
-LARGEST_TWICE_BYTES = 256 * 2**20
+_BATCH, _CPU_BATCH, _CPU_GRADIENT_BATCH = 32, 4, 2
+# Parallel runs need a second session, and with it the weights once more.
+_LARGEST_TWICE_BYTES = 256 * 2**20
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}
 
 
 class OnnxRuntime:
-    """One graph, ready to answer; safe to use from several threads.
+    """One graph in a session; safe to use from several threads.
 
-    Pictures are float32 (N, C, crop, crop), normalised; for graphs with preprocessing folded in uint8 (N, crop, crop,
-    3) RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider answers.
+    Images are float32 (N, C, crop, crop), normalised; for graphs with preprocessing folded in uint8 (N, crop, crop, 3)
+    RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider runs it.
     """
 
     def __init__(
@@ -67,21 +68,21 @@ class OnnxRuntime:
         spin: bool = False,
         memory_limit_bytes: int | None = None,
     ) -> None:
-        """Opens a file, or the bytes of one.
+        """Open a file, or the bytes of one.
 
         ``auto`` means CUDA where torch finds a GPU, else the CPU. ``threads`` (default: one a core) work on one run
         together; with ``spin`` they stay awake between its steps, which was a third faster on two idle cores and up to
         twice as slow on busy ones. ``memory_limit_bytes`` bounds ONNX Runtime's arena on a GPU; it has no such bound on
         the CPU. Raises ModelError for a file that is no graph of ours or does not keep its contract, and for a provider
-        that does not come up: there is no fall-back.
+        that does not start: there is no fall-back.
         """
         label = "the graph" if isinstance(graph, bytes) else str(graph)
-        wanted = provider_of(providers)
+        provider = provider_of(providers)
         self._open = partial(
             open_session,
             graph,
             label,
-            wanted,
+            provider,
             device_id=device_id,
             spin=spin,
             memory_limit_bytes=memory_limit_bytes,
@@ -89,11 +90,11 @@ class OnnxRuntime:
         self._session = self._open(threads=threads)
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
         _require_ports(self._session, self.contract, label)
-        self.device = torch.device("cuda", device_id) if wanted == CUDA else torch.device("cpu")
-        self.name = f"onnxruntime:{wanted}"
+        self.device = torch.device("cuda", device_id) if provider == CUDA else torch.device("cpu")
+        self.name = f"onnxruntime:{provider}"
         self._label = label
-        self._lanes = self._lanes_for(graph, threads or cores())
-        self._narrow: Any = None
+        self._parallel = self._parallel_runs(graph, threads or cores())
+        self._single_threaded: Any = None
         self._lock = threading.Lock()
 
     def require_weights(self, weights_sha256: str) -> None:
@@ -110,19 +111,19 @@ class OnnxRuntime:
 
     @property
     def parallel_runs(self) -> int:
-        """How many runs ``logits_each`` makes at once."""
-        return self._lanes.count if self._lanes else 1
+        """Number of runs that ``logits_each`` makes at once."""
+        return self._parallel.count if self._parallel else 1
 
     def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Iterator[Floats]:
-        """Logits (N, K) of the pictures that each maker gives, in order; several at once on a CPU of several cores.
+        """Logits (N, K) of the images that each maker returns, in order; several at once on a CPU of several cores.
 
         Makers are called when their turn comes, in the threads that run the graph. For a graph that takes any number of
-        pictures; give few by a maker: they are not cut into smaller batches.
+        images; few from each maker: they are not cut into smaller batches.
         """
-        if self._lanes is None:
+        if self._parallel is None:
             return (self.logits(maker()) for maker in makers)
-        session = self._single_threaded()
-        return self._lanes.results([partial(self._made, session, maker) for maker in makers])
+        session = self._single_threaded_session()
+        return self._parallel.results([partial(self._logits_by, session, maker) for maker in makers])
 
     def embeddings(self, x_NCHW: InputArray) -> Floats:
         """Embeddings (N, D), from a graph of embeddings."""
@@ -130,8 +131,8 @@ class OnnxRuntime:
 
     def logits_and_embeddings(self, x_NCHW: InputArray) -> tuple[Floats, Floats]:
         """Both from the same runs of a graph of embeddings."""
-        found = self._outputs([x_NCHW], LOGITS, EMBEDDING)
-        return found[LOGITS], found[EMBEDDING]
+        outputs = self._outputs([x_NCHW], LOGITS, EMBEDDING)
+        return outputs[LOGITS], outputs[EMBEDDING]
 
     def features(self, x_NCHW: InputArray) -> dict[str, Floats]:
         """The outputs of the graph's layers by name, from a graph of features."""
@@ -139,45 +140,46 @@ class OnnxRuntime:
         return self._outputs([x_NCHW], *self.contract.layers)
 
     def gradient(self, x_NCHW: InputArray, target_N: Ints) -> tuple[Floats, Floats]:
-        """d logit(target) / d picture (N, C, H, W), each row by its own target, and the logits (N, K).
+        """d logit(target) / d image (N, C, H, W), each row by its own target, and the logits (N, K).
 
-        From a graph of saliency, guided_backprop or deconvnet. TargetError for a class that there is not.
+        From a graph of saliency, guided_backprop or deconvnet. TargetError for a class that does not exist.
         """
         self._require_kind(*GRADIENTS)
-        found = self._outputs([x_NCHW, self._targets(target_N, len(x_NCHW))], GRADIENT, LOGITS)
-        return found[GRADIENT], found[LOGITS]
+        outputs = self._outputs([x_NCHW, self._targets(target_N, len(x_NCHW))], GRADIENT, LOGITS)
+        return outputs[GRADIENT], outputs[LOGITS]
 
     def sweep(self, x_CHW: InputArray, target: int, *, fill: float = 0.0, score: ScoreKind = "logit") -> Floats:
         """The target's score with each window hidden in turn (R, Q), from a graph of occlusion.
 
-        ``fill`` is in normalised units. Raises RequestError for a picture of another shape, TargetError for a class
-        that there is not.
+        ``fill`` is in normalised units. Raises RequestError for an image of another shape, TargetError for a class
+        that does not exist.
         """
         self._require_kind("occlusion")
         self._require_class(target)
         if score not in get_args(ScoreKind):
             raise RequestError(f"no score {score!r}; there are: {', '.join(get_args(ScoreKind))}", field="score")
-        found = self.run(x_CHW[None], np.asarray(target, np.int64), np.asarray(fill, np.float32))
-        return found[SCORES] if score == "logit" else np.exp(found[SCORES] - found[LOG_SUMS])
+        outputs = self.run(x_CHW[None], np.asarray(target, np.int64), np.asarray(fill, np.float32))
+        # A probability is the softmax: exp(logit - log of the sum of exp of all logits).
+        return outputs[SCORES] if score == "logit" else np.exp(outputs[SCORES] - outputs[LOG_SUMS])
 
-    def run(self, *feeds: InputArray) -> dict[str, Floats]:
+    def run(self, *arrays: InputArray) -> dict[str, Floats]:
         """One run: all outputs by name, for all inputs in the contract's order. RequestError for a wrong shape."""
-        return {name: value.cpu().numpy() for name, value in self.run_on_device(*feeds).items()}
+        return {name: value.cpu().numpy() for name, value in self.run_on_device(*arrays).items()}
 
-    def run_on_device(self, *feeds: InputArray) -> dict[str, Tensor]:
+    def run_on_device(self, *arrays: InputArray) -> dict[str, Tensor]:
         """As ``run``, with the outputs left on the session's device; inputs that lie there already are not copied."""
-        inputs = [fed(feed, port, self.device) for feed, port in zip(feeds, self.contract.inputs, strict=True)]
-        size_of = sizes(inputs, self.contract.inputs)
-        outputs = {port.name: empty(port, size_of, self.device) for port in self.contract.outputs}
+        inputs = [as_input(array, port, self.device) for array, port in zip(arrays, self.contract.inputs, strict=True)]
+        sizes = named_sizes(inputs, self.contract.inputs)
+        outputs = {port.name: empty_output(port, sizes, self.device) for port in self.contract.outputs}
         self._run_bound(inputs, outputs)
         return outputs
 
     def _run_bound(self, inputs: list[Tensor], outputs: Mapping[str, Tensor]) -> None:
         binding = self._session.io_binding()
         for port, tensor in zip(self.contract.inputs, inputs, strict=True):
-            binding.bind_input(port.name, *place(tensor, port))
+            binding.bind_input(port.name, *binding_arguments(tensor, port))
         for port in self.contract.outputs:
-            binding.bind_output(port.name, *place(outputs[port.name], port))
+            binding.bind_output(port.name, *binding_arguments(outputs[port.name], port))
         if self.device.type == "cuda":  # ONNX Runtime reads on a stream of its own, and has finished when it returns
             torch.cuda.current_stream(self.device).synchronize()
         try:
@@ -185,66 +187,69 @@ class OnnxRuntime:
         except ORT_ERRORS as error:
             raise run_error(error, self.name) from error
 
-    def _lanes_for(self, graph: Path | str | bytes, count: int) -> ParallelRuns | None:
+    def _parallel_runs(self, graph: Path | str | bytes, count: int) -> ParallelRuns | None:
         """None where one run at a time is better, or the weights are too large to be held twice."""
-        large = (len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size) > LARGEST_TWICE_BYTES
+        large = (len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size) > _LARGEST_TWICE_BYTES
         takes_any_number = self.contract.batch is None and any(port.name == LOGITS for port in self.contract.outputs)
         if large or count == 1 or self.device.type != "cpu" or len(self.contract.inputs) > 1 or not takes_any_number:
             return None
         return ParallelRuns(count)
 
-    def _single_threaded(self) -> Any:
+    def _single_threaded_session(self) -> Any:
         """A session whose runs take one thread each; opened when first needed."""
         with self._lock:
-            if self._narrow is None:
-                narrow = self._open(threads=1)
-                if narrow.get_modelmeta().custom_metadata_map != self._session.get_modelmeta().custom_metadata_map:
+            if self._single_threaded is None:
+                session = self._open(threads=1)
+                # The file is read a second time, perhaps long after the first.
+                if session.get_modelmeta().custom_metadata_map != self._session.get_modelmeta().custom_metadata_map:
                     raise ModelError(f"{self._label} was replaced by another graph after it was opened; open it again")
-                self._narrow = narrow
-            return self._narrow
+                self._single_threaded = session
+            return self._single_threaded
 
-    def _made(self, session: Any, maker: Callable[[], InputArray]) -> Floats:
+    def _logits_by(self, session: Any, maker: Callable[[], InputArray]) -> Floats:
         # Not bound: outputs are small, and to bind them took a twentieth of such a short run.
         (port,) = self.contract.inputs
         try:
-            (found,) = session.run([LOGITS], {port.name: fed(maker(), port, self.device).numpy()})
+            (logits_NK,) = session.run([LOGITS], {port.name: as_input(maker(), port, self.device).numpy()})
         except ORT_ERRORS as error:
             raise run_error(error, self.name) from error
-        return np.asarray(found)
+        return np.asarray(logits_NK)
 
-    def _outputs(self, feeds: list[InputArray], *names: str) -> dict[str, Floats]:
+    def _outputs(self, arrays: list[InputArray], *names: str) -> dict[str, Floats]:
+        """The named outputs, in as many runs as the number of images takes."""
         missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
         if missing:
             raise ModelError(
                 f"a graph of kind {self.contract.kind!r} does not give {', '.join(missing)}; export another"
             )
-        parts = [self._part(part) for part in zip(*(batches(feed, self._most) for feed in feeds), strict=True)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+        batches = zip(*(split(array, self._batch_size) for array in arrays), strict=True)
+        results = [self._run_batch(batch) for batch in batches]
+        return {name: np.concatenate([result[name] for result in results]) for name in names}
 
     @property
-    def _most(self) -> int:
-        """Pictures of one run."""
+    def _batch_size(self) -> int:
+        """Images of one run."""
         if self.contract.batch is not None:
             return self.contract.batch
-        on_cpu = CPU_GRADIENT_BATCH if self.contract.kind in GRADIENTS else CPU_BATCH
-        return on_cpu if self.device.type == "cpu" else BATCH
+        on_cpu = _CPU_GRADIENT_BATCH if self.contract.kind in GRADIENTS else _CPU_BATCH
+        return on_cpu if self.device.type == "cpu" else _BATCH
 
-    def _part(self, feeds: Sequence[InputArray]) -> dict[str, Floats]:
+    def _run_batch(self, arrays: Sequence[InputArray]) -> dict[str, Floats]:
         """One batch, filled up with its first row where the graph is bound to a larger one."""
-        count, bound = len(feeds[0]), self.contract.batch
+        count, bound = len(arrays[0]), self.contract.batch
         if bound is None or count == bound:
-            return self.run(*feeds)
+            return self.run(*arrays)
         rows = [*range(count), *[0] * (bound - count)]
-        found = self.run(*(torch.as_tensor(feed)[rows] for feed in feeds))
-        return {name: value[:count] for name, value in found.items()}
+        outputs = self.run(*(torch.as_tensor(array)[rows] for array in arrays))
+        return {name: value[:count] for name, value in outputs.items()}
 
     def _targets(self, target_N: Ints, count: int) -> Ints:
-        given = np.asarray(target_N)
-        if given.shape != (count,) or given.dtype.kind not in "iu":
-            raise TargetError(f"{count} pictures need as many integer targets; got {target_N!r}", field="target")
-        for target in given.tolist():
+        targets = np.asarray(target_N)
+        if targets.shape != (count,) or targets.dtype.kind not in "iu":
+            raise TargetError(f"{count} images need as many integer targets; got {target_N!r}", field="target")
+        for target in targets.tolist():
             self._require_class(target)
-        return given.astype(np.int64)
+        return targets.astype(np.int64)
 
     def _require_class(self, target: int) -> None:
         if not 0 <= target < self.contract.classes:
@@ -252,19 +257,16 @@ class OnnxRuntime:
 
     def _require_kind(self, *kinds: str) -> None:
         if self.contract.kind not in kinds:
-            wanted = " or ".join(map(repr, kinds))
-            raise ModelError(f"this needs a graph of kind {wanted}; the given one is of kind {self.contract.kind!r}")
+            needed = " or ".join(map(repr, kinds))
+            raise ModelError(f"this needs a graph of kind {needed}; the given one is of kind {self.contract.kind!r}")
 
 
 def _require_ports(session: Any, contract: GraphContract, label: str) -> None:
-    """The graph's own inputs and outputs, against what its contract says of them."""
-    for given, promised in ((session.get_inputs(), contract.inputs), (session.get_outputs(), contract.outputs)):
-        found = [(port.name, port.type, tuple(port.shape)) for port in given]
-        wanted = [(port.name, _ORT_TYPES[port.dtype], port.shape) for port in promised]
-        if found != wanted:
+    """ModelError unless the graph's own inputs and outputs are those of its contract."""
+    for ports, promised in ((session.get_inputs(), contract.inputs), (session.get_outputs(), contract.outputs)):
+        actual = [(port.name, port.type, tuple(port.shape)) for port in ports]
+        expected = [(port.name, _ORT_TYPES[port.dtype], port.shape) for port in promised]
+        if actual != expected:
             raise ModelError(
-                f"{label} does not keep its contract: it has {found}, which says {wanted}; export it again"
+                f"{label} does not keep its contract: it has {actual}, which says {expected}; export it again"
             )
-
-
-_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "tensor(uint8)"}

@@ -196,7 +196,7 @@ def test_a_class_that_there_is_not_is_refused(batched: OnnxRuntime) -> None:
         with pytest.raises(TargetError, match=r"0\.\.3"):
             batched.gradient(x_NCHW, np.array(target_N))
     for wrong in (np.array([0]), np.array([0.0, 1.0]), np.array([[0, 1]])):
-        with pytest.raises(TargetError, match="2 pictures need as many integer targets"):
+        with pytest.raises(TargetError, match="2 images need as many integer targets"):
             batched.gradient(x_NCHW, wrong)
 
 

@@ -202,7 +202,7 @@ def test_options_that_cannot_be_honoured_are_refused(scores: Path, options: dict
     ids=["other size", "no batch", "bytes", "none"],
 )
 def test_pictures_that_do_not_fit_are_refused(scores: Path, x_NCHW: np.ndarray) -> None:
-    with pytest.raises(RequestError, match=r"should be float32 of shape \('N', 3, 12, 12\); got|no pictures"):
+    with pytest.raises(RequestError, match=r"should be float32 of shape \('N', 3, 12, 12\); got|no images"):
         OnnxRuntime(scores).logits(x_NCHW)
 
 
