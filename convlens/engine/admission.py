@@ -131,6 +131,7 @@ class AdmissionController:
             options = {**call.options, option: value}
             return cost_of(with_cost(replace(call, options=options), self._side)) <= limit
 
+        # The values go from the next cheaper one to the cheapest, so ``fits`` is False up to a point and True beyond.
         at = bisect.bisect_left(values, True, key=fits)
         if at == len(values):
             return ""
@@ -145,7 +146,7 @@ def _costs_of_each(calls: Sequence[MethodCall], cost_of: CostOf, unit: Callable[
         option, values = call.method.cheaper_values(call.options)
         if values:
             return f"not even {call.id} with {option}={values[-1]} would fit"
-        return f"no one option makes {call.id} cheaper; ask for larger windows or another method"
+        return f"no single option makes {call.id} cheaper; ask for larger windows or another method"
     return ""
 
 
@@ -183,6 +184,7 @@ class TimeBudget:
             )
 
     def _refusal(self, row: Row, end_s: float, admitted: Sequence[Row]) -> OverloadError | None:
+        # Alone every row fits: ``require_seconds`` has let it in.
         if not admitted:
             return None
         if self._limit_s is not None and end_s > self._limit_s:

@@ -93,7 +93,7 @@ def light_calls(rows: list[Row]) -> list[list[BatchEntry]]:
 
     Those for classes together, and those for neurons of one layer.
     """
-    shared: dict[tuple[str, str, str, int], list[BatchEntry]] = defaultdict(list)
+    shared: dict[tuple[str, str, str, int], list[BatchEntry]] = defaultdict(list)  # in the order of insertion
     for n, row in enumerate(rows):
         repeats: Counter[tuple[str, str, str]] = Counter()
         for call in row.calls:

@@ -101,6 +101,7 @@ class Engine:
         Call it at start-up; otherwise the first request with a limit of time does. ModelError where the model cannot
         answer.
         """
+        # What a pass takes does not depend on the pixels.
         x_NCHW = np.zeros((1, 3, self.model.spec.crop, self.model.spec.crop), np.float32)
         self._costs.calibrate(lambda: self._forward(x_NCHW, no_op).embedding_ND)
 

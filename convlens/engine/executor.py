@@ -121,7 +121,7 @@ class BatchExecutor:
         started = time.perf_counter()
         forward = self._forward(rows)
         if rows[0].wants_gradient:
-            forward.record()
+            forward.record()  # before anything else is computed: predictions and gradients then share one pass
         _ = forward.embedding_ND  # makes the forward now: where it fails, no row is to blame yet
         if not rows[0].wants_gradient:
             self._costs.learn_forward((time.perf_counter() - started) / len(rows))
@@ -143,6 +143,7 @@ class BatchExecutor:
         call = entries[0].call
         self._on_progress(Step(call.method.name))
         self._heavy = rows[entries[0].n] if call.heavy else None
+        # The key now, not afterwards: the call's own timing may make another sweep backend the next choice.
         key, started = self._admission.key(call), time.perf_counter()
         with isolate_errors() as isolation:
             result = _run(forward, entries)
@@ -159,6 +160,7 @@ class BatchExecutor:
 
     def _explain_alone(self, error: ConvLensError, rows: list[Row], entries: list[BatchEntry], seconds: float) -> None:
         """A failed call again, each row in a forward pass of its own: smaller, and without its neighbours' faults."""
+        # A single row that was refused, or ran out of time, would be again.
         final = len(entries) == 1 and isinstance(error, RequestError | DeadlineError | OverloadError)
         if len(rows) == 1 or final:
             row = rows[entries[0].n]

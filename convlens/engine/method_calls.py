@@ -69,12 +69,13 @@ def _call(item: MethodParams, id_: str, place: str, params: Params) -> MethodCal
         options = model.model_validate(inherited | item.options).model_dump()
     except ValidationError as error:
         raise_invalid(error, model, where=f"{place or method.name}.options")
+    # The request's own target holds for every call that names none.
     target, target_place = (params.target, "target") if item.target is None else (item.target, f"{place}.target")
     resolved = target.as_neuron() if isinstance(target, NeuronTarget) else target
     return MethodCall(id_, method, resolved, options, place, target_place)
 
 
-@functools.cache
+@functools.cache  # to make one takes 3 ms, to validate by it 1 µs
 def options_model(method: str) -> type[BaseModel]:
     """A pydantic model of the method's keyword options, made from its signature."""
     fields: dict[str, Any] = dict(explain.get(method).options)
@@ -83,6 +84,7 @@ def options_model(method: str) -> type[BaseModel]:
 
 def _unique_ids(items: Iterable[MethodParams]) -> list[str]:
     """The id of each: its own, else its method's name, numbered where that is taken."""
+    # They name the arrays of a reply file, so two calls of one method need two.
     ids: list[str] = []
     for item in items:
         if item.id in ids:
@@ -171,7 +173,8 @@ def _in_precision(call: MethodCall, params: Params, options: EngineOptions) -> M
     """The call in the engine's precision, where its method has a choice and the request makes none."""
     if options.precision == "float32" or "precision" not in call.options or _names_precision(call, params):
         return call
-    if call.options.get("strategy", "full") != "full":  # these are computed in float32 only
+    # Other strategies are computed in float32 only; asked for half precision they would refuse the request.
+    if call.options.get("strategy", "full") != "full":
         return call
     return replace(call, options={**call.options, "precision": options.precision})
 

@@ -24,7 +24,7 @@ class EngineOptions:
     version: str = "1.0"
     default_methods: tuple[str, ...] = ("saliency", "guided_backprop", "occlusion")
     max_cost: float = 2_000.0
-    max_seconds: float | None = None
+    max_seconds: float | None = None  # TorchServe's responseTimeout kills a worker together with its whole batch
     sweeps_at: str = ""
     precision: Precision = "float32"
 

@@ -158,6 +158,7 @@ def _command(java: Path, run_dir: Path, temp: Path) -> list[str]:
     if spec is None or spec.origin is None:
         raise ServerError("TorchServe is not installed; run `pip install 'convlens[serve]'`")
     home, config = Path(spec.origin).parents[1], run_dir / "config.properties"
+    # Without performance data, which Java would leave in a folder shared by all Javas of this user.
     jvm = ["-XX:-UsePerfData", *shlex.split(server_config.read(config).get("vmargs", ""))]
     paths = [f"-Dmodel_server_home={home}", f"-Djava.io.tmpdir={temp}"]
     paths += [f"-Dlog4j.configurationFile={(handlers_folder() / 'log4j2.xml').as_uri()}"]
@@ -169,6 +170,7 @@ def _environment(run_dir: Path, temp: Path, threads: int) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     return {
         **kept,
+        # Two servers on one machine need folders of their own for sockets and logs.
         **{name: str(temp) for name in ("TMPDIR", "TEMP", "TMP")},
         **{name: str(run_dir / "logs") for name in ("LOG_LOCATION", "METRICS_LOCATION")},
         "OMP_NUM_THREADS": str(threads),

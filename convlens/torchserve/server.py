@@ -70,6 +70,7 @@ class Server:
 
     def token(self, kind: TokenKind) -> str:
         """The bearer token of one API, read anew each time. A secret: never log it. Raises ServerError."""
+        # A server that is started again writes new ones.
         try:
             key = json.loads(self.key_file.read_text(encoding="utf-8"))[kind]["key"]
         except (OSError, ValueError, KeyError) as error:

@@ -21,16 +21,16 @@ def measured(seconds: float) -> CostModel:
     return costs
 
 
-def learnt(*found: float) -> float:
+def learnt(*rates: float) -> float:
     """What a unit is expected to take after calls that took so long a unit; the first one is never counted."""
     costs = CostModel()
-    for seconds in (99.0, *found):
+    for seconds in (99.0, *rates):
         costs.learn(KEY, 2.0, 2 * seconds)
     return costs.seconds(KEY, 1.0)
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("rates", "expected"),
     [
         ([0.4], 0.4),
         ([0.4, 0.6], 0.4 + 0.2 * 0.2),
@@ -41,9 +41,9 @@ def learnt(*found: float) -> float:
     ],
 )
 def test_what_is_expected_moves_quickly_to_shorter_and_slowly_to_longer_times(
-    found: list[float], expected: float
+    rates: list[float], expected: float
 ) -> None:
-    assert learnt(*found) == pytest.approx(expected)
+    assert learnt(*rates) == pytest.approx(expected)
 
 
 def test_the_first_call_of_a_method_is_not_counted() -> None:

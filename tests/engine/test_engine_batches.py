@@ -13,6 +13,7 @@ import torch
 from engines import Counted, counted, engine, picture, replied, request, small_gallery, values
 
 from convlens import explain, image
+from convlens.explain import registry
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep
 from convlens.models import Classifier
@@ -40,27 +41,29 @@ MIXED: list[dict[str, Any]] = [
 ]
 
 
-def assert_same(found: Reply, wanted: Reply) -> None:
+def assert_same(actual: Reply, expected: Reply) -> None:
     """To 1e-5 of the largest value: a batch's convolutions add in another order."""
-    assert [one.index for one in found.predictions] == [one.index for one in wanted.predictions]
-    for one, other in zip(found.predictions, wanted.predictions, strict=True):
+    assert [one.index for one in actual.predictions] == [one.index for one in expected.predictions]
+    for one, other in zip(actual.predictions, expected.predictions, strict=True):
         assert one.probability == pytest.approx(other.probability, rel=1e-5)
-    assert [(one.id, one.method) for one in found.explanations] == [(one.id, one.method) for one in wanted.explanations]
-    for one, other in zip(found.explanations, wanted.explanations, strict=True):
+    assert [(one.id, one.method) for one in actual.explanations] == [
+        (one.id, one.method) for one in expected.explanations
+    ]
+    for one, other in zip(actual.explanations, expected.explanations, strict=True):
         assert_same_result(one.result, other.result)
 
 
-def assert_same_result(found: Any, wanted: Any) -> None:
-    assert found.options == wanted.options
-    if isinstance(wanted, Neighbourhood):
-        assert [n.id for n in found.neighbours_NM[0]] == [n.id for n in wanted.neighbours_NM[0]]
-        distances = [[n.distance for n in one.neighbours_NM[0]] for one in (found, wanted)]
+def assert_same_result(actual: Any, expected: Any) -> None:
+    assert actual.options == expected.options
+    if isinstance(expected, Neighbourhood):
+        assert [n.id for n in actual.neighbours_NM[0]] == [n.id for n in expected.neighbours_NM[0]]
+        distances = [[n.distance for n in one.neighbours_NM[0]] for one in (actual, expected)]
         np.testing.assert_allclose(*distances, rtol=1e-5)
         return
-    assert found.target_N.tolist() == wanted.target_N.tolist()
-    np.testing.assert_allclose(found.score_N, wanted.score_N, rtol=1e-5)
-    limit = np.abs(wanted.values_NCHW).max()
-    np.testing.assert_allclose(found.values_NCHW, wanted.values_NCHW, atol=1e-5 * limit)
+    assert actual.target_N.tolist() == expected.target_N.tolist()
+    np.testing.assert_allclose(actual.score_N, expected.score_N, rtol=1e-5)
+    limit = np.abs(expected.values_NCHW).max()
+    np.testing.assert_allclose(actual.values_NCHW, expected.values_NCHW, atol=1e-5 * limit)
     assert limit > 0
 
 
@@ -70,16 +73,16 @@ def test_a_batch_of_every_kind_gives_each_row_what_it_gets_alone(order: int, tmp
     requests = [request(n, **params) for n, params in enumerate(MIXED)]
     requests = [requests[order * n % len(requests)] for n in range(len(requests))]
     together = live.run(requests)
-    for one, found in zip(requests, together, strict=True):
-        (alone,) = live.run([one])
-        assert_same(replied(found), replied(alone))
+    for single, shared in zip(requests, together, strict=True):
+        (alone,) = live.run([single])
+        assert_same(replied(shared), replied(alone))
 
 
 def test_each_row_is_explained_for_its_own_target_by_its_own_options() -> None:
     live = engine()
     targets = [4, 1, 5, None]
-    found = live.run([request(7, methods=["saliency"], target=target) for target in targets])
-    for answer, target in zip(found, targets, strict=True):
+    answers = live.run([request(7, methods=["saliency"], target=target) for target in targets])
+    for answer, target in zip(answers, targets, strict=True):
         assert_saliency(live.model, answer, target)
 
 
@@ -87,20 +90,20 @@ def assert_saliency(classifier: Classifier, answer: object, target: int | None) 
     """Against the gradient taken straightforwardly, of this picture alone."""
     x = torch.tensor(image.prepare(picture(7), classifier.spec).x_CHW[None], requires_grad=True)
     logits_K = classifier.module(x)[0]
-    wanted = int(logits_K.argmax()) if target is None else target
-    (gradient,) = torch.autograd.grad(logits_K[wanted], x)
+    expected = int(logits_K.argmax()) if target is None else target
+    (gradient,) = torch.autograd.grad(logits_K[expected], x)
     one = replied(answer).explanations[0]
     assert isinstance(one.result, Attribution)
-    assert one.result.target_N.tolist() == [wanted]
-    assert one.target_label == classifier.spec.labels[wanted]
+    assert one.result.target_N.tolist() == [expected]
+    assert one.target_label == classifier.spec.labels[expected]
     np.testing.assert_allclose(values(answer, "saliency"), gradient[0].numpy(), rtol=1e-4, atol=1e-7)
 
 
 def test_the_same_method_for_two_targets_on_one_picture_gives_two_maps() -> None:
-    given = [{"method": "guided_backprop", "id": str(k), "target": k} for k in range(6) if k != 3]
+    methods = [{"method": "guided_backprop", "id": str(k), "target": k} for k in range(6) if k != 3]
     live = engine()
-    (together,) = live.run([request(0, methods=given)])
-    for one in given:
+    (together,) = live.run([request(0, methods=methods)])
+    for one in methods:
         (alone,) = live.run([request(0, methods=[one])])
         np.testing.assert_allclose(values(together, one["id"]), values(alone, one["id"]), atol=1e-7)
 
@@ -108,15 +111,15 @@ def test_the_same_method_for_two_targets_on_one_picture_gives_two_maps() -> None
 def test_probabilities_are_the_softmax_in_float64_of_the_logits() -> None:
     live = engine()
     (answer,) = live.run([request(3, topk=100)])
-    found = replied(answer).predictions
+    predictions = replied(answer).predictions
     x = torch.tensor(image.prepare(picture(3), live.model.spec).x_CHW[None])
     with torch.no_grad():
         logits_K = live.model.module(x)[0]
-    np.testing.assert_allclose([one.logit for one in found], logits_K.sort(descending=True).values, rtol=1e-5)
-    exponentials = [math.exp(one.logit) for one in found]
-    assert len(found) == 6, "topk beyond the number of classes gives all of them"
-    assert sum(one.probability for one in found) == pytest.approx(1, abs=1e-12)
-    for one, exponential in zip(found, exponentials, strict=True):
+    np.testing.assert_allclose([one.logit for one in predictions], logits_K.sort(descending=True).values, rtol=1e-5)
+    exponentials = [math.exp(one.logit) for one in predictions]
+    assert len(predictions) == 6, "topk beyond the number of classes gives all of them"
+    assert sum(one.probability for one in predictions) == pytest.approx(1, abs=1e-12)
+    for one, exponential in zip(predictions, exponentials, strict=True):
         assert one.probability == pytest.approx(exponential / sum(exponentials), rel=1e-12)
         assert one.label == live.model.spec.labels[one.index]
 
@@ -138,6 +141,17 @@ def test_equal_scores_come_in_the_order_of_their_classes_and_the_first_is_the_on
     assert result.target_N.tolist() == order[:1]
 
 
+def test_each_method_of_a_request_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    live, names = engine(max_seconds=60), list[str]()
+    asked = request(0, methods=["saliency", {"method": "occlusion", "options": SMALL}], output=["overlay", "heatmap"])
+    replied(live.run([asked])[0])  # makes the models of the options, once for all requests
+    get = explain.get
+    for module in (explain, registry):
+        monkeypatch.setattr(module, "get", lambda name: names.append(name) or get(name))
+    replied(live.run([asked])[0])
+    assert names == ["saliency", "occlusion"]
+
+
 # --- what is shared ---------------------------------------------------------------------------------------------------
 
 
@@ -155,13 +169,13 @@ def test_predictions_of_a_batch_take_one_forward_without_a_graph_and_no_backward
 
 
 def test_all_rows_of_a_rule_take_one_backward_whatever_their_targets() -> None:
-    given = [request(n, methods=["saliency"], target=n) for n in range(5)]
-    assert passes(counted(), *given) == ([5], 1)
+    requests = [request(n, methods=["saliency"], target=n) for n in range(5)]
+    assert passes(counted(), *requests) == ([5], 1)
 
 
 def test_three_rules_take_one_forward_and_a_backward_each() -> None:
-    given = [request(n, methods=["saliency", "guided_backprop", "deconvnet"]) for n in range(4)]
-    assert passes(counted(), *given) == ([4], 3)
+    requests = [request(n, methods=["saliency", "guided_backprop", "deconvnet"]) for n in range(4)]
+    assert passes(counted(), *requests) == ([4], 3)
 
 
 def test_a_second_target_of_the_same_rule_takes_a_second_backward() -> None:
@@ -170,8 +184,8 @@ def test_a_second_target_of_the_same_rule_takes_a_second_backward() -> None:
 
 
 def test_rows_without_a_gradient_go_through_a_forward_of_their_own() -> None:
-    given = [request(0), request(1, methods=["saliency"]), request(2), request(3, methods=["guided_backprop"])]
-    batches, backwards = passes(counted(), *given)
+    requests = [request(0), request(1, methods=["saliency"]), request(2), request(3, methods=["guided_backprop"])]
+    batches, backwards = passes(counted(), *requests)
     assert sorted(batches) == [2, 2]
     assert backwards == 2
 
@@ -217,11 +231,11 @@ def test_an_empty_batch_has_no_answers() -> None:
 def test_a_reply_says_who_answered_and_carries_the_requests_id() -> None:
     live = engine(name="nets", version="2.1")
     (answer,) = live.run([request(request_id="abc-1")])
-    said = replied(answer)
-    assert (said.model_name, said.model_version, said.request_id, said.device) == ("nets", "2.1", "abc-1", "cpu")
-    assert said.weights_sha256 == live.model.spec.weights_sha256
-    assert set(said.timing_ms) == {"prepare", "explain"}
-    assert said.warnings == ()
+    reply = replied(answer)
+    assert (reply.model_name, reply.model_version, reply.request_id, reply.device) == ("nets", "2.1", "abc-1", "cpu")
+    assert reply.weights_sha256 == live.model.spec.weights_sha256
+    assert set(reply.timing_ms) == {"prepare", "explain"}
+    assert reply.warnings == ()
 
 
 def test_a_picture_smaller_than_the_models_input_is_answered_with_a_warning() -> None:
@@ -229,27 +243,29 @@ def test_a_picture_smaller_than_the_models_input_is_answered_with_a_warning() ->
     assert replied(answer).warnings == ("the picture is 30×20 pixels, smaller than the model's 24: it was enlarged",)
 
 
-@pytest.mark.parametrize("wanted", [[], ["array"], ["overlay"], ["heatmap"], ["heatmap", "overlay"]])
-def test_pictures_are_drawn_only_where_asked_for(wanted: list[str]) -> None:
-    (answer,) = engine().run([request(0, methods=["saliency", "guided_backprop", "grad_cam"], output=wanted)])
+@pytest.mark.parametrize("output", [[], ["array"], ["overlay"], ["heatmap"], ["heatmap", "overlay"]])
+def test_pictures_are_drawn_only_where_asked_for(output: list[str]) -> None:
+    (answer,) = engine().run([request(0, methods=["saliency", "guided_backprop", "grad_cam"], output=output)])
     for one in replied(answer).explanations:
         for kind, drawn in (("overlay", one.overlay_png), ("heatmap", one.heatmap_png)):
-            assert bool(drawn) == (kind in wanted)
+            assert bool(drawn) == (kind in output)
             assert not drawn or image.decode(drawn).size == (24, 24)
 
 
 def test_several_threads_with_one_engine_get_what_one_thread_gets() -> None:
     live = engine()
-    given = [[request(n, **MIXED[n]), request(n + 20, methods=["deconvnet"])] for n in (1, 2, 3, 6)]
-    wanted = [[replied(answer) for answer in live.run(batch)] for batch in given]
-    found: dict[int, list[Any]] = {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: live.run(given[n])})) for n in range(len(given))]
+    requests = [[request(n, **MIXED[n]), request(n + 20, methods=["deconvnet"])] for n in (1, 2, 3, 6)]
+    expected = [[replied(answer) for answer in live.run(batch)] for batch in requests]
+    actual: dict[int, list[Any]] = {}
+    threads = [
+        threading.Thread(target=lambda n=n: actual.update({n: live.run(requests[n])})) for n in range(len(requests))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    for n, batch in enumerate(wanted):
-        for one, other in zip(found[n], batch, strict=True):
+    for n, batch in enumerate(expected):
+        for one, other in zip(actual[n], batch, strict=True):
             assert_same(replied(one), other)
 
 

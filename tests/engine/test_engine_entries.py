@@ -55,19 +55,21 @@ def test_the_quick_entry_leaves_sweeps_out_of_the_defaults_and_says_where_they_a
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("options", "expected"),
     [
         ({}, "half"),
         ({"precision": "float32"}, "float32"),
         ({"precision": "half"}, "half"),
     ],
 )
-def test_sweeps_are_in_the_engines_precision_unless_the_request_names_one(given: dict[str, str], wanted: str) -> None:
-    one = {"method": "occlusion", "options": {**TINY, **given}}
+def test_sweeps_are_in_the_engines_precision_unless_the_request_names_one(
+    options: dict[str, str], expected: str
+) -> None:
+    one = {"method": "occlusion", "options": {**TINY, **options}}
     (answer,) = engine(precision="half").run([request(0, methods=["saliency", one])])
-    gradient, swept = (found.result for found in replied(answer).explanations)
-    assert swept.options["precision"] == wanted
-    assert ("half_deviation_N" in swept.extras) == (wanted == "half")
+    gradient, swept = (explanation.result for explanation in replied(answer).explanations)
+    assert swept.options["precision"] == expected
+    assert ("half_deviation_N" in swept.extras) == (expected == "half")
     assert gradient.meta.dtype == "float32"
 
 

@@ -80,21 +80,21 @@ def mixed(**params: Any) -> list[Request]:
     ]
 
 
-def assert_neighbours_unharmed(answers: list[Any], given: list[Request]) -> None:
+def assert_neighbours_unharmed(answers: list[Any], requests: list[Request]) -> None:
     healthy = engine()
     for n, answer in enumerate(answers):
         if n == 2:
             continue
-        (wanted,) = healthy.run([given[n]])
-        assert [one.index for one in replied(answer).predictions] == [one.index for one in wanted.predictions]
-        for one in wanted.explanations:
+        (expected,) = healthy.run([requests[n]])
+        assert [one.index for one in replied(answer).predictions] == [one.index for one in expected.predictions]
+        for one in expected.explanations:
             # As loose as a batch's other order of adding.
             np.testing.assert_allclose(values(answer, one.id), one.result.values_NCHW[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("params", [{}, {"methods": GRADIENTS}], ids=["predicted", "explained"])
 @pytest.mark.parametrize(
-    ("fault", "status", "type_", "said"),
+    ("fault", "status", "type_", "message"),
     [
         (spoil, 500, ModelError, "NaN or infinite for this image"),
         (explode, 500, ConvLensError, "internal error"),
@@ -103,14 +103,14 @@ def assert_neighbours_unharmed(answers: list[Any], given: list[Request]) -> None
     ],
 )
 def test_a_row_that_the_network_fails_on_leaves_its_neighbours_alone(
-    fault: Callable[[Tensor, Tensor], Tensor], status: int, type_: type, said: str, params: dict[str, Any]
+    fault: Callable[[Tensor, Tensor], Tensor], status: int, type_: type, message: str, params: dict[str, Any]
 ) -> None:
-    given = mixed(**params)
-    answers = engine(counted(Tripwire(fault))).run(given)
+    requests = mixed(**params)
+    answers = engine(counted(Tripwire(fault))).run(requests)
     assert type(answers[2]) is type_
     assert answers[2].status == status
-    assert said in answers[2].message
-    assert_neighbours_unharmed(answers, given)
+    assert message in answers[2].message
+    assert_neighbours_unharmed(answers, requests)
 
 
 @pytest.mark.parametrize(
@@ -119,20 +119,20 @@ def test_a_row_that_the_network_fails_on_leaves_its_neighbours_alone(
 def test_a_row_that_fails_in_the_backward_pass_leaves_its_neighbours_alone(
     fault: Callable[[Tensor, Tensor], Tensor], status: int
 ) -> None:
-    given = mixed(methods=GRADIENTS)
-    answers = engine(counted(Tripwire(fault))).run(given)
+    requests = mixed(methods=GRADIENTS)
+    answers = engine(counted(Tripwire(fault))).run(requests)
     assert isinstance(answers[2], ConvLensError)
     assert answers[2].status == status
-    assert_neighbours_unharmed(answers, given)
+    assert_neighbours_unharmed(answers, requests)
 
 
 def test_a_batch_too_big_for_the_memory_is_answered_one_by_one() -> None:
-    given = [request(n, methods=["saliency"], target=n) for n in range(4)] + [request(5), request(6)]
+    requests = [request(n, methods=["saliency"], target=n) for n in range(4)] + [request(5), request(6)]
     module = counted(Tripwire(run_out))
-    answers = engine(module).run(given)
+    answers = engine(module).run(requests)
     assert sorted(module.batches) == [1] * 6 + [2, 4]
-    for answer, wanted in zip(answers[:4], engine().run(given)[:4], strict=True):
-        np.testing.assert_allclose(values(answer, "saliency"), values(wanted, "saliency"), atol=1e-6)
+    for answer, expected in zip(answers[:4], engine().run(requests)[:4], strict=True):
+        np.testing.assert_allclose(values(answer, "saliency"), values(expected, "saliency"), atol=1e-6)
     assert all(replied(answer).predictions for answer in answers)
 
 
@@ -184,17 +184,17 @@ REFUSED: list[tuple[dict[str, Any], type, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("params", "type_", "field", "said"), REFUSED, ids=lambda value: str(value)[:50])
+@pytest.mark.parametrize(("params", "type_", "field", "message"), REFUSED, ids=lambda value: str(value)[:50])
 def test_a_request_that_cannot_be_honoured_is_refused_alone(
-    params: dict[str, Any], type_: type, field: str, said: str
+    params: dict[str, Any], type_: type, field: str, message: str
 ) -> None:
-    given = mixed(**params)
-    answers = engine().run(given)
+    requests = mixed(**params)
+    answers = engine().run(requests)
     assert type(answers[2]) is type_
     assert answers[2].status == 422
-    assert said in answers[2].message
+    assert message in answers[2].message
     assert answers[2].field == field
-    assert_neighbours_unharmed(answers, given)
+    assert_neighbours_unharmed(answers, requests)
 
 
 def test_more_neighbours_than_the_gallery_holds_are_refused_for_the_row_that_asked(tmp_path: Path) -> None:
@@ -227,12 +227,12 @@ def windows(stride: int) -> int:
 
 @pytest.mark.parametrize("stride", [8, 3, 1])
 def test_a_sweep_is_refused_before_it_starts_when_it_costs_more_than_the_budget(stride: int) -> None:
-    given = request(0, methods=[{"method": "occlusion", "options": {"window": 8, "stride": stride}}])
+    sweep = request(0, methods=[{"method": "occlusion", "options": {"window": 8, "stride": stride}}])
     cost = windows(stride)
-    (enough,) = engine(max_cost=cost).run([given])
+    (enough,) = engine(max_cost=cost).run([sweep])
     assert replied(enough)
     module = counted()
-    (refused,) = engine(module, max_cost=cost - 1).run([given])
+    (refused,) = engine(module, max_cost=cost - 1).run([sweep])
     assert isinstance(refused, RequestError)
     assert f"costs about {cost} forward passes and {cost - 1} are allowed" in refused.message
     assert refused.field == ("methods" if stride == 8 else "methods.0.options.stride")  # 8 is the largest there is

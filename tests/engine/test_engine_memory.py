@@ -60,10 +60,10 @@ def test_work_too_large_for_the_memory_is_done_in_batches_of_a_quarter(
     one: dict[str, Any], error: Callable[[], Exception]
 ) -> None:
     room = Room(5, error)
-    given = [request(0, methods=[one]), request(1, methods=["saliency"])]
-    answers = engine(counted(room)).run(given)
-    for answer, wanted, name in zip(answers, engine().run(given), (one["method"], "saliency"), strict=True):
-        np.testing.assert_allclose(values(answer, name), values(wanted, name), rtol=1e-4, atol=1e-6)
+    requests = [request(0, methods=[one]), request(1, methods=["saliency"])]
+    answers = engine(counted(room)).run(requests)
+    for answer, expected, name in zip(answers, engine().run(requests), (one["method"], "saliency"), strict=True):
+        np.testing.assert_allclose(values(answer, name), values(expected, name), rtol=1e-4, atol=1e-6)
     # 25 windows, then 6, then one by one; 16 samples or steps, then 4.
     assert len(room.failed) == (2 if one is SWEEP else 1), "what did not fit is not tried again"
     assert room.held == 0, "the failed try's tensors are gone before the next try"
@@ -72,8 +72,8 @@ def test_work_too_large_for_the_memory_is_done_in_batches_of_a_quarter(
 @pytest.mark.parametrize("one", [SMOOTH, STEPS], ids=lambda one: one["method"])
 def test_what_does_not_fit_by_a_quarter_either_is_an_error_of_that_row_alone(one: dict[str, Any]) -> None:
     room = Room(3)
-    given = [request(0, methods=["saliency"]), request(1, methods=["saliency", one]), request(2), request(3)]
-    answers = engine(counted(room)).run(given)
+    requests = [request(0, methods=["saliency"]), request(1, methods=["saliency", one]), request(2), request(3)]
+    answers = engine(counted(room)).run(requests)
     assert type(answers[1]) is OutOfMemoryError
     assert answers[1].status == 507
     assert "ask for less at a time" in answers[1].message
@@ -83,10 +83,10 @@ def test_what_does_not_fit_by_a_quarter_either_is_an_error_of_that_row_alone(one
 
 
 def test_a_sweep_is_answered_window_by_window_where_there_is_room_for_one_alone() -> None:
-    given = request(0, methods=[SWEEP])
-    (found,) = engine(counted(Room(1))).run([given])
-    (wanted,) = engine().run([given])
-    np.testing.assert_allclose(values(found, "occlusion"), values(wanted, "occlusion"), atol=1e-6)
+    sweep = request(0, methods=[SWEEP])
+    (actual,) = engine(counted(Room(1))).run([sweep])
+    (expected,) = engine().run([sweep])
+    np.testing.assert_allclose(values(actual, "occlusion"), values(expected, "occlusion"), atol=1e-6)
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
@@ -163,10 +163,10 @@ def test_the_backward_pass_may_run_out_of_memory_as_well() -> None:
             x_NCHW.register_hook(check)
         return x_NCHW
 
-    given = request(0, methods=[SMOOTH, STEPS])
-    (found,), (wanted,) = engine(counted(Tripwire(run_out))).run([given]), engine().run([given])
+    both = request(0, methods=[SMOOTH, STEPS])
+    (actual,), (expected,) = engine(counted(Tripwire(run_out))).run([both]), engine().run([both])
     for name in ("smoothgrad", "integrated_gradients"):
-        np.testing.assert_allclose(values(found, name), values(wanted, name), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(values(actual, name), values(expected, name), rtol=1e-4, atol=1e-6)
 
 
 # --- with memory that is really short ---------------------------------------------------------------------------------

@@ -53,10 +53,10 @@ def test_a_request_that_takes_longer_than_allowed_is_told_what_would_fit(
     limit_s: float, advice: str, field: str
 ) -> None:
     module, _ = paused(A_PICTURE)
-    found = refused(engine(module, max_seconds=limit_s).run([request(0, **sweep(1))])[0], RequestError)
-    assert advice in found.message
-    assert re.search(r"would take about 1\.[4-9] s and \d+ ms are allowed", found.message)
-    assert found.field == field
+    error = refused(engine(module, max_seconds=limit_s).run([request(0, **sweep(1))])[0], RequestError)
+    assert advice in error.message
+    assert re.search(r"would take about 1\.[4-9] s and \d+ ms are allowed", error.message)
+    assert error.field == field
     assert len(module.batches) <= 4, "only what was measured"
     assert set(module.batches) == {1}
 
@@ -82,8 +82,8 @@ def test_methods_that_fit_only_one_at_a_time_are_named_with_what_each_takes() ->
     many = [*twice, *({"method": "saliency", "id": f"s{n}", "target": n} for n in range(6))]
     replied(live.run([request(0, output=[], methods=many)])[0])
     slow = engine(paused(0.05)[0], max_seconds=0.5)
-    found = refused(slow.run([request(0, output=[], methods=twice)])[0], RequestError)
-    assert re.search(r"of this one [45]\d\d ms, other [45]\d\d ms; ask for fewer at a time", found.message)
+    error = refused(slow.run([request(0, output=[], methods=twice)])[0], RequestError)
+    assert re.search(r"of this one [45]\d\d ms, other [45]\d\d ms; ask for fewer at a time", error.message)
 
 
 def test_options_that_allow_nothing_are_refused_at_once() -> None:
@@ -100,9 +100,9 @@ def test_of_sweeps_that_do_not_fit_together_the_first_is_answered_and_prediction
     module, _ = paused(A_PICTURE)
     live = engine(module, max_seconds=0.8)
     live.calibrate()
-    given = [request(n, **sweep(2)) for n in range(3)] + [request(3), request(4, methods=["saliency"], output=[])]
+    requests = [request(n, **sweep(2)) for n in range(3)] + [request(3), request(4, methods=["saliency"], output=[])]
     started = time.perf_counter()
-    answers = live.run(given)
+    answers = live.run(requests)
     assert time.perf_counter() - started < 0.8
     assert [type(answer) is OverloadError for answer in answers] == [False, True, True, False, False]
     assert "and 800 ms are allowed; try again" in answers[1].message
@@ -137,16 +137,16 @@ def test_work_that_overruns_is_stopped_and_costs_its_neighbours_nothing(params: 
     started = time.perf_counter()
     answers = live.run([request(0, **params), request(1), request(2, methods=["saliency"])])
     took = time.perf_counter() - started
-    found = refused(answers[0], OverloadError)
-    assert re.search(r"\d+ ms of the 500 ms that a batch may take are spent; try again", found.message)
+    error = refused(answers[0], OverloadError)
+    assert re.search(r"\d+ ms of the 500 ms that a batch may take are spent; try again", error.message)
     assert 0.55 < took < 0.55 + 33 * 3 * A_PICTURE, "the batch of windows or samples that was under way ends"
     assert_predictions(answers[1:], engine().run([request(1), request(2)]))
 
 
-def assert_predictions(answers: list[Any], wanted: list[Any]) -> None:
-    for one, other in zip(answers, wanted, strict=True):
-        found, expected = ([p.logit for p in replied(answer).predictions] for answer in (one, other))
-        assert found == pytest.approx(expected, rel=1e-5)
+def assert_predictions(answers: list[Any], expected: list[Any]) -> None:
+    for one, other in zip(answers, expected, strict=True):
+        logits, expected_logits = ([p.logit for p in replied(answer).predictions] for answer in (one, other))
+        assert logits == pytest.approx(expected_logits, rel=1e-5)
 
 
 def test_what_was_stopped_is_remembered_and_refused_the_next_times() -> None:
@@ -193,9 +193,9 @@ def test_a_deadline_is_kept_in_the_middle_of_a_sweep() -> None:
 def test_a_request_whose_deadline_has_passed_is_not_worked_on() -> None:
     module, _ = paused(0.0)
     answers = engine(module).run([sent(0.5, deadline_ms=400), sent(0.5, deadline_ms=60_000)])
-    found = refused(answers[0], DeadlineError)
-    assert re.search(r"deadline_ms is 400: 50\d ms have passed since it was sent", found.message)
-    assert found.field == "deadline_ms"
+    error = refused(answers[0], DeadlineError)
+    assert re.search(r"deadline_ms is 400: 50\d ms have passed since it was sent", error.message)
+    assert error.field == "deadline_ms"
     replied(answers[1])
     assert sum(module.batches) - module.batches.count(1) == 0, "one row, and what was measured"
 
@@ -205,28 +205,28 @@ def test_a_deadline_that_has_passed_says_so_even_where_it_could_never_be_kept() 
 
 
 def test_a_request_that_could_never_keep_its_deadline_is_told_what_would() -> None:
-    found = refused(engine(paused(A_PICTURE)[0]).run([request(0, **sweep(1, deadline_ms=600))])[0], RequestError)
-    assert "deadline_ms allows 600 ms; occlusion with stride=2 or larger would fit" in found.message
-    assert found.field == "deadline_ms"
+    error = refused(engine(paused(A_PICTURE)[0]).run([request(0, **sweep(1, deadline_ms=600))])[0], RequestError)
+    assert "deadline_ms allows 600 ms; occlusion with stride=2 or larger would fit" in error.message
+    assert error.field == "deadline_ms"
 
 
 def test_a_request_that_has_waited_too_long_to_keep_its_deadline_is_told_so() -> None:
     live = engine(paused(A_PICTURE)[0])
     live.calibrate()
     replied(live.run([sent(0.0, **sweep(2, deadline_ms=800))])[0])
-    found = refused(live.run([sent(0.7, **sweep(2, deadline_ms=800))])[0], DeadlineError)
-    assert re.search(r"7\d\d ms have passed since it was sent and the work takes about [45]\d\d more", found.message)
+    error = refused(live.run([sent(0.7, **sweep(2, deadline_ms=800))])[0], DeadlineError)
+    assert re.search(r"7\d\d ms have passed since it was sent and the work takes about [45]\d\d more", error.message)
 
 
 def test_without_a_time_of_sending_the_deadline_counts_from_the_beginning_of_the_run() -> None:
     replied(engine(paused(0.0)[0]).run([request(0, deadline_ms=500)])[0])
 
 
-@pytest.mark.parametrize(("ago_s", "said"), [(7200, "7200 s ago"), (-60, "60 s ahead"), (1.7e9, "s ago")])
-def test_an_impossible_time_of_sending_is_ignored_with_a_warning(ago_s: float, said: str) -> None:
-    found = replied(engine(paused(0.0)[0]).run([sent(ago_s, deadline_ms=2000)])[0])
-    (warning,) = found.warnings
-    assert said in warning
+@pytest.mark.parametrize(("ago_s", "offset"), [(7200, "7200 s ago"), (-60, "60 s ahead"), (1.7e9, "s ago")])
+def test_an_impossible_time_of_sending_is_ignored_with_a_warning(ago_s: float, offset: str) -> None:
+    reply = replied(engine(paused(0.0)[0]).run([sent(ago_s, deadline_ms=2000)])[0])
+    (warning,) = reply.warnings
+    assert offset in warning
     assert "was ignored" in warning
 
 
@@ -242,14 +242,14 @@ def test_a_clock_that_is_a_little_ahead_is_no_matter() -> None:
 
 def test_each_request_is_reported_once_with_its_methods_its_windows_and_its_error() -> None:
     seen: list[RequestRecord] = []
-    given = [
+    requests = [
         request(0, request_id="plain"),
         request(1, request_id="swept", **sweep(2)),
         sent(0.2, request_id="late", deadline_ms=100),
         sent(0.3, request_id="both", methods=["saliency", {"method": "smoothgrad", "options": {"samples": 6}}]),
         request(2, request_id="wrong", methods=["salience"]),
     ]
-    answers = engine(paused(0.001)[0]).run(given, on_row=seen.append)
+    answers = engine(paused(0.001)[0]).run(requests, on_row=seen.append)
     assert [row.request_id for row in seen] == ["plain", "swept", "late", "both", "wrong"]
     assert [row.error for row in seen] == [answer if isinstance(answer, ConvLensError) else None for answer in answers]
     assert [[(one.method, one.windows) for one in row.methods] for row in seen] == [

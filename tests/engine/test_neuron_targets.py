@@ -34,7 +34,7 @@ def answered(seed: int = 0, *, engine: Any = None, **params: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("target", "field", "said"),
+    ("target", "field", "message"),
     [
         ({"layer": "second"}, "target.channel", "channel"),
         ({"channel": 1}, "target.layer", "layer"),
@@ -45,14 +45,14 @@ def answered(seed: int = 0, *, engine: Any = None, **params: Any) -> Any:
         ([3], "target", "a class index from 0, a label, or a neuron's layer and channel"),
     ],
 )
-def test_what_is_no_neuron_is_refused_with_its_place(target: object, field: str, said: str) -> None:
+def test_what_is_no_neuron_is_refused_with_its_place(target: object, field: str, message: str) -> None:
     error = refusal(target)
-    assert said in error.message
+    assert message in error.message
     assert error.field == field
 
 
 @pytest.mark.parametrize(
-    ("target", "key", "said"),
+    ("target", "key", "message"),
     [
         ({"layer": "secnd", "channel": 0}, "", "did you mean second"),
         ({"layer": "second", "channel": 12}, ".channel", "has no channel 12; there are 0..11"),
@@ -61,12 +61,12 @@ def test_what_is_no_neuron_is_refused_with_its_place(target: object, field: str,
 )
 @pytest.mark.parametrize("own", [False, True])
 def test_what_the_network_does_not_have_is_refused_with_its_place(
-    target: dict[str, Any], key: str, said: str, own: bool
+    target: dict[str, Any], key: str, message: str, own: bool
 ) -> None:
     method: dict[str, Any] = {"method": "saliency"}
     error = answered(methods=[method | {"target": target}]) if own else answered(methods=[method], target=target)
     assert isinstance(error, RequestError)
-    assert said in error.message
+    assert message in error.message
     assert (error.field or "").startswith(("methods.0.target" if own else "target") + key)
 
 
@@ -75,26 +75,26 @@ def test_a_neuron_s_answer_is_the_library_s_and_says_which_it_was() -> None:
     classifier = engines.classifier(engines.counted())
     x_CHW = (np.asarray(engines.picture(0), np.float32) / 255 - 0.5).transpose(2, 0, 1) / 0.25
     for one in reply.explanations:
-        wanted = run_neurons(one.method, ForwardPass(classifier, x_CHW[None]), [Neuron("second", 4)])
+        expected = run_neurons(one.method, ForwardPass(classifier, x_CHW[None]), [Neuron("second", 4)])
         assert isinstance(one.result, Attribution)
-        assert isinstance(wanted, Attribution)
-        np.testing.assert_allclose(one.result.values_NCHW, wanted.values_NCHW, atol=1e-6)
-        assert one.result.neurons_N == wanted.neurons_N
+        assert isinstance(expected, Attribution)
+        np.testing.assert_allclose(one.result.values_NCHW, expected.values_NCHW, atol=1e-6)
+        assert one.result.neurons_N == expected.neurons_N
         assert one.result.neurons_N[0].y is not None
-        assert one.target_label == str(wanted.neurons_N[0])
+        assert one.target_label == str(expected.neurons_N[0])
 
 
 def test_classes_and_neurons_of_several_layers_share_a_batch() -> None:
-    asked: list[dict[str, Any]] = [
+    targets: list[dict[str, Any]] = [
         {"target": PLACED},
         {"target": 2},
         {"target": {"layer": "first", "channel": 0}},
         {},
         {"target": STRONGEST},
     ]
-    requests = [engines.request(n, methods=["guided_backprop"], **one) for n, one in enumerate(asked)]
+    requests = [engines.request(n, methods=["guided_backprop"], **one) for n, one in enumerate(targets)]
     together = engines.engine().run(requests)
-    for n, one in enumerate(asked):
+    for n, one in enumerate(targets):
         alone = answered(n, methods=["guided_backprop"], **one)
         np.testing.assert_allclose(
             engines.values(together[n], "guided_backprop"), engines.values(alone, "guided_backprop"), atol=1e-6
@@ -102,12 +102,12 @@ def test_classes_and_neurons_of_several_layers_share_a_batch() -> None:
 
 
 def test_a_bad_neuron_does_not_spoil_the_others_in_its_batch() -> None:
-    asked = [PLACED, PLACED | {"channel": 99}, STRONGEST]
-    requests = [engines.request(n, methods=["saliency"], target=one) for n, one in enumerate(asked)]
+    targets = [PLACED, PLACED | {"channel": 99}, STRONGEST]
+    requests = [engines.request(n, methods=["saliency"], target=one) for n, one in enumerate(targets)]
     good, bad, also = engines.engine().run(requests)
     assert isinstance(bad, RequestError)
     for n, reply in ((0, good), (2, also)):
-        alone = answered(n, methods=["saliency"], target=asked[n])
+        alone = answered(n, methods=["saliency"], target=targets[n])
         np.testing.assert_allclose(engines.values(reply, "saliency"), engines.values(alone, "saliency"), atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from convlens.torchserve.server_config import free_ports
 
 
 @dataclass
-class Said:
+class QueueStates:
     """``pending`` of the queue, one look after the other, the last again and again; None: the answer is 503."""
 
     pending: list[int | None]
@@ -31,13 +31,13 @@ class Said:
 
 
 @contextmanager
-def management(said: Said, folder: Path) -> Iterator[Server]:
+def management(states: QueueStates, folder: Path) -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            time.sleep(said.delay_s)
-            pending = said.pending[min(said.looks, len(said.pending) - 1)]
-            said.looks += 1
-            entry = {"workers": [{"pid": pid} for pid in said.pids], "jobQueueStatus": {"pendingRequests": pending}}
+            time.sleep(states.delay_s)
+            pending = states.pending[min(states.looks, len(states.pending) - 1)]
+            states.looks += 1
+            entry = {"workers": [{"pid": pid} for pid in states.pids], "jobQueueStatus": {"pendingRequests": pending}}
             body = json.dumps([entry]).encode()
             with suppress(ConnectionError):  # of one who has stopped waiting
                 self.send_response(503 if pending is None else 200)
@@ -64,32 +64,32 @@ def management(said: Said, folder: Path) -> Iterator[Server]:
 
 @pytest.mark.parametrize("before", [[], [3], [None, None], [0, 0, 0, 1], [0, 0, None]])
 def test_four_looks_in_a_row_must_find_nothing(before: list[int | None], tmp_path: Path) -> None:
-    said = Said([*before, 0])
-    with management(said, tmp_path) as server:
+    states = QueueStates([*before, 0])
+    with management(states, tmp_path) as server:
         assert wait_until_idle(server, within_s=30)
-    assert said.looks == len(before) + 4
+    assert states.looks == len(before) + 4
 
 
 @pytest.mark.parametrize("pending", [1, None])
 def test_it_gives_up_in_time(pending: int | None, tmp_path: Path) -> None:
-    with management(Said([pending]), tmp_path) as server:
-        begun = time.monotonic()
+    with management(QueueStates([pending]), tmp_path) as server:
+        started = time.monotonic()
         assert not wait_until_idle(server, within_s=0.5)
-        assert time.monotonic() - begun > 0.5
+        assert time.monotonic() - started > 0.5
 
 
 def test_a_server_too_busy_to_answer_is_not_quiet_and_not_waited_for_beyond_the_time(tmp_path: Path) -> None:
-    with management(Said([0], delay_s=4), tmp_path) as server:
-        begun = time.monotonic()
+    with management(QueueStates([0], delay_s=4), tmp_path) as server:
+        started = time.monotonic()
         assert not wait_until_idle(server, within_s=0.5)
-        assert time.monotonic() - begun < 3.5
+        assert time.monotonic() - started < 3.5
 
 
 def test_a_worker_that_computes_is_waited_for(tmp_path: Path) -> None:
     code = "import time; until = time.process_time() + 2\nwhile time.process_time() < until: pass\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code]) as worker:
         try:
-            with management(Said([0], pids=[worker.pid]), tmp_path) as server:
+            with management(QueueStates([0], pids=[worker.pid]), tmp_path) as server:
                 assert not wait_until_idle(server, within_s=1)
                 assert wait_until_idle(server, within_s=60)
         finally:
@@ -97,7 +97,7 @@ def test_a_worker_that_computes_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_one_that_ended_has_nothing_in_flight(tmp_path: Path) -> None:
-    with management(Said([1]), tmp_path) as server:
+    with management(QueueStates([1]), tmp_path) as server:
         server.process.kill()
         server.process.wait()
         assert wait_until_idle(server, within_s=30)

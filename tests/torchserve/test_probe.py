@@ -67,9 +67,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Exit code and the one line that came with it, on the stream that it belongs to."""
     code = health.main(arguments)
-    said = capsys.readouterr()
-    assert bool(said.out) != bool(said.err) and bool(said.out) == (code == 0)
-    text = said.out or said.err
+    captured = capsys.readouterr()
+    assert bool(captured.out) != bool(captured.err) and bool(captured.out) == (code == 0)
+    text = captured.out or captured.err
     assert text.count("\n") == 1 and text.endswith("\n")
     return code, text
 
@@ -82,15 +82,15 @@ def test_the_picture_is_8_by_8_of_mid_grey() -> None:
 
 
 def test_every_entry_is_asked_and_one_that_answers_is_well(capsys: pytest.CaptureFixture[str]) -> None:
-    with answering() as (url, told):
+    with answering() as (url, server):
         code, text = run(capsys, "--url", url, "--model", "a", "--model", "b_sweep")
     assert code == 0 and text.startswith(f"a, b_sweep: {url} answers")
-    assert [path for path, *_ in told.heard] == ["/predictions/a", "/predictions/b_sweep"]
-    assert all(sent["params"] == {"topk": 1, "request_id": "probe"} for *_, sent in told.heard)
+    assert [path for path, *_ in server.heard] == ["/predictions/a", "/predictions/b_sweep"]
+    assert all(sent["params"] == {"topk": 1, "request_id": "probe"} for *_, sent in server.heard)
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "message"),
     [
         (503, b'{"code": 503, "type": "ServiceUnavailable", "message": "no\\nworker"}', "says 503: no worker"),
         (400, b'{"code": 400, "message": "Token Authorization failed"}', "CONVLENS_TOKEN"),
@@ -107,11 +107,11 @@ def test_every_entry_is_asked_and_one_that_answers_is_well(capsys: pytest.Captur
     ],
 )
 def test_anything_but_finite_predictions_is_a_failure_with_one_line_why(
-    status: int, body: bytes, said: str, capsys: pytest.CaptureFixture[str]
+    status: int, body: bytes, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with answering(status, body) as (url, _):
         code, text = run(capsys, "--url", url)
-    assert code == 1 and text.startswith("convlens: ") and said in text
+    assert code == 1 and text.startswith("convlens: ") and message in text
     assert len(text) < 1000
 
 
@@ -139,9 +139,9 @@ def test_a_server_that_keeps_it_waiting_fails_in_the_time_given(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=hold)
         thread.start()
-        begun = time.monotonic()
+        started = time.monotonic()
         code, text = run(capsys, "--url", f"http://127.0.0.1:{listening.getsockname()[1]}", "--timeout", "0.5")
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - started < 2
         stop.set()
         thread.join(10)
     assert code == 1 and "within 0.5 s" in text
@@ -155,18 +155,18 @@ def test_an_address_that_is_none_is_told_how_to_read(url: str, capsys: pytest.Ca
 def test_the_token_comes_from_the_file_given_else_the_environment_else_a_file_at_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = tmp_path / "given.json"
-    given.write_text('{"inference": {"key": "of-the-file"}}')
+    key_file = tmp_path / "given.json"
+    key_file.write_text('{"inference": {"key": "of-the-file"}}')
     at_hand = tmp_path / ".convlens" / "server" / "key_file.json"
-    with answering() as (url, told):
+    with answering() as (url, server):
         run(capsys, "--url", url)
         at_hand.parent.mkdir(parents=True)
         at_hand.write_text('{"inference": {"key": "at-hand"}}')
         run(capsys, "--url", url)
         monkeypatch.setenv("CONVLENS_TOKEN", "of-the-environment")
         run(capsys, "--url", url)
-        run(capsys, "--url", url, "--key-file", str(given))
-    tokens = [token for _, token, _ in told.heard]
+        run(capsys, "--url", url, "--key-file", str(key_file))
+    tokens = [token for _, token, _ in server.heard]
     assert tokens == [None, "Bearer at-hand", "Bearer of-the-environment", "Bearer of-the-file"]
 
 
@@ -183,9 +183,9 @@ def test_a_key_file_that_is_missing_or_damaged_is_a_failure_that_shows_no_key(
 ) -> None:
     damaged = tmp_path / "key_file.json"
     damaged.write_text('{"inference": "s3cret"')
-    for path, said in ((tmp_path / "none.json", "cannot read"), (damaged, "holds no inference key")):
+    for path, message in ((tmp_path / "none.json", "cannot read"), (damaged, "holds no inference key")):
         code, text = run(capsys, "--key-file", str(path))
-        assert code == 1 and said in text and "s3cret" not in text
+        assert code == 1 and message in text and "s3cret" not in text
 
 
 @pytest.mark.parametrize(
