@@ -36,9 +36,9 @@ class RateEstimate:
 class CostModel:
     """Seconds of a forward pass, and of a unit of each method's cost once that method has been called.
 
-    The first measurement of anything includes its set-up (imports, kernels chosen, memory reserved); later ones are
-    steady. Estimates rest on steady measurements, except where ``calibrate`` has no time for a second pass. A unit that
-    was not measured is taken for a forward pass of a single image; in batches most are quicker. Safe to use from
+    The first measurement of anything includes its set-up (imports, allocations, on a GPU its libraries); later ones are
+    steady. Estimates rest on steady measurements, except where ``calibrate`` has no time for a second pass. A unit
+    that was not measured is taken for a forward pass of a single image; in batches most are quicker. Safe to use from
     several threads.
     """
 
@@ -60,6 +60,7 @@ class CostModel:
         """
         setup_s = _timed(forward)
         steady = list[float]()
+        # A network as slow as that is not run again just to be measured. A slow set-up alone looks the same here.
         if setup_s < 4 * _CALIBRATION_S:
             while len(steady) < _CALIBRATION_PASSES - 1 and sum(steady) < _CALIBRATION_S:
                 steady.append(_timed(forward))

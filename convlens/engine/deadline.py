@@ -1,12 +1,13 @@
 """A request's deadline: when it ends, and the error once it cannot be kept.
 
-It is enforced in four places, each of which calls ``Deadline.require``:
+It is enforced in five places, in the order in which a request meets them; all but the third by ``Deadline.require``:
 
 1. ``Engine`` refuses a request whose deadline passed while it waited.
 2. ``AdmissionController.require_seconds`` refuses one whose expected work no longer fits. Work that could not fit on
    an idle worker either is refused with 422 and advice, because sending the request again would not help.
-3. ``BatchExecutor`` does not start a method call after the deadline, nor a sweep that would end after it.
-4. ``BatchExecutor`` stops a sweep between two batches of windows once the deadline has passed.
+3. ``TimeBudget.admit`` refuses a sweep beside which an admitted row of the batch would miss its deadline.
+4. ``BatchExecutor`` does not start a method call after the deadline, nor a sweep that would end after it.
+5. ``BatchExecutor`` stops a sweep between two batches of windows once the deadline has passed.
 """
 
 from __future__ import annotations

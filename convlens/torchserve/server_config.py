@@ -86,7 +86,7 @@ def effective(
     Inference and metrics listen on ``host``, management always on the loopback address. Other keys of ``base`` are kept
     as they are; ``overrides`` come last. Raises ServerError for a base that cannot be read.
     """
-    # Whoever reaches management may scale workers down to none: registering models is off by default, scaling is not.
+    # Management can scale workers down to none: unlike the registering of models, that is on by default.
     hosts = {"management": LOOPBACK, "grpc_management": LOOPBACK}
     return {
         **read(base),
