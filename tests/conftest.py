@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -16,12 +15,11 @@ if WORKER:
 
 import pytest
 import torch
-from filelock import FileLock
+from graph_cache import GraphCache
 from xdist.scheduler import LoadGroupScheduling
 
-from convlens.models import load
 from convlens.runtime.torch_runtime import keep_freed_memory
-from export.bundle import Bundle, bundle
+from export.bundle import Bundle
 
 pytest_plugins = ["server_fixtures"]
 
@@ -43,21 +41,18 @@ def _as_our_processes_run() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all of pytest's workers, for what is dear to make; whoever makes it holds a file lock."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
+    """Exports a network once for all tests and all of pytest's workers: ``exported(classifier, kind, **options)``."""
     base = tmp_path_factory.getbasetemp()
-    return base.parent if WORKER else base
+    folder = (base.parent if WORKER else base) / "exported"
+    folder.mkdir(exist_ok=True)
+    return GraphCache(folder)
 
 
 @pytest.fixture(scope="session")
-def default_bundle(shared_folder: Path) -> Bundle:
-    """The default model's graphs, exported once for all tests: a minute's work. To be read only."""
-    kinds = ("embedding", "occlusion", "saliency", "guided_backprop")
-    path = shared_folder / "default_bundle.pickle"
-    with FileLock(path.with_suffix(".lock"), timeout=280):
-        if not path.exists():
-            path.write_bytes(pickle.dumps(bundle(load(device="cpu"), shared_folder / "default_bundle", kinds=kinds)))
-        return pickle.loads(path.read_bytes())
+def default_bundle(exported: GraphCache) -> Bundle:
+    """The default model's graphs, exported once for all tests."""
+    return exported.default_bundle()
 
 
 # --- with pytest-xdist ------------------------------------------------------------------------------------------------

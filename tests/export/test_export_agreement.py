@@ -11,6 +11,7 @@ import onnx
 import pytest
 import skimage.data
 import torch
+from graph_cache import GraphCache
 from PIL import Image
 from torch import nn
 
@@ -40,9 +41,8 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> N
 
 
 @pytest.fixture(scope="module")
-def mixed_scores(tmp_path_factory: pytest.TempPathFactory) -> OnnxRuntime:
-    report = export(mixed(), "scores", tmp_path_factory.mktemp("mixed") / "scores.onnx")
-    return OnnxRuntime(report.path, providers="cpu")
+def mixed_scores(exported: GraphCache) -> OnnxRuntime:
+    return OnnxRuntime(exported(mixed(), "scores"), providers="cpu")
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 17])

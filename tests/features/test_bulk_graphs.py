@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from extractions import extraction, interrupted, mixed, photographs
+from graph_cache import GraphCache
 
 from convlens.errors import GalleryError, ModelError, RequestError
 from convlens.features.embedder import Embedder, graph_embedder
 from convlens.gallery import Gallery, build
-from export.exporter import export
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graphs(tmp_path_factory: pytest.TempPathFactory, exported: GraphCache) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     wanted: dict[str, dict[str, Any]] = {
         "floats": {},
@@ -33,8 +33,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "larger": {"input_size": 16},
     }
     for name, options in wanted.items():
-        export(mixed(), "embedding", folder / f"{name}.onnx", **options)
-    export(mixed(), "scores", folder / "scores.onnx")
+        (folder / f"{name}.onnx").symlink_to(exported(mixed(), "embedding", **options))
+    (folder / "scores.onnx").symlink_to(exported(mixed(), "scores"))
     return folder
 
 

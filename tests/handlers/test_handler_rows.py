@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from engines import counted, engine, picture, request, values
+from graph_cache import GraphCache
 from image_files import saved
 from ts.context import Context, RequestProcessor
 
@@ -19,7 +20,6 @@ from convlens.errors import GalleryError, ModelError
 from convlens.models import load, pack, weights_sha256
 from convlens.serving.handler import BatchHandler
 from export.bundle import bundle
-from export.exporter import export
 from handlers.convlens_handler import ConvLensHandler
 from handlers.onnx_handler import OnnxHandler
 
@@ -152,17 +152,17 @@ def test_the_archives_configuration_is_what_counts(archive: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def with_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_graph(tmp_path_factory: pytest.TempPathFactory, exported: GraphCache) -> Path:
     """An archive's folder with the graph for sweeps in it, and beside it one of other weights."""
     folder = tmp_path_factory.mktemp("with_graph")
     classifier = load("torchvision:squeezenet1_1:untrained?size=64&resize=64", device="cpu")
     pack(classifier, folder / "model")
     (folder / "graphs").mkdir()
     (folder / "other").mkdir()
-    export(classifier, "scores", folder / "graphs" / "scores.onnx")
+    (folder / "graphs" / "scores.onnx").symlink_to(exported(classifier, "scores"))
     classifier.module.features[0].bias.add_(1.0)
     other = replace(classifier, spec=replace(classifier.spec, weights_sha256=weights_sha256(classifier.module)))
-    export(other, "scores", folder / "other" / "scores.onnx")
+    (folder / "other" / "scores.onnx").symlink_to(exported(other, "scores"))
     return folder
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graph_cache import GraphCache
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -24,7 +25,6 @@ from convlens.explain.onnx_forward import graph_backends
 from convlens.models import Classifier
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import OnnxRuntime
-from export.exporter import export
 
 CPU_NAME = "onnxruntime:CPUExecutionProvider"
 
@@ -44,8 +44,8 @@ def in_torch(x_NCHW: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(small(), "scores", tmp_path_factory.mktemp("scores") / "scores.onnx").path
+def scores(exported: GraphCache) -> Path:
+    return exported(small(), "scores")
 
 
 def changed(path: Path, **entries: str) -> bytes:

@@ -10,6 +10,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from graph_cache import GraphCache
 from torch import nn
 
 from convlens import ForwardPass, run
@@ -31,8 +32,8 @@ def pictures(count: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(small(), "scores", tmp_path_factory.mktemp("lanes") / "scores.onnx").path
+def scores(exported: GraphCache) -> Path:
+    return exported(small(), "scores")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
