@@ -277,12 +277,39 @@ def damaged(*path: Any, value: Any) -> dict[str, Any]:
         (("explanations", 0, "extras"), []),
         (("explanations", 0, "meta"), "none"),
         (("explanations", 0, "meta"), {}),
+        (("explanations", 0, "target"), None),
+        (("explanations", 0, "target_score"), None),
         (("explanations",), None),
     ],
 )
 def test_what_is_no_reply_is_said_to_be_none(path: tuple[Any, ...], value: Any) -> None:
     with pytest.raises(ServerError, match="no reply of a ConvLens server"):
         from_json(damaged(*path, value=value))
+
+
+def test_keys_of_a_newer_server_are_ignored_at_every_level() -> None:
+    reply, params = answered(methods=[SMALL], output=["array", "overlay"])
+    body = strict(dumps(to_json(reply, params)))
+
+    def extended(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: extended(one) for key, one in value.items()} | {"added_later": 1}
+        return [extended(one) for one in value] if isinstance(value, list) else value
+
+    newer = extended(body)
+    for one in newer["explanations"]:  # these hold names of the caller's choice, where nothing is unknown
+        del one["options"]["added_later"], one["extras"]["added_later"]
+    del newer["timing_ms"]["added_later"]
+    assert as_plain(asdict(from_json(newer))) == as_plain(asdict(from_json(body)))
+
+
+def test_what_an_older_server_leaves_out_has_its_default() -> None:
+    reply, params = answered(methods=[SMALL])
+    body = strict(dumps(to_json(reply, params)))
+    del body["placement"], body["explanations"][0]["meta"]["sweep"]
+    read = from_json(body)
+    assert read.placement is None
+    assert read.explanations[0].result.meta.sweep == ""
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
