@@ -66,7 +66,7 @@ def probe_all(
     """
     started, address = time.monotonic(), grpc or url
     for model in models:
-        left_s = max(0.001, timeout_s - (time.monotonic() - started))
+        left_s = max(0.001, timeout_s - (time.monotonic() - started))  # a socket takes 0 for "do not wait at all"
         try:
             tokens = default_tokens(address, key_file)
             if grpc:

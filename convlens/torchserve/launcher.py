@@ -101,6 +101,7 @@ def worker_threads(settings: ServerSettings, archives: Iterable[Path]) -> int:
 
 
 def _running_in(run_dir: Path) -> int | None:
+    # By its command line: a pid file would outlive a server that was killed.
     config = str(run_dir / "config.properties")
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
