@@ -170,4 +170,4 @@ class _Run:
         with contextlib.suppress(OSError):  # an older result in the folder stays
             self.out.rmdir()
         reasons = "".join(f"; {failure.id}: {failure.reason}" for failure in failures[:3])
-        raise RequestError(f"none of {len(failures)} pictures could be used{reasons}")
+        raise RequestError(f"none of {len(failures)} images could be used{reasons}")

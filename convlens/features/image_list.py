@@ -27,16 +27,16 @@ def image_files(paths: Path | Sequence[Path]) -> dict[str, Path]:
     paths = [paths] if isinstance(paths, Path) else list(paths)
     for path in paths:
         if not path.exists():
-            raise RequestError(f"no such file or folder: {path}; give a folder of pictures")
+            raise RequestError(f"no such file or folder: {path}; give a folder of images")
     if not paths:
-        raise RequestError("no paths were given; give a folder of pictures")
+        raise RequestError("no paths were given; give a folder of images")
     # Absolute, so that an image that is named in two spellings is there once.
     absolute = [_absolute(path) for path in paths]
     root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in absolute]))
     files = {_id(file.relative_to(root)): file for path in absolute for file in _walk(path)}
     if not files:
         looked_for = ", ".join(sorted(_SUFFIXES))
-        raise RequestError(f"no pictures in {', '.join(map(str, paths[:3]))}; looked for {looked_for}")
+        raise RequestError(f"no images in {', '.join(map(str, paths[:3]))}; looked for {looked_for}")
     # File systems list files in different orders; rows must not depend on that.
     return dict(sorted(files.items()))
 
@@ -65,7 +65,7 @@ def read_image_list(path: Path) -> dict[str, Path]:
             raise RequestError(f"{path} names {id} twice, the second time in line {number}; leave one out")
         files[id] = path.parent / file
     if not files:
-        raise RequestError(f"{path} names no pictures; write one path a line")
+        raise RequestError(f"{path} names no images; write one path a line")
     return files
 
 

@@ -36,7 +36,7 @@ _CHUNK = 4096  # rows in memory at a time
 
 NamedImage = tuple[str, str, Image.Image]
 OnStep = Callable[[int, int | None], None]
-Failures = tuple[tuple[str, str], ...]
+_Failures = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BuildReport:
 
     gallery: Gallery
     added: int
-    unreadable: Failures
+    unreadable: _Failures
 
 
 def build(
@@ -113,7 +113,7 @@ def add(
     if known and not replace:
         raise GalleryError(
             f"the gallery has {known[0]}{f' and {len(known) - 1} more' if known[1:] else ''} already; name other "
-            "pictures, or replace them"
+            "images, or replace them"
         )
     embedding = _Embedding(classifier, old.feature_space, graph, batch, workers, _thumbnail_side(old), on_step)
     extracted = _extract(files, folder, embedding)
@@ -207,7 +207,7 @@ class _Embedding:
         if embedder.spec != spec or embedder.precision != "float32":
             graph = f"crop={embedder.spec.crop}, resize={embedder.spec.resize}, precision={embedder.precision}"
             raise GalleryError(
-                f"{self.graph} ({graph}) sees pictures otherwise than {spec.name} (crop={spec.crop}, "
+                f"{self.graph} ({graph}) sees images otherwise than {spec.name} (crop={spec.crop}, "
                 f"resize={spec.resize}, precision=float32), which will ask the gallery; export it without another size "
                 "and without half"
             )
@@ -222,7 +222,7 @@ class _Extracted:
     space: FeatureSpace
     count: int
     dimensions: int
-    unusable: Failures
+    unusable: _Failures
 
     def parts(self, labels: Mapping[str, str]) -> Iterator[Part]:
         """The usable rows in order."""
@@ -322,4 +322,4 @@ def _remove_empty(folder: Path) -> None:
 
 def _none_used(count: int, unusable: Sequence[tuple[str, str]]) -> str:
     reasons = "".join(f"; {id}: {reason}" for id, reason in unusable[:3])
-    return f"none of {count} pictures could be used{reasons}"
+    return f"none of {count} images could be used{reasons}"

@@ -118,8 +118,8 @@ def labels_of(ids: Sequence[str], label_from: LabelFrom) -> list[str]:
     missing = [id for id in ids if id not in table]
     if missing:
         raise GalleryError(
-            f"{label_from} has no label for {len(missing)} of {len(ids)} pictures, the first is {missing[0]!r}; "
-            "write their paths relative to the pictures' folder, with forward slashes"
+            f"{label_from} has no label for {len(missing)} of {len(ids)} images, the first is {missing[0]!r}; "
+            "write their paths relative to the images' folder, with forward slashes"
         )
     return [table[id] for id in ids]
 

@@ -156,7 +156,7 @@ class Gallery:
         # A bool is an int to isinstance.
         if type(k) is not int or not 1 <= k <= len(self):
             size = len(self)
-            raise RequestError(f"k={k!r}, but the gallery holds {size} pictures; use 1..{size}", field="options.k")
+            raise RequestError(f"k={k!r}, but the gallery holds {size} images; use 1..{size}", field="options.k")
 
     def _neighbours(self, nearest: Nearest) -> tuple[Neighbour, ...]:
         rows = (self._entries[int(row)] for row in nearest.rows_M)

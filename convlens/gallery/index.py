@@ -58,7 +58,7 @@ def kind_for(choice: str, count: int) -> IndexKind:
     kind: IndexKind = choice  # type: ignore[assignment]  # checked above
     fewest = _FEWEST_VECTORS[kind]
     if count < fewest:
-        raise GalleryError(f"an index of kind {kind} needs {fewest} pictures or more, not {count}; use exact")
+        raise GalleryError(f"an index of kind {kind} needs {fewest} images or more, not {count}; use exact")
     return kind
 
 

@@ -16,7 +16,7 @@ FeatureSpace = Literal["unit", "raw"]
 _LARGEST_NORM = 1e15
 _CHUNK = 8192  # vectors in memory at a time
 _BROKEN = "NaN, infinite or longer than 1e15; the model's weights may be damaged"
-_ZERO = "all zero, which has no direction to compare; use another picture or a gallery in the raw space"
+_ZERO = "all zero, which has no direction to compare; use another image or a gallery in the raw space"
 
 
 def to_feature_space(vectors_ND: Floats, space: FeatureSpace) -> NDArray[np.float32]:

@@ -87,7 +87,7 @@ def write_parts(
 ) -> Gallery:
     """As ``write``, of ``count`` images that come part by part, so that they are never in memory together."""
     if not count:
-        raise GalleryError("a gallery needs at least one picture; none were given")
+        raise GalleryError("a gallery needs at least one image; none were given")
     kind = kind_for(index, count)
     try:
         with new_version(folder) as building:

@@ -80,7 +80,7 @@ def resume_or_create(out: Path, description: Mapping[str, Any], identity: str) -
         return
     # The identity is a hash and cannot say what differs; options can, weights and contents of files cannot.
     names = [name for name, value in description.items() if previous.get(name) != value]
-    difference = f"with other {', '.join(names)}" if names else "of other weights or pictures"
+    difference = f"with other {', '.join(names)}" if names else "of other weights or images"
     raise JobError(f"{out} holds a job {difference}; choose another folder, or remove this one")
 
 

@@ -82,7 +82,7 @@ def test_pictures_can_be_added(gallery: Path, tmp_path: Path) -> None:
          GalleryError, "made by packaged:efficientnet_lite0"),
         (("info", "nowhere"), GalleryError, "make one with `convlens gallery build`"),
         (("build", "nowhere", "-o", "new"), RequestError, "no such file or folder"),
-        (("build", "PICTURES", "-o", "new", "--index", "hnsw"), GalleryError, "needs 1000 pictures or more, not 2"),
+        (("build", "PICTURES", "-o", "new", "--index", "hnsw"), GalleryError, "needs 1000 images or more, not 2"),
     ],
 )  # fmt: skip
 def test_what_will_not_do_is_said(

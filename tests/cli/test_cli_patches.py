@@ -99,7 +99,7 @@ def test_what_will_not_do_is_said_and_nothing_is_written(
 
 def test_an_empty_folder_and_a_folder_with_other_things_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match="no pictures in"):
+    with pytest.raises(RequestError, match="no images in"):
         convlens("patches", tmp_path / "empty", "--layer", "conv_stem", "-o", tmp_path / "out")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")

@@ -201,7 +201,7 @@ def test_more_neighbours_than_the_gallery_holds_are_refused_for_the_row_that_ask
     live = engine(gallery=small_gallery(tmp_path / "gallery", 6))
     answers = live.run([request(0, neighbours=6), request(1, neighbours=7), request(2, methods=["neighbours"])])
     assert isinstance(answers[1], RequestError)
-    assert "the gallery holds 6 pictures; use 1..6" in answers[1].message
+    assert "the gallery holds 6 images; use 1..6" in answers[1].message
     assert [len(replied(answers[n]).explanations[0].result.neighbours_NM[0]) for n in (0, 2)] == [6, 5]
 
 

@@ -58,7 +58,7 @@ def test_features_of_a_list_are_those_of_the_model(tmp_path: Path) -> None:
 def test_no_pictures_is_noticed_before_a_model_is_loaded(tmp_path: Path) -> None:
     found = in_process("features", tmp_path, "-o", tmp_path / "out", "--model", "no such model")
     assert isinstance(found.exception, RequestError)
-    assert "no pictures in" in found.exception.message
+    assert "no images in" in found.exception.message
 
 
 def test_a_graph_that_is_none_is_an_error_and_leaves_no_folder(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_names_and_labels_may_hold_anything_that_is_text(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"vectors_ND": np.zeros((0, 2), dtype=np.float32), "entries": []}, "at least one picture"),
+        ({"vectors_ND": np.zeros((0, 2), dtype=np.float32), "entries": []}, "at least one image"),
         ({"vectors_ND": np.ones((3, 2), dtype=np.float32)}, "2 entries and 3 embeddings"),
         ({"entries": [GalleryEntry("a", "x"), GalleryEntry("a", "y")]}, "'a' is given more than once"),
         ({"vectors_ND": np.array([[1.0, 0], [np.nan, 0]])}, "row 1 is NaN"),

@@ -101,7 +101,7 @@ def test_a_gallery_filled_by_the_graph_is_the_gallery_filled_by_torch(
 
 
 def test_a_gallery_refuses_a_graph_that_sees_other_pictures(tmp_path: Path, pictures: Path, graphs: Path) -> None:
-    with pytest.raises(GalleryError, match=r"crop=16.* sees pictures otherwise than test:net \(crop=12"):
+    with pytest.raises(GalleryError, match=r"crop=16.* sees images otherwise than test:net \(crop=12"):
         build(pictures, tmp_path / "gallery", mixed(), graph=graphs / "larger.onnx")
 
 

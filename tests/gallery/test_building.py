@@ -1,4 +1,4 @@
-"""Folders of pictures to galleries, with a network whose embedding is the mean colour."""
+"""Folders of images to galleries, with a network whose embedding is the mean colour."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_picture_without_an_embedding_to_compare_is_reported_too(tmp_path, net
 def test_a_folder_without_a_readable_picture_is_refused_with_the_reason(tmp_path, net):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.jpg").write_bytes(b"<html>")
-    with pytest.raises(GalleryError, match=r"none of 1 pictures could be used; a\.jpg: .*HTML"):
+    with pytest.raises(GalleryError, match=r"none of 1 images could be used; a\.jpg: .*HTML"):
         build(tmp_path / "pictures", tmp_path / "gallery", net)
     assert not (tmp_path / "gallery").exists()
 
@@ -146,7 +146,7 @@ def test_no_folder_is_an_error(tmp_path, net, given, says):
 
 
 def test_a_folder_without_pictures_is_an_error_that_says_what_was_looked_for(tmp_path, net):
-    with pytest.raises(GalleryError, match=r"no pictures in .*; looked for \.bmp, .*\.webp"):
+    with pytest.raises(GalleryError, match=r"no images in .*; looked for \.bmp, .*\.webp"):
         build(tmp_path, tmp_path / "gallery", net)
 
 
@@ -184,7 +184,7 @@ def test_labels_can_come_from_a_table(tmp_path, pictures, net, opening):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("file,label\ncold/blue.bmp,sky\n", r"no label for 3 of 4 pictures, the first is 'grass\.tiff'"),
+        ("file,label\ncold/blue.bmp,sky\n", r"no label for 3 of 4 images, the first is 'grass\.tiff'"),
         ("path,label\na,b\n", "needs a first line that names the columns file and label"),
         ("", "needs a first line"),
     ],

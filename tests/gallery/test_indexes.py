@@ -81,7 +81,7 @@ def test_the_kind_goes_by_size_and_too_few_pictures_are_refused() -> None:
     sizes = {1: "exact", 49_999: "exact", 50_000: "hnsw", 299_999: "hnsw", 300_000: "ivfpq", 10**7: "ivfpq"}
     assert {count: kind_for("auto", count) for count in sizes} == sizes
     assert kind_for("exact", 10**7) == "exact"
-    with pytest.raises(GalleryError, match="ivfpq needs 10000 pictures or more, not 9999; use exact"):
+    with pytest.raises(GalleryError, match="ivfpq needs 10000 images or more, not 9999; use exact"):
         kind_for("ivfpq", 9999)
     with pytest.raises(GalleryError, match="there are: auto, exact, hnsw, ivfpq"):
         kind_for("annoy", 10**6)

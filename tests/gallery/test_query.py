@@ -95,7 +95,7 @@ def test_all_of_the_gallery_can_be_asked_for(tmp_path):
 
 @pytest.mark.parametrize("k", [0, -1, 6, True, 2.0, "2"])
 def test_k_outside_the_gallery_is_refused_with_its_size(tmp_path, k):
-    with pytest.raises(RequestError, match=r"holds 5 pictures; use 1\.\.5") as error:
+    with pytest.raises(RequestError, match=r"holds 5 images; use 1\.\.5") as error:
         make(tmp_path, np.eye(5)).query(np.eye(5, dtype=np.float32), k=k)
     assert error.value.field == "options.k"
 

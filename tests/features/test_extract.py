@@ -181,7 +181,7 @@ def test_features_that_are_not_finite_are_left_out_too(tmp_path: Path, colours: 
 
 def test_a_folder_without_one_readable_picture_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "pictures", 2, broken=(0, 1))
-    with pytest.raises(RequestError, match=r"none of 2 pictures could be used; a/000\.jpg: an HTML page"):
+    with pytest.raises(RequestError, match=r"none of 2 images could be used; a/000\.jpg: an HTML page"):
         extraction(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -47,8 +47,8 @@ def test_what_a_list_names_and_is_not_there_is_reported_with_the_unreadable(tmp_
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (b"", "names no pictures"),
-        (b"\n \n", "names no pictures"),
+        (b"", "names no images"),
+        (b"\n \n", "names no images"),
         (b"a/000.jpg\nb/001.jpg\n./a/000.jpg\n", r"names a/000\.jpg twice, the second time in line 3"),
         (b"PK\x03\x04\n\x00\x00\n", "is no list of paths: line 2 holds a zero byte"),
     ],
@@ -68,7 +68,7 @@ def test_folders_and_files_share_the_folder_that_holds_them_all(pictures: Path) 
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [(["nowhere"], "no such file or folder: nowhere"), (["."], "no pictures in .*; looked for .bmp"), ([], "no paths")],
+    [(["nowhere"], "no such file or folder: nowhere"), (["."], "no images in .*; looked for .bmp"), ([], "no paths")],
 )
 def test_no_pictures_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], says: str) -> None:
     monkeypatch.chdir(tmp_path)

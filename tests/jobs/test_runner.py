@@ -304,7 +304,7 @@ def test_a_changed_picture_does_not_go_on(tmp_path: Path, source: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_job(chosen, out, checkpoint_s=0.0, on_progress=_interrupt_after(2))
     Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(source)
-    with pytest.raises(JobError, match="holds a job of other weights or pictures"):
+    with pytest.raises(JobError, match="holds a job of other weights or images"):
         run_job(chosen, out)
 
 

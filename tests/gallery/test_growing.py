@@ -47,7 +47,7 @@ def test_a_picture_that_is_there_already_is_refused_or_replaced(tmp_path: Path) 
     folder = photographs(tmp_path / "pictures", 7)
     build(folder, tmp_path / "gallery", mixed(), batch=4)
     before = contents(tmp_path / "gallery")
-    with pytest.raises(GalleryError, match=r"has a/000.jpg and 6 more already; name other pictures, or replace them"):
+    with pytest.raises(GalleryError, match=r"has a/000.jpg and 6 more already; name other images, or replace them"):
         add(folder, tmp_path / "gallery", mixed())
     assert contents(tmp_path / "gallery") == before
     few = tmp_path / "few"
@@ -169,6 +169,6 @@ def test_a_folder_with_other_things_is_refused_before_any_work(tmp_path: Path) -
         build(folder, tmp_path / "other", mixed())
     assert contents(tmp_path / "other") == {"thesis.txt": b"years of work"}
     broken = photographs(tmp_path / "broken", 3, broken=(0, 1, 2))
-    with pytest.raises(GalleryError, match="none of 3 pictures could be used"):
+    with pytest.raises(GalleryError, match="none of 3 images could be used"):
         build(broken, tmp_path / "new", mixed())
     assert not (tmp_path / "new").exists()
