@@ -1,7 +1,7 @@
-"""Bytes to pictures, pictures to what a model sees, and back to bytes. Pillow and numpy only.
+"""Bytes to images, images to what a model sees, and back to bytes. Pillow and numpy only.
 
-``formats`` names what bytes are; ``headers`` and ``directory`` read what must be known before Pillow may; ``modes``
-makes any mode RGB; ``decoding``, ``preparing`` and ``encoding`` hold the public functions.
+``codec`` and ``preprocess`` hold the public functions. ``formats`` tells what bytes are, and reads with ``tiff`` what
+must be known before Pillow may open them; ``modes`` makes any Pillow mode RGB.
 """
 
 from __future__ import annotations

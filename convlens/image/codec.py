@@ -1,7 +1,4 @@
-"""Bytes to an upright RGB picture, or an ImageError that says what they are instead.
-
-Pictures to bytes.
-"""
+"""Bytes to an upright RGB image, or an ImageError that says what they are instead; and images to bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ _PILLOW_PIXELS = 1024**3 // 4 // 3
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a picture may be: bytes as sent, pixels as decoded (at most 89 million, from where on Pillow warns)."""
+    """How large an image may be: bytes as sent, pixels as decoded (at most 89 million, from where on Pillow warns)."""
 
     bytes: int = 20 * 2**20
     pixels: int = 50_000_000
@@ -52,7 +49,7 @@ DEFAULT_LIMITS = Limits()
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Nothing: the resolution is of no use here, and reading it warns where EXIF is damaged."""
+        """Do nothing: the resolution is of no use here, and reading it warns where EXIF is damaged."""
 
 
 # The classes themselves rather than Image.open: that one warns of large sizes before they can be looked at here, tries
@@ -98,12 +95,12 @@ _UPRIGHT = {
 
 
 def decode(data: bytes | bytearray | memoryview, *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
-    """A JPEG, PNG, WebP, GIF, BMP or TIFF as an RGB picture the right way up; of several frames or pages the first.
+    """A JPEG, PNG, WebP, GIF, BMP or TIFF as an RGB image the right way up; of several frames or pages the first.
 
     Transparent pixels lie on white. 16-bit grey is scaled, not clipped; floats must be 0..1; CMYK JPEGs are taken as
     Adobe writes them, inverted. Colour profiles and other metadata are ignored, and not passed on. Both limits are
     checked before pixels are decoded. Raises ImageTooLargeError over a limit, ImageError for anything that is not a
-    whole picture.
+    whole image.
     """
     if len(data) > limits.bytes:
         raise ImageTooLargeError(f"a body of {len(data)} bytes; at most {limits.bytes} are allowed: send a smaller one")
@@ -129,14 +126,14 @@ def read(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Image
 
 
 def read_bytes(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """A picture file as it is. ImageError, naming the path, where it cannot be read or is over the limit."""
+    """An image file's bytes. ImageError, naming the path, where it cannot be read or is over the limit."""
     try:
         with Path(path).open("rb") as file:
             data = file.read(limits.bytes + 1)
         size = Path(path).stat().st_size
     except OSError as error:
         reason = error.strerror or error
-        raise ImageError(f"{path}: cannot be read ({reason}); give the path of a picture file") from error
+        raise ImageError(f"{path}: cannot be read ({reason}); give the path of an image file") from error
     if size > limits.bytes:
         raise ImageTooLargeError(f"{path}: {size} bytes; at most {limits.bytes} are allowed")
     return data
@@ -155,7 +152,7 @@ def _decode(data: bytes, kind: Format, limits: Limits) -> Image.Image:
 
 
 def _without_metadata(data: bytes, kind: Format) -> tuple[bytes, Size | None]:
-    """What Pillow shall read, and the size that it would allocate (or warn of) while opening it, where it would."""
+    """The bytes for Pillow, and the size that it would allocate or warn of while it opens them, where it would."""
     match kind:
         case "TIFF":
             return tiff_of_pixels(data)
@@ -172,7 +169,7 @@ def _without_metadata(data: bytes, kind: Format) -> tuple[bytes, Size | None]:
 def _check_pixels(size: Size | None, limits: Limits) -> None:
     if size is not None and size[0] * size[1] > limits.pixels:
         raise ImageTooLargeError(
-            f"a picture of {size[0]} x {size[1]} = {size[0] * size[1]} pixels; at most {limits.pixels} are allowed: "
+            f"an image of {size[0]} x {size[1]} = {size[0] * size[1]} pixels; at most {limits.pixels} are allowed: "
             "send a smaller one"
         )
 
@@ -182,33 +179,33 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
-def encode_png(picture_HWC: Bytes8, *, level: int = 1) -> bytes:
+def encode_png(image_HWC: Bytes8, *, level: int = 1) -> bytes:
     """uint8 RGB as PNG; ``level`` trades time for size (0 stores, 9 packs tightest)."""
     with io.BytesIO() as file:
-        _image(picture_HWC).save(file, "PNG", compress_level=level)
+        _to_pillow(image_HWC).save(file, "PNG", compress_level=level)
         return file.getvalue()
 
 
-def encode_jpeg(picture_HWC: Bytes8, *, quality: int = 90) -> bytes:
+def encode_jpeg(image_HWC: Bytes8, *, quality: int = 90) -> bytes:
     """uint8 RGB as JPEG, 1..95, with full colour resolution. For looking at only: numbers do not survive it."""
-    return _jpeg(_image(picture_HWC), quality=quality, subsampling=0)
+    return _save_jpeg(_to_pillow(image_HWC), quality=quality, subsampling=0)
 
 
-def thumbnail(picture: Image.Image, *, side: int) -> bytes:
-    """The centre square of a picture as a JPEG of ``side`` x ``side`` pixels."""
-    edge = min(picture.size)
-    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    square = picture.convert("RGB").crop((left, top, left + edge, top + edge))
-    return _jpeg(square.resize((side, side), Image.Resampling.BICUBIC), quality=85, subsampling=2)
+def thumbnail(image: Image.Image, *, side: int) -> bytes:
+    """The centre square of an image as a JPEG of ``side`` x ``side`` pixels."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    square = image.convert("RGB").crop((left, top, left + edge, top + edge))
+    return _save_jpeg(square.resize((side, side), Image.Resampling.BICUBIC), quality=85, subsampling=2)
 
 
-def _image(picture_HWC: Bytes8) -> Image.Image:
-    if picture_HWC.dtype != np.uint8 or picture_HWC.ndim != 3 or picture_HWC.shape[2] != 3 or not picture_HWC.size:
-        raise ValueError(f"picture is {picture_HWC.dtype} of shape {picture_HWC.shape}; need uint8 (H, W, 3)")
-    return Image.fromarray(np.ascontiguousarray(picture_HWC))
+def _to_pillow(image_HWC: Bytes8) -> Image.Image:
+    if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or not image_HWC.size:
+        raise ValueError(f"image is {image_HWC.dtype} of shape {image_HWC.shape}; need uint8 (H, W, 3)")
+    return Image.fromarray(np.ascontiguousarray(image_HWC))
 
 
-def _jpeg(image: Image.Image, *, quality: int, subsampling: int) -> bytes:
+def _save_jpeg(image: Image.Image, *, quality: int, subsampling: int) -> bytes:
     with io.BytesIO() as file:
         image.save(file, "JPEG", quality=quality, subsampling=subsampling)
         return file.getvalue()

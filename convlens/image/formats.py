@@ -1,6 +1,4 @@
-"""Which kind of file some bytes are: one of six picture formats, or a well-known thing that is none of them.
-
-What must be known of a GIF, WebP or PNG before Pillow may open it.
+"""What some bytes are, by their first ones, and what must be known of a GIF, WebP or PNG before Pillow may open it.
 
 Pillow allocates a WebP's canvas, and warns of a GIF's size, while opening; and it warns of odd metadata through
 Python's process-wide filters, which no thread can silence for itself. So these headers are read here first.
@@ -15,8 +13,11 @@ from typing import Literal
 from convlens.errors import ImageError
 
 Format = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"]
-ACCEPTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
-_PICTURES: tuple[tuple[bytes, Format], ...] = (
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+_ACCEPTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+_IMAGES: tuple[tuple[bytes, Format], ...] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"GIF87a", "GIF"),
@@ -28,7 +29,7 @@ _PICTURES: tuple[tuple[bytes, Format], ...] = (
     (b"MM\x00\x2b", "TIFF"),
 )
 
-# Not pictures, or pictures of a kind that is not read. Compared in lower case after white space and a byte-order mark.
+# Not images, or images of a kind that is not read. Compared in lower case after white space and a byte-order mark.
 _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"<!doctype html", "an HTML page"),
     (b"<html", "an HTML page"),
@@ -39,38 +40,41 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"data:", "a data: URL (decode its base64 part first)"),
     (b"/9j/", "a base64 text (decode it first)"),
     (b"ivborw0kggo", "a base64 text (decode it first)"),
-    (b"http://", "a web address (fetch the picture first)"),
-    (b"https://", "a web address (fetch the picture first)"),
+    (b"http://", "a web address (fetch the image first)"),
+    (b"https://", "a web address (fetch the image first)"),
     (b"{", "JSON"),
     (b"[", "JSON"),
     (b"pk\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x00\x00\x01\x00", "an icon (ICO)"),
     (b"8bps", "a Photoshop document"),
-    (b"\xff\x0a", "a JPEG XL picture"),
-    (b"\x00\x00\x00\x0cjxl ", "a JPEG XL picture"),
-    (b"\x00\x00\x00\x0cjp  ", "a JPEG 2000 picture"),
+    (b"\xff\x0a", "a JPEG XL image"),
+    (b"\x00\x00\x00\x0cjxl ", "a JPEG XL image"),
+    (b"\x00\x00\x00\x0cjp  ", "a JPEG 2000 image"),
     (b"\x93numpy", "a numpy array"),
 )
-_BRANDS = {b"avif": "an AVIF picture", b"avis": "an AVIF picture", b"heic": "a HEIC picture", b"heix": "a HEIC picture",
-           b"mif1": "a HEIF picture", b"msf1": "a HEIF picture"}  # fmt: skip
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}  # of one still image
+# By the brand of an ISO base media file (ftyp box).
+_BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"heic": "a HEIC image", b"heix": "a HEIC image",
+           b"mif1": "a HEIF image", b"msf1": "a HEIF image"}  # fmt: skip
 
 
 def format_of(data: bytes) -> Format:
-    """The picture format by its first bytes; ImageError names the likely thing where it is none."""
-    for magic, name in _PICTURES:
+    """The image format by its first bytes; ImageError names what else they likely are."""
+    for magic, name in _IMAGES:
         if data.startswith(magic):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    raise ImageError(f"{_likely(data)} is not a picture that can be read; send a {ACCEPTED} file")
+    raise ImageError(f"{_likely(data)} is not an image that can be read; send a {_ACCEPTED} file")
 
 
 def _likely(data: bytes) -> str:
+    """What the bytes are, in words that begin a sentence."""
     if not data:
         return "an empty body (0 bytes)"
     if data[4:8] == b"ftyp":
-        return _BRANDS.get(data[8:12], "a film or picture container (ftyp)")
+        return _BRANDS.get(data[8:12], "a video or image container (ftyp)")
     head = data[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for magic, name in _OTHERS:
         if head.startswith(magic):
@@ -78,20 +82,18 @@ def _likely(data: bytes) -> str:
     return f"data of an unknown kind ({len(data)} bytes, beginning {data[:8].hex(' ')})"
 
 
-Size = tuple[int, int]
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}
-
-
 def gif_size(data: bytes) -> Size | None:
     """Screen size of a GIF, grown to hold its first frame as Pillow does; None where there is no frame."""
     if len(data) < 13:
         return None
     width, height, flags = struct.unpack_from("<HHB", data, 6)
+    # Behind the screen descriptor and, where its top bit says so, a colour table of 2, 4, ... or 256 colours.
     at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
     while at < len(data) and data[at] != ord(";"):
         if data[at] == ord(",") and at + 9 <= len(data):
             left, top, frame_width, frame_height = struct.unpack_from("<4H", data, at + 1)
             return max(width, left + frame_width), max(height, top + frame_height)
+        # An extension is a chain of sub-blocks; over any other byte Pillow steps as well.
         at = _after_blocks(data, at + 2) if data[at] == ord("!") else at + 1
     return None
 
@@ -117,7 +119,7 @@ def webp_size(data: bytes) -> Size | None:
 
 
 def png_of_pixels(data: bytes) -> bytes:
-    """The same PNG with only what describes its one still picture, and EXIF for its orientation.
+    """The same PNG with only what describes its one still image, and EXIF for its orientation.
 
     Text and colour profiles (which may be compressed bombs) and animation are left out. What follows a cut stays as it
     is, for Pillow to refuse.

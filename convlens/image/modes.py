@@ -1,4 +1,4 @@
-"""Any Pillow mode to 8-bit RGB, without clipping deep pictures or turning transparent pixels black."""
+"""Any Pillow mode to 8-bit RGB, without clipping deep images or turning transparent pixels black."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from PIL import Image, TiffImagePlugin
 from convlens.errors import ImageError
 
 _ALPHA_MODES = {"RGBA", "RGBa", "LA", "La", "PA"}
+# Tags of TIFF 6.0, and values of theirs.
 _BITS_PER_SAMPLE, _COMPRESSION, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 259, 262, 284, 339
-_WHITE_IS_ZERO, _APART, _SIGNED = 0, 2, (2,)
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, (2,)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The loaded picture as RGB; alpha lies on white, 16 bits are scaled by 1/257, floats are taken as 0..1.
+    """The loaded image as RGB; alpha lies on white, 16 bits are scaled by 1/257, floats are taken as 0..1.
 
     CMYK is converted without its profile, LAB as D50 CIELAB. Raises ImageError for values out of range.
     """
@@ -31,9 +32,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _refuse_misread(image: Image.Image) -> None:
-    """Two rare TIFFs that Pillow (13.0) opens and gets wrong, found by comparing it with tifffile."""
+    """ImageError for two rare TIFFs that Pillow (13.0) opens and gets wrong, as a comparison with tifffile showed."""
     bits = _tiff_tag(image, _BITS_PER_SAMPLE) or ()
-    if _tiff_tag(image, _PLANES) == _APART and 16 in bits and _tiff_tag(image, _COMPRESSION) in (None, 1):
+    if _tiff_tag(image, _PLANES) == _SEPARATE and 16 in bits and _tiff_tag(image, _COMPRESSION) in (None, 1):
         raise ImageError(
             "a TIFF of uncompressed 16-bit planes stored apart; save it with pixels interleaved, or as PNG"
         )
@@ -42,7 +43,7 @@ def _refuse_misread(image: Image.Image) -> None:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # Pillow knows no direct way
+    if image.mode == "La":  # Pillow has no direct conversion
         image = image.convert("LA")
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
@@ -54,7 +55,7 @@ def _from_deep_grey(image: Image.Image) -> Image.Image:
     full = _full_scale(image)
     if image.mode == "I" and (values_HW.min() < 0 or values_HW.max() > full):
         raise ImageError(
-            f"a picture of whole numbers from {values_HW.min()} to {values_HW.max()}; only 0..{full} has a known "
+            f"an image of whole numbers from {values_HW.min()} to {values_HW.max()}; only 0..{full} has a known "
             "brightness: scale it to 8 or 16 bits and send that"
         )
     grey_HW = _brightness_of_code(image, full)[values_HW]
@@ -75,7 +76,7 @@ def _from_floats(image: Image.Image) -> Image.Image:
     low, high = float(values_HW.min()), float(values_HW.max())
     if not (low >= 0 and high <= 1):  # so that NaN is refused as well
         raise ImageError(
-            f"a picture of floats from {low:g} to {high:g}; only 0..1 has a known brightness: scale it to that"
+            f"an image of floats from {low:g} to {high:g}; only 0..1 has a known brightness: scale it to that"
         )
     grey_HW = np.rint(values_HW * 255).astype(np.uint8)
     return Image.fromarray(255 - grey_HW if _white_is_zero(image) else grey_HW).convert("RGB")

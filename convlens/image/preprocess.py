@@ -1,4 +1,4 @@
-"""A picture to what a model sees, and back: resize, centre crop, normalise, exactly as torchvision does."""
+"""An image to what a model sees, and back: resize, centre crop, normalise, exactly as torchvision does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens.errors import ModelError
-from convlens.types import Bytes8, Interpolation, ModelSpec
+from convlens.types import Box, Bytes8, Interpolation, ModelSpec
 
 _FILTERS: dict[Interpolation, Image.Resampling] = {
     "nearest": Image.Resampling.NEAREST,
@@ -27,41 +27,41 @@ _SUPPORT = 4  # source pixels; above Lanczos's 3, per unit of scale
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture as the model sees it.
+    """An image as the model sees it.
 
-    ``x_CHW`` is float32 and normalised, ``view_HWC`` the same pixels as uint8 RGB, ``box`` the left, top, right and
-    bottom of the view in pixels of the original upright picture (fractions are meant).
+    ``x_CHW`` is float32 and normalised, ``view_HWC`` the same pixels as uint8 RGB, ``box`` the view's place in the
+    original upright image.
     """
 
     x_CHW: NDArray[np.float32]
     view_HWC: Bytes8
-    box: tuple[float, float, float, float]
+    box: Box
 
 
-def prepare(picture: Image.Image, spec: ModelSpec) -> Prepared:
+def prepare(image: Image.Image, spec: ModelSpec) -> Prepared:
     """Short side to ``spec.resize``, centre crop of ``spec.crop``, normalised: torchvision's transforms, bit for bit.
 
-    Only where the resized picture would exceed 16.7 million pixels (ribbons) is the middle alone computed, then equal
-    within one level. Small pictures are enlarged. ``picture`` is RGB, such as decode gives. Raises ModelError where the
-    spec would crop more than it keeps, ValueError for another mode.
+    Only where the resized image would exceed 16.7 million pixels (ribbons) is the middle alone computed, then equal
+    within one level. Small images are enlarged. ``image`` is RGB, such as decode returns. Raises ModelError where
+    ``spec.resize`` is below ``spec.crop``, ValueError for another mode.
     """
-    view_HWC, box = view(picture, spec)
+    view_HWC, box = view(image, spec)
     return Prepared(normalise(view_HWC, spec), view_HWC, box)
 
 
-def view(picture: Image.Image, spec: ModelSpec) -> tuple[Bytes8, tuple[float, float, float, float]]:
-    """``view_HWC`` and ``box`` of :func:`prepare`, for those who normalise elsewhere."""
-    if picture.mode != "RGB":
-        raise ValueError(f"picture has mode {picture.mode}; prepare needs RGB")
+def view(image: Image.Image, spec: ModelSpec) -> tuple[Bytes8, Box]:
+    """``view_HWC`` and ``box`` of :func:`prepare`, for callers that normalise elsewhere."""
+    if image.mode != "RGB":
+        raise ValueError(f"image has mode {image.mode}; prepare needs RGB")
     if spec.resize < spec.crop:
         raise ModelError(f"{spec.name}: resize={spec.resize} is below crop={spec.crop}, the crop would need padding")
-    width, height = _resized_size(picture.size, spec.resize)
-    # torchvision rounds half to even here, as Python does
+    width, height = _resized_size(image.size, spec.resize)
+    # torchvision rounds half to even here, as Python does.
     left, top = round((width - spec.crop) / 2.0), round((height - spec.crop) / 2.0)
-    box = _source_box(picture.size, (width, height), (left, top, left + spec.crop, top + spec.crop))
+    box = _source_box(image.size, (width, height), (left, top, left + spec.crop, top + spec.crop))
     if width * height > _LARGEST_RESIZED:
-        return np.array(_middle(picture, box, spec)), box
-    resized = picture.resize((width, height), _FILTERS[spec.interpolation])
+        return np.array(_resize_box(image, box, spec)), box
+    resized = image.resize((width, height), _FILTERS[spec.interpolation])
     return np.array(resized.crop((left, top, left + spec.crop, top + spec.crop))), box
 
 
@@ -90,22 +90,22 @@ def _per_channel(values: tuple[float, ...]) -> NDArray[np.float32]:
 
 
 def _resized_size(size: tuple[int, int], short: int) -> tuple[int, int]:
-    width, height = size  # int of a true division, as torchvision: the float may round up to a whole number
+    width, height = size
+    # int of a true division and not //, as torchvision: the float may round up to a whole number.
     return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
 
 
-def _source_box(
-    size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int, int, int]
-) -> tuple[float, float, float, float]:
+def _source_box(size: tuple[int, int], resized: tuple[int, int], crop: tuple[int, int, int, int]) -> Box:
     across, down = size[0] / resized[0], size[1] / resized[1]
     return crop[0] * across, crop[1] * down, crop[2] * across, crop[3] * down
 
 
-def _middle(picture: Image.Image, box: tuple[float, float, float, float], spec: ModelSpec) -> Image.Image:
-    """Resize of ``box`` alone. What a filter cannot reach is cut off first: Pillow keeps boxes as float32."""
+def _resize_box(image: Image.Image, box: Box, spec: ModelSpec) -> Image.Image:
+    """The resized ``box`` alone."""
+    # What the filter cannot reach is cut off first: Pillow keeps boxes as float32, which would misplace them far out.
     margin = math.ceil(_SUPPORT * max(1.0, (box[2] - box[0]) / spec.crop))
     left, top = max(0, int(box[0]) - margin), max(0, int(box[1]) - margin)
-    right, bottom = min(picture.width, math.ceil(box[2]) + margin), min(picture.height, math.ceil(box[3]) + margin)
-    near = picture.crop((left, top, right, bottom))
+    right, bottom = min(image.width, math.ceil(box[2]) + margin), min(image.height, math.ceil(box[3]) + margin)
+    near = image.crop((left, top, right, bottom))
     inner = (box[0] - left, box[1] - top, min(box[2] - left, near.width), min(box[3] - top, near.height))
     return near.resize((spec.crop, spec.crop), _FILTERS[spec.interpolation], box=inner)

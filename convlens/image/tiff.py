@@ -1,7 +1,7 @@
-"""The first directory of a TIFF structure: what Pillow may see of a TIFF, and which way up EXIF says a picture is.
+"""The first directory of a TIFF structure: what Pillow may see of a TIFF, and which way up EXIF says an image is.
 
-Pillow warns of damaged tags through Python's process-wide filters, which no thread can silence for itself. So it is
-given none that it does not need, and damage in those is found here.
+Pillow warns of damaged tags through Python's process-wide filters, which no thread can silence for itself. So it gets
+none that it does not need, and damage in those is detected here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _WIDTH, _HEIGHT, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 274, 322, 3
 _SINGLE = {_WIDTH, _HEIGHT, 259, 262, 266, _ORIENTATION, 277, 278, 284, 317, _TILE_WIDTH, _TILE_HEIGHT}
 # All that describes pixels (TIFF 6.0): layout, compression, colour map, samples, JPEG tables, YCbCr, fax options.
 _PIXEL_TAGS = _SINGLE | {258, 273, 279, 292, 293, 320, 324, 325, 332, 338, 339, 347, *range(512, 522), *range(529, 533)}
+# Size of a value by the number of its type, BigTIFF's 64-bit ones (16) included.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 
@@ -52,10 +53,8 @@ class _Directory:
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation that an EXIF block tells, 1..8 by its specification; 0 where there is none or it is damaged.
-
-    As in browsers, metadata never makes a picture unreadable, and XMP's orientation is not looked at.
-    """
+    """The orientation in an EXIF block, 1..8 by its specification; 0 where there is none or the block is damaged."""
+    # As in browsers, metadata never makes an image unreadable, and XMP's orientation is not looked at.
     try:
         return _directory(exif.removeprefix(b"Exif\0\0")).number(_ORIENTATION)
     except ImageError:
@@ -66,14 +65,15 @@ def tiff_of_pixels(data: bytes) -> tuple[bytes, Size]:
     """The same TIFF with only its first directory, and in that only what describes pixels; and its largest extent.
 
     Everything else (EXIF, GPS, colour profile, further pages) is left out, so its damage can neither matter nor be
-    warned of. The extent is that of the picture or of one tile, whichever has more pixels. Raises ImageError where a
-    tag that is needed points outside the file.
+    warned of. The extent is that of the image or of one tile, whichever has more pixels. Raises ImageError where a tag
+    that is needed points outside the file.
     """
-    found = _directory(data)
-    kept = {entry.tag: entry for entry in reversed(found.entries) if _is_needed(entry)}
+    first = _directory(data)
+    # Of a tag that comes twice the first counts, and a directory is sorted by its tags (TIFF 6.0).
+    kept = {entry.tag: entry for entry in reversed(first.entries) if _is_needed(entry)}
     entries = tuple(kept[tag] for tag in sorted(kept))
-    _check_entries(entries, found.order, len(data))
-    directory = _Directory(found.order, found.big, found.at, entries)
+    _check_entries(entries, first.order, len(data))
+    directory = _Directory(first.order, first.big, first.at, entries)
     return _rewritten(data, directory), _extent(directory)
 
 
@@ -102,6 +102,7 @@ def _is_needed(entry: _Entry) -> bool:
 
 
 def _check_entries(entries: tuple[_Entry, ...], order: Literal["little", "big"], size: int) -> None:
+    # The sum as well: together the tags may not claim more bytes than the file has.
     total = 0
     for entry in entries:
         if entry.tag in _SINGLE and entry.count != 1:
@@ -114,9 +115,9 @@ def _check_entries(entries: tuple[_Entry, ...], order: Literal["little", "big"],
 
 
 def _extent(directory: _Directory) -> Size:
-    picture = directory.number(_WIDTH), directory.number(_HEIGHT)
+    image = directory.number(_WIDTH), directory.number(_HEIGHT)
     tile = directory.number(_TILE_WIDTH), directory.number(_TILE_HEIGHT)
-    return max(picture, tile, key=lambda size: size[0] * size[1])
+    return max(image, tile, key=lambda size: size[0] * size[1])
 
 
 def _rewritten(data: bytes, directory: _Directory) -> bytes:
