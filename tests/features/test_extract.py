@@ -146,7 +146,7 @@ def test_what_cannot_be_read_is_listed_with_the_reason_and_left_out(tmp_path: Pa
     assert done.rows == 6
     found = unreadable(tmp_path / "out")
     assert [(each["position"], each["id"]) for each in found] == [(0, "a/000.jpg"), (4, "b/004.jpg"), (5, "b/007.jpg")]
-    assert "an HTML page is not a picture" in found[0]["reason"]
+    assert "an HTML page is not an image" in found[0]["reason"]
     assert "damaged" in found[2]["reason"]
     assert [row["position"] for row in rows(tmp_path / "out")] == [1, 2, 3, 6, 7, 8]
     assert [failure.id for failure in done.unreadable] == [each["id"] for each in found]

@@ -113,7 +113,7 @@ def test_a_broken_picture_is_reported_and_its_neighbours_stay(tmp_path, pictures
     report = build(pictures, tmp_path / "gallery", net)
     assert report.added == len(report.gallery) == 4
     assert [id for id, _ in report.unreadable] == ["cold/broken.jpg", "warm/cut.png"]
-    assert "is not a picture" in report.unreadable[0][1]
+    assert "is not an image" in report.unreadable[0][1]
 
 
 def test_a_picture_without_an_embedding_to_compare_is_reported_too(tmp_path, net):

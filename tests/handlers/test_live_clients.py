@@ -192,7 +192,7 @@ def test_our_own_client_reads_what_it_asked_for(live: Live) -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], bytes, dict[str, Any], int, str]] = {
     "params": ({}, PICTURE, {"topk": 0}, 422, "topk: input should be greater"),
-    "the picture": ({}, b"none", {}, 400, "is not a picture"),
+    "the picture": ({}, b"none", {}, 400, "is not an image"),
     "the model": ({"model": "nosuch"}, PICTURE, {}, 404, "Model not found: nosuch"),
     "the token": ({"key_file": None}, PICTURE, {}, 400, "Token Authorization failed"),
 }

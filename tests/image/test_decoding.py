@@ -160,12 +160,12 @@ def test_half_a_file_is_an_error_that_says_so(coffee, form):
         (b"https://example.org/cat.jpg", "web address"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
         (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
-        (b"\0\0\0\x18ftypmp42", "film"),
+        (b"\0\0\0\x18ftypmp42", "video"),
         (b"PK\x03\x04....", "ZIP"),
         (b"hello", "unknown kind"),
     ],
 )
-def test_what_is_no_picture_is_named(data, thing):
+def test_what_is_no_image_is_named(data, thing):
     with pytest.raises(ImageError, match=thing) as caught:
         decode(data)
     assert "JPEG, PNG, WebP, GIF, BMP or TIFF" in str(caught.value)
@@ -173,7 +173,7 @@ def test_what_is_no_picture_is_named(data, thing):
 
 def test_formats_beyond_the_six_are_not_opened(coffee):
     for form in ("ICO", "PPM", "TGA", "SGI", "PCX", "DDS", "JPEG2000"):
-        with pytest.raises(ImageError, match="is not a picture that can be read"):
+        with pytest.raises(ImageError, match="is not an image that can be read"):
             decode(saved(coffee, form))
 
 

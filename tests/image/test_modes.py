@@ -78,7 +78,7 @@ def test_whole_numbers_are_taken_as_sixteen_bit_and_refused_beyond():
         decode(tiff(np.array([[-1, 5]], np.int16)))
 
 
-def test_one_bit_grey_and_palette_pictures():
+def test_one_bit_grey_and_palette_images():
     bits = Image.fromarray(np.array([[0, 255, 255, 0]], np.uint8)).convert("1")
     assert grey(saved(bits, "PNG")) == grey(saved(bits, "BMP")) == [0, 255, 255, 0]
     assert grey(saved(bits, "TIFF", compression="group4")) == [0, 255, 255, 0]

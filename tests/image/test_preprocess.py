@@ -31,7 +31,7 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def by_torchvision(picture: Image.Image, spec: ModelSpec) -> torch.Tensor:
+def by_torchvision(image: Image.Image, spec: ModelSpec) -> torch.Tensor:
     return transforms.Compose(
         [
             transforms.Resize(spec.resize, MODES[spec.interpolation]),
@@ -39,7 +39,7 @@ def by_torchvision(picture: Image.Image, spec: ModelSpec) -> torch.Tensor:
             transforms.ToTensor(),
             transforms.Normalize(spec.mean, spec.std),
         ]
-    )(picture)
+    )(image)
 
 
 @pytest.mark.parametrize("interpolation", MODES)
@@ -49,32 +49,32 @@ def by_torchvision(picture: Image.Image, spec: ModelSpec) -> torch.Tensor:
      (4, 1000), (640, 481), (255, 999)],
 )  # fmt: skip
 def test_it_equals_torchvision_bit_for_bit(size, interpolation):
-    picture, options = noise(*size), spec(interpolation=interpolation)
-    prepared = prepare(picture, options)
-    np.testing.assert_array_equal(prepared.x_CHW, by_torchvision(picture, options).numpy())
+    image, options = noise(*size), spec(interpolation=interpolation)
+    prepared = prepare(image, options)
+    np.testing.assert_array_equal(prepared.x_CHW, by_torchvision(image, options).numpy())
     assert prepared.x_CHW.dtype == np.float32
     assert prepared.x_CHW.flags.c_contiguous
 
 
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (255, 224), (256, 227), (227, 227), (64, 63), (235, 224)])
 def test_odd_margins_are_rounded_as_torchvision_rounds_them(resize, crop):
-    picture, options = noise(431, 377), spec(resize=resize, crop=crop)
-    np.testing.assert_array_equal(prepare(picture, options).x_CHW, by_torchvision(picture, options).numpy())
+    image, options = noise(431, 377), spec(resize=resize, crop=crop)
+    np.testing.assert_array_equal(prepare(image, options).x_CHW, by_torchvision(image, options).numpy())
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("size", [(6000, 8), (8, 6000)])
 def test_the_middle_of_a_ribbon_equals_torchvision_within_a_level(size, interpolation):
-    picture, options = noise(*size), spec(interpolation=interpolation)  # 192000 x 256 when resized
-    expected = denormalise(by_torchvision(picture, options).numpy(), options)
-    difference = prepare(picture, options).view_HWC.astype(int) - expected
+    image, options = noise(*size), spec(interpolation=interpolation)  # 192000 x 256 when resized
+    expected = denormalise(by_torchvision(image, options).numpy(), options)
+    difference = prepare(image, options).view_HWC.astype(int) - expected
     assert np.abs(difference).max() <= 1  # filter weights from float32 coordinates
 
 
 @pytest.mark.parametrize("size", [(20000, 2), (3, 16_000_000)])
 def test_long_ribbons_take_no_more_memory_than_they_have(size):
-    picture = Image.new("RGB", size, (10, 20, 30))  # in full they would take 2.6 GB and 1.4 TB
-    assert (prepare(picture, spec()).view_HWC == (10, 20, 30)).all()
+    image = Image.new("RGB", size, (10, 20, 30))  # in full they would take 2.6 GB and 1.4 TB
+    assert (prepare(image, spec()).view_HWC == (10, 20, 30)).all()
 
 
 def test_the_box_says_what_part_of_the_original_is_seen():
@@ -84,11 +84,11 @@ def test_the_box_says_what_part_of_the_original_is_seen():
 
 
 def test_pixels_at_the_boxs_corners_are_at_the_views_corners():
-    picture = Image.new("RGB", (600, 400), "black")
-    left, top, right, bottom = prepare(picture, spec()).box
-    picture.paste("red", (round(left), round(top), round(left) + 20, round(top) + 20))
-    picture.paste("blue", (round(right) - 20, round(bottom) - 20, round(right), round(bottom)))
-    view_HWC = prepare(picture, spec()).view_HWC
+    image = Image.new("RGB", (600, 400), "black")
+    left, top, right, bottom = prepare(image, spec()).box
+    image.paste("red", (round(left), round(top), round(left) + 20, round(top) + 20))
+    image.paste("blue", (round(right) - 20, round(bottom) - 20, round(right), round(bottom)))
+    view_HWC = prepare(image, spec()).view_HWC
     assert view_HWC[3, 3].tolist() == [255, 0, 0]
     assert view_HWC[-4, -4].tolist() == [0, 0, 255]
 
@@ -139,8 +139,8 @@ def test_png_keeps_every_pixel_and_jpeg_comes_close():
 
 @pytest.mark.parametrize("size", [(300, 100), (100, 300)])
 def test_a_thumbnail_is_the_centre_square(size):
-    picture = Image.new("RGB", size, "red")
-    picture.paste("blue", (size[0] // 2 - 50, size[1] // 2 - 50, size[0] // 2 + 50, size[1] // 2 + 50))
-    small = Image.open(io.BytesIO(thumbnail(picture, side=40)))
+    image = Image.new("RGB", size, "red")
+    image.paste("blue", (size[0] // 2 - 50, size[1] // 2 - 50, size[0] // 2 + 50, size[1] // 2 + 50))
+    small = Image.open(io.BytesIO(thumbnail(image, side=40)))
     assert (small.format, small.size) == ("JPEG", (40, 40))
     np.testing.assert_allclose(np.asarray(small)[..., 2], 254, atol=2)  # JPEG's blue

@@ -103,7 +103,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
     "instances is no list": ({"instances": {"b64": TEXTS[0]}}, 422, "instances", "valid list"),
     "an instance of nothing": ({"instances": [TEXTS[0], {}]}, 422, "instances.1.data", "required"),
     "an instance with other keys": ({"instances": [{"data": TEXTS[0], "x": 1}]}, 422, "instances.0.x", "not permitted"),
-    "an instance that is no picture": ({"instances": [TEXTS[0], "aGVsbG8="]}, 400, "instances.1", "not a picture"),
+    "an instance that is no picture": ({"instances": [TEXTS[0], "aGVsbG8="]}, 400, "instances.1", "not an image"),
     "bad params of one": (
         {"instances": [TEXTS[0], {"data": TEXTS[1], "params": {"topk": 0}}]},
         422,
