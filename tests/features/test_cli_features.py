@@ -1,4 +1,4 @@
-"""``convlens features`` as a user meets it: real model, real pictures, real files."""
+"""``convlens features`` as a user meets it: real model, real images, real files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_features_of_a_list_are_those_of_the_model(tmp_path: Path) -> None:
     assert "is finished already" in again.exception.message
 
 
-def test_no_pictures_is_noticed_before_a_model_is_loaded(tmp_path: Path) -> None:
+def test_no_images_is_noticed_before_a_model_is_loaded(tmp_path: Path) -> None:
     found = in_process("features", tmp_path, "-o", tmp_path / "out", "--model", "no such model")
     assert isinstance(found.exception, RequestError)
     assert "no images in" in found.exception.message

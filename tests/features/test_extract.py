@@ -85,7 +85,7 @@ def test_each_row_says_what_the_file_was_and_what_the_model_took_it_for(tmp_path
     }
 
 
-def test_features_are_those_of_plain_torch_picture_by_picture(tmp_path: Path) -> None:
+def test_features_are_those_of_plain_torch_image_by_image(tmp_path: Path) -> None:
     folder, net = photographs(tmp_path / "pictures", 11), mixed()
     extraction(folder, tmp_path / "out")
     as_torchvision = transforms.Compose(
@@ -99,8 +99,8 @@ def test_features_are_those_of_plain_torch_picture_by_picture(tmp_path: Path) ->
     seen: list[np.ndarray] = []
     net.module.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()[0]))
     for path in sorted(folder.rglob("*.jpg")):
-        with Image.open(path) as picture, torch.no_grad():
-            net.module(as_torchvision(picture)[None])
+        with Image.open(path) as image, torch.no_grad():
+            net.module(as_torchvision(image)[None])
     # Convolutions may add in another order in a batch, and with channels last.
     np.testing.assert_allclose(
         np.load(tmp_path / "out" / "features.npy"), np.stack(seen), rtol=0, atol=1e-5 * np.abs(seen).max()
@@ -152,7 +152,7 @@ def test_what_cannot_be_read_is_listed_with_the_reason_and_left_out(tmp_path: Pa
     assert [failure.id for failure in done.unreadable] == [each["id"] for each in found]
 
 
-def test_pictures_that_come_after_an_unreadable_one_keep_their_own_features(tmp_path: Path) -> None:
+def test_images_that_come_after_an_unreadable_one_keep_their_own_features(tmp_path: Path) -> None:
     whole = photographs(tmp_path / "whole", 9)
     some = photographs(tmp_path / "some", 9, broken=(0, 4))
     extraction(whole, tmp_path / "a")
@@ -160,12 +160,12 @@ def test_pictures_that_come_after_an_unreadable_one_keep_their_own_features(tmp_
     expected = {row["id"]: n for n, row in enumerate(rows(tmp_path / "a"))}
     all_ND, some_ND = (np.load(tmp_path / name / "features.npy") for name in "ab")
     for n, row in enumerate(rows(tmp_path / "b")):
-        # other pictures in the batch, so float32 may add in another order
+        # other images in the batch, so float32 may add in another order
         np.testing.assert_allclose(some_ND[n], all_ND[expected[row["id"]]], atol=1e-5 * np.abs(all_ND).max())
 
 
 class Inverse(MeanColour):
-    """The embedding is 1 / (2 + the mean colour): infinite in the channels that a picture lacks."""
+    """The embedding is 1 / (2 + the mean colour): infinite in the channels that an image lacks."""
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         return self.head(1 / (2 + self.first(x_NCHW).mean((2, 3))))
@@ -179,7 +179,7 @@ def test_features_that_are_not_finite_are_left_out_too(tmp_path: Path, colours: 
     np.testing.assert_allclose(np.load(tmp_path / "out" / "features.npy"), [[0.25, 0.25, 0.25]], atol=1e-6)
 
 
-def test_a_folder_without_one_readable_picture_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_folder_without_one_readable_image_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "pictures", 2, broken=(0, 1))
     with pytest.raises(RequestError, match=r"none of 2 images could be used; a/000\.jpg: an HTML page"):
         extraction(folder, tmp_path / "out")
@@ -213,7 +213,7 @@ def test_the_number_of_readers_changes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path / "1") == contents(tmp_path / "5")
 
 
-def test_progress_counts_every_picture_from_where_it_begins(tmp_path: Path) -> None:
+def test_progress_counts_every_image_from_where_it_begins(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     folder = photographs(tmp_path / "pictures", 10, broken=(0,))
     extraction(folder, tmp_path / "out", on_step=lambda done, total: steps.append((done, total)))

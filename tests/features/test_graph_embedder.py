@@ -19,7 +19,7 @@ from convlens.gallery import Gallery, build
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photographs(tmp_path_factory.mktemp("graphs") / "pictures", 11, broken=(4,))
 
 
@@ -39,9 +39,9 @@ def graphs(tmp_path_factory: pytest.TempPathFactory, exported: GraphCache) -> Pa
 
 
 @pytest.fixture(scope="module")
-def in_torch(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+def in_torch(images: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     out = tmp_path_factory.mktemp("torch") / "out"
-    extraction(pictures, out)
+    extraction(images, out)
     return np.load(out / "features.npy")
 
 
@@ -51,9 +51,9 @@ def embedder(graph: Path) -> Embedder:
 
 @pytest.mark.parametrize("name", ["floats", "bytes", "bound"])
 def test_a_graph_gives_torchs_features(
-    tmp_path: Path, pictures: Path, graphs: Path, in_torch: np.ndarray, name: str
+    tmp_path: Path, images: Path, graphs: Path, in_torch: np.ndarray, name: str
 ) -> None:
-    done = extraction(pictures, tmp_path / "out", embedder(graphs / f"{name}.onnx"))
+    done = extraction(images, tmp_path / "out", embedder(graphs / f"{name}.onnx"))
     assert done.rows == 10
     found = np.load(tmp_path / "out" / "features.npy")
     # float32 sums in another order
@@ -62,8 +62,8 @@ def test_a_graph_gives_torchs_features(
     assert said["runtime"] == "onnxruntime:CPUExecutionProvider"
 
 
-def test_a_graph_of_another_size_gets_pictures_of_that_size(tmp_path: Path, pictures: Path, graphs: Path) -> None:
-    extraction(pictures, tmp_path / "out", embedder(graphs / "larger.onnx"))
+def test_a_graph_of_another_size_gets_images_of_that_size(tmp_path: Path, images: Path, graphs: Path) -> None:
+    extraction(images, tmp_path / "out", embedder(graphs / "larger.onnx"))
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["crop"] == 16
 
 
@@ -82,16 +82,16 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
         embedder(tmp_path / "missing.onnx")
 
 
-def test_a_graph_does_not_go_on_with_what_torch_began(tmp_path: Path, pictures: Path, graphs: Path) -> None:
-    interrupted(pictures, tmp_path / "out", after=5)
+def test_a_graph_does_not_go_on_with_what_torch_began(tmp_path: Path, images: Path, graphs: Path) -> None:
+    interrupted(images, tmp_path / "out", after=5)
     with pytest.raises(RequestError, match="runtime was torch and is onnxruntime:CPUExecutionProvider"):
-        extraction(pictures, tmp_path / "out", embedder(graphs / "floats.onnx"))
+        extraction(images, tmp_path / "out", embedder(graphs / "floats.onnx"))
 
 
 def test_a_gallery_filled_by_the_graph_is_the_gallery_filled_by_torch(
-    tmp_path: Path, pictures: Path, graphs: Path, in_torch: np.ndarray
+    tmp_path: Path, images: Path, graphs: Path, in_torch: np.ndarray
 ) -> None:
-    report = build(pictures, tmp_path / "gallery", mixed(), graph=graphs / "bytes.onnx", feature_space="raw")
+    report = build(images, tmp_path / "gallery", mixed(), graph=graphs / "bytes.onnx", feature_space="raw")
     assert (report.added, [id for id, _ in report.unreadable]) == (10, ["b/004.jpg"])
     gallery = Gallery.open(tmp_path / "gallery")
     expected = np.linalg.norm(in_torch[3] - in_torch, axis=1)
@@ -100,9 +100,9 @@ def test_a_gallery_filled_by_the_graph_is_the_gallery_filled_by_torch(
     np.testing.assert_allclose([each.distance for each in found], sorted(expected), atol=1e-5 * np.abs(in_torch).max())
 
 
-def test_a_gallery_refuses_a_graph_that_sees_other_pictures(tmp_path: Path, pictures: Path, graphs: Path) -> None:
+def test_a_gallery_refuses_a_graph_that_sees_other_images(tmp_path: Path, images: Path, graphs: Path) -> None:
     with pytest.raises(GalleryError, match=r"crop=16.* sees images otherwise than test:net \(crop=12"):
-        build(pictures, tmp_path / "gallery", mixed(), graph=graphs / "larger.onnx")
+        build(images, tmp_path / "gallery", mixed(), graph=graphs / "larger.onnx")
 
 
 def test_a_gallery_and_a_server_load_no_parquet() -> None:

@@ -1,4 +1,4 @@
-"""Reading while embedding: in order, and never more pictures at a time than were meant."""
+"""Reading while embedding: in order, and never more images at a time than were meant."""
 
 from __future__ import annotations
 

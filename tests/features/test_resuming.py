@@ -20,7 +20,7 @@ FORMATS = ("npy", "safetensors")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return photographs(tmp_path_factory.mktemp("resuming") / "pictures", 30, broken=(0, 10, 11, 12, 13, 29))
 
 
@@ -29,38 +29,38 @@ def journal_of(out: Path) -> Path:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_run_that_broke_off_goes_on_and_ends_the_same(tmp_path: Path, pictures: Path, format: str) -> None:
-    extraction(pictures, tmp_path / "whole", format=format, shard_rows=7)
-    interrupted(pictures, tmp_path / "broken", after=14, format=format, shard_rows=7)
+def test_a_run_that_broke_off_goes_on_and_ends_the_same(tmp_path: Path, images: Path, format: str) -> None:
+    extraction(images, tmp_path / "whole", format=format, shard_rows=7)
+    interrupted(images, tmp_path / "broken", after=14, format=format, shard_rows=7)
     assert not (tmp_path / "broken" / "manifest.json").exists()
-    done = extraction(pictures, tmp_path / "broken", format=format, shard_rows=7)
+    done = extraction(images, tmp_path / "broken", format=format, shard_rows=7)
     assert done.resumed >= 10
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
     assert len(done.unreadable) == 6
 
 
-def test_only_what_was_not_done_is_embedded_again(tmp_path: Path, pictures: Path) -> None:
-    interrupted(pictures, tmp_path / "out", after=14)
+def test_only_what_was_not_done_is_embedded_again(tmp_path: Path, images: Path) -> None:
+    interrupted(images, tmp_path / "out", after=14)
     net = mixed()
     counts: list[int] = []
     net.module.first.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
-    done = extraction(pictures, tmp_path / "out", torch_embedder(net, batch=4))
+    done = extraction(images, tmp_path / "out", torch_embedder(net, batch=4))
     assert done.rows == 24
     assert counts == [4, 4, 4]  # as many had been committed
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_journal_cut_anywhere_costs_a_batch_and_no_bit(tmp_path: Path, pictures: Path, format: str) -> None:
-    extraction(pictures, tmp_path / "whole", format=format, shard_rows=7)
+def test_a_journal_cut_anywhere_costs_a_batch_and_no_bit(tmp_path: Path, images: Path, format: str) -> None:
+    extraction(images, tmp_path / "whole", format=format, shard_rows=7)
     expected = contents(tmp_path / "whole")
-    interrupted(pictures, tmp_path / "begun", after=20, format=format, shard_rows=7)
+    interrupted(images, tmp_path / "begun", after=20, format=format, shard_rows=7)
     begun, size = contents(tmp_path / "begun"), journal_of(tmp_path / "begun").stat().st_size
     for kept in (0, 1, *range(size // 7, size, size // 7), size - 1):
         out = tmp_path / f"cut {kept}"
         for name, data in begun.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_bytes(data[:kept] if name.endswith("journal.jsonl") else data)
-        extraction(pictures, out, format=format, shard_rows=7)
+        extraction(images, out, format=format, shard_rows=7)
         assert contents(out) == expected, f"{kept} of {size} bytes"
 
 
@@ -120,9 +120,9 @@ print(step, sorted(resumed))
 
 @pytest.mark.parametrize(("format", "over"), [("npy", "over"), ("safetensors", "nothing")])
 def test_killed_at_any_step_and_begun_again_it_writes_the_same_bytes(tmp_path: Path, format: str, over: str) -> None:
-    pictures = photographs(tmp_path / "pictures", 7, broken=(3,))
+    images = photographs(tmp_path / "pictures", 7, broken=(3,))
     done = subprocess.run(
-        [sys.executable, "-c", EVERY_STEP, str(pictures), str(tmp_path / "outs"), format, over],
+        [sys.executable, "-c", EVERY_STEP, str(images), str(tmp_path / "outs"), format, over],
         cwd=SUPPORT,
         env={"PYTHONPATH": f"{SUPPORT}:{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -137,12 +137,12 @@ def test_killed_at_any_step_and_begun_again_it_writes_the_same_bytes(tmp_path: P
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_killed_again_and_again_at_random_moments_it_ends_the_same(tmp_path: Path, pictures: Path, format: str) -> None:
+def test_killed_again_and_again_at_random_moments_it_ends_the_same(tmp_path: Path, images: Path, format: str) -> None:
     chance = random.Random(1)
-    whole = in_a_process(pictures, tmp_path / "whole", format, 0)
+    whole = in_a_process(images, tmp_path / "whole", format, 0)
     assert whole.communicate(timeout=120)[0].endswith("resumed 0\n")
     for _ in range(2):
-        run = in_a_process(pictures, tmp_path / "killed", format, 0.1)
+        run = in_a_process(images, tmp_path / "killed", format, 0.1)
         assert run.stdout is not None
         run.stdout.readline()  # the work begins
         time.sleep(chance.uniform(0.05, 0.25))
@@ -150,7 +150,7 @@ def test_killed_again_and_again_at_random_moments_it_ends_the_same(tmp_path: Pat
         assert run.wait(timeout=30) == -signal.SIGKILL
         run.stdout.close()
     assert not (tmp_path / "killed" / "manifest.json").exists()
-    last = in_a_process(pictures, tmp_path / "killed", format, 0)
+    last = in_a_process(images, tmp_path / "killed", format, 0)
     assert int(last.communicate(timeout=120)[0].split()[-1]) > 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     positions = pq.read_table(tmp_path / "killed" / "manifest.parquet")["position"].to_pylist()
@@ -165,16 +165,16 @@ def test_killed_again_and_again_at_random_moments_it_ends_the_same(tmp_path: Pat
         ({"embedder": torch_embedder(mixed(1), batch=4)}, f"weights_sha256 was {0:064d} and is {1:064d}"),
     ],
 )
-def test_other_settings_are_refused_by_name(tmp_path: Path, pictures: Path, changed: dict, says: str) -> None:
-    interrupted(pictures, tmp_path / "out", after=5)
+def test_other_settings_are_refused_by_name(tmp_path: Path, images: Path, changed: dict, says: str) -> None:
+    interrupted(images, tmp_path / "out", after=5)
     before = contents(tmp_path / "out")
     with pytest.raises(RequestError, match=f"begun with other settings: .*{says}"):
-        extraction(pictures, tmp_path / "out", **changed)
+        extraction(images, tmp_path / "out", **changed)
     assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("change", ["one more", "another size"])
-def test_other_pictures_are_refused_too(tmp_path: Path, change: str) -> None:
+def test_other_images_are_refused_too(tmp_path: Path, change: str) -> None:
     folder = photographs(tmp_path / "pictures", 9)
     interrupted(folder, tmp_path / "out", after=5)
     target = folder / "c" / "zzz.jpg" if change == "one more" else folder / "a" / "000.jpg"
@@ -183,26 +183,26 @@ def test_other_pictures_are_refused_too(tmp_path: Path, change: str) -> None:
         extraction(folder, tmp_path / "out")
 
 
-def test_a_finished_folder_says_so_and_stays(tmp_path: Path, pictures: Path) -> None:
-    extraction(pictures, tmp_path / "out")
+def test_a_finished_folder_says_so_and_stays(tmp_path: Path, images: Path) -> None:
+    extraction(images, tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(RequestError, match="is finished already; choose a new folder, or --overwrite"):
-        extraction(pictures, tmp_path / "out")
+        extraction(images, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
 
-def test_overwriting_replaces_the_old_result_only_when_the_new_one_is_complete(tmp_path: Path, pictures: Path) -> None:
-    extraction(pictures, tmp_path / "out", format="safetensors", shard_rows=7)
+def test_overwriting_replaces_the_old_result_only_when_the_new_one_is_complete(tmp_path: Path, images: Path) -> None:
+    extraction(images, tmp_path / "out", format="safetensors", shard_rows=7)
     before = contents(tmp_path / "out")
-    interrupted(pictures, tmp_path / "out", after=14, overwrite=True)
+    interrupted(images, tmp_path / "out", after=14, overwrite=True)
     assert {name: contents(tmp_path / "out")[name] for name in before} == before
-    assert extraction(pictures, tmp_path / "out", overwrite=True).resumed >= 10  # the same command goes on
-    extraction(pictures, tmp_path / "fresh")
+    assert extraction(images, tmp_path / "out", overwrite=True).resumed >= 10  # the same command goes on
+    extraction(images, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-def test_overwriting_drops_what_other_settings_began(tmp_path: Path, pictures: Path) -> None:
-    interrupted(pictures, tmp_path / "out", after=14, batch=3)
-    assert extraction(pictures, tmp_path / "out", overwrite=True).resumed == 0
-    extraction(pictures, tmp_path / "fresh")
+def test_overwriting_drops_what_other_settings_began(tmp_path: Path, images: Path) -> None:
+    interrupted(images, tmp_path / "out", after=14, batch=3)
+    assert extraction(images, tmp_path / "out", overwrite=True).resumed == 0
+    extraction(images, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")

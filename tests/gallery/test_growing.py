@@ -43,7 +43,7 @@ def test_adding_gives_what_building_both_would_have_given(tmp_path: Path) -> Non
     assert not (tmp_path / "grown" / EXTRACTION).exists()
 
 
-def test_a_picture_that_is_there_already_is_refused_or_replaced(tmp_path: Path) -> None:
+def test_an_image_that_is_there_already_is_refused_or_replaced(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "pictures", 7)
     build(folder, tmp_path / "gallery", mixed(), batch=4)
     before = contents(tmp_path / "gallery")

@@ -77,7 +77,7 @@ def test_a_damaged_index_is_noticed_when_the_gallery_is_opened(tmp_path, damage:
         Gallery.open(tmp_path)
 
 
-def test_the_kind_goes_by_size_and_too_few_pictures_are_refused() -> None:
+def test_the_kind_goes_by_size_and_too_few_images_are_refused() -> None:
     sizes = {1: "exact", 49_999: "exact", 50_000: "hnsw", 299_999: "hnsw", 300_000: "ivfpq", 10**7: "ivfpq"}
     assert {count: kind_for("auto", count) for count in sizes} == sizes
     assert kind_for("exact", 10**7) == "exact"

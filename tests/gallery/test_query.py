@@ -66,7 +66,7 @@ def test_equal_distances_come_in_the_order_of_the_gallery(tmp_path):
     assert distances.tolist() == [[1, 1, 1, 1, 1, 5, 5]]
 
 
-def test_a_thousand_copies_of_one_picture_still_come_in_the_order_of_the_gallery(tmp_path):
+def test_a_thousand_copies_of_one_image_still_come_in_the_order_of_the_gallery(tmp_path):
     vectors = np.repeat([[3.0, 4.0]], 1000, axis=0)
     vectors[0] = 9
     assert found(make(tmp_path, vectors), [[0.0, 0.0]], 5)[0] == [[1, 2, 3, 4, 5]]

@@ -53,17 +53,17 @@ def test_what_is_no_job_is_refused(given: dict[str, Any], field: str | None, sai
     assert caught.value.field == field
 
 
-def test_the_identity_is_that_of_options_weights_and_pictures(tmp_path: Path) -> None:
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"one")
-    job = Quilt(source=str(picture))
+def test_the_identity_is_that_of_options_weights_and_images(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    image.write_bytes(b"one")
+    job = Quilt(source=str(image))
     first = identity(job, "w")
-    assert identity(Quilt(source=str(picture)), "w") == first
-    assert identity(Quilt(source=str(picture), seed=1), "w") != first
+    assert identity(Quilt(source=str(image)), "w") == first
+    assert identity(Quilt(source=str(image), seed=1), "w") != first
     assert identity(job, "v") != first
-    picture.write_bytes(b"two")
+    image.write_bytes(b"two")
     assert identity(job, "w") != first
-    picture.unlink()
+    image.unlink()
     with pytest.raises(JobError, match="cannot read"):
         identity(job, "w")
 

@@ -35,11 +35,11 @@ def entries(tmp_path: Path) -> list[Entry]:
 
 
 def test_a_batch_over_two_workers_ends_as_one_after_another(entries: list[Entry], tmp_path: Path) -> None:
-    ended = run_batch_on("local", entries, tmp_path / "spread", device="cpu", workers=2)
+    results = run_batch_on("local", entries, tmp_path / "spread", device="cpu", workers=2)
     run_batch(entries, tmp_path / "alone", device="cpu")
-    assert [one.name for one in ended] == [entry.name for entry in entries]
-    assert [bool(one.error) for one in ended] == [False, False, False, True]
-    assert "larger than the source" in ended[-1].error
+    assert [one.name for one in results] == [entry.name for entry in entries]
+    assert [bool(one.error) for one in results] == [False, False, False, True]
+    assert "larger than the source" in results[-1].error
     for entry in entries[:-1]:
         for name in ("texture.png", "losses.jsonl"):
             there, here = (tmp_path / where / entry.name / name for where in ("spread", "alone"))
@@ -54,9 +54,9 @@ def test_a_cluster_that_is_not_there_is_told(entries: list[Entry], tmp_path: Pat
 
 
 def test_extraction_over_two_workers_is_one_process_s(tmp_path: Path) -> None:
-    """With a picture that cannot be read, and after it was cut short; features to the last bits of float32."""
-    pictures = photographs(tmp_path / "pictures", 30, broken=(3, 17))
-    files = find_images([pictures])
+    """With an image that cannot be read, and after it was cut short; features to the last bits of float32."""
+    images = photographs(tmp_path / "pictures", 30, broken=(3, 17))
+    files = find_images([images])
     model = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
     embedder = open_embedder(load(model, device="cpu"), None, batch=4)
     alone = extract(files, tmp_path / "alone", embedder, batch=4)

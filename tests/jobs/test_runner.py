@@ -298,7 +298,7 @@ def test_other_jobs_other_things_and_files_are_refused(tmp_path: Path, source: s
         run_job(Descent(), foreign / "letter.txt")
 
 
-def test_a_changed_picture_does_not_go_on(tmp_path: Path, source: str) -> None:
+def test_a_changed_image_does_not_go_on(tmp_path: Path, source: str) -> None:
     out = tmp_path / "out"
     chosen = EfrosLeung(source=source, source_side=16, height=20, width=20, window=5)
     with pytest.raises(KeyboardInterrupt):
@@ -386,10 +386,10 @@ def test_a_batch_goes_on_after_a_failure_and_skips_what_is_done(tmp_path: Path, 
         Entry("wild", Descent(rate=1e12, steps=50)),
         Entry("also", Descent(seed=2)),
     ]
-    ended = run_batch(entries, tmp_path / "out")
-    assert [bool(one.error) for one in ended] == [False, True, True, False]
-    assert "larger than the source" in ended[1].error
-    assert "lower rate" in ended[2].error
+    results = run_batch(entries, tmp_path / "out")
+    assert [bool(one.error) for one in results] == [False, True, True, False]
+    assert "larger than the source" in results[1].error
+    assert "lower rate" in results[2].error
     stamp = (tmp_path / "out" / "good" / "manifest.json").stat().st_mtime_ns
     run_batch(entries, tmp_path / "out")
     assert (tmp_path / "out" / "good" / "manifest.json").stat().st_mtime_ns == stamp
