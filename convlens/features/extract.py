@@ -103,6 +103,7 @@ def extract(
             if last.next < len(files):
                 run.embed_from(last)
             return run.finish(settings, last.next)
+    # A full disk shows only when something is written, which may be anywhere above.
     except OSError as error:
         raise ConvLensError(
             f"{out} cannot be written ({error.strerror or error}); make room, or choose another folder. What was done "

@@ -95,6 +95,7 @@ class RowFiles:
         """Write rows, which are safe on disk only after ``sync``."""
         while len(features_ND):
             number, at = self._layout.place(self.rows)
+            # Rows may cross into the next shard.
             room = self._layout.rows - at if self._layout.rows else len(features_ND)
             self._file(number).write(features_ND[:room].astype("<f4", copy=False).tobytes())
             self.rows += min(room, len(features_ND))

@@ -115,6 +115,7 @@ def _sample(features_ND: Floats, most: int) -> Floats:
 
 def _fill(index: Any, features_ND: Floats) -> None:
     for first in range(0, len(features_ND), _CHUNK):
+        # faiss takes contiguous float32 only; a chunk of a mapped file becomes that here.
         index.add(np.ascontiguousarray(features_ND[first : first + _CHUNK], np.float32))
 
 

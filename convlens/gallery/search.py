@@ -152,7 +152,7 @@ class IndexedSearch:
     def _opened(self) -> Any:
         with self._lock:
             if self._index is None:
-                import faiss
+                import faiss  # only now: opening a gallery must not load it
 
                 mapped = faiss.IO_FLAG_MMAP if self._record.kind == "ivfpq" else 0
                 # faiss maps inverted lists, of which HNSW has none.

@@ -35,6 +35,7 @@ def to_feature_space(vectors_ND: Floats, space: FeatureSpace) -> NDArray[np.floa
 
 def find_flaws(vectors_ND: Floats, space: FeatureSpace) -> dict[int, str]:
     """Row -> why it cannot be compared, for those rows that cannot."""
+    # In float64, where the square of no float32 overflows.
     norm_N = np.linalg.norm(np.asarray(vectors_ND, dtype=np.float64), axis=1)
     flaws = {int(n): _BROKEN for n in np.flatnonzero(~(norm_N <= _LARGEST_NORM))}  # not >, which NaN would pass
     if space == "unit":

@@ -128,6 +128,7 @@ def _refusal(path: Path, reason: str) -> GalleryError:
 
 
 def _library_versions() -> dict[str, str]:
+    # For a person who looks into the manifest; nothing depends on them.
     return {"convlens": _version("convlens"), "numpy": np.__version__, "faiss": _version("faiss-cpu")}
 
 

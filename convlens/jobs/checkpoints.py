@@ -24,6 +24,7 @@ _HASH_BYTES = 64
 
 def save(out: Path, done: int, state: State) -> None:
     """Write the state after ``done`` steps, then remove all but the last two."""
+    # To memory first, because the hash stands before the data.
     memory = io.BytesIO()
     torch.save(state, memory)
     data = memory.getvalue()

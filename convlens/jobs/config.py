@@ -21,6 +21,7 @@ _UNION_BRANCHES = ("int", "str", "float", "bool")
 
 def to_mapping(job: Job) -> dict[str, Any]:
     """``kind`` and every option; tuples become lists."""
+    # By way of JSON, so that a description equals what YAML gives back.
     values: dict[str, Any] = json.loads(json.dumps(asdict(job)))
     return {"kind": job.kind, **values}
 
@@ -59,6 +60,7 @@ def identity(job: Job, weights_sha256: str) -> str:
 
     Raises JobError for an input that cannot be read.
     """
+    # Sorted, so that the order in which a job's class lists its options does not matter.
     parts = [json.dumps(to_mapping(job), sort_keys=True), weights_sha256]
     for path in job.inputs():
         try:

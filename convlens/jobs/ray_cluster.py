@@ -121,6 +121,7 @@ class _EmbeddingActor:
 
     def embed(self, files: Sequence[tuple[str, Path]], batch: int, thumbnail_side: int) -> EmbeddedBatch:
         embedder = open_embedder(self._classifier, self._graph, batch=batch)
+        # One reader, because ray gives an actor one core.
         return join_batches(embed_files(files, embedder, batch=batch, workers=1, thumbnail_side=thumbnail_side))
 
 
@@ -137,7 +138,9 @@ def _run_entry(description: dict[str, Any], name: str, out: str, device: str, vi
 
 def _run_tasks(ray: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], device: str) -> list[Any]:
     """The results of all calls in order; an error of ray's as a value."""
+    # The cluster is asked for GPUs: this machine need not have what its workers have.
     gpus = 1 if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0
+    # No retries: what killed one worker, such as too little memory, would kill the next.
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(function)
     results: list[Any] = []
     for reference in [remote.remote(*task) for task in tasks]:

@@ -148,6 +148,7 @@ def _deterministic(classifier: Classifier | None) -> Iterator[None]:
     if classifier is None or classifier.device.type != "cuda":
         yield
         return
+    # benchmark would choose the algorithm by its time, which differs from run to run.
     flags: Any = torch.backends.cudnn
     with flags.flags(enabled=True, benchmark=False, deterministic=True):
         yield
