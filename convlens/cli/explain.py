@@ -133,7 +133,7 @@ def _explain_batch(
     replies = engine.run(list(requests.values()), on_step=on_step)
     for (path, request), reply in zip(requests.items(), replies, strict=True):
         if isinstance(reply, Reply):
-            view_HWC = image.prepare(request.picture, engine.model.spec).view_HWC
+            view_HWC = image.prepare(request.image, engine.model.spec).view_HWC
             yield path, ImageResult(path.name, image.encode_png(view_HWC), reply, params)
         else:
             yield path, reply

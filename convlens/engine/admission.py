@@ -85,7 +85,7 @@ class AdmissionController:
         long only because the request has waited.
         """
         limit_s, allowed_s = self._options.max_seconds, deadline.allowed_s
-        pixels = request.picture.width * request.picture.height
+        pixels = request.image.width * request.image.height
         seconds = self.seconds(calls, request.params, pixels)
         # An estimate that refuses must be fresh. Otherwise one busy moment would refuse for ever: what is refused is
         # not run, so its estimate is not corrected either.

@@ -124,12 +124,12 @@ class Engine:
         calls = [with_target(call, self.model) for call in calls]
         self._admission.require_cost(calls)
         seconds = self._admission.require_seconds(request, deadline, calls) if timed else 0.0
-        prepared = image.prepare(request.picture, spec)
-        placement = Placement(request.picture.size, prepared.box)
+        prepared = image.prepare(request.image, spec)
+        placement = Placement(request.image.size, prepared.box)
         row = Row(request, deadline, calls, seconds, prepared.x_CHW, prepared.view_HWC, placement)
         row.warnings += [*([deadline.warning] if deadline.warning else []), *warnings]
-        if min(request.picture.size) < spec.crop:
-            size = "×".join(map(str, request.picture.size))
+        if min(request.image.size) < spec.crop:
+            size = "×".join(map(str, request.image.size))
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
         return row
 

@@ -51,7 +51,7 @@ def _overlay(row: Row, attribution: Attribution, drawing: Drawing) -> Bytes8:
     # Smoothed first: sigma is in pixels of the model's grid.
     smooth_HW = visualization.smoothed(map_HW, sigma=sigma)
     placed_HW = visualization.place_in_image(smooth_HW[None], size=row.placement.size, box=row.placement.box)[0]
-    return visualization.overlay(np.asarray(row.request.picture), placed_HW, signed=signed)
+    return visualization.overlay(np.asarray(row.request.image), placed_HW, signed=signed)
 
 
 def _heatmap(attribution: Attribution, drawing: Drawing) -> Bytes8:

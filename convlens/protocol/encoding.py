@@ -21,9 +21,6 @@ from convlens.protocol.requests import ApiRequest
 from convlens.protocol.responses import ReplyBody, dumps
 from convlens.types import Floats, Reply
 
-# Makes a file of named arrays and the reply's JSON.
-PackFile = Callable[[Mapping[str, Floats], str], bytes]
-
 
 @dataclass(frozen=True)
 class ApiResponse:
@@ -41,31 +38,29 @@ def encode_response(call: ApiRequest, replies: Sequence[Reply]) -> ApiResponse:
     first, params = replies[0], call.requests[0].params
     if call.media == PNG:
         return ApiResponse(_only_image(first), PNG)
-    if call.media == SAFETENSORS:
-        return ApiResponse(encode_file(first, params, safetensors_file), SAFETENSORS)
-    if call.media == NPZ:
-        return ApiResponse(encode_file(first, params, npz_file), NPZ)
+    if call.media in _PACK:
+        return ApiResponse(encode_file(first, params, call.media), call.media)
     bodies = [
         ReplyBody.from_reply(reply, request.params) for reply, request in zip(replies, call.requests, strict=True)
     ]
     return ApiResponse(dumps(call.envelope.wrap(bodies).json_object()), JSON)
 
 
-def encode_file(reply: Reply, params: Params, pack: PackFile) -> bytes:
-    """The reply's maps, in the dtype, reduction and size that the request asked for, packed into one file."""
+def encode_file(reply: Reply, params: Params, media: Media) -> bytes:
+    """The reply's maps, in the dtype, reduction and size that the request asked for, as one file of this type."""
     arrays: dict[str, Floats] = {}
     body = ReplyBody.from_reply(reply, params, file=arrays)
-    return pack(arrays, dumps(body.json_object()))
+    return _PACK[media](arrays, dumps(body.json_object()))
 
 
-def safetensors_file(arrays: Mapping[str, Floats], reply: str) -> bytes:
+def _safetensors(arrays: Mapping[str, Floats], reply_json: str) -> bytes:
     """A safetensors file; the reply's JSON is the metadata entry ``reply``."""
     from safetensors.numpy import save  # on first use: a worker that nobody asks for such files does without
 
-    return bytes(save(dict(arrays), metadata={"reply": reply}))
+    return bytes(save(dict(arrays), metadata={"reply": reply_json}))
 
 
-def npz_file(arrays: Mapping[str, Floats], reply: str) -> bytes:
+def _npz(arrays: Mapping[str, Floats], reply_json: str) -> bytes:
     """What numpy.load reads: NAME.npy for each array, and reply.json, uncompressed. Same arrays, same bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -74,8 +69,11 @@ def npz_file(arrays: Mapping[str, Floats], reply: str) -> bytes:
             np.save(member, values, allow_pickle=False)
             # A ZipInfo has a fixed date, 1980; with writestr's current time equal replies would differ in their bytes.
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
-        archive.writestr(zipfile.ZipInfo("reply.json"), reply)
+        archive.writestr(zipfile.ZipInfo("reply.json"), reply_json)
     return file.getvalue()
+
+
+_PACK: Mapping[Media, Callable[[Mapping[str, Floats], str], bytes]] = {SAFETENSORS: _safetensors, NPZ: _npz}
 
 
 def reply_too_large(size: float, allowed: int, *, why: str = "") -> RequestError:

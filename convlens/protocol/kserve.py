@@ -23,7 +23,7 @@ _MAX_IMAGES = 16  # in one body
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 
 Version = Literal["", "v1", "v2"]
-OutputName = Literal["index", "label", "probability", "reply"]
+_OutputName = Literal["index", "label", "probability", "reply"]
 Body = TypeVar("Body", bound=BaseModel)
 
 
@@ -83,7 +83,7 @@ class V1Reply(ReplyModel):
 class V2Output(ReplyModel):
     """A tensor: index INT64, label BYTES, probability FP64 of shape (pictures, topk); reply BYTES (JSON text)."""
 
-    name: OutputName
+    name: _OutputName
     datatype: Literal["INT64", "BYTES", "FP64"]
     shape: list[int]
     data: list[int | float | str]
@@ -98,7 +98,7 @@ class V2Reply(ReplyModel):
     outputs: list[V2Output]
 
 
-_OUTPUTS: tuple[OutputName, ...] = get_args(OutputName)
+_OUTPUTS: tuple[_OutputName, ...] = get_args(_OutputName)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Envelope:
 
     version: Version = ""
     id: str = ""
-    outputs: tuple[OutputName, ...] = _OUTPUTS
+    outputs: tuple[_OutputName, ...] = _OUTPUTS
 
     def locate(self, error: ConvLensError, position: int) -> ConvLensError:
         """The error of one of several images, its field pointing at that image."""
@@ -144,12 +144,12 @@ NO_ENVELOPE = Envelope()
 
 
 def _tensor(
-    name: OutputName, datatype: Literal["INT64", "BYTES", "FP64"], shape: list[int], data: Sequence[int | float | str]
+    name: _OutputName, datatype: Literal["INT64", "BYTES", "FP64"], shape: list[int], data: Sequence[int | float | str]
 ) -> V2Output:
     return V2Output(name=name, datatype=datatype, shape=shape, data=list(data))
 
 
-def kserve_version(body: Mapping[str, Any]) -> Version:
+def _version(body: Mapping[str, Any]) -> Version:
     """The version whose body this is, empty for a body that is not KServe's."""
     if "instances" in body:
         return "v1"
@@ -161,7 +161,7 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
 
     A body that is not KServe's is its only image's, at no place. Raises RequestError.
     """
-    version = kserve_version(body)
+    version = _version(body)
     if not version:
         return NO_ENVELOPE, [("", dict(body))]
     if version == "v1":
@@ -189,7 +189,7 @@ def _instance_parts(instance: dict[str, Any] | str, shared: Mapping[str, Any]) -
     return {"data": instance, "params": dict(shared)}
 
 
-def _output_names(requested: list[dict[str, Any]] | None) -> tuple[OutputName, ...]:
+def _output_names(requested: list[dict[str, Any]] | None) -> tuple[_OutputName, ...]:
     if not requested:
         return _OUTPUTS
     names = [output.get("name") for output in requested]

@@ -31,7 +31,7 @@ class Request:
     ``sent_at`` is when the client sent it, in seconds since 1970, None where the client does not say.
     """
 
-    picture: Image.Image
+    image: Image.Image
     params: Params
     sent_at: float | None = None
 

@@ -161,7 +161,7 @@ def _require_one_image(params: Params, methods: Sequence[str]) -> None:
 
 def _original_bytes(request: Request, channels: Sequence[int]) -> float:
     """About the size of a reply with maps of so many channels each, in the size of the image itself."""
-    params, pixels = request.params, request.picture.width * request.picture.height
+    params, pixels = request.params, request.image.width * request.image.height
     base64 = 4 / 3 if params.accept == JSON else 1.0
     values = len(channels) if params.reduce != "none" else sum(channels)
     arrays = values * np.dtype(params.dtype).itemsize if "array" in params.output else 0.0

@@ -44,8 +44,8 @@ def setup() -> None:
     ours.setLevel(logging.INFO)
     logging.captureWarnings(True)  # they would go to standard error, where the server obeys markers as well
     for inherited in logging.getLogger().handlers:
-        if not isinstance(inherited.formatter, SanitisingFormatter):
-            inherited.setFormatter(SanitisingFormatter(inherited.formatter))
+        if not isinstance(inherited.formatter, _SanitisingFormatter):
+            inherited.setFormatter(_SanitisingFormatter(inherited.formatter))
 
 
 def log_request(record: RequestRecord, *, model: str, batch: int) -> None:
@@ -87,7 +87,7 @@ class JsonLineFormatter(logging.Formatter):
         return json.dumps(line, separators=(",", ":"), default=str)
 
 
-class SanitisingFormatter(logging.Formatter):
+class _SanitisingFormatter(logging.Formatter):
     """Another formatter's text, sanitised but for the server's own records."""
 
     def __init__(self, inner: logging.Formatter | None) -> None:

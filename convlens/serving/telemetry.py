@@ -38,7 +38,7 @@ HISTOGRAMS = {
 }
 
 
-class Instrument(Protocol):
+class _Instrument(Protocol):
     """A metric of the server's: its labels' names, and a value added under some values of them."""
 
     dimension_names: list[str]
@@ -53,7 +53,7 @@ class Telemetry:
     is not declared there, or with other labels, is left out and named once in the log.
     """
 
-    def __init__(self, cache: Mapping[Any, Mapping[str, Instrument]], model: str) -> None:
+    def __init__(self, cache: Mapping[Any, Mapping[str, _Instrument]], model: str) -> None:
         self._model = model
         declared = {str(getattr(kind, "value", kind)): metrics for kind, metrics in cache.items()}
         self._instruments = {

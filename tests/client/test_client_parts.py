@@ -24,7 +24,8 @@ from convlens.client.addresses import is_loopback
 from convlens.client.auth import TokenAuth
 from convlens.client.base import image_bytes, params_json
 from convlens.errors import ConvLensError, ImageError, RequestError, ServerError
-from convlens.protocol import encoding
+from convlens.protocol.encoding import encode_file
+from convlens.protocol.negotiation import SAFETENSORS
 from convlens.protocol.params import Params, RequestParams, parse_params
 from convlens.protocol.requests import Request
 from convlens.protocol.responses import dumps, parse_reply, to_json
@@ -248,7 +249,7 @@ def test_json_and_safetensors_are_read_back_as_the_same_reply(asked: dict[str, A
     params = parse_params({"methods": methods, "request_id": "r", "target": LABELS[4], **asked})
     reply = replied(engine().run([Request(picture(4, size=(40, 30)), params)])[0])
     by_json = parse_reply(dumps(to_json(reply, params)).encode())
-    by_file = parse_reply(encoding.encode_file(reply, params, encoding.safetensors_file))
+    by_file = parse_reply(encode_file(reply, params, SAFETENSORS))
     assert dumps(to_json(by_file, params)) == dumps(to_json(by_json, params))
     for one, other, original in zip(by_json.explanations, by_file.explanations, reply.explanations, strict=True):
         for result in (one.result, other.result, original.result):
@@ -269,7 +270,7 @@ def test_maps_that_were_not_asked_for_are_empty() -> None:
     reply = replied(engine().run([Request(picture(4), params)])[0])
     for body in (
         dumps(to_json(reply, params)).encode(),
-        encoding.encode_file(reply, params, encoding.safetensors_file),
+        encode_file(reply, params, SAFETENSORS),
     ):
         (found,) = parse_reply(body).explanations
         assert isinstance(found.result, Attribution)

@@ -48,7 +48,7 @@ def v2(*texts: str, **more: Any) -> dict[str, Any]:
 )
 def test_an_instance_of_v1_is_an_object_or_base64(instance: Any) -> None:
     (request,) = read({"instances": [instance]}).requests
-    np.testing.assert_array_equal(np.asarray(request.picture), np.asarray(picture(1)))
+    np.testing.assert_array_equal(np.asarray(request.image), np.asarray(picture(1)))
 
 
 def test_v1_answers_each_instance_as_if_it_had_come_alone() -> None:

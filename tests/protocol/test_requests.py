@@ -32,7 +32,7 @@ def refusal(parts: dict[str, Any], headers: dict[str, str] | None = None, **opti
 
 
 def assert_is_the_picture(found: Request) -> None:
-    np.testing.assert_array_equal(np.asarray(found.picture), np.asarray(picture(1)))
+    np.testing.assert_array_equal(np.asarray(found.image), np.asarray(picture(1)))
 
 
 # --- the ways in ------------------------------------------------------------------------------------------------------
