@@ -47,6 +47,9 @@ def test_every_make_target_named_exists(line: str) -> None:
 @pytest.mark.parametrize("line", lines(".venv/bin/convlens"))
 def test_every_convlens_line_names_a_command_and_its_options(line: str) -> None:
     _, command, *arguments = shlex.split(line)
+    if command.startswith("--"):
+        assert command in CliRunner().invoke(build([]), ["--help"], env={"COLUMNS": "200"}).output
+        return
     assert command in COMMANDS
     nested = command in ("export", "gallery", "jobs")
     asked = [command, *([arguments[0]] if nested else []), "--help"]
@@ -74,6 +77,14 @@ def test_every_python_block_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert "(1, 3, 224, 224)" in capsys.readouterr().out
+
+
+def test_the_python_block_of_the_readme_passes_mypy(tmp_path: Path) -> None:
+    (block,) = blocks("python")
+    (tmp_path / "example.py").write_text(block)
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", str(tmp_path / "example.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("block", blocks("json"))
