@@ -1,4 +1,4 @@
-"""The configuration inside an archive: ``handlers/model-config/default.yaml`` with options laid over it."""
+"""The configuration inside an archive: ``handlers/model-config/default.yaml``, overridden by options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import yaml
 from convlens.errors import ServerError
 from convlens.torchserve.server_config import handlers_folder
 
-# Option -> (TorchServe's key, least value). TorchServe only warns of a value it does not like, and takes another: of a
-# delay of 0 it made one of 100 ms.
+# Option -> (TorchServe's key, smallest value). Checked here because TorchServe only warns of a value that it rejects and
+# takes another: a delay of 0 became one of 100 ms.
 _NUMBERS = {
     "batch_size": ("batchSize", 1),
     "max_batch_delay_ms": ("maxBatchDelay", 1),
@@ -27,13 +27,14 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class ArchiveOptions:
-    """What to set otherwise than ``default.yaml`` does; None leaves its value.
+    """Overrides of ``default.yaml``; None keeps its value.
 
-    ``device``: "auto" is the GPU where TorchServe sees one. ``methods``: what ``/explanations`` answers by itself.
-    ``sweeps_at``: the name of a second entry of the same archive, which answers what costs more than a few forward
-    passes; the first then refuses it and names that one. Empty: one entry answers everything.
-    ``section``: further keys for the handler, in the configuration's ``convlens`` section. ``handler``: the handler's
-    file; unless given ``handlers/convlens_handler.py``, or ``onnx_handler.py`` for an archive of graphs alone.
+    ``device``: "auto" is the GPU where TorchServe sees one. ``methods``: the explanations that ``/explanations`` gives
+    when a request names none. ``sweeps_at``: name of a second entry of the same archive, for requests that cost more
+    than a few forward passes; the first entry then refuses those and names the second. Empty: one entry answers
+    everything. ``section``: further keys of the configuration's ``convlens`` section, which the handler reads.
+    ``handler``: the handler's file, by default ``handlers/convlens_handler.py``, or ``onnx_handler.py`` for an archive
+    of graphs alone.
     """
 
     batch_size: int | None = None
@@ -50,7 +51,7 @@ class ArchiveOptions:
 
 
 def model_config(options: ArchiveOptions, *, gallery: str | None, graphs: str | None = None) -> str:
-    """The YAML text; ``gallery`` and ``graphs`` are their folders inside the archive. Raises ServerError."""
+    """The YAML text. ``gallery`` and ``graphs`` are folders inside the archive. Raises ServerError."""
     values = _default() | _numbers(options) | _device(options)
     if values["maxWorkers"] < values["minWorkers"]:
         if options.max_workers is not None:
@@ -70,11 +71,11 @@ def _default() -> dict[str, Any]:
 
 
 def _numbers(options: ArchiveOptions) -> dict[str, int]:
-    given = {name: getattr(options, name) for name in _NUMBERS if getattr(options, name) is not None}
-    for name, number in given.items():
+    values = {name: getattr(options, name) for name in _NUMBERS if getattr(options, name) is not None}
+    for name, number in values.items():
         if number < _NUMBERS[name][1]:
             raise ServerError(f"{name}={number}: a whole number from {_NUMBERS[name][1]}")
-    return {_NUMBERS[name][0]: number for name, number in given.items()}
+    return {_NUMBERS[name][0]: number for name, number in values.items()}
 
 
 def _device(options: ArchiveOptions) -> dict[str, str]:
@@ -82,7 +83,7 @@ def _device(options: ArchiveOptions) -> dict[str, str]:
 
 
 def _methods(options: ArchiveOptions, section: Mapping[str, Any], *, gallery: str | None) -> dict[str, list[str]]:
-    """The methods asked for, else the usual ones and, with a gallery, its neighbours."""
+    """The methods of the options, else those of ``default.yaml`` and, with a gallery, its neighbours."""
     if options.methods is not None:
         return {"methods": list(options.methods)}
     return {"methods": [*section["methods"], *(["neighbours"] if gallery else [])]}
@@ -92,7 +93,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def require_name(name: str) -> str:
-    """The name, when TorchServe and its archiver both take it as a model's. Raises ServerError."""
+    """The name, if TorchServe and torch-model-archiver both accept it for a model. Raises ServerError."""
     if not _NAME.fullmatch(name):
         raise ServerError(f"model name {name!r}: letters, digits, '_' and '-' only, the first a letter or digit")
     return name

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from nginx_proxy import Proxy, proxied
+from nginx_proxy import Proxy, running_proxy
 
 from convlens.torchserve.server import Server
 
 
 @pytest.fixture
 def proxy(echo: Server) -> Iterator[Proxy]:
-    with proxied(echo) as started:
+    with running_proxy(echo) as started:
         yield started

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import httpx
 import pytest
-from nginx_proxy import ALICE, BOB, INSTALLED, Proxy, proxied
+from nginx_proxy import ALICE, BOB, INSTALLED, Proxy, running_proxy
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
@@ -111,7 +111,7 @@ def test_plain_text_and_a_certificate_of_somebody_else_are_refused(proxy: Proxy)
 
 
 def test_behind_a_gateway_it_asks_for_the_token_in_plain_text(echo: Server) -> None:
-    with proxied(echo, PROXY_TLS="none") as proxy:
+    with running_proxy(echo, PROXY_TLS="none") as proxy:
         url = f"http://127.0.0.1:{proxy.port}/v1/models/convlens:predict"
         answers = [
             httpx.post(url, content=b"picture", headers=headers, trust_env=False, timeout=20)

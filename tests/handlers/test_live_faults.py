@@ -22,7 +22,7 @@ from image_files import saved
 from live_grpc import calls
 from live_server import photograph
 from reply_comparison import assert_same_reply
-from small_server import QUEUE, SMALL, built, hurried, wait_for, worker_of, worker_status
+from small_server import QUEUE, SMALL, built, started_with_bad_archives, wait_for, worker_of, worker_status
 
 from convlens import image
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
@@ -146,7 +146,7 @@ def beside(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "raises": archive.build(name="raises", model_dir=None, store=folder / "store", options=raising),
         "damaged": built("damaged", folder),
     }
-    with hurried(archives, folder / "run", first=SMALL) as started:
+    with started_with_bad_archives(archives, folder / "run", first=SMALL) as started:
         yield started
 
 

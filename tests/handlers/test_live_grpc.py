@@ -11,7 +11,7 @@ import grpc
 import pytest
 from bad_bodies import corpus
 from bad_images import WHOLE
-from bad_requests import CONTROL, Bad
+from bad_requests import CONTROL, BadRequest
 from live_grpc import Calls, calls
 from live_server import BATCHED, QUICK, Live, photograph, strict
 from reply_comparison import assert_same_reply
@@ -125,14 +125,14 @@ def test_a_message_above_the_servers_limit_is_broken_off(live: Live, over: Calls
 # --- bad ones ---------------------------------------------------------------------------------------------------------
 
 
-def as_parts(bad: Bad) -> dict[str, bytes] | None:
+def as_parts(bad: BadRequest) -> dict[str, bytes] | None:
     """What of the corpus can be said over gRPC: pictures alone, or with params."""
-    if set(bad.sent) == {"content"}:
-        return {"data": bad.sent["content"]}
-    if bad.route == "predictions/{}" and set(bad.sent) == {"files"} and isinstance(bad.sent["files"], dict):
+    if set(bad.request) == {"content"}:
+        return {"data": bad.request["content"]}
+    if bad.route == "predictions/{}" and set(bad.request) == {"files"} and isinstance(bad.request["files"], dict):
         return {
             name: part[1] if isinstance(part[1], bytes) else part[1].encode()
-            for name, part in bad.sent["files"].items()
+            for name, part in bad.request["files"].items()
         }
     return None
 
@@ -147,7 +147,7 @@ def test_what_rest_refuses_grpc_refuses_in_the_same_words(over: Calls, what: str
     bad, said = SAYABLE[what]
     error = strict(over.unary(QUICK, said))
     assert error["code"] == bad.status
-    assert any(words in error["message"] for words in bad.said.split("|")), error["message"]
+    assert any(words in error["message"] for words in bad.message.split("|")), error["message"]
     assert bad.field in (None, error["field"])
 
 

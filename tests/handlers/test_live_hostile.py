@@ -41,7 +41,7 @@ def test_a_bad_request_gets_its_code_and_is_told_what_to_do(live: Live, what: st
     bad = CORPUS[what]
     error = live.answer(status=bad.status, **bad.to(QUICK))
     assert set(error) == {"code", "type", "message", "field", "request_id"}
-    assert any(words in error["message"] for words in bad.said.split("|")), error["message"]
+    assert any(words in error["message"] for words in bad.message.split("|")), error["message"]
     assert bad.field in (None, error["field"])
     # What a request sends must not swell the reply; nor can it colour a terminal or break a line of the log.
     assert len(error["message"]) <= 2000

@@ -12,7 +12,7 @@ from bad_bodies import corpus
 from bad_images import inflated
 from image_files import saved
 from live_server import BATCHED, QUICK, Live, photograph, strict
-from raw_http import FRONTEND, WRONG, request, sent
+from raw_http import FRONTEND, WRONG, post, send
 from reply_comparison import assert_same_reply
 
 pytestmark = pytest.mark.live
@@ -112,7 +112,7 @@ def test_a_picture_of_one_pixel_that_unpacks_to_half_a_gigabyte_is_one_pixel(liv
 @pytest.mark.parametrize("what", WRONG)
 def test_oddities_of_http_that_reach_the_handler_get_their_code(live: Live, what: str) -> None:
     message, status, said = WRONG[what]
-    got = sent(live.server, message)
+    got = send(live.server, message)
     error = strict(got.body)
     assert (got.status, error["code"]) == (status, status), got.body[:300]
     assert said in error["message"]
@@ -121,7 +121,7 @@ def test_oddities_of_http_that_reach_the_handler_get_their_code(live: Live, what
 @pytest.mark.parametrize("what", FRONTEND)
 def test_what_torchserve_itself_refuses_reaches_no_worker(live: Live, what: str) -> None:
     message, status = FRONTEND[what]
-    got = sent(live.server, message)
+    got = send(live.server, message)
     assert got.status == status, got.body[:300]
     # Its own answers have a type that ends so, ours have a field.
     assert b'"field"' not in got.body
@@ -130,10 +130,10 @@ def test_what_torchserve_itself_refuses_reaches_no_worker(live: Live, what: str)
 
 @pytest.mark.parametrize("header", ["X-A: a\r\n b: c\r\n", "X-A: \xff\xfe\r\n", "X: 1\r\n" * 500])
 def test_odd_headers_below_http_change_nothing(live: Live, header: str) -> None:
-    assert sent(live.server, request(header)).status == 200
+    assert send(live.server, post(header)).status == 200
 
 
 def test_a_body_shorter_than_it_says_waits_alone(live: Live) -> None:
     with pytest.raises(TimeoutError):
-        sent(live.server, request(length="999999"), timeout_s=1)
+        send(live.server, post(length="999999"), timeout_s=1)
     assert live.ask(f"predictions/{QUICK}", content=photograph()).status_code == 200

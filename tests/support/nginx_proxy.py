@@ -57,7 +57,7 @@ class Proxy:
 
 
 @contextmanager
-def proxied(behind: Server, **given: str) -> Iterator[Proxy]:
+def running_proxy(behind: Server, **given: str) -> Iterator[Proxy]:
     # Not below pytest's folder, which is root's alone: nginx gives its workers to another user.
     folder = Path(tempfile.mkdtemp(prefix="convlens-proxy-"))
     folder.chmod(0o711)

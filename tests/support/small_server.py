@@ -59,7 +59,7 @@ def small_archives(folder: Path) -> dict[str, Path]:
 
 
 @contextmanager
-def hurried(archives: Mapping[str, Path], run_dir: Path, *, first: str) -> Iterator[Server]:
+def started_with_bad_archives(archives: Mapping[str, Path], run_dir: Path, *, first: str) -> Iterator[Server]:
     """As ``server.running``, which gives up where one model does not load; this waits for the model ``first`` alone."""
     ports = server_config.free_ports()
     run_dir = launcher.prepare_run_dir(run_dir)
