@@ -13,8 +13,8 @@ import yaml
 from convlens.errors import ServerError
 from convlens.torchserve.server_config import handlers_folder
 
-# Option -> (TorchServe's key, smallest value). Checked here because TorchServe only warns of a value that it rejects and
-# takes another: a delay of 0 became one of 100 ms.
+# Option -> (TorchServe's key, smallest value). Checked here because TorchServe only warns of a value that it rejects,
+# and takes another: a delay of 0 became one of 100 ms.
 _NUMBERS = {
     "batch_size": ("batchSize", 1),
     "max_batch_delay_ms": ("maxBatchDelay", 1),
