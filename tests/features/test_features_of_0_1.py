@@ -44,13 +44,15 @@ def assert_tables(folder: Path, format: str) -> None:
     rows = [list(row) for row in read_rows(folder, *expected["columns"])]
     assert [row[:-1] for row in rows] == [row[:-1] for row in expected["rows"]]
     np.testing.assert_allclose([row[-1] for row in rows], [row[-1] for row in expected["rows"]], rtol=1e-5)
-    assert [list(pair) for pair in read_failures(folder)] == expected["unreadable"]
+    # Only ids: the reasons are words for people, which later versions may choose better.
+    assert [id for id, _ in read_failures(folder)] == [id for id, _ in expected["unreadable"]]
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_finished_folder_is_read_and_taken_for_finished(folder: Path, format: str) -> None:
     out = folder / f"features-{format}"
     assert_tables(out, format)
+    assert [list(pair) for pair in read_failures(out)] == written.expected(f"features-{format}")["unreadable"]
     with pytest.raises(RequestError, match="is finished already"):
         go_on(folder, out, format)
     written.as_if_with_these_libraries(out / "manifest.json")
