@@ -59,6 +59,7 @@ def test_every_convlens_line_names_a_command_and_its_options(line: str) -> None:
             assert argument in said
 
 
+@pytest.mark.slow
 def test_the_explain_line_does_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "cat.jpg").write_bytes(CHELSEA.read_bytes())

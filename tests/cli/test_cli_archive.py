@@ -58,6 +58,7 @@ def names(archive: Path) -> set[str]:
         return set(opened.namelist())
 
 
+@pytest.mark.slow
 def test_graphs_for_sweeps_travel_along_by_default_and_are_exported_once(elsewhere: Path) -> None:
     arguments = ("archive", "--model", SMALL, "--store", elsewhere)
     convlens(*arguments)
@@ -71,6 +72,7 @@ def test_graphs_for_sweeps_travel_along_by_default_and_are_exported_once(elsewhe
     assert {path: path.stat().st_mtime_ns for path in graphs} == written
 
 
+@pytest.mark.slow
 def test_an_archive_of_graphs_holds_no_network(elsewhere: Path) -> None:
     convlens("archive", "--runtime", "onnx", "--model", SMALL, "--store", elsewhere)
     found = names(elsewhere / "convlens.mar")
@@ -81,6 +83,7 @@ def test_an_archive_of_graphs_holds_no_network(elsewhere: Path) -> None:
     assert section(elsewhere / "convlens.mar")["methods"] == ["saliency", "guided_backprop", "occlusion"]
 
 
+@pytest.mark.slow
 def test_a_network_without_relus_makes_an_archive_of_graphs_without_guided_backprop(elsewhere: Path) -> None:
     model = "torchvision:mobilenet_v3_small:untrained?size=64&resize=64"
     convlens("archive", "--runtime", "onnx", "--model", model, "--store", elsewhere)

@@ -17,6 +17,8 @@ from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, load
 
+pytestmark = pytest.mark.slow
+
 RULES = {"saliency": "plain", "guided_backprop": "guided", "deconvnet": "deconvnet"}
 DEFAULT = "packaged:efficientnet_lite0"
 # Name -> the side of the pictures: small, but such that no layer is left without space.

@@ -40,6 +40,7 @@ def numbers(result: Result) -> np.ndarray:
 
 @pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.timeout(180)
+@pytest.mark.slow
 def test_eight_threads_with_different_images_and_methods_get_what_one_thread_gets() -> None:
     # trained by nobody, with in-place, functional and reused ReLUs; parameters that want gradients, as users leave them
     classifier = nets.classifier(nets.seeded(nets.Mixed).float(), classes=4, gradcam_layer="third")

@@ -92,6 +92,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(load(device="cpu"), "embedding", path, preprocessing=True).path
 
 
+@pytest.mark.slow
 def test_the_default_model_agrees_on_a_real_photograph_given_as_bytes(default: Path) -> None:
     net = load(device="cpu")
     prepared = image.prepare(Image.fromarray(skimage.data.chelsea()), net.spec)
@@ -100,6 +101,7 @@ def test_the_default_model_agrees_on_a_real_photograph_given_as_bytes(default: P
     assert net.spec.labels[found.argmax()] == "tiger cat"
 
 
+@pytest.mark.slow
 def test_a_padding_that_depends_on_the_size_becomes_part_of_its_convolution(default: Path) -> None:
     # timm's "same" padding in the default model; as a Pad of its own it made a sweep a third slower
     operators = {node.op_type for node in onnx.load(default).graph.node}

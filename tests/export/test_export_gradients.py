@@ -275,6 +275,7 @@ def test_a_gradient_that_is_wrong_in_one_corner_only_is_a_disagreement(tmp_path:
 # ---- real networks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["saliency", "guided_backprop"])
 def test_the_default_model_on_a_photograph_agrees_with_the_eager_explanation(
     default_bundle: Bundle, kind: GradientKind

@@ -29,6 +29,8 @@ from export.incremental import builder, planner
 from export.incremental.cuts import changed_spans
 from export.incremental.network import read
 
+pytestmark = pytest.mark.slow
+
 CROP = 26
 
 

@@ -24,6 +24,8 @@ pytest.importorskip("ray", reason="the optional package ray")
 
 from convlens.jobs.ray_cluster import extract_on, run_batch_on
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def entries(tmp_path: Path) -> list[Entry]:

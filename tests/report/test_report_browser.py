@@ -23,7 +23,7 @@ from convlens.report import ReportRow, render, write
 from convlens.types import Attribution, Explanation, Meta, Neighbour, Neighbourhood, Prediction, Reply
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH")
+pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"), pytest.mark.slow]
 WIDTHS = (360, 390, 768, 1280, 1600)
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

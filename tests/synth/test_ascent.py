@@ -232,6 +232,7 @@ def test_what_the_network_does_not_have_is_refused_with_what_it_has() -> None:
         Ascent(classes=(0,), start="/nowhere.png").begin(mixed())
 
 
+@pytest.mark.slow
 def test_on_the_default_model_a_class_is_reached(default_model: Classifier) -> None:
     """What the saved 8-bit pictures say."""
     outcome = run_to_end(Ascent(classes=("balloon", "goldfish"), preset="lucid", steps=48).begin(default_model))
