@@ -23,6 +23,7 @@ from convlens.features.journal import JournalEntry
 from convlens.features.row_files import Format
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE
 from convlens.utils.files import atomic_write, exclusive_lock, sha256_of_file, sync_folder
+from convlens.utils.provenance import package_version
 
 PARTIAL, MANIFEST = ".partial", "manifest.json"
 _SETTINGS = "settings.json"
@@ -94,14 +95,7 @@ def _versions(embedder: Embedder) -> dict[str, str]:
     packages = list(_LIBRARIES)
     if embedder.graph_sha256:  # onnxruntime comes in several wheels
         packages += importlib.metadata.packages_distributions().get("onnxruntime", [])[:1]
-    return {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from its source
-        return "unknown"
+    return {name: package_version(name) for name in packages}
 
 
 @contextlib.contextmanager

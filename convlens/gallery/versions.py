@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import re
 import shutil
@@ -26,6 +25,7 @@ from convlens.errors import GalleryError
 from convlens.gallery.index import EXACT, Hubness, IndexRecord
 from convlens.gallery.vectors import FeatureSpace, require_space
 from convlens.utils.files import atomic_write, exclusive_lock, sha256_of_file, sync_folder
+from convlens.utils.provenance import package_version
 
 MANIFEST, VECTORS, ENTRIES, THUMBNAILS = "manifest.json", "vectors.npy", "entries.jsonl", "thumbnails.bin"
 INDEX = "index.faiss"
@@ -129,14 +129,7 @@ def _refusal(path: Path, reason: str) -> GalleryError:
 
 def _library_versions() -> dict[str, str]:
     # For a person who looks into the manifest; nothing depends on them.
-    return {"convlens": _version("convlens"), "numpy": np.__version__, "faiss": _version("faiss-cpu")}
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from its source
-        return "unknown"
+    return {"convlens": package_version("convlens"), "numpy": np.__version__, "faiss": package_version("faiss-cpu")}
 
 
 def current(folder: Path) -> Path:

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError, RequestError, near_matches
 
-# ---- trees and layers
-
 
 def private_tree(module: nn.Module) -> nn.Module:
     """A copy of the tree of modules that shares every parameter and buffer; a few milliseconds, no weights copied.
@@ -75,9 +73,6 @@ def _as_tensor(out: Any, name: str) -> Tensor:
     return out
 
 
-# ---- taps
-
-
 class Tap:
     """``module`` is to be called instead of the tapped model; then ``inputs`` and ``outputs`` hold tensors by layer."""
 
@@ -121,9 +116,6 @@ def _catch_output(caught: dict[str, Tensor], name: str) -> Any:
         caught[name] = _as_tensor(out, name).clone()
 
     return hook
-
-
-# ---- networks cut short
 
 
 class PartialForward:

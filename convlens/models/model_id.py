@@ -140,9 +140,6 @@ def _floats(text: str) -> tuple[float, ...]:
         return ()
 
 
-# ---- for sources whose models have variants
-
-
 def split_variant(model_id: ModelId) -> tuple[str, str]:
     """``("resnet50", "IMAGENET1K_V2")`` of ``torchvision:resnet50:IMAGENET1K_V2``; the variant may be empty."""
     model, _, variant = model_id.rest.partition(":")

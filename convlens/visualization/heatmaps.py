@@ -16,9 +16,6 @@ from convlens.types import Box, Floats
 Map = NDArray[np.float64]
 
 
-# ---- channels to one map, and its scale
-
-
 def abs_max(values_CHW: Floats) -> Map:
     """Largest absolute value over the channels (Simonyan 2013, arXiv:1312.6034, section 3.1); never negative."""
     return np.asarray(np.abs(_finite(values_CHW, "values", "CHW")).max(axis=0))
@@ -46,9 +43,6 @@ def divide_by_limit(map_HW: Floats, limit: float | None) -> Map:
         raise ValueError(f"limit={limit} is no scale; it must be above 0")
     # Clipped before the division: a tiny limit would make large values overflow.
     return np.asarray(values_HW.clip(-limit, limit) / limit)
-
-
-# ---- smoothing and resizing
 
 
 def smoothed(map_HW: Floats, *, sigma: float) -> Map:
