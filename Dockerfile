@@ -1,5 +1,5 @@
-# The server as an image: TorchServe, one archive built inside, nobody's root. `make image` builds it; docs/serving.md
-# says how to run it.
+# The server as an image: TorchServe with one archive, built inside, as a user without root rights. `make image` builds
+# it; docs/serving.md describes how to run it.
 
 # Any Debian or Ubuntu with python3 ≥ 3.11, its venv module, ca-certificates and useradd.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
@@ -7,8 +7,8 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 WORKDIR /opt/convlens
 COPY requirements requirements
-# The pins, in an environment of its own. A pip configuration (mirrors, certificates) comes from outside as a secret, so
-# none of it is left in the image. Links, not copies, so that the environment follows the base image's Python.
+# The pinned requirements, in a virtual environment. A pip configuration (mirrors, certificates) is mounted as a secret,
+# so that none of it stays in the image. The environment links to the base image's Python instead of copying it.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=pip_ca,target=/run/secrets/pip_ca \
     python3 -m venv venv \
     && venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
@@ -23,9 +23,10 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=
     && venv/bin/python -m compileall -q convlens handlers
 ARG MODEL=packaged:efficientnet_lite0
 ARG NAME=convlens
-# here: one entry answers everything; apart: NAME_sweep answers what is heavy, so that predictions never wait for it.
+# here: one entry for all requests; apart: NAME_sweep takes heavy requests, so that predictions never wait for them.
 ARG SWEEPS=apart
-# What only building needs goes again. Tokens live as long as the server: nobody renews them inside a container.
+# Packages that only the build needs are removed. Tokens are valid as long as the server runs: nobody renews them inside
+# a container.
 RUN OMP_WAIT_POLICY=PASSIVE venv/bin/convlens archive --model "${MODEL}" --name "${NAME}" --sweeps "${SWEEPS}" --store . \
     && mv "${NAME}.mar" model.mar \
     && sed 's/^token_expiration_min=.*/token_expiration_min=5256000/' config.properties > container.properties \
@@ -33,14 +34,14 @@ RUN OMP_WAIT_POLICY=PASSIVE venv/bin/convlens archive --model "${MODEL}" --name 
     && rm -rf .convlens build requirements /tmp/* /root/.cache
 
 FROM ${BASE_IMAGE}
-# Numbers, not names: Kubernetes can only tell from a number that this is not root.
+# Numbers, not names: from a number Kubernetes can see that the user is not root.
 RUN groupadd --gid 10001 convlens \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin convlens \
     && install -d -o 10001 -g 10001 -m 0700 /run/convlens
 COPY --from=build /opt/convlens /opt/convlens
 ARG NAME=convlens
-# HOST: from outside this container, inference and metrics must be reachable; management never is, whatever this says.
-# NVIDIA_*: TorchServe counts the GPUs by nvidia-smi, which the container runtime brings only as "utility".
+# HOST: inference and metrics must be reachable from outside the container; management never is, whatever HOST is.
+# NVIDIA_*: TorchServe counts GPUs with nvidia-smi, which the container runtime provides only as "utility".
 ENV PATH=/opt/convlens/venv/bin:$PATH \
     HOME=/tmp \
     MPLCONFIGDIR=/tmp/matplotlib \
@@ -54,7 +55,7 @@ ENV PATH=/opt/convlens/venv/bin:$PATH \
     CONVLENS_RUN_DIR=/run/convlens \
     CONVLENS_DRAIN_S=120
 USER 10001:10001
-# Written here and in /tmp, nowhere else: the tokens (key_file.json), the configuration in force, the logs.
+# Only this folder (tokens in key_file.json, configuration in force, logs) and /tmp are written.
 WORKDIR /run/convlens
 VOLUME /run/convlens
 EXPOSE 8080 7070 8082

@@ -9,29 +9,29 @@ DEVICE ?= cpu
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test check format bench image clean
 
-help:  ## this list
+help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-demo: $(READY)  ## explain real photographs through a live TorchServe; ends in demo/report.html
+demo: $(READY)  ## explain photographs through a live TorchServe; writes demo/report.html
 	$(BIN)/convlens demo
 
-serve: $(READY)  ## keep TorchServe running on 127.0.0.1 and print curl lines to try
+serve: $(READY)  ## run TorchServe on 127.0.0.1 and print curl commands to try
 	$(BIN)/convlens serve
 
 test: $(READY)  ## the whole test suite, on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-check: $(READY)  ## style, types, layers
+check: $(READY)  ## check style, types and layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(READY)  ## put the code into its usual form
+format: $(READY)  ## fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## every benchmark beside its peer (DEVICE=cpu or cuda); results in benchmarks/results and the README
+bench: $(READY)  ## run every benchmark (DEVICE=cpu or cuda) and update the tables in README and docs
 	$(BIN)/python benchmarks/relu_rules.py --device $(DEVICE)
 	$(BIN)/python benchmarks/occlusion.py --device $(DEVICE)
 	$(BIN)/python benchmarks/incremental.py --device $(DEVICE)
@@ -44,13 +44,13 @@ bench: $(READY)  ## every benchmark beside its peer (DEVICE=cpu or cuda); result
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/readme.py
 
-image:  ## a container image with docker, podman or buildah; see scripts/image.sh
+image:  ## build a container image with docker, podman or buildah; see scripts/image.sh
 	scripts/image.sh
 
-clean:  ## remove what make built, but not the environment
+clean:  ## remove built files, but not the environment
 	rm -rf .convlens demo/report.html model_store/*.mar .pytest_cache .mypy_cache .ruff_cache
 
-# The environment, from the pins; made anew when they change.
+# The environment, from the pinned requirements; updated when they change.
 $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ConvLens needs Python 3.11 or newer; set PYTHON=...")'
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)

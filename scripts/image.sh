@@ -1,10 +1,10 @@
 #!/bin/sh
-# Build the image with docker, podman or buildah, whichever works here: scripts/image.sh [options of its `build`].
+# Build the image with docker, podman or buildah, the first that works: scripts/image.sh [options of its `build`].
 #
 #   IMAGE=convlens:latest    the image's name
-#   BUILDER=buildah          this one rather than the first that works
+#   BUILDER=buildah          use this one
 #   BASE_IMAGE, MODEL, NAME, SWEEPS    the Dockerfile's arguments of those names
-#   VOLUMES="/opt/mirror:/opt/mirror:ro"    folders that the build may see (podman and buildah), say one that pip reads
+#   VOLUMES="/opt/mirror:/opt/mirror:ro"    folders visible to the build (podman and buildah), such as a package mirror
 #
 # pip inside the build uses this machine's pip configuration.
 set -eu

@@ -1,15 +1,15 @@
 #!/bin/sh
-# nginx in front of the server whose key_file.json is given, with that server's token, read anew when it restarts.
+# nginx in front of a server. It sends the token in the server's key_file.json, and reads it again after a restart.
 #
-#   CONVLENS_KEY_FILE   the server's key_file.json; waited for, and must be readable for this user
-#   PROXY_TLS           folder with tls.crt and tls.key; "none" behind a gateway that brings TLS (no gRPC then)
+#   CONVLENS_KEY_FILE   the server's key_file.json; the script waits for it, and must be able to read it
+#   PROXY_TLS           folder with tls.crt and tls.key; "none" behind a gateway that terminates TLS (then without gRPC)
 #   PROXY_CLIENTS       file of lines like: "Bearer TOKEN" name;
 #   PROXY_LISTEN        address and port for clients, default 127.0.0.1:8443
 #   PROXY_METRICS       address and port for Prometheus, default 127.0.0.1:9102
-#   PROXY_REST, PROXY_GRPC, PROXY_TORCHSERVE_METRICS    the server's own, by default those of config.properties
+#   PROXY_REST, PROXY_GRPC, PROXY_TORCHSERVE_METRICS    the server's addresses, by default those of config.properties
 #   PROXY_DIR           folder to write to, default /tmp/proxy
 #
-# SIGTERM answers what is in flight, then ends.
+# On SIGTERM it answers the requests in flight, then ends.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -23,12 +23,12 @@ fail() {
     exit 2
 }
 
-# Of what TorchServe writes: {"management": {"key": …}, "inference": {"key": …, …}, "API": …}, in any order.
+# TorchServe writes: {"management": {"key": …}, "inference": {"key": …, …}, "API": …}, in any order.
 server_token() {
     tr -d ' \n' <"$keys" 2>/dev/null | sed -n 's/.*"inference":{[^}]*"key":"\([A-Za-z0-9_=-]*\)".*/\1/p'
 }
 
-# Certificates and clients change, too, where a Secret is mounted.
+# Certificates and clients also change where a Secret is mounted.
 inputs() {
     cat "$keys" "$tls/tls.crt" "$tls/tls.key" "$clients" 2>/dev/null | cksum
 }
@@ -61,7 +61,7 @@ require_readable() {
 
 require_readable "$clients"
 [ "$tls" = none ] || { require_readable "$tls/tls.crt" && require_readable "$tls/tls.key"; }
-# Enterable: started as root, nginx gives its workers to another user, who must reach the uploads below.
+# Others may enter: when started as root, nginx runs its workers as another user, who must reach the uploads in here.
 mkdir -p "$folder/temp"
 chmod 711 "$folder"
 cp "$here/nginx.conf" "$folder/nginx.conf"

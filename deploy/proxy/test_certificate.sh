@@ -1,6 +1,6 @@
 #!/bin/sh
-# A certificate for trying things out, good for 30 days: deploy/proxy/test_certificate.sh FOLDER [HOST]. Clients must be
-# told to trust FOLDER/tls.crt; for anything that others use, take one from an authority.
+# A certificate for tests, valid for 30 days: deploy/proxy/test_certificate.sh FOLDER [HOST]. Clients must be configured
+# to trust FOLDER/tls.crt. For real use, take a certificate from an authority.
 set -eu
 umask 077
 folder=${1:?usage: test_certificate.sh FOLDER [HOST]}
