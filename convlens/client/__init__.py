@@ -1,10 +1,8 @@
-"""Asks a ConvLens server: over REST by ``Client``, over gRPC by ``GrpcClient``; both give the library's own values.
+"""Clients of a ConvLens server, ``Client`` over REST and ``GrpcClient`` over gRPC; both return the library's values.
 
 with Client("http://127.0.0.1:8080", key_file="key_file.json") as client:
     reply = client.explain("cat.jpg", methods=["saliency"])
     reply.explanations[0].result.values_NCHW
-
-Lazy (PEP 562): neither torch nor, until GrpcClient is named, grpc is imported.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from convlens.client.grpc_client import GrpcClient
     from convlens.client.http import Client
 
+# Lazy (PEP 562), so that grpc is imported only where GrpcClient is named.
 _HOMES = {
     "BaseClient": "convlens.client.base",
     "Client": "convlens.client.http",

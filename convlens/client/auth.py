@@ -46,7 +46,7 @@ class TokenAuth:
 
 
 def _inference_key(path: Path) -> str:
-    """From the file that TorchServe writes: {"inference": {"key": …}, …}."""
+    # TorchServe writes {"inference": {"key": …}, …}, with keys of the management API beside it.
     try:
         key = json.loads(path.read_text(encoding="utf-8"))["inference"]["key"]
     except OSError as error:

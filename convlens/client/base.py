@@ -138,6 +138,7 @@ class BaseClient(ABC):
     def _send(self, request: ClientRequest, *, timeout_s: float) -> bytes:
         """The body of the answer; raises the error that the answer is."""
 
+    # Reading and encoding the image comes before the time runs: only the wait for the server counts.
     def _request(self, source: ImageSource, params: Mapping[str, Any], *, explain: bool, accept: Media) -> bytes:
         request = ClientRequest(image_bytes(source), params, explain, accept)
         return self._retry.run(lambda remaining_s: self._send(request, timeout_s=remaining_s))
@@ -180,7 +181,7 @@ def params_json(params: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Mappings and sequences of any kind, and numpy's numbers."""
+    # Called for what json does not know: mappings and sequences of other kinds, and numpy's numbers.
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence):

@@ -88,7 +88,8 @@ def _channel(address: str, *, tls: bool) -> grpc.Channel:
 
 
 def _require_no_error(body: bytes) -> None:
-    """The handler's errors come as answers like any other: a JSON object with a code. Raises the error it is."""
+    # Only a handler that raises gives a gRPC error, and that to its whole batch. Ours answers with its error, a JSON
+    # object with a code.
     if body[:1] == b"{" and body[7:8] != b"\0":  # the eighth byte of a safetensors file is zero
         code = error_object(body).get("code")
         if isinstance(code, int):

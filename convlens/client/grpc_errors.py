@@ -44,7 +44,7 @@ def error_from_rpc(error: grpc.RpcError, address: str, *, after_s: float, timeou
 
 
 def _message_and_exception(details: str) -> tuple[str, str]:
-    """TorchServe's message and the name of its exception, empty where the details are not TorchServe's."""
+    # Without an exception's name the details are not TorchServe's, but gRPC's own or a proxy's.
     message, _, last = details.rstrip().rpartition("\n")
     if match := _EXCEPTION.fullmatch(last.strip()):
         return message.strip(), match[1]

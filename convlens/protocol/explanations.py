@@ -110,6 +110,7 @@ class NeuronBody(ReplyModel):
 class ExplanationBody(ReplyModel):
     """One method's answer: a map with its pictures, or neighbours. ``target`` is null where a neuron was explained."""
 
+    # In the order of the JSON. A field with a default is absent there where it does not apply, never null.
     id: str
     method: str
     target: int | None

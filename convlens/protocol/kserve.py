@@ -22,7 +22,6 @@ from convlens.protocol.responses import ReplyBody, dumps
 _MAX_IMAGES = 16  # in one body
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 
-Version = Literal["", "v1", "v2"]
 _OutputName = Literal["index", "label", "probability", "reply"]
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -105,7 +104,7 @@ _OUTPUTS: tuple[_OutputName, ...] = get_args(_OutputName)
 class Envelope:
     """How the replies to one body go back: as they are, or wrapped as a version of the protocol says."""
 
-    version: Version = ""
+    version: Literal["", "v1", "v2"] = ""
     id: str = ""
     outputs: tuple[_OutputName, ...] = _OUTPUTS
 
@@ -149,27 +148,18 @@ def _tensor(
     return V2Output(name=name, datatype=datatype, shape=shape, data=list(data))
 
 
-def _version(body: Mapping[str, Any]) -> Version:
-    """The version whose body this is, empty for a body that is not KServe's."""
-    if "instances" in body:
-        return "v1"
-    return "v2" if "inputs" in body else ""
-
-
 def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict[str, Any]]]]:
     """The envelope, and for each image its place in the body and its ``data`` and ``params``.
 
     A body that is not KServe's is its only image's, at no place. Raises RequestError.
     """
-    version = _version(body)
-    if not version:
-        return NO_ENVELOPE, [("", dict(body))]
-    if version == "v1":
+    if "instances" in body:
         v1 = _validated(V1Body, body)
         return Envelope("v1"), [
-            (f"instances.{n}", _instance_parts(instance, v1.params))
-            for n, instance in enumerate(v1.model_dump()["instances"])
+            (f"instances.{n}", _instance_parts(instance, v1.params)) for n, instance in enumerate(v1.instances)
         ]
+    if "inputs" not in body:
+        return NO_ENVELOPE, [("", dict(body))]
     v2 = _validated(V2Body, body)
     (tensor,) = v2.inputs
     if tensor.shape != [len(tensor.data)]:
@@ -183,10 +173,9 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
     return Envelope("v2", v2.id, _output_names(v2.outputs)), images
 
 
-def _instance_parts(instance: dict[str, Any] | str, shared: Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(instance, dict) and "data" in instance:
-        return {"data": instance["data"], "params": {**shared, **instance["params"]}}
-    return {"data": instance, "params": dict(shared)}
+def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:
+    data, own = (instance.data, instance.params) if isinstance(instance, V1Instance) else (instance, {})
+    return {"data": data if isinstance(data, str) else data.model_dump(), "params": {**shared, **own}}
 
 
 def _output_names(requested: list[dict[str, Any]] | None) -> tuple[_OutputName, ...]:

@@ -42,7 +42,7 @@ def _media_type(name: str) -> Media | None:
 
 
 def _quality(parameters: str) -> float:
-    """1 where the entry gives none; 0, which means never, where it cannot be read."""
+    # 1 where the entry gives none (RFC 9110, section 12.4.2); 0, which means never, where it cannot be read.
     for parameter in parameters.split(";"):
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "q":

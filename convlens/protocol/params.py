@@ -165,14 +165,14 @@ def raise_invalid(error: ValidationError, model: type[BaseModel], *, where: str 
 
 
 def _message(path: list[str], error_type: str) -> str:
-    """In words of the request where pydantic has only words of our classes, else empty."""
+    # pydantic's own message names our classes and the tags of the union, which no client knows.
     if path[-1:] == ["target"] and error_type != "value_error":
         return "should be a class index from 0, a label, or a neuron's layer and channel"
     return "should be a method's name, or an object that names it" if error_type == "model_type" else ""
 
 
 def _path(loc: tuple[int | str, ...]) -> list[str]:
-    """Keys and positions, without the branch of a union that pydantic puts after ``target``."""
+    # pydantic puts validators ("function-before[…]") and, after ``target``, branches of the union into the place.
     path = [str(part) for part in loc if not str(part).startswith("function-")]
     if "target" not in path:
         return path
@@ -181,7 +181,7 @@ def _path(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _option_path(loc: tuple[int | str, ...]) -> list[str]:
-    """An option's name and positions inside it, without the branch of a union that pydantic puts between them."""
+    # An option's name and positions inside it; what is between them is a branch of a union.
     return [str(part) for n, part in enumerate(loc) if n == 0 or isinstance(part, int)]
 
 

@@ -189,7 +189,8 @@ def _sent_at(header: str) -> float | None:
         stamp = float(header.strip().removeprefix("t="))
     except ValueError:
         return None  # a proxy's mistake is not the client's
+    # The header says no unit, but only one of them makes a time from 2001 to 2286.
     for unit in (1.0, 1e3, 1e6):
-        if 1e9 <= stamp / unit < 1e10:  # 2001 to 2286
+        if 1e9 <= stamp / unit < 1e10:
             return stamp / unit
     return None

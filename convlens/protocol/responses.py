@@ -132,7 +132,7 @@ class ReplyBody(ReplyModel):
     @model_validator(mode="before")
     @classmethod
     def _older_server(cls, body: Any) -> Any:
-        """As in MetaBody: ``placement`` came later."""
+        # As in MetaBody: servers sent no placement at first.
         return {"placement": None, **body} if isinstance(body, Mapping) else body
 
     @classmethod

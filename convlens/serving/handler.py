@@ -114,7 +114,7 @@ class BatchHandler:
 
 
 def _is_rest(headers: Mapping[str, Any]) -> bool:
-    """TorchServe sets this header on each of its REST routes; over gRPC only the input's keys come, and not as text."""
+    # TorchServe sets this header on each of its REST routes; over gRPC only the input's keys come, and not as text.
     return isinstance(headers.get("explain"), str)
 
 

@@ -147,7 +147,7 @@ def _definitions(template: str) -> dict[str, Any]:
 
 
 def _options_of(method: str, template: str) -> dict[str, Any]:
-    """The rule that this method takes its own options; pydantic knows them only once the method's name is known."""
+    # pydantic cannot say this: its model of the options depends on the value of another field.
     options = {"$ref": template.format(model=options_model(method).__name__)}
     return {
         "if": {"properties": {"method": {"const": method}}, "required": ["method"]},

@@ -134,8 +134,6 @@ def unreadable_request(error: ConvLensError, seconds: float) -> RequestRecord:
 
 
 def with_outcome(record: RequestRecord, outcome: object) -> RequestRecord:
-    """The record, with the error that the client got instead of the answer, where it got one.
-
-    The answer was ready, but its form could not be made; or a neighbour in the same body failed.
-    """
+    """The record, with the error that the client got instead of the answer, where it got one."""
+    # The engine's answer was ready, but its form could not be made, or another image of the same body failed.
     return replace(record, error=outcome) if isinstance(outcome, ConvLensError) else record

@@ -110,6 +110,12 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "instances.1.topk",
         "greater than or equal to 1",
     ),
+    "params of one nested as deeply as JSON may be": (
+        {"instances": [TEXTS[0], {"data": TEXTS[1], "params": {"topk": json.loads("[" * 900 + "]" * 900)}}]},
+        422,
+        "instances.1.topk",
+        "valid integer",
+    ),
     "other keys beside": ({"instances": [TEXTS[0]], "signature_name": "x"}, 422, "signature_name", "not permitted"),
     "no inputs": ({"inputs": []}, 422, "inputs", "at least 1 item"),
     "two inputs": ({"inputs": v2(TEXTS[0])["inputs"] * 2}, 422, "inputs", "at most 1 item"),
