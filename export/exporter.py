@@ -21,14 +21,14 @@ from export.options import (
     HALF_TOLERANCE,
     OPSET,
     TOLERANCE,
-    Options,
+    ExportOptions,
+    require_file_size,
     require_kind,
     require_options,
-    require_place,
-    require_size,
-    resized,
+    require_output_path,
+    resize_spec,
 )
-from export.tracing import Traced, trace
+from export.tracing import TracedGraph, trace
 from export.verification import Deviation, deviations, reference
 
 _TYPES: dict[int, ElementType] = {
@@ -102,14 +102,14 @@ def export(
     started, path = time.perf_counter(), Path(path)
     require_kind(kind)
     allowed = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
-    options = Options(
+    options = ExportOptions(
         kind, tuple(layers), window, stride, batch, opset, dynamic_batch, half, preprocessing, allowed, strategy
     )
     require_options(options, classifier)
-    require_place(path)
+    require_output_path(path)
     require_eval(classifier.module)
-    require_size(classifier, half=half)
-    spec = resized(classifier.spec, input_size)
+    require_file_size(classifier, half=half)
+    spec = resize_spec(classifier.spec, input_size)
     on_step(Step("tracing"))
     traced = trace(classifier, spec, options)
     contract = _contract(traced, spec, options)
@@ -121,7 +121,7 @@ def export(
     return ExportReport(path, contract, result, time.perf_counter() - started, traced.speed_up)
 
 
-def _contract(traced: Traced, spec: ModelSpec, options: Options) -> GraphContract:
+def _contract(traced: TracedGraph, spec: ModelSpec, options: ExportOptions) -> GraphContract:
     embedding = (spec.embedding_layer,) if options.kind == "embedding" else ()
     return GraphContract(
         kind=options.kind,

@@ -1,4 +1,4 @@
-"""What an export may be asked for, checked before the minutes that it takes."""
+"""The options of an export, checked before the half minute that it takes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from convlens.models import Classifier
 from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
 
-# 18 is the first that torch's exporter writes, 23 the last that it knows; 20 is its own choice.
-OLDEST_OPSET, OPSET, NEWEST_OPSET = 18, 20, 23
-# float32 sums in another order differ by about 1e-6; half precision keeps three digits, and layers add up.
+# 18 is the first opset that torch's exporter writes, 23 the last that it knows; 20 is its own default.
+MIN_OPSET, OPSET, MAX_OPSET = 18, 20, 23
+# float32 sums in another order differ by about 1e-6; half precision keeps three digits, and errors add up over layers.
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-2
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 # A graph must be one file, and protobuf ends at 2 GiB.
-MOST_BYTES = 2**31 - 2**24
+MAX_BYTES = 2**31 - 2**24
 
 
 @dataclass(frozen=True)
-class Options:
-    """See ``export`` for what each means."""
+class ExportOptions:
+    """As documented in ``export``."""
 
     kind: Kind
     layers: tuple[str, ...]
@@ -43,12 +43,10 @@ def require_kind(kind: str) -> None:
         raise RequestError(f"no graph {kind!r}; there are: {', '.join(KINDS)}{near_matches(kind, KINDS)}", field="kind")
 
 
-def require_options(options: Options, classifier: Classifier) -> None:
-    """RequestError for what cannot be honoured."""
-    if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
-        raise RequestError(
-            f"opset={options.opset} cannot be written; use {OLDEST_OPSET}..{NEWEST_OPSET}", field="opset"
-        )
+def require_options(options: ExportOptions, classifier: Classifier) -> None:
+    """RequestError for options that cannot be honoured."""
+    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        raise RequestError(f"opset={options.opset} cannot be written; use {MIN_OPSET}..{MAX_OPSET}", field="opset")
     if options.batch < 1:
         raise RequestError(f"batch={options.batch} holds no picture; use 1 or more", field="batch")
     if options.tolerance <= 0:
@@ -63,7 +61,7 @@ def require_options(options: Options, classifier: Classifier) -> None:
     _require_layers(options, classifier)
 
 
-def _require_strategy(options: Options) -> None:
+def _require_strategy(options: ExportOptions) -> None:
     if options.strategy not in STRATEGIES:
         raise RequestError(
             f"no strategy {options.strategy!r}; there are: {', '.join(STRATEGIES)}"
@@ -77,7 +75,7 @@ def _require_strategy(options: Options) -> None:
         )
 
 
-def _require_layers(options: Options, classifier: Classifier) -> None:
+def _require_layers(options: ExportOptions, classifier: Classifier) -> None:
     if options.kind != "features":
         if options.layers:
             raise RequestError(f"a graph of {options.kind} takes no layers; ask for features", field="layers")
@@ -90,17 +88,17 @@ def _require_layers(options: Options, classifier: Classifier) -> None:
         find_layer(classifier.module, layer)
 
 
-def require_size(classifier: Classifier, *, half: bool) -> None:
-    """RequestError where the weights would not fit into one file."""
+def require_file_size(classifier: Classifier, *, half: bool) -> None:
+    """RequestError for weights that do not fit into one file."""
     size = sum(tensor.nbytes for tensor in classifier.module.state_dict().values()) // (2 if half else 1)
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise RequestError(
             f"{classifier.spec.name} has {size / 2**30:.1f} GiB of weights, but one ONNX file holds 2; use half=True"
         )
 
 
-def resized(spec: ModelSpec, side: int | None) -> ModelSpec:
-    """The spec with pictures of another side, in the model's own proportion of crop to resize."""
+def resize_spec(spec: ModelSpec, side: int | None) -> ModelSpec:
+    """The spec with images of another side, at the model's own proportion of crop to resize."""
     if side is None or side == spec.crop:
         return spec
     if side < 1:
@@ -108,8 +106,8 @@ def resized(spec: ModelSpec, side: int | None) -> ModelSpec:
     return replace(spec, crop=side, resize=max(side, round(spec.resize * side / spec.crop)))
 
 
-def require_place(path: Path) -> None:
-    """RequestError for a place that no graph can be written to, before the work is done."""
+def require_output_path(path: Path) -> None:
+    """RequestError for a path that no graph can be written to."""
     if path.suffix != ".onnx" or path.name.endswith(".draft.onnx"):
         raise RequestError(f"{path} should end in .onnx (and .draft.onnx is for drafts)", field="path")
     if path.is_dir():

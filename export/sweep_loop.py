@@ -1,4 +1,4 @@
-"""A whole occlusion sweep as one graph: a loop over the windows, whose body is an exported graph of one chunk."""
+"""A full occlusion sweep as one graph: a loop over the windows, whose body is the exported graph of a chunk of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOPS, LEFTS = "top_B", "left_B"
 
 
 def chunk_size(windows: Windows, batch: int) -> int:
-    """How many windows a turn takes: at most ``batch``, and evenly, so that the last turn is nearly full."""
+    """Windows per iteration: at most ``batch``, spread evenly so that the last iteration is nearly full."""
     return math.ceil(len(windows) / math.ceil(len(windows) / batch))
 
 
-def looped(
+def loop_over_windows(
     chunk: onnx.ModelProto,
     windows: Windows,
     size: int,
@@ -28,11 +28,10 @@ def looped(
     before: Sequence[onnx.NodeProto] = (),
     constants: Sequence[onnx.TensorProto] = (),
 ) -> onnx.ModelProto:
-    """The graph of one chunk of ``size`` windows, made into one of all windows.
+    """The graph of all windows, made from that of a chunk of ``size`` windows.
 
-    ``chunk`` takes picture, target, fill and the corners ``top_B``, ``left_B``, and gives two values a window. The
-    result takes picture, target and fill, and gives two grids (R, Q). The weights belong to the loop's body, where ONNX
-    Runtime finds them constant and can lay them out for its kernels. ``before`` are nodes that run once, before the
+    ``chunk`` takes image, target, fill and the corners ``top_B``, ``left_B``, and returns two values for each window;
+    the result takes image, target and fill and returns two grids (R, Q). ``before`` are nodes that run once, before the
     loop, and whose outputs the chunk may use; ``constants`` are theirs.
     """
     turns = math.ceil(len(windows) / size)
@@ -49,6 +48,7 @@ def looped(
 
 
 def _loop(chunk: onnx.GraphProto, size: int) -> onnx.NodeProto:
+    # The weights belong to the body, where ONNX Runtime finds them constant and can lay them out for its kernels.
     corners = [helper.make_node("Gather", [f"all_{name}", "turn"], [name], axis=0) for name in (TOPS, LEFTS)]
     go_on = helper.make_node("Identity", ["more_in"], ["more_out"])
     body = helper.make_graph(
@@ -63,7 +63,7 @@ def _loop(chunk: onnx.GraphProto, size: int) -> onnx.NodeProto:
 
 
 def _grid(name: str) -> Sequence[onnx.NodeProto]:
-    """The turns' values (turns, size) without those that only fill the last turn, as rows and columns."""
+    """The values of all iterations as a grid, without those that only fill up the last iteration."""
     return (
         helper.make_node("Reshape", [f"{name}_all", "flat"], [f"{name}_flat"]),
         helper.make_node("Slice", [f"{name}_flat", "first", "count"], [f"{name}_kept"]),
@@ -72,7 +72,7 @@ def _grid(name: str) -> Sequence[onnx.NodeProto]:
 
 
 def _tables(windows: Windows, turns: int, size: int) -> Sequence[onnx.TensorProto]:
-    corners = np.resize(np.array(windows.corners, np.int64), (turns * size, 2))  # filled up by starting over
+    corners = np.resize(np.array(windows.corners, np.int64), (turns * size, 2))  # filled up from the first window on
     values = {
         f"all_{TOPS}": corners[:, 0].reshape(turns, size),
         f"all_{LEFTS}": corners[:, 1].reshape(turns, size),

@@ -1,4 +1,4 @@
-"""From a network to an ONNX graph, by torch's exporter."""
+"""Traces a network into an ONNX graph, by torch's exporter."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from convlens.runtime.graph_contract import (
 )
 from convlens.types import ModelSpec
 from export.gradients.custom_ops import TRANSLATIONS
-from export.gradients.tracing import RULES, Gradient, is_open, require_rule, unrolled
-from export.incremental.builder import Sweep, recomputing
-from export.options import Options
-from export.sweep_loop import LEFTS, TOPS, chunk_size, looped
-from export.wrappers import Embedding, Features, FromPicture, HiddenScores, Scores
+from export.gradients.tracing import RULES, Gradient, has_dynamic_batch, require_rule, unroll
+from export.incremental.builder import Sweep, incremental_sweep
+from export.options import ExportOptions
+from export.sweep_loop import LEFTS, TOPS, chunk_size, loop_over_windows
+from export.wrappers import Embedding, Features, OccludedScores, Scores, WithPreprocessing
 
-# Not 1, which the exporter would take for a constant, and not one of those that the graph is then compared at.
-TRACED_BATCH = 2
+# Not 1, which the exporter would treat as a constant, and none of the batch sizes that the graph is then compared at.
+_TRACED_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -53,70 +53,70 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A graph without its contract, and of a sweep its windows and how much faster than a full one it should be."""
+class TracedGraph:
+    """A graph without its contract; for a sweep also its windows and the expected speed-up over a full sweep."""
 
     proto: onnx.ModelProto
     sweep: SweepGeometry | None = None
     speed_up: float = 1.0
 
 
-def trace(classifier: Classifier, spec: ModelSpec, options: Options) -> Traced:
-    """The graph of that kind. UnsupportedModelError where torch's exporter gives up."""
+def trace(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> TracedGraph:
+    """The graph of that kind. UnsupportedModelError for a network that torch's exporter cannot export."""
     with _plan(classifier, spec, options) as plan:
-        proto = _exported(plan, options)
-    _forget_origin(proto)
+        proto = _run_exporter(plan, options)
+    _strip_metadata(proto)
     if options.kind != "occlusion":
-        return Traced(proto)
+        return TracedGraph(proto)
     windows = Windows(spec.crop, spec.crop, options.window, options.stride)
-    made = _swept(proto, windows, chunk_size(windows, options.batch), options.strategy)
-    geometry = SweepGeometry(options.window, options.stride, options.batch, made.strategy, made.note)
-    return Traced(made.proto, geometry, made.speed_up)
+    sweep = _sweep(proto, windows, chunk_size(windows, options.batch), options.strategy)
+    geometry = SweepGeometry(options.window, options.stride, options.batch, sweep.strategy, sweep.note)
+    return TracedGraph(sweep.proto, geometry, sweep.speed_up)
 
 
-def _swept(chunk: onnx.ModelProto, windows: Windows, size: int, strategy: Strategy) -> Sweep:
+def _sweep(chunk: onnx.ModelProto, windows: Windows, size: int, strategy: Strategy) -> Sweep:
     if strategy == "incremental":
-        return recomputing(chunk, windows, size)
-    return Sweep(looped(chunk, windows, size), "full", "", 1.0)
+        return incremental_sweep(chunk, windows, size)
+    return Sweep(loop_over_windows(chunk, windows, size), "full", "", 1.0)
 
 
 @contextmanager
-def _plan(classifier: Classifier, spec: ModelSpec, options: Options) -> Iterator[_Plan]:
-    # The weights are copied where they change; otherwise the graph is traced on those that there are.
+def _plan(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> Iterator[_Plan]:
+    # Only half precision copies the weights; otherwise the user's own module is traced.
     network = deepcopy(classifier.module).half() if options.half else classifier.module
-    pixels, is_any = _pixels(classifier, spec, options), options.dynamic_batch
-    _require_run(classifier, spec, options)
+    pixels, is_dynamic = _pixels(classifier, spec, options), options.dynamic_batch
+    _require_runs(classifier, spec, options)
     if options.kind == "scores":
-        yield _Plan(_entered(Scores(network), spec, options, classifier), pixels, (LOGITS,), is_any)
+        yield _Plan(_with_preprocessing(Scores(network), spec, options, classifier), pixels, (LOGITS,), is_dynamic)
     elif options.kind == "features":
         with tapped(network, outputs=options.layers) as tap:
-            graph = _entered(Features(tap, options.layers), spec, options, classifier)
-            yield _Plan(graph, pixels, options.layers, is_any)
+            graph = _with_preprocessing(Features(tap, options.layers), spec, options, classifier)
+            yield _Plan(graph, pixels, options.layers, is_dynamic)
     elif options.kind == "embedding":
         with tapped(network, inputs=[spec.embedding_layer]) as tap:
-            graph = _entered(Embedding(tap, spec.embedding_layer), spec, options, classifier)
-            yield _Plan(graph, pixels, (EMBEDDING, LOGITS), is_any)
+            graph = _with_preprocessing(Embedding(tap, spec.embedding_layer), spec, options, classifier)
+            yield _Plan(graph, pixels, (EMBEDDING, LOGITS), is_dynamic)
     elif options.kind == "occlusion":
-        graph = _entered(HiddenScores(network, options.window), spec, options, classifier)
+        graph = _with_preprocessing(OccludedScores(network, options.window), spec, options, classifier)
         yield _Plan(graph, pixels | _sweep_inputs(spec, options, classifier.device), (SCORES, LOG_SUMS), False)
     else:
         yield _gradient(classifier, spec, options, options.kind)
 
 
-def _gradient(classifier: Classifier, spec: ModelSpec, options: Options, kind: GradientKind) -> _Plan:
-    """For any number of pictures where the network can be traced so, else for ``options.batch``."""
+def _gradient(classifier: Classifier, spec: ModelSpec, options: ExportOptions, kind: GradientKind) -> _Plan:
+    """For a dynamic batch where the network can be traced with one, else for ``options.batch`` images."""
     require_rule(classifier, spec, kind)
     pixels = _pixels(classifier, spec, options)
     inputs = pixels | {TARGETS: torch.zeros(len(*pixels.values()), dtype=torch.int64, device=classifier.device)}
-    graph = _entered(Gradient(classifier.module, RULES[kind]), spec, options, classifier)
-    steps = unrolled(graph, tuple(inputs.values()), open_batch=options.dynamic_batch)
-    if options.dynamic_batch and not is_open(steps):
+    graph = _with_preprocessing(Gradient(classifier.module, RULES[kind]), spec, options, classifier)
+    steps = unroll(graph, tuple(inputs.values()), open_batch=options.dynamic_batch)
+    if options.dynamic_batch and not has_dynamic_batch(steps):
         return _gradient(classifier, spec, replace(options, dynamic_batch=False), kind)
     return _Plan(steps.eval(), inputs, (GRADIENT, LOGITS), options.dynamic_batch)
 
 
-def _require_run(classifier: Classifier, spec: ModelSpec, options: Options) -> None:
-    """RequestError for a layer that does not run, or gives no tensor: inside the exporter it would be a riddle."""
+def _require_runs(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> None:
+    """RequestError for a layer that does not run or returns no tensor, which would fail obscurely in the exporter."""
     x_NCHW = torch.zeros(1, len(spec.mean), spec.crop, spec.crop, device=classifier.device)
     with torch.inference_mode(), tapped(classifier.module, outputs=options.layers) as tap:
         try:
@@ -127,26 +127,26 @@ def _require_run(classifier: Classifier, spec: ModelSpec, options: Options) -> N
             ) from error
 
 
-def _entered(graph: nn.Module, spec: ModelSpec, options: Options, classifier: Classifier) -> nn.Module:
-    return (FromPicture(graph, spec, classifier.device) if options.preprocessing else graph).eval()
+def _with_preprocessing(graph: nn.Module, spec: ModelSpec, options: ExportOptions, classifier: Classifier) -> nn.Module:
+    return (WithPreprocessing(graph, spec, classifier.device) if options.preprocessing else graph).eval()
 
 
-def _pixels(classifier: Classifier, spec: ModelSpec, options: Options) -> dict[str, Tensor]:
-    count = 1 if options.kind == "occlusion" else TRACED_BATCH if options.dynamic_batch else options.batch
+def _pixels(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> dict[str, Tensor]:
+    count = 1 if options.kind == "occlusion" else _TRACED_BATCH if options.dynamic_batch else options.batch
     if options.preprocessing:
         shape = (count, spec.crop, spec.crop, len(spec.mean))
         return {PICTURE: torch.zeros(shape, dtype=torch.uint8, device=classifier.device)}
     return {PIXELS: torch.zeros(count, len(spec.mean), spec.crop, spec.crop, device=classifier.device)}
 
 
-def _sweep_inputs(spec: ModelSpec, options: Options, device: torch.device) -> dict[str, Tensor]:
+def _sweep_inputs(spec: ModelSpec, options: ExportOptions, device: torch.device) -> dict[str, Tensor]:
     windows = Windows(spec.crop, spec.crop, options.window, options.stride)
     corner_B = torch.zeros(chunk_size(windows, options.batch), dtype=torch.int64, device=device)
     target, fill = torch.tensor(0, device=device), torch.tensor(0.0, device=device)
     return {TARGET: target, FILL: fill, TOPS: corner_B, LEFTS: corner_B.clone()}
 
 
-def _exported(plan: _Plan, options: Options) -> onnx.ModelProto:
+def _run_exporter(plan: _Plan, options: ExportOptions) -> onnx.ModelProto:
     batch = torch.export.Dim("N")
     shapes = tuple({0: batch} for _ in plan.inputs) if plan.open_batch else None
     try:
@@ -170,8 +170,8 @@ def _exported(plan: _Plan, options: Options) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _forget_origin(proto: onnx.ModelProto) -> None:
-    """Drop what the exporter notes on every node: torch's names, and stack traces with this machine's folders."""
+def _strip_metadata(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes on every node: torch's names, and stack traces with local paths."""
     for node in proto.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""

@@ -1,6 +1,6 @@
-"""What is exported: small modules around a network, one a kind of graph.
+"""What is exported: a small module around the network for each kind of graph.
 
-Whatever the network's own precision, inputs and outputs of graphs are float32.
+Inputs and outputs of graphs are float32, whatever the network's own precision is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from convlens.types import ModelSpec
 
 
 class Scores(nn.Module):
-    """Normalised pictures (N, C, H, W) to logits (N, K)."""
+    """Logits (N, K) of normalised images (N, C, H, W)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Features(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The layer's input, averaged over space, and the logits: what neighbours and predictions need, in one pass."""
+    """The layer's input, averaged over space, and the logits: for neighbours and predictions in one pass."""
 
     def __init__(self, tap: Tap, layer: str) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class Embedding(nn.Module):
         return pooled(self._tap.inputs[self._layer].float()), logits_NK
 
 
-class HiddenScores(nn.Module):
-    """One picture with B windows hidden in turn: the target's B logits, and the B sums that make them probabilities.
+class OccludedScores(nn.Module):
+    """The target's logit, and logsumexp over all classes, of one image with each of B windows filled.
 
     ``top_B`` and ``left_B`` are the windows' corners; ``fill`` is in normalised units. This is the body of the loop
     that an occlusion graph runs over all its windows, so no occluded copy ever crosses from the host.
@@ -66,20 +66,20 @@ class HiddenScores(nn.Module):
     def forward(
         self, x_NCHW: Tensor, target: Tensor, fill: Tensor, top_B: Tensor, left_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rows_BH = self._covered(top_B, x_NCHW.shape[2])
-        columns_BW = self._covered(left_B, x_NCHW.shape[3])
-        hidden_B1HW = (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
-        logits_BK: Tensor = self.scores(torch.where(hidden_B1HW, fill, x_NCHW))
+        rows_BH = self._covers(top_B, x_NCHW.shape[2])
+        columns_BW = self._covers(left_B, x_NCHW.shape[3])
+        occluded_B1HW = (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
+        logits_BK: Tensor = self.scores(torch.where(occluded_B1HW, fill, x_NCHW))
         score_B = logits_BK.index_select(1, target.reshape(1))[:, 0]
         return score_B, logits_BK.logsumexp(1)
 
-    def _covered(self, start_B: Tensor, length: int) -> Tensor:
+    def _covers(self, start_B: Tensor, length: int) -> Tensor:
         pixels_L = torch.arange(length, device=start_B.device)
         return (pixels_L >= start_B[:, None]) & (pixels_L < start_B[:, None] + self._window)
 
 
-class FromPicture(nn.Module):
-    """Lets a graph begin at uint8 RGB pictures (N, H, W, 3), resized and cropped before: ``image.normalise`` within."""
+class WithPreprocessing(nn.Module):
+    """Takes uint8 RGB images (N, H, W, 3), already resized and cropped, and normalises them as ``image.normalise``."""
 
     mean_C11: Tensor
     std_C11: Tensor
@@ -92,5 +92,5 @@ class FromPicture(nn.Module):
 
     def forward(self, picture_NHWC: Tensor, *rest: Tensor) -> Tensor | tuple[Tensor, ...]:
         x_NCHW = picture_NHWC.permute(0, 3, 1, 2).float() / 255.0
-        found: Tensor | tuple[Tensor, ...] = self.inner((x_NCHW - self.mean_C11) / self.std_C11, *rest)
-        return found
+        outputs: Tensor | tuple[Tensor, ...] = self.inner((x_NCHW - self.mean_C11) / self.std_C11, *rest)
+        return outputs

@@ -1,7 +1,7 @@
 """The gradient of a convolution by its input, as ordinary convolutions of stride 1.
 
-A ConvTranspose would say it in one step, but ONNX Runtime has fast kernels for CPUs for convolutions only. What is done
-to weights here is done to constants: ONNX Runtime computes it once, when it opens the graph.
+A ConvTranspose would do it in one operator, but ONNX Runtime has fast CPU kernels for convolutions only; it remains for
+other than two spatial axes. Weights are constants, so ONNX Runtime rearranges them once, when it opens the graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 Sizes = Sequence[Any]  # ints, of which the batch's may be symbolic
 
 
-def by_input(
+def conv_input_gradient(
     grad_NOHW: Tensor,
     weight: Tensor,
     shape: Sizes,
@@ -51,7 +51,7 @@ def _swapped(weight: Tensor, groups: int) -> Tensor:
 def _spread(
     grad_NOHW: Tensor, weight_IO: Tensor, shape: Sizes, padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Tensor:
-    """Stride 1: the full correlation with the weights turned around."""
+    """For stride 1: the full correlation with the flipped weights."""
     pads = []
     for axis in (0, 1):
         reach = dilation[axis] * (weight_IO.shape[2 + axis] - 1)
@@ -63,9 +63,9 @@ def _spread(
 def _by_phases(
     grad_NOHW: Tensor, weight_IO: Tensor, shape: Sizes, stride: int, padding: Sequence[int], groups: int
 ) -> Tensor:
-    """One convolution for all ``stride``² positions that a pixel can have under the windows, then woven together.
+    """For larger strides: one convolution for all ``stride``² phases of a pixel under the windows, then pixel_shuffle.
 
-    Zeros put between the gradients instead would be multiplied stride² times.
+    The usual way, zeros between the gradients, would do stride² times the multiplications.
     """
     pads, starts = [], []
     for axis in (0, 1):
@@ -80,7 +80,7 @@ def _by_phases(
 
 
 def _phased(weight_IO: Tensor, stride: int) -> Tensor:
-    """Every stride-th tap apart: (I · stride², O, taps, taps), in the order of pixel_shuffle."""
+    """Every stride-th tap separately: (I · stride², O, taps, taps), in the order of pixel_shuffle."""
     inputs, outputs, height, width = weight_IO.shape
     down, right = math.ceil(height / stride), math.ceil(width / stride)
     filled = functional.pad(weight_IO, (0, right * stride - width, 0, down * stride - height))
@@ -98,8 +98,8 @@ def _convolved(
 
 
 def _apart(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Each value the first of a block of ``stride``, the rest zeros."""
-    # by reshapes of four axes: with more torch fixes a symbolic batch
+    """Each value becomes the first of a block of ``stride`` values, the others zeros."""
+    # by reshapes of four axes, because with more torch fixes a symbolic batch size
     batch, channels, height, width = x.shape
     down, right = stride
     wide = functional.pad(x.reshape(batch, channels, height * width, 1), (0, right - 1))
@@ -108,12 +108,12 @@ def _apart(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _framed(x: Tensor, shape: Sizes, padding: Sequence[int]) -> Tensor:
-    """Without the padding before, cut or filled up with zeros to the shape after."""
+    """Without the padding at the start, and cropped or zero-padded at the end to the shape."""
     return _padded(x, [(-padding[axis], shape[2 + axis] + padding[axis] - x.shape[2 + axis]) for axis in (0, 1)])
 
 
 def _padded(x: Tensor, pads: Sequence[tuple[int, int]]) -> Tensor:
-    """Rows, then columns; negative numbers cut."""
+    """Padded with zeros: pairs (before, after) for rows, then columns; negative numbers crop."""
     return functional.pad(x, list(chain(*reversed(pads)))) if any(chain(*pads)) else x
 
 
@@ -130,13 +130,14 @@ def convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    """aten.convolution_backward, of which only the input's gradient is ever asked."""
+    """aten.convolution_backward; only the gradient by the input is ever used."""
     if transposed:
+        # The gradient of a transposed convolution is the convolution itself.
         back = torch.ops.aten.convolution(grad, weight, None, stride, padding, dilation, False, [0], groups)
         return back, None, None
     if x.dim() != 4:
         return _transposed(grad, x, weight, stride, padding, dilation, groups), None, None
-    back = by_input(
+    back = conv_input_gradient(
         grad, weight, x.shape, stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation), groups=groups
     )
     return back, None, None

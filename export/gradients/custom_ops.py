@@ -1,4 +1,4 @@
-"""Two operators that torch lacks and ONNX has: without them a gradient graph would be far from the fastest kernels."""
+"""Two operators that ONNX has and torch lacks; without them a gradient graph would miss ONNX Runtime's fast kernels."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-# Powers of two, so that nothing is rounded: every x > 0 that is no denormal exceeds 1 / STEEP, and upper - x is exact.
-STEEP, LESS_STEEP = 2.0**127, 2.0**100
+# Powers of two, so that nothing is rounded: every normal x > 0 exceeds 1 / _STEEP, and upper - x is exact.
+_STEEP, _LESS_STEEP = 2.0**127, 2.0**100
 
 
 @torch.library.custom_op("convlens::inside", mutates_args=())
 def inside(x: Tensor, upper: float | None) -> Tensor:
     """1 where 0 < x < upper, else 0, in the type of ``x``.
 
-    In ONNX a HardSigmoid too steep for anything between: on CPUs ONNX Runtime keeps its blocked layout through it, but
-    not through a comparison with Where, which with the reordering around it took a fifth of SqueezeNet's time.
+    In ONNX a HardSigmoid so steep that there is nothing between: on CPUs ONNX Runtime keeps its blocked layout through
+    it, but not through a comparison with Where, which with the reordering around it took a fifth of SqueezeNet's time.
     """
     return ((x > 0) if upper is None else (x > 0) & (x < upper)).to(x.dtype)
 
@@ -34,10 +34,10 @@ def _(x: Tensor, upper: float | None) -> Tensor:
 def max_pool(
     x_NCHW: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil_mode: bool
 ) -> tuple[Tensor, Tensor]:
-    """The maxima, and where each was found in the flattened ``x_NCHW``; of several the first.
+    """The maxima and their indices in the flattened ``x_NCHW``; of equal values the first.
 
-    torch counts within one channel; ONNX over the whole tensor, and to translate one into the other takes a second
-    pooling.
+    torch counts indices within a channel, ONNX over the whole tensor; translating one into the other would take a
+    second pooling.
     """
     out_NCHW, index_NCHW = aten.max_pool2d_with_indices(x_NCHW, kernel, stride, padding, dilation, ceil_mode)
     n, c, h, w = x_NCHW.shape
@@ -54,10 +54,10 @@ def _(
 
 
 def _onnx_inside(x: Any, upper: float | None) -> Any:
-    above = op.HardSigmoid(x, alpha=STEEP, beta=0.0)
+    above = op.HardSigmoid(x, alpha=_STEEP, beta=0.0)
     if upper is None:
         return above
-    return op.Mul(above, op.HardSigmoid(x, alpha=-LESS_STEEP, beta=upper * LESS_STEEP))
+    return op.Mul(above, op.HardSigmoid(x, alpha=-_LESS_STEEP, beta=upper * _LESS_STEEP))
 
 
 def _onnx_max_pool(

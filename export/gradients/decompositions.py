@@ -1,4 +1,8 @@
-"""Steps of a backward pass that torch's exporter does not know, as steps of a forward pass that it does."""
+"""Decompositions: operators of a backward pass that torch's exporter does not know, as forward operators that it does.
+
+Each entry of ``DECOMPOSITIONS`` computes what torch's operator of that name computes, in inference mode and for the
+gradient by the input alone.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ import torch
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 
-from export.gradients.conv_backward import by_input, convolution_backward
+from export.gradients.conv_backward import conv_input_gradient, convolution_backward
 from export.gradients.custom_ops import inside, max_pool
 
 aten = torch.ops.aten
 
 
 def _relu(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
-    """A clamp at 0 under its own name, which ONNX Runtime treats better."""
+    """A clamp at 0 as a ReLU, which ONNX Runtime treats better; NotImplemented leaves other clamps as they are."""
     return aten.relu(x) if low == 0 and high is None else NotImplemented
 
 
@@ -42,10 +46,11 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = aten._native_batch_norm_legit_no_training(
+    # Without statistics of the batch: networks are exported in evaluation mode.
+    outputs: tuple[Tensor, Tensor, Tensor] = aten._native_batch_norm_legit_no_training(
         x, weight, bias, mean, variance, momentum, eps
     )
-    return found
+    return outputs
 
 
 def _batch_norm_backward(
@@ -60,6 +65,7 @@ def _batch_norm_backward(
     eps: float,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
+    # With running statistics batch norm is affine, so its gradient is its scale.
     scale_C = torch.rsqrt(variance + eps)
     scale_C = scale_C if weight is None else scale_C * weight
     return grad * scale_C.reshape(-1, *[1] * (grad.dim() - 2)), None, None
@@ -73,10 +79,11 @@ def _max_pool(
     dilation: Sequence[int] = (1,),
     ceil_mode: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = max_pool(
+    # A custom operator, because torch's counts indices in another way than ONNX (see ``custom_ops``).
+    outputs: tuple[Tensor, Tensor] = max_pool(
         x, _pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation), ceil_mode
     )
-    return found
+    return outputs
 
 
 def _max_pool_backward(
@@ -89,7 +96,8 @@ def _max_pool_backward(
     ceil_mode: bool,
     index: Tensor,
 ) -> Tensor:
-    """Each window's gradient goes to where its maximum was found (see ``_max_pool``); windows may overlap."""
+    """Each window's gradient goes to where its maximum was found, by ScatterElements in ONNX."""
+    # scatter_add: windows may overlap, and a pixel may be the maximum of several
     return torch.zeros_like(x).reshape(-1).scatter_add(0, index.reshape(-1), grad.reshape(-1)).reshape(x.shape)
 
 
@@ -103,12 +111,12 @@ def _avg_pool_backward(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Tensor:
-    """A mean is a convolution with equal weights, each window's being one over the pixels it counts."""
+    """A mean is a convolution with equal weights: 1 over the number of pixels that the window counts."""
     size, step, pad = _pair(kernel), _pair(stride or kernel), _pair(padding)
     counts_HW = _counts(x.shape[2:], grad.shape[2:], size, step, pad, count_include_pad, divisor)
     ones = torch.ones(x.shape[1], 1, *size, dtype=grad.dtype, device=grad.device)
     shares = grad / counts_HW.to(grad)
-    return by_input(shares, ones, x.shape, stride=step, padding=pad, dilation=(1, 1), groups=x.shape[1])
+    return conv_input_gradient(shares, ones, x.shape, stride=step, padding=pad, dilation=(1, 1), groups=x.shape[1])
 
 
 def _counts(
@@ -120,7 +128,7 @@ def _counts(
     count_include_pad: bool,
     divisor: int | None,
 ) -> Tensor:
-    """How many pixels each window's mean is over: those inside, or with ``count_include_pad`` in the padding, too."""
+    """How many pixels each window's mean counts: those of the image and, with ``count_include_pad``, of the padding."""
     if divisor is not None:
         return torch.full(tuple(windows), float(divisor))
     down, right = (
@@ -135,7 +143,7 @@ def _count(length: int, start: int, size: int, margin: int) -> int:
 
 
 def _adaptive_avg_pool_backward(grad: Tensor, x: Tensor) -> Tensor:
-    """Rows and columns are averaged apart, so the way back is a matrix on either side."""
+    """Rows and columns are averaged separately, so the gradient is a product with a matrix on either side."""
     if grad.shape[2:] == x.shape[2:]:
         return grad.clone()
     down_hH, right_wW = (_means(few, many).to(grad) for few, many in zip(grad.shape[2:], x.shape[2:], strict=True))
@@ -161,7 +169,7 @@ def _torchs_own() -> dict[Any, Callable[..., Any]]:
     return {step: written for step, written in known.items() if "_backward" in str(step)}
 
 
-STEPS: dict[Any, Callable[..., Any]] = _torchs_own() | {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = _torchs_own() | {
     aten.clamp.default: _relu,
     aten.clamp_.default: _relu_,
     aten.clamp_min.default: _relu,

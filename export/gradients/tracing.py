@@ -1,7 +1,7 @@
-"""The gradient of a class's logit by the picture as a plain forward graph, which torch's exporter can write down.
+"""Traces the gradient of a class's logit by the image into a forward graph, which torch's exporter can export.
 
-torch cannot export a backward pass. So it is traced step by step first, with each ReLU's rule as the steps that it
-comes to, and steps that the exporter does not know are replaced by ones it does (``gradients_steps``).
+torch.export does not export a backward pass. So ``make_fx`` traces it first, operator by operator, each ReLU's rule
+included; operators that the exporter does not know are decomposed into ones that it does (``decompositions``).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from convlens.instrument import ReluRule, RuledRelus, require_relu_network
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import GradientKind
 from convlens.types import ModelSpec
-from export.gradients.decompositions import STEPS
+from export.gradients.decompositions import DECOMPOSITIONS
 
 RULES: dict[GradientKind, ReluRule] = {"saliency": "plain", "guided_backprop": "guided", "deconvnet": "deconvnet"}
 
 
 class Gradient(nn.Module):
-    """Normalised pictures (N, C, H, W) and one class each (N) to d logit / d picture under the rule, and the logits."""
+    """d logit / d image under the ReLU rule, and the logits, of normalised images (N, C, H, W) and a class each (N)."""
 
     def __init__(self, network: nn.Module, rule: ReluRule) -> None:
         super().__init__()
@@ -55,26 +55,26 @@ def require_rule(classifier: Classifier, spec: ModelSpec, kind: GradientKind) ->
     require_relu_network(logits_NK, method=kind)
 
 
-def unrolled(graph: nn.Module, inputs: Sequence[Tensor], *, open_batch: bool) -> fx.GraphModule:
-    """What ``graph`` does to such inputs, backward pass and all, as one list of forward steps.
+def unroll(graph: nn.Module, inputs: Sequence[Tensor], *, open_batch: bool) -> fx.GraphModule:
+    """Everything that ``graph`` computes from such inputs, backward pass included, as one list of operators.
 
-    With ``open_batch`` their first axis may have any size, unless the network ties it (``is_open``). Raises
-    UnsupportedModelError for a network that decides by the values of its input.
+    With ``open_batch`` their first axis may have any size, unless the network fixes it (``has_dynamic_batch``). Raises
+    UnsupportedModelError for a network whose control flow depends on the values of its input.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     fakes = [_fake(mode, tensor, open_batch) for tensor in inputs]
     try:
-        # torch.export's own machinery, but with autograd running inside it; with the python dispatcher because torch's
-        # C++ kernels of some steps would fix a symbolic size
+        # This is torch.export's own machinery, but with autograd running inside it. The Python dispatcher is needed
+        # because torch's C++ kernels of some operators would fix a symbolic size.
         with mode, enable_python_dispatcher():
-            return make_fx(graph, decomposition_table=STEPS, _allow_non_fake_inputs=True)(*fakes)
+            return make_fx(graph, decomposition_table=DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UnsupportedModelError(f"this network's gradient cannot be written as a graph: {reason}") from error
 
 
-def is_open(unrolled_graph: fx.GraphModule) -> bool:
-    """Does the graph take any number of pictures, or did tracing tie it to the one given?"""
+def has_dynamic_batch(unrolled_graph: fx.GraphModule) -> bool:
+    """Whether the graph takes any batch size, or tracing has fixed it to that of the example."""
     first = next(node for node in unrolled_graph.graph.nodes if node.op == "placeholder")
     size = first.meta["val"].shape[0]
     return isinstance(size, torch.SymInt) and not size.node.expr.is_number

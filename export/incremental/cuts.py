@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +15,10 @@ from export.incremental.network import Network
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Along one axis: the part of a map that each window may change, ``length`` positions from ``start_R`` on.
+    """The part of a map that each window may change, along one axis: ``length`` positions from ``start_R`` on.
 
-    ``start_R`` is the same for whoever computes the patch and whoever takes it up: the first changed position, or less
-    where the patch would end outside the map.
+    All windows' patches have one length, so that they batch. A patch begins at the first changed position, or before
+    it where it would end outside the map; the stage that computes it and the next, which takes it, agree on that.
     """
 
     start_R: Ints
@@ -32,23 +32,23 @@ class Patch:
         return Span(self.start_R, self.start_R + self.length)
 
 
-def cuts(network: Network) -> list[str]:
-    """Maps through which everything behind them depends on the picture, from the picture on."""
+def find_cuts(network: Network) -> list[str]:
+    """Maps in order from the image on, such that everything after one depends on the image through that map alone."""
     nodes = [step.node for step in network.steps] + list(network.rest)
     last_use = {name: at for at, node in enumerate(nodes) for name in node.input}
-    made = [network.entry, *(step.output for step in network.steps)]
-    found, reach = [], -1
-    for at, name in enumerate(made):
-        # all earlier maps were read for the last time by the node that makes this one, if not before
-        alone = name in last_use and reach < at
+    maps = [network.entry, *(step.output for step in network.steps)]
+    result, latest_use = [], -1
+    for at, name in enumerate(maps):
+        # no earlier map is read after the node that computes this one
+        alone = name in last_use and latest_use < at
         if alone and len(network.shapes[name]) == 4:
-            found.append(name)
-        reach = max(reach, last_use.get(name, -1))
-    return found
+            result.append(name)
+        latest_use = max(latest_use, last_use.get(name, -1))
+    return result
 
 
-def patches(network: Network, windows: Windows) -> dict[str, tuple[Patch, Patch]]:
-    """What the windows change of every map, by interval propagation from the picture on."""
+def changed_patches(network: Network, windows: Windows) -> dict[str, tuple[Patch, Patch]]:
+    """The patches (rows, columns) of every map, by interval propagation from the image on."""
     rows, columns = (_patches(network, windows, axis) for axis in (0, 1))
     return {name: (rows[name], columns[name]) for name in rows}
 
@@ -60,22 +60,15 @@ def _patches(network: Network, windows: Windows, axis: int) -> dict[str, Patch]:
 
 
 def changed_spans(network: Network, windows: Windows, axis: int) -> dict[str, Span]:
-    """Along one axis, what each window can change of every map."""
+    """What each window can change of every map, along one axis."""
     start_R = (windows.tops, windows.lefts)[axis]
     side = network.size(network.entry, axis)
     spans = {network.entry: Span(start_R, np.minimum(start_R + windows.window, side))}
     for step in network.steps:
         outputs = network.size(step.output, axis)
-        each = [step.reaches[axis].changed(spans[name], outputs) for name in step.inputs]
-        spans[step.output] = _hull(each)
+        changed = [step.reaches[axis].changed(spans[name], outputs) for name in step.inputs]
+        spans[step.output] = functools.reduce(Span.joined, changed)
     return spans
-
-
-def _hull(spans: Sequence[Span]) -> Span:
-    found = spans[0]
-    for span in spans[1:]:
-        found = found.joined(span)
-    return found
 
 
 def _patch(span: Span, side: int) -> Patch:

@@ -1,4 +1,4 @@
-"""Interval arithmetic of one layer along one axis: what an output reads, what a change touches, what a crop gets right.
+"""Interval arithmetic of a layer along one axis: what an output reads, a change reaches, and a crop gets right.
 
 Intervals are half open, [start, stop), in positions of the whole map; arrays of them, one for each window or crop.
 """
@@ -14,7 +14,7 @@ from convlens.types import Ints
 
 @dataclass(frozen=True)
 class Span:
-    """Intervals [start, stop), side by side."""
+    """Intervals [start, stop), one for each window or crop."""
 
     start: Ints
     stop: Ints
@@ -31,6 +31,7 @@ class Span:
         return Span(start, stop)
 
     def common(self, other: Span) -> Span:
+        """The intersections."""
         start = np.maximum(self.start, other.start)
         return Span(start, np.maximum(start, np.minimum(self.stop, other.stop)))
 
@@ -65,23 +66,23 @@ class Reach:
         return count - 1 if (count - 1) * self.stride >= length + self.before else count
 
     def changed(self, span: Span, outputs: int) -> Span:
-        """The outputs that read a position of ``span``, of a map with so many outputs."""
+        """The outputs that read a position of ``span``, in a map of ``outputs`` positions."""
         first = -(-(span.start + self.before - self.kernel + 1) // self.stride)
         last = (span.stop - 1 + self.before) // self.stride
         start = np.clip(first, 0, outputs)
         stop = np.where(span.start < span.stop, np.clip(last + 1, start, outputs), start)
         return Span(start, stop)
 
-    def trusted(self, span: Span, length: int, made: Span) -> Span:
-        """Of the outputs ``made`` from a crop, those that read nothing but right values and the map's own padding.
+    def trusted(self, span: Span, length: int, outputs: Span) -> Span:
+        """Of ``outputs``, computed from a crop, those that read only right values and the map's own padding.
 
-        ``span`` are the right ones among the crop's inputs, ``length`` is the whole map's. What a crop lacks it takes
-        for padding: that is right at the map's edges only.
+        ``span`` is what is right of the crop's inputs, ``length`` the size of the whole map. A layer pads a crop with
+        zeros at its borders, which is right only where they are the borders of the map.
         """
-        first = np.where(span.start <= 0, made.start, -(-(span.start + self.before) // self.stride))
-        last = np.where(span.stop >= length, made.stop - 1, (span.stop - self.kernel + self.before) // self.stride)
-        start = np.maximum(made.start, first)
-        stop = np.maximum(start, np.minimum(made.stop, last + 1))
+        first = np.where(span.start <= 0, outputs.start, -(-(span.start + self.before) // self.stride))
+        last = np.where(span.stop >= length, outputs.stop - 1, (span.stop - self.kernel + self.before) // self.stride)
+        start = np.maximum(outputs.start, first)
+        stop = np.maximum(start, np.minimum(outputs.stop, last + 1))
         empty = span.start >= span.stop
         return Span(start, np.where(empty, start, stop))
 

@@ -1,4 +1,4 @@
-"""The network in an exported chunk: from the picture with hidden windows on, as far as positions stay positions."""
+"""Reads the network from an exported chunk: from the occluded image on, as far as maps keep their positions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import numpy_helper, shape_inference
 from convlens.runtime.graph_contract import FILL
 from export.incremental.intervals import POINT, Reach
 
-# One value in, one out, the same for every position.
+# Elementwise, of one input.
 _UNARY = frozenset(
     [
         "Abs",
@@ -45,16 +45,16 @@ _UNARY = frozenset(
         "ThresholdedRelu",
     ]
 )
-# The same of several, of which some may be constants that do not vary over space.
+# Elementwise, of several inputs, of which some may be constants that do not vary over space.
 _BROADCAST = frozenset(["Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where"])
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One node that turns maps into a map, and how it reaches along the rows and along the columns.
+    """A node that computes a map from maps, and its reach along the rows and along the columns.
 
-    Maps are (N, C, H, W), or (N, H, W) between taking one channel and making it a map of one channel again.
+    Maps are (N, C, H, W), or (N, H, W) between selecting one channel and unsqueezing it again.
     """
 
     node: onnx.NodeProto
@@ -65,11 +65,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Network:
-    """A chunk's graph, sorted.
+    """A chunk's graph in parts.
 
-    ``before`` prepares the picture, which ``picture`` names; ``entry`` is the same with windows hidden, ``steps`` lead
-    on from there, ``rest`` are the nodes behind the last step, and what they need beside. ``shapes`` are those of all
-    maps.
+    ``before`` computes the network's input, ``picture``; ``entry`` is that with the windows occluded. ``steps`` follow
+    from there; ``rest`` are the nodes after the last step and what else they depend on. ``shapes`` are those of all
+    values whose size is known.
     """
 
     before: tuple[onnx.NodeProto, ...]
@@ -85,8 +85,8 @@ class Network:
         return self.shapes[name][axis - 2]
 
 
-def read(chunk: onnx.ModelProto) -> Network | None:
-    """The network of a graph of hidden scores; None where its entry cannot be found."""
+def read_network(chunk: onnx.ModelProto) -> Network | None:
+    """The network of a chunk of occluded scores; None where the node that occludes cannot be identified."""
     graph = shape_inference.infer_shapes(chunk, data_prop=True).graph
     hiding = [node for node in graph.node if node.op_type == "Where" and node.input[1] == FILL]
     if len(hiding) != 1:
@@ -105,37 +105,37 @@ def read(chunk: onnx.ModelProto) -> Network | None:
 
 
 def _downstream(nodes: Sequence[onnx.NodeProto], name: str) -> list[onnx.NodeProto]:
-    reached, found = {name}, []
+    reached, result = {name}, []
     for node in nodes:
         if reached.intersection(node.input):
             reached.update(node.output)
-            found.append(node)
-    return found
+            result.append(node)
+    return result
 
 
 def _upstream(nodes: Sequence[onnx.NodeProto], names: set[str]) -> tuple[onnx.NodeProto, ...]:
-    wanted, found = set(names), []
+    needed, result = set(names), []
     for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
-            found.append(node)
-    return tuple(reversed(found))
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            result.append(node)
+    return tuple(reversed(result))
 
 
 def _shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     """Of all values whose every dimension is known."""
-    found = {}
+    shapes = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         dims = value.type.tensor_type.shape.dim
         if all(dim.HasField("dim_value") for dim in dims):
-            found[value.name] = tuple(dim.dim_value for dim in dims)
-    return found
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
 
 
 def _steps(
     nodes: Sequence[onnx.NodeProto], entry: str, shapes: Mapping[str, Shape], constants: Mapping[str, onnx.TensorProto]
 ) -> Iterator[Step]:
-    """The nodes that lead from map to map, until the first that cannot be followed; nodes beside that do not count."""
+    """The nodes from map to map, until the first whose reach is not known."""
     maps = {entry}
     for node in nodes:
         inputs = tuple(name for name in node.input if name in maps)
@@ -150,24 +150,24 @@ def _steps(
 
 
 def _are_maps(names: Sequence[str], shapes: Mapping[str, Shape], count: int) -> bool:
-    """Whether all have the batch first and the positions last."""
+    """Whether all have the batch as first axis and the positions as last."""
     return all(len(shapes.get(name, ())) in (3, 4) and shapes[name][0] == count for name in names)
 
 
 def _sized(
     node: onnx.NodeProto, inputs: Sequence[str], reaches: tuple[Reach, Reach], shapes: Mapping[str, Shape]
 ) -> bool:
-    """Whether the arithmetic gives the size that ONNX gives, from inputs of one size."""
+    """Whether interval arithmetic gives the size that ONNX's shape inference gives, from inputs of one size."""
     if len({shapes[name][-2:] for name in inputs}) != 1:
         return False
     sizes = zip(reaches, shapes[inputs[0]][-2:], shapes[node.output[0]][-2:], strict=True)
-    return all(reach.size(given) == made for reach, given, made in sizes)
+    return all(reach.size(before) == after for reach, before, after in sizes)
 
 
 def _reaches(
     node: onnx.NodeProto, inputs: Sequence[str], constants: Mapping[str, onnx.TensorProto]
 ) -> tuple[Reach, Reach] | None:
-    """How the node reaches; None for one that mixes positions otherwise, or of which that is not known."""
+    """The node's reach; None for one that mixes positions in another way, or of an unknown kind."""
     others = [name for name in node.input if name and name not in inputs]
     if not _is_plain(node) or any(name not in constants for name in others):
         return None
@@ -178,7 +178,7 @@ def _reaches(
     if node.op_type in _UNARY:
         return (POINT, POINT) if list(inputs) == [node.input[0]] else None
     if node.op_type in _BROADCAST:
-        return (POINT, POINT) if all(_even(constants[name]) for name in others) else None
+        return (POINT, POINT) if all(_is_uniform(constants[name]) for name in others) else None
     if node.op_type == "Gather":  # of channels
         first = list(inputs) == [node.input[0]] and integer(node, "axis", 0) in (1, -3)
         return (POINT, POINT) if first and len(constants[node.input[1]].dims) < 2 else None
@@ -204,15 +204,16 @@ def _is_plain(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx") and sum(map(bool, node.output)) == 1
 
 
-def _even(constant: onnx.TensorProto) -> bool:
-    """Whether it is broadcast over space, and does not add dimensions."""
+def _is_uniform(constant: onnx.TensorProto) -> bool:
+    """Whether it is broadcast over space and adds no dimensions."""
     return len(constant.dims) <= 4 and all(side == 1 for side in list(constant.dims)[-2:])
 
 
 def _sliding(
     node: onnx.NodeProto, inputs: Sequence[str], constants: Mapping[str, onnx.TensorProto]
 ) -> tuple[Reach, Reach] | None:
-    if list(inputs) != [node.input[0]] or any(one.name == "auto_pad" and one.s != b"NOTSET" for one in node.attribute):
+    auto_pad = any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in node.attribute)
+    if list(inputs) != [node.input[0]] or auto_pad:
         return None
     sides = integers(node, "kernel_shape", list(constants[node.input[1]].dims)[2:] if len(node.input) > 1 else [])
     strides, dilations = integers(node, "strides", [1, 1]), integers(node, "dilations", [1, 1])
@@ -224,9 +225,9 @@ def _sliding(
 
 
 def integer(node: onnx.NodeProto, name: str, otherwise: int) -> int:
-    """The node's attribute of that name."""
-    return next((int(one.i) for one in node.attribute if one.name == name), otherwise)
+    """The node's attribute of that name, or its default."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), otherwise)
 
 
 def integers(node: onnx.NodeProto, name: str, otherwise: Sequence[int]) -> list[int]:
-    return next((list(one.ints) for one in node.attribute if one.name == name), list(otherwise))
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == name), list(otherwise))

@@ -1,4 +1,4 @@
-"""From one cut of the network to the next on crops of one size: which size, and proof for every window that it does."""
+"""Stages: from one cut of the network to the next on crops of one size, which is proven right for every window."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from export.incremental.network import Network, Step
 
 @dataclass(frozen=True)
 class Crop:
-    """Along one axis: what a stage computes for each window.
+    """What a stage computes for each window, along one axis.
 
-    It reads ``taken`` positions of the map that it begins at, from ``from_R`` on, counted in the map with
-    ``before`` + ``after`` zeros around it. ``core`` is the size of what its first layers make of that (see ``Head``),
-    ``sizes`` the size of each map up to the last, which begins at position ``to_R`` of the whole one.
+    It reads ``taken`` positions of its source from ``from_R`` on, counted in the map padded by ``before`` and ``after``
+    zeros. ``core`` is the size of what its first layers make of that (see ``Head``), ``sizes`` the size of each map up
+    to the last, which begins at position ``to_R`` of the whole map.
     """
 
     before: int
@@ -36,9 +36,9 @@ class Crop:
 class Head:
     """How a stage's first layers read its crop.
 
-    Convolutions in ``bare`` read the halo and lose their padding: the crop has true values all around, zeros outside
-    the map included. All others read the core, which is the crop without its halo. Where a convolution is the only
-    reader and does not keep the size, its output is the core (``leading``).
+    Convolutions in ``bare`` read the halo and have their padding removed: the crop holds the true values all around it,
+    including the zeros outside the map. All others read the core, which is the crop without its halo. Where the only
+    reader is a convolution that changes the size, its output is the core (``leading``).
     """
 
     bare: frozenset[str]
@@ -47,18 +47,21 @@ class Head:
 
 @dataclass(frozen=True)
 class Stage:
-    """From the cut ``source`` to the cut ``target``: rows first, then columns."""
+    """From the cut ``source`` to the cut ``target``; of each pair the first is for rows, the second for columns.
+
+    ``input_patches`` are the source's patches, which the stage pastes into its crops, ``output_patches`` the target's.
+    """
 
     source: str
     target: str
     steps: tuple[Step, ...]
     head: Head
     crops: tuple[Crop, Crop]
-    taken_up: tuple[Patch, Patch]
-    given: tuple[Patch, Patch]
+    input_patches: tuple[Patch, Patch]
+    output_patches: tuple[Patch, Patch]
 
 
-def head_of(network: Network, source: str, steps: Sequence[Step]) -> Head:
+def _head_of(network: Network, source: str, steps: Sequence[Step]) -> Head:
     readers = [step for step in steps if source in step.inputs]
     convolutions = [step for step in readers if step.node.op_type == "Conv"]
     if len(readers) == 1 and convolutions and not all(reach.keeps_size for reach in readers[0].reaches):
@@ -67,11 +70,11 @@ def head_of(network: Network, source: str, steps: Sequence[Step]) -> Head:
     return Head(frozenset(bare), leading=False)
 
 
-def stage(
+def smallest_stage(
     network: Network, source: str, steps: Sequence[Step], changed: Mapping[str, tuple[Patch, Patch]]
 ) -> Stage | None:
-    """The stage with the smallest crops that are proven to do; None where there is no proof."""
-    target, head = steps[-1].output, head_of(network, source, steps)
+    """The stage with the smallest crops that are proven right; None where none is."""
+    target, head = steps[-1].output, _head_of(network, source, steps)
     lines = [_Line(network, source, tuple(steps), head, axis) for axis in (0, 1)]
     rows = lines[0].smallest(changed[source][0], changed[target][0])
     if rows is None:
@@ -84,9 +87,12 @@ def stage(
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A map of a crop: its size, where it begins, what of it is right (for every place that the crop may be taken at),
-    and how many positions of the core one of it stands for."""
+class _Map:
+    """A map computed from a crop.
+
+    ``start`` and ``right`` (the part that equals the whole map) are for every place where the crop may be taken;
+    ``ratio`` is how many positions of the core one position of the map stands for.
+    """
 
     size: int
     start: Ints
@@ -106,27 +112,28 @@ class _Line:
 
     @property
     def square(self) -> bool:
-        """Whether the other axis is the same."""
+        """Whether rows and columns are alike."""
         sizes = (self.network.shapes[name][-2:] for name in (self.source, *(step.output for step in self.steps)))
         return all(size[0] == size[1] for size in sizes) and all(len(set(step.reaches)) == 1 for step in self.steps)
 
-    def smallest(self, taken_up: Patch, given: Patch) -> Crop | None:
-        made = self._run(1, np.zeros(1, np.int64), sized=False)
-        if made is None:
+    def smallest(self, input_patch: Patch, output_patch: Patch) -> Crop | None:
+        """The smallest crop that holds the one patch and gets the other right, for every window."""
+        maps = self._run(1, np.zeros(1, np.int64), sized=False)
+        if maps is None:
             return None
-        # crops must move in steps that are whole steps of every layer
-        ratio = math.lcm(*(one.ratio for one in made.values()))
-        least = max((given.length - 2) * made[self.steps[-1].output].ratio, 1)
+        # crops must move by whole strides of every layer
+        ratio = math.lcm(*(part.ratio for part in maps.values()))
+        least = max((output_patch.length - 2) * maps[self.steps[-1].output].ratio, 1)
         first = least + (self._side - least) % ratio
         for core in range(first, self._side + 1, ratio):
-            crop = self._crop(core, ratio, taken_up, given)
+            crop = self._crop(core, ratio, input_patch, output_patch)
             if crop is not None:
                 return crop
         return None
 
     @property
     def _first(self) -> Reach:
-        """The leading convolution, or all that keep the size as one: what lies between the crop and the core."""
+        """What lies between crop and core: the leading convolution, or the halo of all bare ones as one kernel."""
         bare = [step.reaches[self.axis] for step in self.steps if step.output in self.head.bare]
         if self.head.leading:
             return bare[0]
@@ -135,57 +142,57 @@ class _Line:
 
     @property
     def _side(self) -> int:
-        """Of the whole core."""
+        """The size of the core of the whole map."""
         return self.network.size(self.steps[0].output if self.head.leading else self.source, self.axis)
 
-    def _crop(self, core: int, ratio: int, taken_up: Patch, given: Patch) -> Crop | None:
-        """The crop with a core of that size, if there is a place for it for every window."""
+    def _crop(self, core: int, ratio: int, input_patch: Patch, output_patch: Patch) -> Crop | None:
+        """The crop with a core of that size, where every window has a place for it."""
         first, length = self._first, self.network.size(self.source, self.axis)
         left_over = (length + first.before + first.after - first.kernel) % first.stride
         taken = (core - 1) * first.stride + first.kernel + left_over
-        if taken < taken_up.length:
+        if taken < input_patch.length:
             return None
         start_O = np.arange(0, self._side - core + 1, ratio)
-        made = self._run(core, start_O)
-        if made is None:
+        maps = self._run(core, start_O)
+        if maps is None:
             return None
-        from_O, result = start_O * first.stride, made[self.steps[-1].output]
-        holds_RO = _holds(Span(from_O - first.before, from_O - first.before + taken), taken_up.span)
-        place_R = np.argmax(possible_RO := holds_RO & _holds(result.right, given.span), axis=1)
+        from_O, result = start_O * first.stride, maps[self.steps[-1].output]
+        holds_RO = _holds(Span(from_O - first.before, from_O - first.before + taken), input_patch.span)
+        place_R = np.argmax(possible_RO := holds_RO & _holds(result.right, output_patch.span), axis=1)
         if not possible_RO.any(axis=1).all():
             return None
-        sizes = {name: one.size for name, one in made.items()}
+        sizes = {name: part.size for name, part in maps.items()}
         return Crop(first.before, first.after, taken, core, from_O[place_R], result.start[place_R], sizes)
 
-    def _run(self, core: int, start_O: Ints, *, sized: bool = True) -> dict[str, _Made] | None:
-        """All maps of crops whose cores begin at ``start_O``; None where a layer's inputs do not lie on each other."""
-        whole = _Made(core, start_O, Span(start_O, start_O + core), 1)
-        made = {} if self.head.leading else {self.source: whole}
+    def _run(self, core: int, start_O: Ints, *, sized: bool = True) -> dict[str, _Map] | None:
+        """All maps of crops whose cores begin at ``start_O``; None where a layer's inputs are not aligned."""
+        whole = _Map(core, start_O, Span(start_O, start_O + core), 1)
+        maps = {} if self.head.leading else {self.source: whole}
         for step in self.steps:
             if step.output in self.head.bare:
-                made[step.output] = whole
+                maps[step.output] = whole
                 continue
-            inputs = [made[name] for name in step.inputs]
-            if len({(one.size, one.ratio) for one in inputs}) > 1:
+            inputs = [maps[name] for name in step.inputs]
+            if len({(part.size, part.ratio) for part in inputs}) > 1:
                 return None
-            made[step.output] = self._next(step, inputs)
-            if sized and made[step.output].size < 1:
+            maps[step.output] = self._next(step, inputs)
+            if sized and maps[step.output].size < 1:
                 return None
-        return made
+        return maps
 
-    def _next(self, step: Step, inputs: Sequence[_Made]) -> _Made:
-        reach, given = step.reaches[self.axis], inputs[0]
-        start, size = given.start // reach.stride, reach.size(given.size)
+    def _next(self, step: Step, inputs: Sequence[_Map]) -> _Map:
+        reach, first = step.reaches[self.axis], inputs[0]
+        start, size = first.start // reach.stride, reach.size(first.size)
         right = inputs[0].right
-        for one in inputs[1:]:
-            right = right.common(one.right)
+        for part in inputs[1:]:
+            right = right.common(part.right)
         side = self.network.size(step.output, self.axis)
         out = Span(start, np.minimum(start + size, side))
-        return _Made(
+        return _Map(
             size,
             start,
             reach.trusted(right, self.network.size(step.inputs[0], self.axis), out),
-            given.ratio * reach.stride,
+            first.ratio * reach.stride,
         )
 
 
@@ -195,7 +202,7 @@ def _holds(outer_O: Span, inner_R: Span) -> np.ndarray:
     return np.asarray(after_RO & (inner_R.stop[:, None] <= outer_O.stop))
 
 
-def stages(
+def possible_stages(
     network: Network, names: Sequence[str], changed: Mapping[str, tuple[Patch, Patch]]
 ) -> Iterator[tuple[int, int, Stage]]:
     """All stages between two of the cuts ``names`` that recompute less than the whole map."""
@@ -203,12 +210,13 @@ def stages(
     for i, source in enumerate(names):
         for j in range(i + 1, len(names)):
             steps = network.steps[position[source] : position[names[j]]]
-            found = stage(network, source, steps, changed)
-            if found is None or _whole(network, found):
+            stage = smallest_stage(network, source, steps, changed)
+            # what fails up to this cut fails up to every later one
+            if stage is None or _is_whole(network, stage):
                 break
-            yield i, j, found
+            yield i, j, stage
 
 
-def _whole(network: Network, one: Stage) -> bool:
-    last = one.steps[-1].output
-    return all(one.crops[axis].sizes[last] >= network.size(last, axis) for axis in (0, 1))
+def _is_whole(network: Network, stage: Stage) -> bool:
+    last = stage.steps[-1].output
+    return all(stage.crops[axis].sizes[last] >= network.size(last, axis) for axis in (0, 1))

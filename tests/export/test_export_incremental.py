@@ -27,7 +27,7 @@ from export.__main__ import main
 from export.exporter import export
 from export.incremental import builder, planner
 from export.incremental.cuts import changed_spans
-from export.incremental.network import read
+from export.incremental.network import read_network
 
 pytestmark = pytest.mark.slow
 
@@ -166,15 +166,15 @@ ENDS: dict[str, Callable[[], Net]] = {
 def _by_chance(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every plan will do, and which is the cheapest is drawn: stages that are longer cost no more."""
     generator = np.random.default_rng(request.node.callspec.params.get("seed", 0))
-    monkeypatch.setattr(builder, "WORTH", 0.0)
-    monkeypatch.setattr(planner.Costs, "stage", lambda *_: float(generator.random()))
-    monkeypatch.setattr(planner.Costs, "rest", lambda *_: float(generator.random()) * 2)
+    monkeypatch.setattr(builder, "MIN_SPEED_UP", 0.0)
+    monkeypatch.setattr(planner.CostModel, "stage", lambda *_: float(generator.random()))
+    monkeypatch.setattr(planner.CostModel, "rest", lambda *_: float(generator.random()) * 2)
 
 
 @pytest.fixture
 def _arithmetic_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes and memory cost nothing: as many cuts as save a multiplication."""
-    monkeypatch.setattr(builder, "WORTH", 0.0)
+    monkeypatch.setattr(builder, "MIN_SPEED_UP", 0.0)
     monkeypatch.setattr(planner, "_NODE", 0.0)
     monkeypatch.setattr(planner, "_TRAFFIC", 1e18)
 
@@ -329,8 +329,8 @@ def test_where_it_does_not_pay_a_full_sweep_is_written_and_says_so(
 
 
 def test_weights_that_would_not_fit_twice_make_a_full_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "WORTH", 0.0)
-    monkeypatch.setattr(builder, "MOST_BYTES", 1000)
+    monkeypatch.setattr(builder, "MIN_SPEED_UP", 0.0)
+    monkeypatch.setattr(builder, "MAX_BYTES", 1000)
     model = model_of(NETS["convolutions"])
     report = export(model, "occlusion", tmp_path / "graph.onnx", window=5, stride=3, strategy="incremental")
     assert "2 GiB" in report.note
@@ -357,28 +357,28 @@ def test_a_strategy_that_makes_no_sense_is_refused(kind: str, strategy: str, sai
 
 def test_the_first_crops_of_two_convolutions_can_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[planner.Plan] = []
-    make = planner.planned
+    make = planner.cheapest_plan
 
     def keeping(*given: object) -> planner.Plan:
         kept.append(make(*given))  # type: ignore[arg-type]
         return kept[-1]
 
-    monkeypatch.setattr(builder, "planned", keeping)
-    monkeypatch.setattr(builder, "WORTH", 0.0)
+    monkeypatch.setattr(builder, "cheapest_plan", keeping)
+    monkeypatch.setattr(builder, "MIN_SPEED_UP", 0.0)
     monkeypatch.setattr(planner, "_NODE", 0.0)
     monkeypatch.setattr(planner, "_TRAFFIC", 1e18)
     model = model_of(lambda: Net(conv(3, 4, 3, padding=1), conv(4, 4, 5, padding=2), channels=4))
     incremental(model, tmp_path / "graph.onnx", window=2, stride=2)
     first, second = kept[0].stages
     # 2 pixels change 4 positions, which read 6; these change 8, which read 12
-    assert [first.given[0].length, first.crops[0].taken] == [4, 6]
-    assert [second.given[0].length, second.crops[0].taken] == [8, 12]
+    assert [first.output_patches[0].length, first.crops[0].taken] == [4, 6]
+    assert [second.output_patches[0].length, second.crops[0].taken] == [8, 12]
 
 
 @pytest.mark.parametrize("name", ["branches", "skips", "average pools", "a stem that reads no further than it fits"])
 def test_nothing_outside_the_propagated_interval_changes(name: str, tmp_path: Path) -> None:
     chunk = chunk_of(model_of(NETS[name]), tmp_path / "full.onnx", window=4, stride=3)
-    network, windows = read(chunk), Windows(CROP, CROP, 4, 3)
+    network, windows = read_network(chunk), Windows(CROP, CROP, 4, 3)
     assert network is not None
     rows, names = changed_spans(network, windows, 0), [step.output for step in network.steps]
     for index, top in enumerate(windows.tops):

@@ -13,7 +13,7 @@ from convlens.models import Classifier
 from convlens.runtime.graph_contract import GradientKind
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from export.exporter import export
-from export.gradients.tracing import RULES, Gradient, unrolled
+from export.gradients.tracing import RULES, Gradient, unroll
 
 
 def small(module: nn.Module, *, classes: int = 3, crop: int = 12) -> Classifier:
@@ -27,7 +27,7 @@ def graph_of(classifier: Classifier, kind: GradientKind, folder: Path, **options
 def steps_of(module: nn.Module, kind: GradientKind, x_NCHW: Tensor, *, traced: int = 2) -> Any:
     """The explanation as forward steps, traced at so many pictures and left open for more."""
     inputs = torch.zeros(traced, *x_NCHW.shape[1:], dtype=x_NCHW.dtype), torch.zeros(traced, dtype=torch.int64)
-    return unrolled(Gradient(module, RULES[kind]), inputs, open_batch=True)
+    return unroll(Gradient(module, RULES[kind]), inputs, open_batch=True)
 
 
 def close(found: Any, wanted: Any, tolerance: float = 1e-5) -> None:
