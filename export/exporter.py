@@ -12,22 +12,11 @@ import onnx
 
 import convlens
 from convlens.errors import ConvLensError, ModelError
-from convlens.instrument import require_eval
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import ElementType, GraphContract, Kind, Port, Strategy, labels_sha256
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import ModelSpec, Step, no_op
-from export.options import (
-    HALF_TOLERANCE,
-    OPSET,
-    TOLERANCE,
-    ExportOptions,
-    require_file_size,
-    require_kind,
-    require_options,
-    require_output_path,
-    resize_spec,
-)
+from export.options import HALF_TOLERANCE, OPSET, TOLERANCE, ExportOptions, require_exportable, resize_spec
 from export.tracing import TracedGraph, trace
 from export.verification import Deviation, deviations, reference
 
@@ -100,15 +89,11 @@ def export(
     cannot be honoured, UnsupportedModelError for a network that torch's exporter cannot export.
     """
     started, path = time.perf_counter(), Path(path)
-    require_kind(kind)
     allowed = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
     options = ExportOptions(
         kind, tuple(layers), window, stride, batch, opset, dynamic_batch, half, preprocessing, allowed, strategy
     )
-    require_options(options, classifier)
-    require_output_path(path)
-    require_eval(classifier.module)
-    require_file_size(classifier, half=half)
+    require_exportable(options, classifier, path)
     spec = resize_spec(classifier.spec, input_size)
     on_step(Step("tracing"))
     traced = trace(classifier, spec, options)

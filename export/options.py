@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from convlens.errors import RequestError, near_matches
-from convlens.instrument import find_layer
+from convlens.instrument import find_layer, require_eval
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
@@ -38,13 +38,20 @@ class ExportOptions:
     strategy: Strategy = "full"
 
 
-def require_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise RequestError(f"no graph {kind!r}; there are: {', '.join(KINDS)}{near_matches(kind, KINDS)}", field="kind")
+def require_exportable(options: ExportOptions, classifier: Classifier, path: Path) -> None:
+    """RequestError for options that cannot be honoured, ModelError for a network in training mode."""
+    if options.kind not in KINDS:
+        matches = near_matches(options.kind, KINDS)
+        raise RequestError(f"no graph {options.kind!r}; there are: {', '.join(KINDS)}{matches}", field="kind")
+    _require_numbers(options)
+    _require_strategy(options)
+    _require_layers(options, classifier)
+    _require_output_path(path)
+    require_eval(classifier.module)
+    _require_file_size(classifier, half=options.half)
 
 
-def require_options(options: ExportOptions, classifier: Classifier) -> None:
-    """RequestError for options that cannot be honoured."""
+def _require_numbers(options: ExportOptions) -> None:
     if not MIN_OPSET <= options.opset <= MAX_OPSET:
         raise RequestError(f"opset={options.opset} cannot be written; use {MIN_OPSET}..{MAX_OPSET}", field="opset")
     if options.batch < 1:
@@ -57,8 +64,6 @@ def require_options(options: ExportOptions, classifier: Classifier) -> None:
             "there; leave it out",
             field="half",
         )
-    _require_strategy(options)
-    _require_layers(options, classifier)
 
 
 def _require_strategy(options: ExportOptions) -> None:
@@ -88,7 +93,7 @@ def _require_layers(options: ExportOptions, classifier: Classifier) -> None:
         find_layer(classifier.module, layer)
 
 
-def require_file_size(classifier: Classifier, *, half: bool) -> None:
+def _require_file_size(classifier: Classifier, *, half: bool) -> None:
     """RequestError for weights that do not fit into one file."""
     size = sum(tensor.nbytes for tensor in classifier.module.state_dict().values()) // (2 if half else 1)
     if size > MAX_BYTES:
@@ -106,7 +111,7 @@ def resize_spec(spec: ModelSpec, side: int | None) -> ModelSpec:
     return replace(spec, crop=side, resize=max(side, round(spec.resize * side / spec.crop)))
 
 
-def require_output_path(path: Path) -> None:
+def _require_output_path(path: Path) -> None:
     """RequestError for a path that no graph can be written to."""
     if path.suffix != ".onnx" or path.name.endswith(".draft.onnx"):
         raise RequestError(f"{path} should end in .onnx (and .draft.onnx is for drafts)", field="path")

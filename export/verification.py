@@ -110,7 +110,7 @@ def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_N
 def _gradients(
     runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec, kind: GradientKind
 ) -> Iterator[Deviation]:
-    double = _in_double(classifier)
+    double = dataclasses.replace(classifier, module=copy.deepcopy(classifier.module).double())
     for count in _batch_sizes(runtime.contract):
         gradient, logits = float("inf"), 0.0
         for attempt in range(_TRIES):
@@ -160,11 +160,6 @@ def _runtime(classifier: Classifier, spec: ModelSpec) -> TorchRuntime:
 def _noise(count: int, spec: ModelSpec, attempt: int = 0) -> Bytes8:
     shape = (count, spec.crop, spec.crop, len(spec.mean))
     return np.random.default_rng((count, attempt)).integers(0, 256, shape, dtype=np.uint8)
-
-
-def _in_double(classifier: Classifier) -> Classifier:
-    """The same network in float64; the user's own is left alone."""
-    return dataclasses.replace(classifier, module=copy.deepcopy(classifier.module).double())
 
 
 def _eager(double: Classifier, kind: GradientKind, x_NCHW: Floats, target_N: Ints) -> tuple[Floats, Floats]:

@@ -115,13 +115,8 @@ class FoolRun(SynthesisRun):
 
     def state_dict(self) -> State:
         best = None if self.best is None else torch.from_numpy(self.best.copy())
-        return {
-            "done": self.done,
-            "change": self._change,
-            "radius": self._radius,
-            "best": best,
-            "size": self._best_size,
-        }
+        state = {"done": self.done, "change": self._change, "radius": self._radius}
+        return {**state, "best": best, "size": self._best_size}
 
     def load_state_dict(self, state: State) -> None:
         self.done, self._radius, self._best_size = state["done"], state["radius"], state["size"]

@@ -12,39 +12,11 @@ from convlens.runtime.graph_contract import FILL
 from export.incremental.intervals import POINT, Reach
 
 # Elementwise, of one input.
-_UNARY = frozenset(
-    [
-        "Abs",
-        "BatchNormalization",
-        "Cast",
-        "Ceil",
-        "Celu",
-        "Clip",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Log",
-        "Mish",
-        "Neg",
-        "Reciprocal",
-        "Relu",
-        "Round",
-        "Selu",
-        "Sigmoid",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Swish",
-        "Tanh",
-        "ThresholdedRelu",
-    ]
+_UNARY_NAMES = (
+    "Abs BatchNormalization Cast Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log "
+    "Mish Neg Reciprocal Relu Round Selu Sigmoid Softplus Softsign Sqrt Swish Tanh ThresholdedRelu"
 )
+_UNARY = frozenset(_UNARY_NAMES.split())
 # Elementwise, of several inputs, of which some may be constants that do not vary over space.
 _BROADCAST = frozenset(["Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub", "Sum", "Where"])
 Shape = tuple[int, ...]

@@ -20,17 +20,13 @@ from export.incremental.stages import Stage, possible_stages
 
 # Multiply-adds a second: in convolutions, of an image's few channels, in groups of several channels and of very few.
 _DENSE, _SHALLOW, _GROUPED, _NARROW = 97e9, 60e9, 40e9, 10e9
-
 # Values that a pool reads in a second.
 _POOLED = 15e9
-
 # Bytes a second: maps that a layer reads and writes, weights that are used once, and positions that are gathered,
 # scattered or transposed.
 _TRAFFIC, _WEIGHTS, _MOVED = 40e9, 22e9, 14e9
-
 # Seconds for any node.
 _NODE = 10e-6
-
 # Activations that ONNX Runtime fuses into the convolution before them.
 _FUSED = frozenset({"BatchNormalization", "Clip", "Relu"})
 _FLOAT = 4
