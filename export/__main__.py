@@ -60,39 +60,53 @@ def _parser() -> argparse.ArgumentParser:
         _add_kind(commands.add_parser(kind, help=f"write a graph of {kind}"), kind)
     _add_bundle(commands.add_parser("bundle", help="write all graphs of an archive, and model.json, into a folder"))
     table = commands.add_parser("table", help="export model families as all kinds and print how well they agree")
-    table.add_argument("--models", nargs="+", default=FAMILIES, metavar="NAME")
-    table.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    table.add_argument(
+        "--models", nargs="+", default=FAMILIES, metavar="NAME", help="models (default: twenty families)"
+    )
+    table.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="kinds of graphs (default: all)")
     table.add_argument("-o", "--output", type=Path, help="also write the rows as JSON")
     return parser
 
 
 def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
-    parser.add_argument("--model", default=DEFAULT, help="as for convlens, e.g. torchvision:resnet50")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="FILE.onnx")
-    parser.add_argument("--opset", type=int, default=OPSET)
+    parser.add_argument("--model", default=DEFAULT, help="model name, e.g. torchvision:resnet50 (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="graph to write")
+    parser.add_argument("--opset", type=int, default=OPSET, help="ONNX opset (default: %(default)s)")
     parser.add_argument("--input-size", type=int, help="side of the images in pixels (default: the model's)")
     if kind not in GRADIENTS:
         parser.add_argument("--half", action="store_true", help="float16 weights")
     parser.add_argument("--preprocessing", action="store_true", help="take uint8 RGB images instead of normalised ones")
     parser.add_argument("--tolerance", type=float, help="largest relative difference from torch to accept")
-    parser.add_argument("--batch", type=int, default=8, help="windows per iteration, or the fixed batch size")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="windows per iteration, or the fixed batch size (default: 8)"
+    )
     if kind == "features":
-        parser.add_argument("--layers", nargs="+", required=True, metavar="LAYER")
+        parser.add_argument("--layers", nargs="+", required=True, metavar="LAYER", help="layers by their dotted names")
     if kind == "occlusion":
-        parser.add_argument("--window", type=int, default=32)
-        parser.add_argument("--stride", type=int, default=16)
-        parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="incremental: see docs/occlusion.md")
+        parser.add_argument("--window", type=int, default=32, help="side in pixels (default: 32)")
+        parser.add_argument("--stride", type=int, default=16, help="pixels between windows (default: 16)")
+        parser.add_argument(
+            "--strategy",
+            choices=STRATEGIES,
+            default="full",
+            help="full (the default), or incremental: see docs/occlusion.md",
+        )
     else:
         parser.add_argument("--static-batch", action="store_true", help="fix the batch size to --batch")
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=DEFAULT, help="as for convlens, e.g. torchvision:resnet50")
+    parser.add_argument("--model", default=DEFAULT, help="model name, e.g. torchvision:resnet50 (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="FOLDER")
     parser.add_argument("--kinds", nargs="+", default=ALONE, choices=[kind for kind in KINDS if kind != "features"])
-    parser.add_argument("--window", type=int, default=32)
-    parser.add_argument("--stride", type=int, default=16)
-    parser.add_argument("--strategy", choices=STRATEGIES, default="full", help="incremental: see docs/occlusion.md")
+    parser.add_argument("--window", type=int, default=32, help="side in pixels (default: 32)")
+    parser.add_argument("--stride", type=int, default=16, help="pixels between windows (default: 16)")
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="full",
+        help="full (the default), or incremental: see docs/occlusion.md",
+    )
 
 
 def _bundle(options: argparse.Namespace, show_steps: ShowSteps) -> int:

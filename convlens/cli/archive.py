@@ -36,7 +36,9 @@ def archive(
     ] = "",
     sweeps: Annotated[
         Literal["here", "apart"],
-        typer.Option(help="apart: a second entry NAME_sweep takes heavy requests, so that predictions never wait."),
+        typer.Option(
+            help="here: one entry; apart: heavy requests get an entry NAME_sweep, so that predictions never wait."
+        ),
     ] = "here",
     batch_size: Annotated[int, typer.Option(help="Maximum number of rows in one forward pass.")] = 8,
     max_batch_delay: Annotated[int, typer.Option(help="Milliseconds that a request waits for others.")] = 20,

@@ -27,7 +27,7 @@ def features(
     ],
     model: ModelOption = DEFAULT_MODEL,
     graph: GraphOption = None,
-    format: Annotated[Format, typer.Option(help="One .npy file, or shards.")] = "npy",
+    format: Annotated[Format, typer.Option(help="npy: one .npy file; safetensors: shards of 16,384 rows.")] = "npy",
     batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = BATCH_SIZE,
     device: DeviceOption = "auto",
     workers: Annotated[

@@ -83,7 +83,7 @@ def filters(
 
 
 def activations(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image.")],
+    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to run the network on.")],
     layer: LayerOption,
     output: ReplacedFolder,
     channel: Annotated[int | None, typer.Option(help="Channel to enlarge. Default: the strongest one.")] = None,

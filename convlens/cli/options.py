@@ -20,7 +20,7 @@ Images = Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Query im
 GalleryPath = Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder written by `convlens gallery build`.")]
 
 ModelOption = Annotated[str, typer.Option(help="Model name, such as torchvision:resnet50; see `convlens models`.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DeviceOption = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
 LayerOption = Annotated[
     str, typer.Option(help="Layer by its dotted name; `convlens receptive-field` lists the layers.")
 ]

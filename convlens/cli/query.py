@@ -32,7 +32,7 @@ _VIEW_SIDE = 224  # pixels, of an image in the report where no map gives a size
 
 
 def query(
-    images: Annotated[list[Path], typer.Argument(help="Images.")],
+    images: Annotated[list[Path], typer.Argument(help="Images to explain.")],
     url: Annotated[str, typer.Option(help="Inference address of the server.")] = "http://127.0.0.1:8080",
     grpc: Annotated[bool, typer.Option("--grpc", help="Use gRPC, at --address, instead of REST.")] = False,
     address: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC inference.")] = "127.0.0.1:7070",

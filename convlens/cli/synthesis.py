@@ -40,7 +40,7 @@ def ascent(
     ] = None,
     layer: Annotated[str, typer.Option(help="Maximise channels of this layer, or all of it, instead of classes.")] = "",
     channels: Annotated[str, typer.Option(help="Channels of --layer, such as 0,3,8-15; one image for each.")] = "",
-    preset: Annotated[str, typer.Option(help="robust, lucid, simonyan, yosinski1 to yosinski4.")] = "robust",
+    preset: Annotated[str, typer.Option(help="Preset: robust, lucid, simonyan, yosinski1 to yosinski4.")] = "robust",
     steps: Annotated[int | None, typer.Option(help="Optimisation steps. Default: the preset's.")] = None,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
