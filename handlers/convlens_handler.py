@@ -12,7 +12,7 @@ from convlens.engine.backend import graphs_beside
 from convlens.engine.engine import Engine
 from convlens.gallery import Gallery
 from convlens.models import unpack
-from convlens.runtime.torch_runtime import keep_freed_memory
+from convlens.runtime.torch_runtime import keep_freed_memory, require_strict_float32
 from convlens.serving import structured_logging
 from convlens.serving.handler import BatchHandler, assigned_gpu, engine_options, handler_config
 
@@ -28,6 +28,7 @@ class ConvLensHandler(BatchHandler):
         config, gpu = handler_config(context), assigned_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()
+        require_strict_float32()
         if config.get("threads"):
             torch.set_num_threads(int(config["threads"]))
         classifier = unpack(folder / config.get("model", "model"), device="cpu" if gpu is None else f"cuda:{gpu}")

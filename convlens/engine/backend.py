@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convlens.explain import ForwardPass, GraphForward, GraphModel, torch_sweeps
+import numpy as np
+import torch
+
+from convlens.explain import ForwardPass, GraphForward, GraphModel, run, torch_sweeps
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.onnx_forward import graph_backends, graph_sweeps
 from convlens.explain.sweeps.autotune import SweepAutotuner
+from convlens.explain.torch_forward import captured_of
 from convlens.gallery import Gallery
+from convlens.instrument import RULES
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import labels_sha256
-from convlens.types import Floats
+from convlens.types import Floats, no_op
 
 if TYPE_CHECKING:
     from convlens.runtime.graph_set import GraphSet
@@ -35,6 +41,32 @@ def sweeps_for(model: Model, graphs: GraphSet | None) -> SweepAutotuner:
     if isinstance(model, GraphModel):
         return graph_sweeps(model)
     return torch_sweeps(model, graph_backends(graphs) if graphs else ())
+
+
+def warm_up(model: Model, sweeps: SweepAutotuner, batch_size: int) -> None:
+    """On a GPU, capture the passes of every batch size up to this one, and run the usual sweep until it is timed."""
+    # Elsewhere the first pass is hardly slower than the next.
+    if isinstance(model, GraphModel) or model.device.type != "cuda":
+        return
+    side, passes = model.spec.crop, captured_of(model)
+    if passes is not None:
+        for size in _sizes(batch_size):
+            x_NCHW = torch.zeros((size, 3, side, side), device=model.device)
+            rows = torch.arange(size, device=model.device)
+            with passes.lock:
+                captured = passes.capture(x_NCHW)
+                if captured is not None:
+                    for rule in RULES:
+                        captured.gradient(rule, x_NCHW, rows, torch.zeros_like(rows), owner=captured)
+    forward = forward_of(model, np.zeros((1, 3, side, side), np.float32), sweeps=sweeps, gallery=None, on_step=no_op)
+    # Each backend in float32 compiles, captures, and is timed; then the fastest is known.
+    for _ in range(3 * len([backend for backend in sweeps.backends if backend.precision == "float32"])):
+        run("occlusion", forward, [0])
+
+
+def _sizes(batch_size: int) -> list[int]:
+    """1, 2, 4, … and the largest batch itself."""
+    return [*itertools.takewhile(lambda size: size < batch_size, (2**n for n in itertools.count())), batch_size]
 
 
 def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int | None = None) -> GraphSet | None:

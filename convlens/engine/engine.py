@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convlens import explain, image
 from convlens.engine.admission import AdmissionController, TimeBudget
-from convlens.engine.backend import Model, forward_of, sweeps_for
+from convlens.engine.backend import Model, forward_of, sweeps_for, warm_up
 from convlens.engine.batch import OnRow, RequestRecord, Row
 from convlens.engine.cost_model import CostModel
 from convlens.engine.deadline import Deadline, deadline_of
 from convlens.engine.executor import BatchExecutor, isolate_errors
-from convlens.engine.method_calls import entry_calls, with_target
+from convlens.engine.method_calls import MethodCall, entry_calls, with_target
 from convlens.engine.options import EngineOptions
 from convlens.errors import ConvLensError, GalleryError
 from convlens.explain.forward import Forward, OnStep
@@ -23,11 +24,23 @@ from convlens.gallery import Gallery
 from convlens.protocol.params import Params
 from convlens.protocol.requests import Request
 from convlens.types import Floats, Placement, Reply, no_op
+from convlens.utils.concurrency import concurrent_map
 
 if TYPE_CHECKING:
     from convlens.runtime.graph_set import GraphSet
 
 __all__ = ["Engine", "EngineOptions"]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A request that nothing speaks against, before its image is resized."""
+
+    request: Request
+    deadline: Deadline
+    calls: list[MethodCall]
+    warnings: list[str]
+    seconds: float
 
 
 class Engine:
@@ -75,11 +88,12 @@ class Engine:
         budget = TimeBudget(self.options.max_seconds, started=started)
         deadlines = [deadline_of(request, started=started, clock=clock) for request in requests]
         timed = self.options.max_seconds is not None or any(deadline.due is not None for deadline in deadlines)
-        prepared: list[Row | ConvLensError] = []
+        checked: list[_Checked | ConvLensError] = []
         for request, deadline in zip(requests, deadlines, strict=True):
             with isolate_errors() as isolation:
-                row = self._prepare(request, deadline, timed=timed)
-            prepared.append(isolation.error or row)
+                accepted = self._check(request, deadline, timed=timed)
+            checked.append(isolation.error or accepted)
+        prepared = concurrent_map(self._prepare, checked)
         rows = [row for row in prepared if isinstance(row, Row)]
         budget.admit(rows)
         explaining = time.perf_counter()
@@ -94,6 +108,13 @@ class Engine:
             error = answer if isinstance(answer, ConvLensError) else None
             on_row(RequestRecord(request.params.request_id, methods, deadline.waited_s, ended - started, error))
         return answers
+
+    def warm_up(self, batch_size: int) -> None:
+        """Run what is slow the first time, at every size that batches up to this one will have on a GPU.
+
+        Batches are padded there to 1, 2, 4, … rows, so that a size met for the first time costs nobody seconds.
+        """
+        warm_up(self.model, self.sweeps, batch_size)
 
     def calibrate(self) -> None:
         """Measure what a forward pass takes, by a few of them: about a tenth of a second.
@@ -116,20 +137,39 @@ class Engine:
     def _forward(self, x_NCHW: Floats, on_step: OnStep) -> Forward:
         return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
 
-    def _prepare(self, request: Request, deadline: Deadline, *, timed: bool) -> Row:
-        """One row in: everything is refused here that can be refused before the model runs."""
-        spec = self.model.spec
+    def _check(self, request: Request, deadline: Deadline, *, timed: bool) -> _Checked:
+        """Refuses all that can be refused before the image is touched and the model runs."""
         deadline.require(0.0)
-        calls, warnings = entry_calls(request.params, self.options, spec.crop)
+        calls, warnings = entry_calls(request.params, self.options, self.model.spec.crop)
         calls = [with_target(call, self.model) for call in calls]
         self._admission.require_cost(calls)
         seconds = self._admission.require_seconds(request, deadline, calls) if timed else 0.0
-        prepared = image.prepare(request.image, spec)
-        placement = Placement(request.image.size, prepared.box)
-        row = Row(request, deadline, calls, seconds, prepared.x_CHW, prepared.view_HWC, placement)
-        row.warnings += [*([deadline.warning] if deadline.warning else []), *warnings]
-        if min(request.image.size) < spec.crop:
-            size = "×".join(map(str, request.image.size))
+        return _Checked(request, deadline, calls, warnings, seconds)
+
+    def _prepare(self, checked: _Checked | ConvLensError) -> Row | ConvLensError:
+        """One row in; called in several threads, for resizing an image takes milliseconds outside the GIL."""
+        if isinstance(checked, ConvLensError):
+            return checked
+        with isolate_errors() as isolation:
+            row = self._row(checked)
+        return isolation.error or row
+
+    def _row(self, checked: _Checked) -> Row:
+        spec, original = self.model.spec, checked.request.image
+        prepared = image.prepare(original, spec)
+        placement = Placement(original.size, prepared.box)
+        row = Row(
+            checked.request,
+            checked.deadline,
+            checked.calls,
+            checked.seconds,
+            prepared.x_CHW,
+            prepared.view_HWC,
+            placement,
+        )
+        row.warnings += [*([checked.deadline.warning] if checked.deadline.warning else []), *checked.warnings]
+        if min(original.size) < spec.crop:
+            size = "×".join(map(str, original.size))
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
         return row
 

@@ -16,6 +16,7 @@ from convlens.explain.scores import scores_of
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
 from convlens.instrument import ReluRule
+from convlens.runtime.torch_runtime import to_host
 from convlens.types import Attribution, Floats, Ints, Meta, ModelSpec, ScoreKind, Step
 
 OnStep = Callable[[Step], None]
@@ -137,8 +138,11 @@ class Forward(ABC):
         extras: Mapping[str, Floats] | None = None,
     ) -> Attribution:
         """The result of a method for these rows; ModelError where the values are not finite."""
-        values = values_NCHW.detach().cpu().numpy() if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
-        if not np.isfinite(values).all():
+        finite = (
+            torch.isfinite(values_NCHW).all() if isinstance(values_NCHW, Tensor) else np.isfinite(values_NCHW).all()
+        )
+        values = to_host(values_NCHW) if isinstance(values_NCHW, Tensor) else np.asarray(values_NCHW)
+        if not finite:
             raise ModelError(f"{method} gave NaN or infinity for this image; the weights may be damaged")
         score_N = self.scores(target_N, "probability" if meta.target_kind == "probability" else "logit")
         return Attribution(values, score_N, target_N, method, dict(options), meta, dict(extras or {}))

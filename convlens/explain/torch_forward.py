@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.scores import require_finite
 from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend
+from convlens.explain.sweeps.device import device_sweeps
 from convlens.gallery import Gallery
-from convlens.instrument import ReluRule, RuledRelus, require_eval, require_relu_network, tapped
+from convlens.instrument import ReluRule, RuledRelus, fast_convolutions, require_eval, require_relu_network, tapped
 from convlens.models import Classifier
+from convlens.runtime.cuda_graphs import CapturedPass, CapturedPasses, captured_passes
 from convlens.runtime.torch_runtime import TorchRuntime, as_input, pooled
 from convlens.types import Floats, Ints, ScoreKind, Step, no_op
 
@@ -73,16 +77,30 @@ class ForwardPass(Forward):
     @property
     def counts(self) -> Mapping[str, int]:
         shared = self._shared
-        return {"forwards": shared.forwards, "backwards": shared.backwards, "relu_calls": shared.rules.calls}
+        return {"forwards": shared.forwards, "backwards": shared.backwards, "relu_calls": shared.relu_calls}
 
 
 def torch_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend] = ()) -> SweepAutotuner:
     """The sweep backends of a network: its graphs first, then torch, then torch in half precision."""
     module, device = classifier.module, classifier.device
-    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
+    if device.type == "cuda":
+        return _gpu_sweeps(module, device, tuple(graphs))
     # ONNX Runtime's forward pass took .20 to .55 of eager torch's.
+    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
     half = BatchedSweep(HalfPrecisionScorer(module, device), precision="half")
     return SweepAutotuner([*graphs, BatchedSweep(runtime), half])
+
+
+_GPU_SWEEPS: weakref.WeakKeyDictionary[nn.Module, SweepAutotuner] = weakref.WeakKeyDictionary()
+
+
+def _gpu_sweeps(module: nn.Module, device: torch.device, graphs: tuple[SweepBackend, ...]) -> SweepAutotuner:
+    """Without graphs those of all batches through this module: what one batch captured and timed serves the next."""
+    if graphs:
+        return SweepAutotuner([*graphs, *device_sweeps(module, device)])
+    if module not in _GPU_SWEEPS:
+        _GPU_SWEEPS[module] = SweepAutotuner(device_sweeps(module, device))
+    return _GPU_SWEEPS[module]
 
 
 class ProgressModule:
@@ -104,7 +122,10 @@ class ProgressModule:
 
 
 class _SharedPass:
-    """The forward pass itself, made once for all rows of a batch."""
+    """The forward pass itself, made once for all rows of a batch.
+
+    On a GPU it is replayed where a batch of this size was captured before (``runtime/cuda_graphs.py``).
+    """
 
     def __init__(self, classifier: Classifier, x_NCHW: Tensor) -> None:
         self._classifier = classifier
@@ -113,15 +134,24 @@ class _SharedPass:
         self._logits_NK: Floats | None = None
         self._embedding_ND: Floats | None = None
         self._guarded = False
+        self._replay = _Replay(classifier, x_NCHW) if x_NCHW.is_cuda else None
         self.rules = RuledRelus()
         self.forwards = 0
         self.backwards = 0
 
     @property
+    def relu_calls(self) -> int:
+        return self.rules.calls or (self._replay.relu_calls if self._replay else 0)
+
+    @property
     def logits_NK(self) -> Floats:
         if self._logits_NK is None:
-            with torch.no_grad():
-                self._forward(self._x_NCHW)
+            outputs = self._replay.forward() if self._replay else None
+            if outputs is not None:
+                self._keep(*outputs)
+            else:
+                with torch.no_grad():
+                    self._forward(self._x_NCHW)
         return _computed(self._logits_NK)
 
     @property
@@ -130,51 +160,134 @@ class _SharedPass:
         return _computed(self._embedding_ND)
 
     def record(self) -> None:
-        if self._graph is None:
-            # A clone, so that the caller's tensor keeps its own requires_grad.
-            x_NCHW = self._x_NCHW.detach().clone().requires_grad_()
-            with torch.enable_grad(), self.rules:
-                self._graph = x_NCHW, self._forward(x_NCHW)
+        if self._graph is not None or (self._replay and self._replay.recorded):
+            return
+        outputs = self._replay.record() if self._replay else None
+        if outputs is not None:
+            self._keep(*outputs)
+        else:
+            self._record_graph()
 
     def release(self) -> None:
         self._graph = None
 
     def gradient(self, rule: ReluRule, rows: Ints, target_N: Ints, kind: ScoreKind, method: str) -> Tensor:
         self.record()
+        if kind == "logit" and self._replay and self._replay.recorded:
+            self._guard(rule, self._replay.recorded_logits_NK, method)
+            return self._grouped(rows, target_N, partial(self._replay.gradient, rule))
+        if self._graph is None:
+            self._record_graph()
         x_NCHW, logits_NK = _computed(self._graph)
+        self._guard(rule, logits_NK, method)
+        return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind))
+
+    def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:
             require_relu_network(logits_NK, method=method)
             self._guarded = True
-        grad_NCHW = torch.empty((len(rows), *x_NCHW.shape[1:]), dtype=x_NCHW.dtype, device=x_NCHW.device)
-        for group in _without_repeats(rows):
-            grad_NCHW[group] = self._backward(rule, x_NCHW, logits_NK, rows[group], target_N[group], kind)
-        return grad_NCHW
+
+    def _grouped(self, rows: Ints, target_N: Ints, gradient: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """``gradient`` of rows and targets, group by group, in the order of ``rows``."""
+        device = self._x_NCHW.device
+        groups, parts = list(_without_repeats(rows)), []
+        for group in groups:
+            self.backwards += 1
+            parts.append(
+                gradient(torch.as_tensor(rows[group], device=device), torch.as_tensor(target_N[group], device=device))
+            )
+        if len(parts) == 1:
+            return parts[0]
+        order = np.argsort(np.concatenate(groups))
+        return torch.cat(parts)[torch.as_tensor(order, device=device)]
 
     def _backward(
-        self, rule: ReluRule, x_NCHW: Tensor, logits_NK: Tensor, rows: Ints, target_N: Ints, kind: ScoreKind
+        self, rule: ReluRule, x_NCHW: Tensor, logits_NK: Tensor, kind: ScoreKind, rows: Tensor, targets: Tensor
     ) -> Tensor:
-        at = torch.as_tensor(rows, device=x_NCHW.device), torch.as_tensor(target_N, device=x_NCHW.device)
         with torch.enable_grad():
             # One backward pass for all rows: a row's logit does not depend on the other rows, so neither does its
             # gradient in the sum.
-            score = (logits_NK.softmax(1) if kind == "probability" else logits_NK)[at].sum()
+            score = (logits_NK.softmax(1) if kind == "probability" else logits_NK)[rows, targets].sum()
         self.rules.set(rule)
-        self.backwards += 1
         # autograd.grad and never backward(): that would compute, and fill, the gradients of all weights as well, and
         # took 2.6 to 5.3 forward passes against 1.9 to 2.1.
         # retain_graph: further rules and targets go back through the same graph.
         (grad_NCHW,) = torch.autograd.grad(score, x_NCHW, retain_graph=True)
-        return grad_NCHW[at[0]]
+        return grad_NCHW[rows]
+
+    def _record_graph(self) -> None:
+        # A clone, so that the caller's tensor keeps its own requires_grad.
+        x_NCHW = self._x_NCHW.detach().clone().requires_grad_()
+        with torch.enable_grad(), self.rules:
+            self._graph = x_NCHW, self._forward(x_NCHW)
 
     def _forward(self, x_NCHW: Tensor) -> Tensor:
-        layer = self._classifier.spec.embedding_layer
-        with tapped(self._classifier.module, inputs=[layer]) as tap:
-            logits_NK: Tensor = tap.module(x_NCHW)
+        logits_NK, embedding_ND = _run(self._classifier.module, self._classifier.spec.embedding_layer, x_NCHW)
+        self._keep(logits_NK, embedding_ND)
+        return logits_NK
+
+    def _keep(self, logits_NK: Tensor, embedding_ND: Tensor) -> None:
         self.forwards += 1
         self._logits_NK = logits_NK.detach().cpu().numpy()
-        # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
-        self._embedding_ND = pooled(tap.inputs.pop(layer).detach()).cpu().numpy()
-        return logits_NK
+        self._embedding_ND = embedding_ND.cpu().numpy()
+
+
+class _Replay:
+    """One batch's use of its network's captured passes; ``forward`` and ``record`` give None where there are none."""
+
+    def __init__(self, classifier: Classifier, x_NCHW: Tensor) -> None:
+        self._x_NCHW = x_NCHW
+        self._passes = captured_of(classifier)
+        self._captured: CapturedPass | None = None
+        self._searched = False
+        self.recorded = False
+
+    def forward(self) -> tuple[Tensor, Tensor] | None:
+        return self._use(lambda captured: captured.forward(self._x_NCHW))
+
+    def record(self) -> tuple[Tensor, Tensor] | None:
+        outputs = self._use(lambda captured: captured.record(self._x_NCHW, owner=self))
+        self.recorded = outputs is not None
+        return outputs
+
+    def gradient(self, rule: ReluRule, rows: Tensor, targets: Tensor) -> Tensor:
+        with _computed(self._passes).lock:
+            return _computed(self._captured).gradient(rule, self._x_NCHW, rows, targets, owner=self)
+
+    @property
+    def relu_calls(self) -> int:
+        return self._captured.relu_calls if self._captured and self.recorded else 0
+
+    @property
+    def recorded_logits_NK(self) -> Tensor:
+        return _computed(self._captured).recorded_logits_NK
+
+    def _use(self, use: Callable[[CapturedPass], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        if self._passes is None:
+            return None
+        with self._passes.lock:
+            if not self._searched:
+                self._captured, self._searched = self._passes.find(self._x_NCHW), True
+            return use(self._captured) if self._captured else None
+
+
+def captured_of(classifier: Classifier) -> CapturedPasses | None:
+    """The captured passes of a network on a GPU, kept as long as its module lives."""
+    layer, reference = classifier.spec.embedding_layer, weakref.ref(classifier.module)
+
+    def network(x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        # By a weak reference, or the captured passes would keep the module, and it them.
+        return _run(_computed(reference()), layer, x_NCHW)
+
+    return captured_passes(classifier.module, lambda: CapturedPasses(network, classifier.spec.classes))
+
+
+def _run(module: nn.Module, layer: str, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, K), and embeddings (N, D) without a gradient."""
+    with fast_convolutions(x_NCHW.device), tapped(module, inputs=[layer]) as tap:
+        logits_NK: Tensor = tap.module(x_NCHW)
+    # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
+    return logits_NK, pooled(tap.inputs.pop(layer).detach())
 
 
 def _without_repeats(rows: Ints) -> Iterator[Ints]:

@@ -6,6 +6,7 @@ module never gets a hook, so threads cannot see each other and an exception has 
 
 from __future__ import annotations
 
+from convlens.instrument.depthwise import NativeDepthwise, fast_convolutions
 from convlens.instrument.function_modes import AveragePooling, private_rng
 from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
 from convlens.instrument.relu_guard import require_relu_network
@@ -14,11 +15,13 @@ from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, Rul
 __all__ = [
     "RULES",
     "AveragePooling",
+    "NativeDepthwise",
     "PartialForward",
     "RedirectedRelus",
     "ReluRule",
     "RuledRelus",
     "Tap",
+    "fast_convolutions",
     "find_layer",
     "private_rng",
     "private_tree",

@@ -66,14 +66,25 @@ class private_rng(TorchFunctionMode):  # noqa: N801 - reads as a function in a w
 
     # Not torch.manual_seed: it reaches into every other thread, whose draws in turn move the global generator on.
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int) -> None:
         super().__init__()
-        self._generator = torch.Generator(device=device).manual_seed(seed)
+        # On the CPU whatever the device, so that a seed means the same noise everywhere: SmoothGrad by a GPU's own
+        # generator correlated by .34 with SmoothGrad on the CPU.
+        self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _DRAWS and kwargs.get("generator") is None:
-            kwargs["generator"] = self._generator
-        return func(*args, **kwargs)
+        if func not in _DRAWS or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        kwargs["generator"] = self._generator
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        device = kwargs.pop("device", None) or (tensors[0].device if tensors else None)
+        on_cpu = {name: _on_cpu(value) for name, value in kwargs.items()}
+        drawn = func(*map(_on_cpu, args), **on_cpu)
+        return drawn if device is None else drawn.to(device)
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value

@@ -59,6 +59,7 @@ _CHOICES = {
     "Minimum": "torch.minimum",
 }
 _RULED = "_RuledReluBackward"
+_OURS = (_RULED, "_DepthwiseBackward")  # a depthwise convolution is linear
 
 
 def require_relu_network(output: Tensor, *, method: str, even_none: bool = False) -> None:
@@ -110,7 +111,7 @@ def _objection(node: Any) -> str | None:
         return f"calls {chooses}, which may be a ReLU written out where no rule can reach it"
     # Nodes of torch itself are compiled. One with a Python class is a custom autograd function: its backward pass may
     # compute anything, and calls inside it never reach the function mode.
-    if name != _RULED and hasattr(node, "_forward_cls"):
+    if name not in _OURS and hasattr(node, "_forward_cls"):
         return f"runs a custom autograd function ({name}), inside which no rule applies"
     return None
 

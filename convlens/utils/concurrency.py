@@ -47,6 +47,13 @@ def ordered_map(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def concurrent_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """``function`` of each item, in order, by a thread per core; by the calling thread where there is one item."""
+    if len(items) < 2 or cores() < 2:
+        return list(map(function, items))
+    return list(ordered_map(function, items, workers=min(cores(), len(items)), ahead=len(items)))
+
+
 class ParallelRuns:
     """Runs ``count`` calls at once, a thread each; safe to use from several threads.
 

@@ -74,7 +74,7 @@ def test_measuring_takes_the_quickest_of_a_few_passes() -> None:
     assert 0.004 <= costs.forward_seconds() < 0.01
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.001, 4), (0.1, 3), (0.5, 1)])
+@pytest.mark.parametrize(("seconds", "most"), [(0.001, 4), (0.1, 3), (0.5, 2)])
 def test_measuring_ends_soon_on_slow_networks(seconds: float, most: int) -> None:
     passes: list[float] = []
 

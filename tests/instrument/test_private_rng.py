@@ -27,7 +27,7 @@ DRAWS: dict[str, Callable[[torch.Generator | None], Tensor]] = {
 @pytest.mark.parametrize("name", DRAWS)
 def test_draws_equal_those_of_a_generator_given_by_hand(name: str) -> None:
     by_hand = torch.Generator().manual_seed(7)
-    with private_rng(7, nets.CPU):
+    with private_rng(7):
         found = [DRAWS[name](None) for _ in range(2)]
     wanted = [DRAWS[name](by_hand) for _ in range(2)]
     assert all(map(torch.equal, found, wanted))
@@ -37,13 +37,13 @@ def test_draws_equal_those_of_a_generator_given_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", DRAWS)
 def test_the_global_generator_is_left_where_it_was(name: str) -> None:
     before = torch.get_rng_state()
-    with private_rng(7, nets.CPU):
+    with private_rng(7):
         DRAWS[name](None)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_generator_given_by_the_caller_is_kept() -> None:
-    with private_rng(7, nets.CPU):
+    with private_rng(7):
         found = torch.randn(5, generator=torch.Generator().manual_seed(1))
     assert torch.equal(found, torch.randn(5, generator=torch.Generator().manual_seed(1)))
 
@@ -54,7 +54,7 @@ def test_threads_do_not_draw_from_each_other() -> None:
     start = threading.Barrier(8)
 
     def draw(seed: int) -> None:
-        with private_rng(seed, nets.CPU):
+        with private_rng(seed):
             start.wait()
             found[seed] = torch.cat([torch.randn(4) for _ in range(100)])
 
@@ -70,6 +70,6 @@ def test_threads_do_not_draw_from_each_other() -> None:
 
 
 def test_after_an_exception_draws_are_the_global_ones_again() -> None:
-    with pytest.raises(nets.Blown), private_rng(7, nets.CPU):
+    with pytest.raises(nets.Blown), private_rng(7):
         raise nets.Blown
     assert reference_gradients.function_modes() == []

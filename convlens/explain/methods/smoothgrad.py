@@ -60,7 +60,7 @@ def _attribute_row(
     x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
     tunnel = NoiseTunnel(Saliency(ProgressModule(forward, "smoothgrad", samples)))
     deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
-    with private_rng(seed, forward.device):
+    with private_rng(seed):
         values: torch.Tensor = tunnel.attribute(
             x_NCHW,
             nt_type="smoothgrad",

@@ -20,16 +20,17 @@ from convlens.explain.sweeps.backends import OnWindows, SweepBackend, SweepReque
 from convlens.explain.sweeps.windows import Windows
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
-from convlens.types import Floats
+from convlens.types import Floats, no_op
 
+_SET_UP_RUNS = 2  # on a GPU: kernels are compiled, then captured
 _SAMPLE = 8  # windows, spread over the image, that are scored in full precision as well
 
 
 class SweepAutotuner:
     """The sweep backends that one model has; safe to use from several threads.
 
-    ``backends`` come in the order in which they are expected to be fast. Each that supports the windows is used once,
-    in that order; from then on the one that took least time per window when it was last used.
+    ``backends`` come in the order in which they are expected to be fast. Each that supports the windows is used until
+    its time is known, in that order; from then on the one that took least time per window when it was last used.
     """
 
     # Only sweeps that somebody asked for are timed, none is made for the timing alone. A backend that has become slow
@@ -85,7 +86,8 @@ class SweepAutotuner:
 
         Where memory does not suffice for a graph of the whole sweep, ``reference`` makes it: batches need less.
         """
-        started = time.perf_counter()
+        # On a GPU the first sweep compiles and the second captures; either would make the fastest backend the slowest.
+        steady, started = backend.is_set_up(request), time.perf_counter()
         try:
             score_RQ = backend.scores(request, on_windows)
         except MAYBE_OUT_OF_MEMORY as error:
@@ -93,7 +95,8 @@ class SweepAutotuner:
             if not is_out_of_memory(error) or backend.kind == "batches" or not in_full:
                 raise
         else:
-            self._seconds[backend, request.windows.window] = (time.perf_counter() - started) / len(request.windows)
+            if steady:
+                self._seconds[backend, request.windows.window] = (time.perf_counter() - started) / len(request.windows)
             return score_RQ
         free_gpu_cache()
         return self.reference.scores(request, on_windows)
@@ -153,6 +156,13 @@ def half_sweep(sweeps: SweepAutotuner, request: SweepRequest, on_windows: OnWind
         known = sweeps.seconds_per_window(backend, windows)
         if known is not None:
             return known
+        if not backend.is_set_up(request):
+            # All windows: a few of them would tell nothing of so many at once.
+            for _ in range(_SET_UP_RUNS):
+                backend.scores(request, no_op)
+            started = time.perf_counter()
+            backend.scores(request, no_op)
+            return (time.perf_counter() - started) / len(windows)
         backend.scores_at(request, positions)  # a first run also sets up memory and kernels, so the second one counts
         started = time.perf_counter()
         backend.scores_at(request, positions)

@@ -60,6 +60,9 @@ class SweepBackend(Protocol):
     def supports(self, windows: Windows) -> bool:
         """Whether it can sweep these windows."""
 
+    def is_set_up(self, request: SweepRequest) -> bool:
+        """Whether its next sweep of this kind only computes, so that its time says how fast it is."""
+
     def scores(self, request: SweepRequest, on_windows: OnWindows) -> Floats:
         """(R, Q) scores; calls ``on_windows`` with the number of windows after each batch of them."""
 
@@ -79,6 +82,9 @@ class BatchedSweep:
         self.precision: Precision = precision
 
     def supports(self, windows: Windows) -> bool:
+        return True
+
+    def is_set_up(self, request: SweepRequest) -> bool:
         return True
 
     def scores(self, request: SweepRequest, on_windows: OnWindows) -> Floats:
@@ -178,6 +184,9 @@ class GraphSweep:
     def supports(self, windows: Windows) -> bool:
         geometry = (windows.window, windows.stride, windows.height, windows.width)
         return geometry == (self._geometry.window, self._geometry.stride, self._side, self._side)
+
+    def is_set_up(self, request: SweepRequest) -> bool:
+        return True
 
     def scores(self, request: SweepRequest, on_windows: OnWindows) -> Floats:
         score_RQ = require_finite(
