@@ -146,7 +146,7 @@ def test_no_token_says_where_it_comes_from(query: Query, there: list[str]) -> No
         (("--key-file", "no-such-file"), "no-such-file"),
     ],
 )
-def test_mistakes_are_told_in_one_line(query: Query, arguments: tuple[str, ...], said: str) -> None:
+def test_mistakes_are_reported_in_one_line(query: Query, arguments: tuple[str, ...], said: str) -> None:
     done = query(CHELSEA, *arguments)
     assert done.returncode in (1, 2)
     assert said in done.stderr

@@ -1,4 +1,4 @@
-"""The REST client against servers that say what they should not, say it late, or say it at the second try."""
+"""The REST client against servers whose answers are wrong, late, or right only at the second attempt."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_success_without_a_reply_is_an_error_of_the_server(body: bytes) -> Non
 
 
 @pytest.mark.parametrize(
-    ("body", "said", "field"),
+    ("body", "message", "field"),
     [
         (b"<html>Bad gateway</html>", "Bad gateway", None),
         (b'{"code": 502, "message": "no upstream"}', "no upstream", None),
@@ -97,15 +97,15 @@ def test_a_success_without_a_reply_is_an_error_of_the_server(body: bytes) -> Non
         (b'{"message": "' + b"a\\n" * 90_000 + b'"}', "a a a", None),
     ],
 )
-def test_what_a_proxy_says_is_told_in_its_words_on_one_line_of_bearable_length(
-    body: bytes, said: str, field: str | None
+def test_what_a_proxy_says_is_quoted_on_one_line_of_limited_length(
+    body: bytes, message: str, field: str | None
 ) -> None:
     with answering((502, body)) as server, Client(server.url) as client:
         with pytest.raises(FrontendError) as caught:
             client.explain(b"x")
         assert not client.ready()
     assert caught.value.status == 502
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert "\n" not in caught.value.message
     assert len(caught.value.message) < 2500
     assert caught.value.field == field
@@ -120,7 +120,7 @@ def test_a_proxy_for_the_outside_is_not_asked_for_this_machine(monkeypatch: pyte
                 client.explain(b"x")
 
 
-def test_nothing_is_tried_again_unless_asked_for() -> None:
+def test_nothing_is_tried_again_by_default() -> None:
     with answering((503, QUEUE_FULL)) as server, Client(server.url) as client:
         with pytest.raises(FrontendError, match=r"no worker is free; its queue is full.*retries=3"):
             client.explain(b"x")
@@ -164,7 +164,7 @@ def test_a_connection_that_breaks_is_unreachable() -> None:
         client.predict(b"x")
 
 
-def test_connections_are_kept_and_tell_what_they_want_and_when() -> None:
+def test_connections_are_kept_open_and_headers_carry_form_token_and_time() -> None:
     with answering((418, b"")) as server, Client(server.url, token="secret") as client:
         for _ in range(3):
             with pytest.raises(RemoteError):

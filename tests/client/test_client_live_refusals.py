@@ -1,4 +1,4 @@
-"""Both clients on a live TorchServe: every refusal is told alike, with its code, its place and what to do."""
+"""Both clients on a live TorchServe: every refusal is reported alike, with its code, its place and what to do."""
 
 from __future__ import annotations
 
@@ -141,5 +141,5 @@ def test_a_full_queue_says_to_come_back_later(connect_small: Connect) -> None:
         assert "its queue is full" in error.message
 
 
-def test_with_patience_everybody_is_answered(connect_small: Connect) -> None:
+def test_with_retries_every_request_is_answered(connect_small: Connect) -> None:
     assert all(isinstance(one, Reply) for one in flood(connect_small(model=SMALL, retries=20)))

@@ -231,7 +231,7 @@ def test_a_model_that_answers_is_ready(connect: Connect) -> None:
     assert connect().ready()
 
 
-def test_the_time_of_sending_is_told(connect: Connect) -> None:
+def test_the_time_of_sending_reaches_the_server(connect: Connect) -> None:
     reply = connect().explain(photograph(), methods=["saliency"], deadline_ms=30_000)
     assert not [warning for warning in reply.warnings if "sent_at" in warning]
     with pytest.raises(RemoteError, match="deadline_ms") as caught:

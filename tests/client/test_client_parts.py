@@ -46,7 +46,7 @@ def test_a_client_loads_nothing_that_only_the_library_needs(name: str, allowed: 
 # --- parameters -------------------------------------------------------------------------------------------------------
 
 
-def test_the_clients_parameters_are_those_of_a_request_but_for_what_they_say_themselves() -> None:
+def test_the_clients_parameters_are_those_of_a_request_but_for_what_clients_set_themselves() -> None:
     ours, theirs = get_type_hints(RequestParams), get_type_hints(Params)
     assert set(ours) == set(theirs) - {"explain", "accept", "sent_at"}
     for name in ("topk", "dtype", "reduce", "size", "thumbnails"):
@@ -55,15 +55,15 @@ def test_the_clients_parameters_are_those_of_a_request_but_for_what_they_say_the
 
 
 @pytest.mark.parametrize("name", ["explain", "accept", "sent_at"])
-def test_what_a_client_says_itself_is_refused_with_what_to_do(name: str) -> None:
+def test_what_a_client_sets_itself_is_refused_with_what_to_do(name: str) -> None:
     with Client("http://127.0.0.1:9") as client, pytest.raises(RequestError, match=name) as caught:
         client.explain(b"x", **{name: 1})  # type: ignore[misc]
     assert caught.value.field == name
 
 
 def test_numpy_s_numbers_and_tuples_become_plain_json() -> None:
-    said = {"topk": np.int64(3), "deadline_ms": np.float32(0.5), "methods": ("saliency",)}
-    assert json.loads(params_json(said)) == {"topk": 3, "deadline_ms": 0.5, "methods": ["saliency"]}
+    params = {"topk": np.int64(3), "deadline_ms": np.float32(0.5), "methods": ("saliency",)}
+    assert json.loads(params_json(params)) == {"topk": 3, "deadline_ms": 0.5, "methods": ["saliency"]}
 
 
 @pytest.mark.parametrize("value", [float("nan"), object(), {1, 2}])
@@ -141,7 +141,7 @@ def test_a_file_is_sent_as_it_is_and_a_missing_one_named(tmp_path: Path) -> None
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_comes_from_where_it_is_said_and_else_from_the_environment(
+def test_a_token_comes_from_its_argument_or_key_file_or_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "key_file.json"

@@ -10,9 +10,9 @@ import pytest
 from convlens.client.grpc_errors import error_from_rpc
 
 
-@pytest.mark.parametrize(("after_s", "said"), [(0.2, "broke off the request"), (9.99, "within 10 s; allow more")])
+@pytest.mark.parametrize(("after_s", "message"), [(0.2, "broke off the request"), (9.99, "within 10 s; allow more")])
 def test_a_grpc_call_broken_off_at_its_deadline_came_too_late_and_before_was_too_large(
-    after_s: float, said: str
+    after_s: float, message: str
 ) -> None:
     """Netty says the same of both; the server may notice a deadline before the client does."""
 
@@ -28,4 +28,4 @@ def test_a_grpc_call_broken_off_at_its_deadline_came_too_late_and_before_was_too
             channel.unary_unary("/s/m")(b"", timeout=10)
     finally:
         server.stop(None).wait()
-    assert said in error_from_rpc(caught.value, address, after_s=after_s, timeout_s=10).message
+    assert message in error_from_rpc(caught.value, address, after_s=after_s, timeout_s=10).message

@@ -55,10 +55,10 @@ def test_v1_answers_each_instance_as_if_it_had_come_alone() -> None:
     instances = [{"data": text, "params": {"topk": n + 1}} for n, text in enumerate(TEXTS)]
     body = answer({"instances": instances, "params": {"methods": ["saliency"], "topk": 6}})
     assert list(body) == ["predictions"]
-    for n, found in enumerate(body["predictions"]):
+    for n, result in enumerate(body["predictions"]):
         (alone,) = engine().run(parse_request({"data": FILES[n], "params": {"topk": n + 1}}, {}).requests)
-        assert [one["label"] for one in found["predictions"]] == [one.label for one in replied(alone).predictions]
-        assert [one["id"] for one in found["explanations"]] == ["saliency"]
+        assert [one["label"] for one in result["predictions"]] == [one.label for one in replied(alone).predictions]
+        assert [one["id"] for one in result["explanations"]] == ["saliency"]
 
 
 def test_an_instances_own_params_go_before_the_bodys() -> None:
@@ -143,10 +143,10 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_body_is_refused_with_the_place_and_the_form(name: str) -> None:
-    body, status, field, said = BAD[name]
+    body, status, field, message = BAD[name]
     error = refusal(body)
     assert (error.status, error.field) == (status, field)
-    assert said in error.message
+    assert message in error.message
 
 
 def test_a_kserve_body_is_answered_in_json_only() -> None:

@@ -1,4 +1,4 @@
-"""What a request may say, and how it is told what it may not."""
+"""The parameters that a request may have, and the refusals of all others."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def occlusion(**options: Any) -> dict[str, Any]:
 
 
 def nested(depth: int) -> list[Any]:
-    found: list[Any] = []
+    result: list[Any] = []
     for _ in range(depth):
-        found = [found]
-    return found
+        result = [result]
+    return result
 
 
 def test_a_bare_picture_is_a_whole_request_for_predictions_alone() -> None:
@@ -43,7 +43,7 @@ def test_a_bare_picture_is_a_whole_request_for_predictions_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "field", "said"),
+    ("given", "field", "message"),
     [
         ({"topK": 3}, "topK", "unknown key 'topK'; did you mean topk? known keys: explain, topk, target, methods"),
         ({"zzz": 1}, "zzz", "unknown key 'zzz'; known keys: explain, topk"),
@@ -53,10 +53,10 @@ def test_a_bare_picture_is_a_whole_request_for_predictions_alone() -> None:
     ],
 )
 def test_an_unknown_key_is_named_with_its_place_and_the_keys_there_are(
-    given: dict[str, Any], field: str, said: str
+    given: dict[str, Any], field: str, message: str
 ) -> None:
     error = refusal(given)
-    assert said in error.message
+    assert message in error.message
     assert error.field == field
 
 
@@ -202,8 +202,8 @@ def test_asking_to_be_explained_without_naming_methods_asks_for_the_default_ones
 
 
 def test_the_requests_target_holds_for_every_method_that_names_none() -> None:
-    found = asked(target="tiger cat", methods=["saliency", {"method": "occlusion", "target": 0}])
-    assert [job.target for job in found] == ["tiger cat", 0]
+    result = asked(target="tiger cat", methods=["saliency", {"method": "occlusion", "target": 0}])
+    assert [job.target for job in result] == ["tiger cat", 0]
 
 
 def test_neighbours_k_asks_for_neighbours_and_says_how_many() -> None:

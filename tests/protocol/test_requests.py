@@ -31,8 +31,8 @@ def refusal(parts: dict[str, Any], headers: dict[str, str] | None = None, **opti
     return caught.value
 
 
-def assert_is_the_picture(found: Request) -> None:
-    np.testing.assert_array_equal(np.asarray(found.image), np.asarray(picture(1)))
+def assert_is_the_picture(result: Request) -> None:
+    np.testing.assert_array_equal(np.asarray(result.image), np.asarray(picture(1)))
 
 
 # --- the ways in ------------------------------------------------------------------------------------------------------
@@ -54,9 +54,9 @@ def assert_is_the_picture(found: Request) -> None:
     ],
 )
 def test_the_picture_comes_as_a_body_a_part_or_base64(parts: dict[str, Any], headers: dict[str, str]) -> None:
-    found = read(parts, headers)
-    assert_is_the_picture(found)
-    assert not found.params.explain
+    result = read(parts, headers)
+    assert_is_the_picture(result)
+    assert not result.params.explain
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_a_body_that_only_claims_to_be_a_json_object(body: Any, content_type: st
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_json_that_the_server_left_unparsed_is_parsed_here(encoding: str) -> None:
     text = json.dumps({"data": {"b64": BASE64}, "params": {"topk": 3}}).encode(encoding)
-    found = read({"body": bytearray(text)}, {"content-type": "Application/JSON; charset=utf-8"})
-    assert_is_the_picture(found)
-    assert found.params.topk == 3
+    result = read({"body": bytearray(text)}, {"content-type": "Application/JSON; charset=utf-8"})
+    assert_is_the_picture(result)
+    assert result.params.topk == 3
 
 
 def test_a_json_list_is_answered_with_the_form_it_should_have() -> None:
@@ -168,7 +168,7 @@ def test_limits_hold_for_pictures_in_base64_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "field", "said"),
+    ("parts", "field", "message"),
     [
         ({}, "data", "no image in the request"),
         ({"params": b"{}"}, "data", "no image in the request"),
@@ -186,10 +186,10 @@ def test_limits_hold_for_pictures_in_base64_too() -> None:
         ({"body": PNG, "data": PNG}, "body", "unknown part 'body'"),
     ],
 )
-def test_missing_and_unknown_parts_are_named(parts: dict[str, Any], field: str, said: str) -> None:
+def test_missing_and_unknown_parts_are_named(parts: dict[str, Any], field: str, message: str) -> None:
     error = refusal(parts, JSON)
     assert error.status == 422
-    assert said in error.message
+    assert message in error.message
     assert error.field == field
 
 
@@ -255,9 +255,9 @@ def test_params_can_still_say_no_on_the_explanations_route() -> None:
 
 
 def test_a_method_in_the_path_is_the_one_asked_for_with_the_other_params_kept() -> None:
-    found = read({"data": PNG, "params": '{"topk": 2}'}, explain=True, path_method="occlusion").params
-    assert [one.method for one in found.methods or []] == ["occlusion"]
-    assert found.topk == 2
+    result = read({"data": PNG, "params": '{"topk": 2}'}, explain=True, path_method="occlusion").params
+    assert [one.method for one in result.methods or []] == ["occlusion"]
+    assert result.topk == 2
 
 
 def test_methods_in_the_path_and_in_params_contradict() -> None:

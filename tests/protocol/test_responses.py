@@ -1,4 +1,4 @@
-"""Replies as strict JSON: read by plain means here, not by our own reader, and then by our own reader too."""
+"""Replies as strict JSON, read here by plain means first and then by our own parser."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_any_memory_order_arrives_as_the_same_numbers(values: np.ndarray) -> Non
 
 
 def test_float16_arrays_saturate_rather_than_become_infinite() -> None:
-    found = array(encode_array(np.array([1e6, -1e6, 65504.0, 1 / 3, 1e-9], "f4"), "<f2"))
-    assert found.dtype == np.float16
+    result = array(encode_array(np.array([1e6, -1e6, 65504.0, 1 / 3, 1e-9], "f4"), "<f2"))
+    assert result.dtype == np.float16
     # 65504 is the largest float16; 1/3 has eleven bits in it; 1e-9 is below the least, 6e-8.
-    assert found.tolist() == [65504.0, -65504.0, 65504.0, 0.333251953125, 0.0]
+    assert result.tolist() == [65504.0, -65504.0, 65504.0, 0.333251953125, 0.0]
 
 
 def test_float64_values_beyond_float32_saturate() -> None:
@@ -240,18 +240,18 @@ def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
     one = Request(picture(1, size=(20, 30)), parse_params(params))
     (answer,) = engine(gallery=small_gallery(tmp_path / "g")).run([one])
     wanted = replied(answer)
-    found = from_json(strict(dumps(to_json(wanted, one.params))))
-    assert as_plain(asdict(found)) == as_plain(asdict(wanted))
-    assert isinstance(found.explanations[-1].result, Neighbourhood)
-    assert all(isinstance(one.result.meta.warnings, tuple) for one in found.explanations)
+    result = from_json(strict(dumps(to_json(wanted, one.params))))
+    assert as_plain(asdict(result)) == as_plain(asdict(wanted))
+    assert isinstance(result.explanations[-1].result, Neighbourhood)
+    assert all(isinstance(one.result.meta.warnings, tuple) for one in result.explanations)
 
 
 def test_a_reply_without_arrays_can_be_read_back() -> None:
     reply, params = answered(methods=["saliency"], output=["overlay"])
-    found = from_json(to_json(reply, params)).explanations[0]
-    assert isinstance(found.result, Attribution)
-    assert found.result.values_NCHW.size == 0
-    assert found.overlay_png == reply.explanations[0].overlay_png
+    result = from_json(to_json(reply, params)).explanations[0]
+    assert isinstance(result.result, Attribution)
+    assert result.result.values_NCHW.size == 0
+    assert result.overlay_png == reply.explanations[0].overlay_png
 
 
 def damaged(*path: Any, value: Any) -> dict[str, Any]:

@@ -99,10 +99,10 @@ def test_a_line_tells_what_the_request_cost_and_how_it_ended() -> None:
 
 
 def test_what_is_not_known_is_null_and_a_long_id_is_cut() -> None:
-    found = request_fields(RequestRecord("x" * 500, (), None, 0.001, ImageError("secret")), model="net", batch=1)
-    assert (found["queue_ms"], found["methods"], found["status"]) == (None, [], 400)
-    assert found["request_id"] == "x" * 128
-    assert "secret" not in json.dumps(found)
+    result = request_fields(RequestRecord("x" * 500, (), None, 0.001, ImageError("secret")), model="net", batch=1)
+    assert (result["queue_ms"], result["methods"], result["status"]) == (None, [], 400)
+    assert result["request_id"] == "x" * 128
+    assert "secret" not in json.dumps(result)
 
 
 def test_the_time_is_that_of_the_record_in_utc() -> None:

@@ -36,9 +36,9 @@ def row(*methods: MethodRecord, error: ConvLensError | None = None, wait: float 
 
 
 def cache(path: Path) -> MetricsCacheYamlImpl:
-    found = MetricsCacheYamlImpl(config_file_path=str(path))
-    found.initialize_cache()
-    return found
+    result = MetricsCacheYamlImpl(config_file_path=str(path))
+    result.initialize_cache()
+    return result
 
 
 def emitted(
@@ -67,16 +67,16 @@ def test_a_method_called_twice_by_one_request_counts_once_with_the_work_of_both(
     twice = row(
         MethodRecord("occlusion", 0.125, 169), MethodRecord("saliency", 0.5, 0), MethodRecord("occlusion", 1.0, 31)
     )
-    found = list(samples([twice, row(MethodRecord("occlusion", 2.0, 100))]))
-    assert [one for one in found if one.metric == "convlens_seconds"] == [
+    result = list(samples([twice, row(MethodRecord("occlusion", 2.0, 100))]))
+    assert [one for one in result if one.metric == "convlens_seconds"] == [
         Sample("convlens_seconds", ("occlusion", "answered"), 1.125),
         Sample("convlens_seconds", ("saliency", "answered"), 0.5),
         Sample("convlens_seconds", ("occlusion", "answered"), 2.0),
     ]
-    assert Sample("convlens_windows_total", ("occlusion",), 300) in found
-    assert Sample("convlens_requests_total", ("occlusion", "200"), 2) in found
-    assert Sample("convlens_requests_total", ("saliency", "200"), 1) in found
-    assert sum(one.metric == "convlens_request_seconds" for one in found) == 2
+    assert Sample("convlens_windows_total", ("occlusion",), 300) in result
+    assert Sample("convlens_requests_total", ("occlusion", "200"), 2) in result
+    assert Sample("convlens_requests_total", ("saliency", "200"), 1) in result
+    assert sum(one.metric == "convlens_request_seconds" for one in result) == 2
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_a_method_called_twice_by_one_request_counts_once_with_the_work_of_both(
 def test_an_error_counts_by_type_and_code_and_not_as_answered(
     error: ConvLensError, outcome: str, labels: tuple[str, str]
 ) -> None:
-    found = list(samples([row(error=error)]))
-    assert Sample("convlens_errors_total", labels, 1) in found
-    assert Sample("convlens_requests_total", ("predict", labels[1]), 1) in found
-    assert {one.labels[-1] for one in found if one.metric in HISTOGRAMS} == {outcome}
+    result = list(samples([row(error=error)]))
+    assert Sample("convlens_errors_total", labels, 1) in result
+    assert Sample("convlens_requests_total", ("predict", labels[1]), 1) in result
+    assert {one.labels[-1] for one in result if one.metric in HISTOGRAMS} == {outcome}
 
 
 def test_errors_of_other_modules_count_as_the_kind_of_ours_that_they_are() -> None:
@@ -128,7 +128,7 @@ def test_the_lines_are_those_that_torchserve_reads(caplog: pytest.LogCaptureFixt
     ]
 
 
-def test_a_server_that_declares_none_of_them_is_told_none_and_the_log_names_them_once(
+def test_a_server_that_declares_no_metric_gets_none_and_the_log_names_them_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
