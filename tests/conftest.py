@@ -22,6 +22,7 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from export.bundle import Bundle
 
 pytest_plugins = ["server_fixtures"]
+SERVERS = {"live", "small", "echo"}  # its fixtures
 
 
 @pytest.fixture(scope="session")
@@ -74,13 +75,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _FilesAnd
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that ask a server are one group: they share the servers. It is the longest, so it comes first, and files
-    with slow tests before the others, so that no worker is left with a long one at the end.
+    """Marks the tests that ask a shared server as live, before ``-m`` selects, and puts all live ones into one group.
+
+    That group takes longest, so it comes first, and files with slow tests before the others: no worker should begin a
+    long one at the end.
     """
-    if not WORKER:
-        return
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
     for item in items:
+        if not SERVERS.isdisjoint(item.fixturenames):
+            item.add_marker("live")
         if item.get_closest_marker("live"):
             item.add_marker(pytest.mark.xdist_group("live"))
-    items.sort(key=lambda item: (not item.get_closest_marker("live"), item.path not in slow))
+    if WORKER:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (not item.get_closest_marker("live"), item.path not in slow))

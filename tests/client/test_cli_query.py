@@ -21,8 +21,6 @@ from convlens.protocol.params import parse_params
 from convlens.protocol.requests import Request
 from convlens.types import Attribution, Reply
 
-pytestmark = pytest.mark.live
-
 COMMAND = [sys.executable, "-c", "from convlens.cli.main import main; main()", "query"]
 CHELSEA, COFFEE = PHOTOGRAPHS / "chelsea.png", PHOTOGRAPHS / "coffee.png"
 

@@ -17,8 +17,6 @@ from convlens.errors import ConvLensError, ServerError
 from convlens.torchserve.server_config import free_ports
 from convlens.types import Reply
 
-pytestmark = pytest.mark.live
-
 
 def refused(ask: Callable[[], object], kind: type[ConvLensError] = RemoteError) -> Any:
     with pytest.raises(kind) as caught:

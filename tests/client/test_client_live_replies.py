@@ -25,8 +25,6 @@ from convlens.protocol.params import parse_params
 from convlens.protocol.requests import Request
 from convlens.types import Attribution, Explanation, Neighbourhood, Reply
 
-pytestmark = pytest.mark.live
-
 PICTURES = ["chelsea.png", "coffee.png", "rocket.jpg"]
 # Every method of the registry, those that take long with few windows, steps and samples.
 FEW: dict[str, dict[str, Any]] = {

@@ -15,10 +15,7 @@ from nginx_proxy import ALICE, INSTALLED, PATH, START, Proxy, listens, until
 
 from convlens.torchserve.server import Server
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl"),
-]
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl")
 
 
 def test_metrics_have_a_port_of_their_own(proxy: Proxy) -> None:

@@ -18,10 +18,7 @@ from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
 from convlens.torchserve import server_config
 from convlens.torchserve.server import Server
 
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl"),
-]
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl")
 
 
 def refused(answer: httpx.Response, code: int) -> str:

@@ -16,8 +16,6 @@ from convlens.protocol.params import parse_params
 from convlens.protocol.requests import Request
 from convlens.types import Attribution, Neighbourhood, Reply
 
-pytestmark = pytest.mark.live
-
 COARSE = {"window": 56, "stride": 56}
 CORRUPT = photograph("coffee.png")[:5000]
 

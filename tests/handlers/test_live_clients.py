@@ -21,8 +21,6 @@ from convlens.protocol.requests import Request
 from convlens.torchserve.server_config import free_ports
 from convlens.types import Attribution
 
-pytestmark = pytest.mark.live
-
 PICTURE = photograph()
 BASE64 = base64.b64encode(PICTURE).decode()
 JSON = {"content-type": "application/json"}

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from live_server import PHOTOGRAPHS, Live, array, assert_same_map, photograph
 
-pytestmark = pytest.mark.live
-
 METHODS = ["saliency", "guided_backprop", "occlusion", "neighbours"]
 PICTURES = ["chelsea.png", "rocket.jpg"]
 COARSE = {"window": 64, "stride": 40}

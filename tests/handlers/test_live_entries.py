@@ -7,10 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from live_server import APART, APART_SWEEP, Live, photograph
-
-pytestmark = pytest.mark.live
 
 SWEEP = f"explanations/{APART_SWEEP}/1.0/occlusion"
 

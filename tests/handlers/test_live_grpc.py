@@ -18,8 +18,6 @@ from reply_comparison import assert_same_reply
 
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 
-pytestmark = pytest.mark.live
-
 COARSE = {"method": "occlusion", "options": {"window": 112, "stride": 112}}
 NAMES = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 ASKED: list[dict[str, Any]] = [

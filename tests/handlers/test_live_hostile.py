@@ -13,8 +13,6 @@ from live_server import BATCHED, QUICK, Live, photograph, strict
 
 from convlens import image
 
-pytestmark = pytest.mark.live
-
 PICTURE = photograph()
 
 

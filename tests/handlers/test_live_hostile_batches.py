@@ -15,8 +15,6 @@ from live_server import BATCHED, QUICK, Live, photograph, strict
 from raw_http import FRONTEND, WRONG, post, send
 from reply_comparison import assert_same_reply
 
-pytestmark = pytest.mark.live
-
 CORPUS = corpus()
 # As they go to a batch of eight, with a good request at each end.
 SIXES = [list(CORPUS)[n : n + 6] for n in range(0, len(CORPUS), 6)]

@@ -13,8 +13,6 @@ from live_server import BATCHED, QUICK, Live, array, assert_same_map, photograph
 from PIL import Image
 from safetensors.numpy import load
 
-pytestmark = pytest.mark.live
-
 NAMES = ("chelsea.png", "coffee.png", "rocket.jpg")
 TEXTS = [base64.b64encode(photograph(name)).decode() for name in NAMES]
 SAFETENSORS, NPZ, PNG = "application/vnd.safetensors", "application/x-npz", "image/png"

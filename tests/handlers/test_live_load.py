@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import pytest
 from image_files import saved
 from live_grpc import Calls, calls
 from live_server import BATCHED, QUICK, Live, photograph, strict
@@ -18,8 +17,6 @@ from small_server import SMALL, worker_of
 
 from convlens import explain, image
 from convlens.torchserve.server import Server
-
-pytestmark = pytest.mark.live
 
 CLIENTS = 16
 NAMES = ("chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")

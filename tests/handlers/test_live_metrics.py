@@ -24,8 +24,6 @@ from convlens.client import GrpcClient
 from convlens.errors import ConvLensError
 from convlens.torchserve.server import Server
 
-pytestmark = pytest.mark.live
-
 SAMPLE = re.compile(r"(\w+)\{(.*),\} (\S+)")
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 COARSE = {"method": "occlusion", "options": {"window": 32, "stride": 32}}  # four windows

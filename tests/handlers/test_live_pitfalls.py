@@ -29,8 +29,6 @@ from convlens import image
 from convlens.torchserve import server
 from convlens.torchserve.server import Server
 
-pytestmark = pytest.mark.live
-
 PICTURE = saved(image.decode(photograph()).resize((96, 80)), "PNG")
 
 
@@ -133,6 +131,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
         yield started
 
 
+@pytest.mark.live
 def test_pitfall_10_an_archive_from_a_clean_folder_serves_from_another_and_the_token_is_in_no_log(
     elsewhere: Server, tmp_path: Path
 ) -> None:

@@ -15,8 +15,6 @@ from small_server import worker_of
 
 from convlens.torchserve.server import Server
 
-pytestmark = pytest.mark.live
-
 
 def probe(*arguments: str) -> tuple[int, str]:
     """As a container runs it: a process of its own."""
