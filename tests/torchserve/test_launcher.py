@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from convlens.torchserve.launcher import end_group
+from convlens.torchserve.launcher import end_group, group_members
 
 
 def test_a_process_that_will_not_end_is_killed_with_the_children_it_started() -> None:
