@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
@@ -217,7 +218,10 @@ else:
 )
 def test_real_allocations_that_fail_are_tried_with_less(one: dict[str, Any], room: int, expected: str) -> None:
     program = REAL.replace("{methods}", repr(one)).replace("{room}", str(room))
+    # One arena: glibc reserves 64 MB of address space for each thread's own, which the limit would count.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", program]
     ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=SUPPORT, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=SUPPORT, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.stdout.strip() == expected, ran.stderr[-2000:]
