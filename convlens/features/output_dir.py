@@ -22,8 +22,7 @@ from convlens.features.embedder import Embedder
 from convlens.features.journal import JournalEntry
 from convlens.features.row_files import Format
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE
-from convlens.utils.files import atomic_write, exclusive_lock, sha256_of_file, sync_folder
-from convlens.utils.provenance import package_version
+from convlens.utils.files import atomic_write, exclusive_lock, package_version, sha256_of_file, sync_folder
 
 PARTIAL, MANIFEST = ".partial", "manifest.json"
 _SETTINGS = "settings.json"

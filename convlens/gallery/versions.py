@@ -24,8 +24,7 @@ import numpy as np
 from convlens.errors import GalleryError
 from convlens.gallery.index import EXACT, Hubness, IndexRecord
 from convlens.gallery.vectors import FeatureSpace, require_space
-from convlens.utils.files import atomic_write, exclusive_lock, sha256_of_file, sync_folder
-from convlens.utils.provenance import package_version
+from convlens.utils.files import atomic_write, exclusive_lock, package_version, sha256_of_file, sync_folder
 
 MANIFEST, VECTORS, ENTRIES, THUMBNAILS = "manifest.json", "vectors.npy", "entries.jsonl", "thumbnails.bin"
 INDEX = "index.faiss"

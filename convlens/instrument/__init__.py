@@ -6,8 +6,7 @@ module never gets a hook, so threads cannot see each other and an exception has 
 
 from __future__ import annotations
 
-from convlens.instrument.depthwise import NativeDepthwise, fast_convolutions
-from convlens.instrument.function_modes import AveragePooling, private_rng
+from convlens.instrument.function_modes import AveragePooling, NativeDepthwise, fast_convolutions, private_rng
 from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
 from convlens.instrument.relu_guard import require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus

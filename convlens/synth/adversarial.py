@@ -21,9 +21,18 @@ from convlens import image
 from convlens.errors import RequestError
 from convlens.instrument import require_eval
 from convlens.models import Classifier, find_class
-from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.base import (
+    Job,
+    Outcome,
+    State,
+    SynthesisRun,
+    job,
+    require_at_least,
+    require_between,
+    require_choice,
+    require_positive,
+)
 from convlens.synth.images import Ranking, rank_classes, read_rgb, resized, to_tensor, top_classes
-from convlens.synth.option_checks import require_at_least, require_between, require_choice, require_positive
 from convlens.types import Bytes8, Floats, ModelSpec
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 

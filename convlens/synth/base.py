@@ -1,13 +1,14 @@
 """What a synthesis job is: a frozen description, and a run that proceeds step by step and can be saved between steps.
 
 A new kind of job is one file here with a frozen dataclass under ``@job("name")``. The runner, batches, the page and the
-checkpoints are the same for all kinds and live in ``convlens.jobs``.
+checkpoints are the same for all kinds and live in ``convlens.jobs``. The checks of options here raise RequestError with
+the option as ``field`` and what it should be.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -18,7 +19,41 @@ from convlens.models import Classifier
 from convlens.types import Bytes8
 from convlens.utils.registry import Registry
 
+# Comparisons in the checks are negated (``not value >= least``), so that NaN fails them too.
+
+
+def require_at_least(least: float, options: object, *names: str) -> None:
+    """Options of ``least`` or more."""
+    for name in names:
+        if not getattr(options, name) >= least:
+            raise RequestError(f"{name} should be {least} or more, not {getattr(options, name)}", field=name)
+
+
+def require_positive(options: object, *names: str) -> None:
+    """Options above 0."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise RequestError(f"{name} should be above 0, not {getattr(options, name)}", field=name)
+
+
+def require_between(low: float, high: float, options: object, *names: str) -> None:
+    """Options from ``low`` to ``high``; None, which stands for a default, passes."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise RequestError(f"{name} should be from {low:g} to {high:g}, not {value}", field=name)
+
+
+def require_choice(known: Sequence[str], options: object, name: str) -> None:
+    """An option with one of the ``known`` values."""
+    value = getattr(options, name)
+    if value not in known:
+        raise RequestError(f"no {name} {value!r}; there are: {', '.join(known)}", field=name)
+
+
 State = dict[str, Any]
+
+
 """Tensors, numbers, strings, None, and lists, tuples, dicts of them: what ``torch.load(weights_only=True)`` reads."""
 
 
@@ -106,6 +141,8 @@ class Job(ABC):
 
 
 J = TypeVar("J", bound=type[Job])
+
+
 _JOBS: Registry[type[Job]] = Registry("convlens.synth", noun="job", error=RequestError, field="kind")
 
 

@@ -16,11 +16,10 @@ from torch.nn import functional
 from convlens.errors import RequestError
 from convlens.instrument import PartialForward, require_eval
 from convlens.models import Classifier
-from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_positive
 from convlens.synth.images import black_and_white, channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
-from convlens.synth.option_checks import require_at_least, require_positive
+from convlens.synth.regularisers import sample_jitter
 from convlens.synth.tiling import tiled_gradient
-from convlens.synth.transforms import sample_jitter
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 

@@ -16,10 +16,18 @@ from convlens.errors import RequestError
 from convlens.image import prepare, read
 from convlens.instrument import PartialForward, require_eval
 from convlens.models import Classifier
-from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.base import (
+    Job,
+    Outcome,
+    State,
+    SynthesisRun,
+    job,
+    require_at_least,
+    require_choice,
+    require_positive,
+)
 from convlens.synth.images import channels_last, contact_sheet, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
-from convlens.synth.option_checks import require_at_least, require_choice, require_positive
 from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
 from convlens.types import Bytes8

@@ -17,14 +17,20 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.instrument import RedirectedRelus, require_eval
 from convlens.models import Classifier, find_class
-from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_between
 from convlens.synth.images import contact_sheet, rank_classes, read_rgb, resized, to_tensor, to_uint8, top_classes
 from convlens.synth.objectives import BatchObjective, Objective
-from convlens.synth.option_checks import require_between
 from convlens.synth.parameters import Pixels, make_parameterization, noise
 from convlens.synth.presets import OVERRIDABLE, Settings, settings_of
-from convlens.synth.regularisers import clip_small_contribution, clip_small_norm, gaussian_blur, total_variation
-from convlens.synth.transforms import RandomTransform, apply_transforms, sample_transforms
+from convlens.synth.regularisers import (
+    RandomTransform,
+    apply_transforms,
+    clip_small_contribution,
+    clip_small_norm,
+    gaussian_blur,
+    sample_transforms,
+    total_variation,
+)
 from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.layout import hstack
 

@@ -16,10 +16,19 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.instrument import AveragePooling, PartialForward, require_eval
 from convlens.models import Classifier
-from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.base import (
+    Job,
+    Outcome,
+    State,
+    SynthesisRun,
+    job,
+    require_at_least,
+    require_between,
+    require_choice,
+    require_positive,
+)
 from convlens.synth.images import center_square, channels_last, read_rgb, require_texture, resized, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
-from convlens.synth.option_checks import require_at_least, require_between, require_choice, require_positive
 from convlens.synth.parameters import noise
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from convlens.errors import RequestError, unknown_name
-from convlens.synth.option_checks import require_at_least, require_between, require_choice, require_positive
+from convlens.synth.base import require_at_least, require_between, require_choice, require_positive
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
-from convlens.synth.base import Job, Outcome, State, SynthesisRun, job
+from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_between
 from convlens.synth.images import read_rgb, require_texture
-from convlens.synth.option_checks import require_at_least, require_between
 from convlens.types import Bytes8, Floats
 from convlens.visualization.layout import hstack
 

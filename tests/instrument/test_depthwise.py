@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from convlens.instrument import NativeDepthwise
-from convlens.instrument.depthwise import depthwise_input_gradient
+from convlens.instrument.function_modes import depthwise_input_gradient
 
 KERNELS = ((3, 3), (5, 5), (1, 3), (2, 2))
 STRIDES = ((1, 1), (2, 2), (3, 2))

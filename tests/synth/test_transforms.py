@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from convlens.synth.transforms import RandomTransform, apply_transforms, sample_transforms
+from convlens.synth.regularisers import RandomTransform, apply_transforms, sample_transforms
 
 PICTURE = torch.arange(2 * 3 * 6 * 6, dtype=torch.float32).reshape(2, 3, 6, 6)
 
