@@ -1,4 +1,4 @@
-"""What keeps synthesised images natural: Yosinski's operators (2015, arXiv:1506.06579), total variation, random transforms.
+"""What keeps synthesised images natural: Yosinski's operators (2015, arXiv:1506.06579), total variation, transforms.
 
 Yosinski's are decay, Gaussian blur, clipping of pixels with small norm and of those with small contribution, applied in
 this order after each step (the order of the authors' toolbox). All take images (N, C, H, W) that are 0 at the mean
