@@ -97,7 +97,7 @@ def add(
 @app.command()
 def query(
     gallery: GalleryPath,
-    pictures: Images,
+    images: Images,
     k: Annotated[int, typer.Option("-k", min=1, help="Number of neighbours of each image.")] = 5,
     model: ModelOption = DEFAULT_MODEL,
     exact: Annotated[bool, typer.Option(help="Compare with every image of the gallery, without its index.")] = False,
@@ -109,10 +109,10 @@ def query(
     with spinner(f"loading {model}"):
         classifier = load(model, device=device)
     opened.require_weights(classifier.spec.weights_sha256)
-    x_NCHW = np.stack([image.prepare(image.read(path), classifier.spec).x_CHW for path in pictures])
+    x_NCHW = np.stack([image.prepare(image.read(path), classifier.spec).x_CHW for path in images])
     runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, classifier.device)
     _, embedding_ND = runtime.logits_and_embeddings(x_NCHW)
-    for path, neighbours in zip(pictures, opened.query(embedding_ND, k=k), strict=True):
+    for path, neighbours in zip(images, opened.query(embedding_ND, k=k), strict=True):
         if as_json:
             items = [{"id": item.id, "label": item.label, "distance": item.distance} for item in neighbours]
             print_result(json.dumps({"picture": str(path), "neighbours": items}))

@@ -77,7 +77,7 @@ def project(
 
 
 def neighbours(
-    pictures: Images,
+    images: Images,
     gallery: Annotated[Path, typer.Option(help="Folder written by `convlens gallery build`.")],
     output: FigurePath,
     k: Annotated[int, typer.Option("-k", min=1, max=20, help="Number of neighbours in each space.")] = 5,
@@ -95,8 +95,8 @@ def neighbours(
     with spinner(f"loading {model}"):
         classifier = load(model, device=device)
     opened.require_weights(classifier.spec.weights_sha256)
-    queries = [image.read(path) for path in pictures]
-    names = [path.name for path in pictures]
+    queries = [image.read(path) for path in images]
+    names = [path.name for path in images]
     rows = list(_compare(opened, classifier, names, queries, k=k, folder=folder, keep_self=keep_self))
     space = "directions of the features" if opened.feature_space == "unit" else "features"
     views = f"what the network sees, {classifier.spec.crop} pixels a side" if folder else "thumbnails"
@@ -243,7 +243,7 @@ def _same_image(neighbours: Sequence[Neighbour], row: dict[str, int]) -> frozens
 def _thumbnail_side(gallery: Gallery) -> int:
     first: bytes = gallery.entries[0].thumbnail
     if not first:
-        raise RequestError("the gallery keeps no thumbnails; name the folder of its pictures by --pictures")
+        raise RequestError("the gallery keeps no thumbnails; name the folder of its images by --pictures")
     with Image.open(io.BytesIO(first)) as thumbnail:
         return thumbnail.width
 

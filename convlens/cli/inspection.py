@@ -83,7 +83,7 @@ def filters(
 
 
 def activations(
-    picture: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to run the network on.")],
+    path: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image to run the network on.")],
     layer: LayerOption,
     output: ReplacedFolder,
     channel: Annotated[int | None, typer.Option(help="Channel to enlarge. Default: the strongest one.")] = None,
@@ -94,11 +94,11 @@ def activations(
     require_replaceable(output, marker=RANKING, contents="activations")
     with spinner(f"loading {model}"):
         classifier = load(model, device=device)
-    prepared = image.prepare(image.read(picture), classifier.spec)
+    prepared = image.prepare(image.read(path), classifier.spec)
     result = activations_of(classifier, prepared.x_CHW, layer=layer)
     enlarged = int(result.ranking[0]) if channel is None else channel
     with replace_folder(output) as draft:
-        _write_activations(draft, result, enlarged, prepared.view_HWC, picture.name)
+        _write_activations(draft, result, enlarged, prepared.view_HWC, path.name)
     _show_ranking(result)
     print_result(f"images: {output}")
 

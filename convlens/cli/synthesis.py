@@ -62,7 +62,7 @@ def ascent(
 
 
 def dream(
-    picture: Original,
+    original: Original,
     output: JobFolder,
     layers: LayersOption = "",
     guide: Annotated[
@@ -80,7 +80,7 @@ def dream(
     """DeepDream: exaggerate in an image what activates a layer."""
     job: dict[str, Any] = {
         "kind": "dream",
-        "picture": str(picture),
+        "picture": str(original),
         "octaves": octaves,
         "steps": steps,
         "side": side,
@@ -96,7 +96,7 @@ def dream(
 
 
 def fool(
-    picture: Original,
+    original: Original,
     target: Annotated[str, typer.Option(help="Target class (label or index).")],
     output: JobFolder,
     norm: Annotated[str, typer.Option(help="Norm of the change to minimise: l2, or linf (the largest change).")] = "l2",
@@ -108,7 +108,7 @@ def fool(
     """Adversarial example: the smallest change to an image that makes the model predict the target class."""
     job: dict[str, Any] = {
         "kind": "fool",
-        "picture": str(picture),
+        "picture": str(original),
         "target": parse_class(target),
         "norm": norm,
         "steps": steps,
@@ -118,7 +118,7 @@ def fool(
 
 
 def invert(
-    picture: Original,
+    original: Original,
     output: JobFolder,
     layers: LayersOption = "",
     others: Annotated[
@@ -133,8 +133,8 @@ def invert(
     """Feature inversion: reconstruct an image from a layer's features, one image per layer."""
     job: dict[str, Any] = {
         "kind": "invert",
-        "picture": str(picture),
-        "others": [str(path) for path in others or _photographs(picture)],
+        "picture": str(original),
+        "others": [str(path) for path in others or _photographs(original)],
         "steps": steps,
         "seed": seed,
         "model": model,

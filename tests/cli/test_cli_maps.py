@@ -82,7 +82,7 @@ def test_a_gallery_without_thumbnails_is_drawn_by_dots(gallery: Path, pictures: 
     said = convlens("project", bare, "--method", "pca", "-o", tmp_path / "map").output
     assert "neighbours of one label" not in said
     assert "sheet" not in data_of((tmp_path / "map" / "map.html").read_text(encoding="utf-8"))
-    with pytest.raises(RequestError, match="keeps no thumbnails; name the folder of its pictures"):
+    with pytest.raises(RequestError, match="keeps no thumbnails; name the folder of its images"):
         convlens("neighbours", PHOTOGRAPHS / "chelsea.png", "--gallery", bare, "-o", tmp_path / "near.png", "-k", 3)
     near = ("neighbours", PHOTOGRAPHS / "chelsea.png", "--gallery", bare, "-o", tmp_path / "near.png", "-k", 3)
     convlens(*near, "--pictures", pictures)
