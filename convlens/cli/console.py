@@ -46,7 +46,7 @@ def print_error(text: str) -> None:
 
 
 def print_skipped(items: Iterable[tuple[str, str]]) -> None:
-    """A warning for each (image, reason) that was left out."""
+    """A warning for each skipped (image, reason)."""
     for name, reason in items:
         print_warning(f"skipped {name}: {reason}")
 
