@@ -7,8 +7,7 @@ from os import PathLike
 
 import grpc
 
-from convlens.client.addresses import host_of, is_loopback
-from convlens.client.auth import TokenAuth
+from convlens.client.auth import TokenAuth, host_of, is_loopback
 from convlens.client.base import BaseClient, ClientRequest, Form, params_json
 from convlens.client.errors import error_from_body, error_object
 from convlens.client.grpc_errors import error_from_rpc

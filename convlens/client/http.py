@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 import httpx
 
-from convlens.client.addresses import is_loopback
-from convlens.client.auth import TokenAuth
+from convlens.client.auth import TokenAuth, is_loopback
 from convlens.client.base import BaseClient, ClientRequest, Form, params_json
 from convlens.client.errors import error_from_body, timed_out, unreachable
 from convlens.client.retry import RetryPolicy

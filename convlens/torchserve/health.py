@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urlsplit
 
-from convlens.client.addresses import is_loopback
-from convlens.client.auth import TokenAuth
+from convlens.client.auth import TokenAuth, is_loopback
 from convlens.client.errors import RemoteError, error_from_body, timed_out, unreachable
 from convlens.errors import ConvLensError, RequestError, ServerError
 

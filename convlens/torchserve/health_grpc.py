@@ -7,8 +7,7 @@ import time
 
 import grpc
 
-from convlens.client.addresses import is_loopback
-from convlens.client.auth import TokenAuth
+from convlens.client.auth import TokenAuth, is_loopback
 from convlens.client.errors import error_object
 from convlens.client.grpc_errors import error_from_rpc
 from convlens.client.protocol.inference_pb2 import PredictionResponse, PredictionsRequest

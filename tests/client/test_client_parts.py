@@ -20,8 +20,7 @@ from PIL import Image
 
 from convlens import image
 from convlens.client import Client, GrpcClient
-from convlens.client.addresses import is_loopback
-from convlens.client.auth import TokenAuth
+from convlens.client.auth import TokenAuth, is_loopback
 from convlens.client.base import image_bytes, params_json
 from convlens.errors import ConvLensError, ImageError, RequestError, ServerError
 from convlens.protocol.encoding import encode_file
