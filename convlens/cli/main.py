@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Annotated
 
 import typer
 
 import convlens
-from convlens.cli import completion
 from convlens.cli.console import print_error
 from convlens.errors import ConvLensError
 
@@ -69,9 +71,9 @@ def main() -> None:
     # A server that was started must be stopped, however this process is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        if completion.is_requested():
-            completion.skip_heavy_imports()
-            build(completion.words())()
+        if _completion_is_requested():
+            _skip_heavy_imports()
+            build(_words_to_complete())()
         else:
             build(sys.argv[1:])()
     except ConvLensError as error:
@@ -101,3 +103,41 @@ def _global_options(
     ] = False,
 ) -> None:
     """Explain convolutional networks."""
+
+
+# --- shell completion -------------------------------------------------------------------------------------------------
+
+# Importing a command takes seconds, which nobody waits for after pressing Tab. So while the shell asks for completions,
+# the modules that a command runs on are empty stand-ins, and what it imports from them is ``str``: a type that every
+# option accepts. The command's signature is the real one; its body never runs.
+_REPLACED = ("convlens", "export", "numpy", "PIL")
+_KEPT = ("convlens.cli", "convlens.errors")
+
+
+def _completion_is_requested() -> bool:
+    """Whether the shell runs this process to complete a line."""
+    return "_CONVLENS_COMPLETE" in os.environ
+
+
+def _words_to_complete() -> list[str]:
+    """The words after ``convlens`` on the line to complete: bash hands them over in one variable, zsh in another."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return line.split()[1:]
+
+
+def _skip_heavy_imports() -> None:
+    """From now on, import stand-ins for everything but the command line itself. For a process that only completes."""
+    sys.meta_path.insert(0, _StandIns())
+
+
+class _StandIns(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package = ".".join(fullname.split(".")[:2])
+        if fullname.partition(".")[0] not in _REPLACED or package in _KEPT:
+            return None
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module)["__getattr__"] = lambda name: str

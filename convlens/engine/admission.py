@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from convlens.engine.backend import EngineOptions
 from convlens.engine.batch import Row
 from convlens.engine.cost_model import CostModel, Key
 from convlens.engine.deadline import Deadline
 from convlens.engine.method_calls import MethodCall, with_cost
-from convlens.engine.options import EngineOptions
 from convlens.errors import OverloadError, RequestError
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.protocol.params import Params

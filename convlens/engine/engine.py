@@ -11,13 +11,12 @@ import numpy as np
 
 from convlens import explain, image
 from convlens.engine.admission import AdmissionController, TimeBudget
-from convlens.engine.backend import Model, forward_of, sweeps_for, warm_up
+from convlens.engine.backend import EngineOptions, Model, forward_of, sweeps_for, warm_up
 from convlens.engine.batch import OnRow, RequestRecord, Row
 from convlens.engine.cost_model import CostModel
 from convlens.engine.deadline import Deadline, deadline_of
 from convlens.engine.executor import BatchExecutor, isolate_errors
 from convlens.engine.method_calls import MethodCall, entry_calls, with_target
-from convlens.engine.options import EngineOptions
 from convlens.errors import ConvLensError, GalleryError
 from convlens.explain.forward import Forward, OnStep
 from convlens.gallery import Gallery

@@ -10,8 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError, create_model
 
 from convlens import explain
-from convlens.engine.backend import Model
-from convlens.engine.options import EngineOptions
+from convlens.engine.backend import EngineOptions, Model
 from convlens.errors import RequestError
 from convlens.explain import Method
 from convlens.instrument import find_layer

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
-from convlens.synth.tiling import GRID, tiled_gradient, tiles_along
+from convlens.synth.deepdream import GRID, tiled_gradient, tiles_along
 
 
 @pytest.mark.parametrize("length", [1, 64, 160, 161, 333, 512])
