@@ -19,7 +19,7 @@ serve: $(READY)  ## run TorchServe on 127.0.0.1 and print curl commands to try
 	$(BIN)/convlens serve
 
 test: $(READY)  ## the whole test suite, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 check: $(READY)  ## check style, types and layers of imports
 	$(BIN)/ruff check .

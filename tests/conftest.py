@@ -16,7 +16,7 @@ if WORKER:
 import pytest
 import torch
 from graph_cache import GraphCache
-from xdist.scheduler import LoadGroupScheduling
+from xdist.scheduler import LoadScopeScheduling
 
 from convlens.runtime.torch_runtime import keep_freed_memory
 from export.bundle import Bundle
@@ -59,32 +59,34 @@ def default_bundle(exported: GraphCache) -> Bundle:
 # --- with pytest-xdist ------------------------------------------------------------------------------------------------
 
 
-class _FilesAndGroups(LoadGroupScheduling):
-    """A file's tests go to one worker, since they share its fixtures; so do those of one group."""
+class _ByFile(LoadScopeScheduling):
+    """A file's tests go to one worker, since they share its fixtures, and all files of live tests to the same one:
+    they share servers. Their names contain "live".
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        group = super()._split_scope(nodeid)
-        return nodeid.partition("::")[0] if group == nodeid else group
+        file = nodeid.partition("::")[0]
+        return "live" if "live" in Path(file).name else file
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _FilesAndGroups:
-    config.option.loadscopereorder = False
-    return _FilesAndGroups(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByFile:
+    config.option.loadscopereorder = False  # the order is that of pytest_collection_modifyitems
+    return _ByFile(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that ask a shared server as live, before ``-m`` selects, and puts all live ones into one group.
+    """Marks the tests that ask a shared server as live, before ``-m`` selects.
 
-    That group takes longest, so it comes first, and files with slow tests before the others: no worker should begin a
-    long one at the end.
+    For workers of pytest-xdist live tests come first, which take longest together, and files with slow tests before
+    the others: no worker should begin a long one at the end.
     """
     for item in items:
         if not SERVERS.isdisjoint(item.fixturenames):
             item.add_marker("live")
-        if item.get_closest_marker("live"):
-            item.add_marker(pytest.mark.xdist_group("live"))
+        if item.get_closest_marker("live") and "live" not in item.path.name:
+            raise pytest.UsageError(f"{item.nodeid} asks a server: the name of its file must contain 'live'")
     if WORKER:
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: (not item.get_closest_marker("live"), item.path not in slow))
+        items.sort(key=lambda item: ("live" not in item.path.name, item.path not in slow))
