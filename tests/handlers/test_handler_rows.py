@@ -46,7 +46,7 @@ def handled(handler: BatchHandler, *items: dict[str, Any], **headers: str) -> li
 
 
 @pytest.fixture
-def small() -> ConvLensHandler:
+def small_handler() -> ConvLensHandler:
     """With a small network; two classes share a label, one label has a line break."""
     handler = ConvLensHandler()
     handler.engine = engine()
@@ -60,9 +60,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_row_has_its_own_status_in_its_own_place(small: ConvLensHandler) -> None:
+def test_each_row_has_its_own_status_in_its_own_place(small_handler: ConvLensHandler) -> None:
     found = handled(
-        small,
+        small_handler,
         {"body": bytearray(PNG)},
         {"body": bytearray(b"none")},
         {"data": bytearray(PNG), "params": b'{"methods": ["saliency"], "target": 5}'},
@@ -76,15 +76,15 @@ def test_each_row_has_its_own_status_in_its_own_place(small: ConvLensHandler) ->
     assert (found[3][1]["type"], found[3][1]["request_id"]) == ("TargetError", "r")
 
 
-def test_a_batch_of_refusals_alone_is_answered(small: ConvLensHandler) -> None:
-    assert [status for status, _ in handled(small, {"body": b""}, {}, {"body": {}})] == [400, 422, 422]
+def test_a_batch_of_refusals_alone_is_answered(small_handler: ConvLensHandler) -> None:
+    assert [status for status, _ in handled(small_handler, {"body": b""}, {}, {"body": {}})] == [400, 422, 422]
 
 
-def test_the_routes_header_decides_for_each_item(small: ConvLensHandler) -> None:
+def test_the_routes_header_decides_for_each_item(small_handler: ConvLensHandler) -> None:
     at = context(Path())
     headers = [{"explain": "True"}, {"explain": "False"}, {"explain": "False", "url_path": "grad_cam"}, {}]
     at.request_processor = [RequestProcessor(one) for one in headers]
-    bodies = [json.loads(text) for text in small.handle([{"body": PNG}] * 4, at)]
+    bodies = [json.loads(text) for text in small_handler.handle([{"body": PNG}] * 4, at)]
     assert [[one["id"] for one in body["explanations"]] for body in bodies] == [
         ["saliency", "guided_backprop", "occlusion"],
         [],
@@ -93,19 +93,19 @@ def test_the_routes_header_decides_for_each_item(small: ConvLensHandler) -> None
     ]
 
 
-def test_only_what_came_over_grpc_is_marked_as_the_last_of_its_stream(small: ConvLensHandler) -> None:
+def test_only_what_came_over_grpc_is_marked_as_the_last_of_its_stream(small_handler: ConvLensHandler) -> None:
     """Over gRPC the headers hold the parts' types alone, though a part may be called like one; REST says explain."""
     at = context(Path())
     came = [{"explain": "False", "Host": "x"}, {"data": {"content-type": ""}}, {"explain": {"content-type": ""}}]
     at.request_processor = [RequestProcessor(one) for one in came]
-    small.handle([{"body": PNG}, {"data": PNG}, {"data": PNG, "explain": b"True"}], at)
+    small_handler.handle([{"body": PNG}, {"data": PNG}, {"data": PNG, "explain": b"True"}], at)
     assert [at.get_response_headers(n).get("ts_stream_next") for n in range(3)] == [None, "false", "false"]
 
 
-def test_a_reply_beyond_its_share_of_what_the_server_can_send_is_refused_alone(small: ConvLensHandler) -> None:
-    small.max_reply_bytes = 5_000
+def test_a_reply_beyond_its_share_of_what_the_server_can_send_is_refused_alone(small_handler: ConvLensHandler) -> None:
+    small_handler.max_reply_bytes = 5_000
     found = handled(
-        small,
+        small_handler,
         {"body": PNG},
         {"data": PNG, "params": b'{"methods": ["saliency"], "request_id": "big"}'},
         {"data": PNG, "params": b'{"methods": ["saliency"], "output": [], "request_id": "small"}'},
@@ -115,11 +115,11 @@ def test_a_reply_beyond_its_share_of_what_the_server_can_send_is_refused_alone(s
     assert found[1][1]["request_id"] == "big"
 
 
-def test_a_network_of_damaged_weights_answers_in_strict_json(small: ConvLensHandler) -> None:
+def test_a_network_of_damaged_weights_answers_in_strict_json(small_handler: ConvLensHandler) -> None:
     module = counted()
     module.head.weight.data.fill_(torch.nan)
-    small.engine = engine(module)
-    ((status, body),) = handled(small, {"data": PNG, "params": b'{"methods": ["saliency", "occlusion"]}'})
+    small_handler.engine = engine(module)
+    ((status, body),) = handled(small_handler, {"data": PNG, "params": b'{"methods": ["saliency", "occlusion"]}'})
     assert (status, body["type"]) == (500, "ModelError")
 
 
@@ -262,8 +262,8 @@ def test_an_archive_that_lacks_what_it_names_does_not_start(archive: Path, secti
         ConvLensHandler().initialize(context(archive, convlens=section))
 
 
-def test_a_reply_holds_the_map_that_the_engine_computed(small: ConvLensHandler) -> None:
-    ((_, body),) = handled(small, {"data": PNG, "params": b'{"methods": ["saliency"], "target": 2}'})
+def test_a_reply_holds_the_map_that_the_engine_computed(small_handler: ConvLensHandler) -> None:
+    ((_, body),) = handled(small_handler, {"data": PNG, "params": b'{"methods": ["saliency"], "target": 2}'})
     one = body["explanations"][0]["array"]
     found_CHW = np.frombuffer(base64.b64decode(one["data"]), one["dtype"]).reshape(one["shape"])
     (reply,) = engine().run([request(1, methods=["saliency"], target=2)])
