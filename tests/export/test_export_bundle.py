@@ -242,7 +242,7 @@ def test_two_graphs_of_one_kind_are_refused_by_name(copy: Path) -> None:
 
 def test_a_graph_that_begins_at_bytes_is_refused(copy: Path) -> None:
     export(small(), "scores", copy / "scores.onnx", preprocessing=True)
-    with pytest.raises(ModelError, match="begins at uint8 pictures"):
+    with pytest.raises(ModelError, match="begins at uint8 images"):
         GraphModel.open(copy)
 
 

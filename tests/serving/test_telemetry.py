@@ -49,7 +49,8 @@ def emitted(
     caplog.set_level(logging.INFO, logger="ts.metrics.caching_metric")
     caplog.clear()
     telemetry.record(reports, reply_bytes=reply_bytes)
-    lines = [LINE.fullmatch(record.getMessage()) for record in caplog.records]
+    emitted_lines = [record for record in caplog.records if record.name == "ts.metrics.caching_metric"]
+    lines = [LINE.fullmatch(record.getMessage()) for record in emitted_lines]
     assert None not in lines, caplog.messages
     return [(line[1], line[4], line[3]) for line in lines if line]
 
