@@ -70,7 +70,7 @@ class BaseClient(ABC):
     def predict(
         self, picture: ImageSource, topk: int = 5, *, deadline_ms: float | None = None, request_id: str = ""
     ) -> Reply:
-        """The ``topk`` likeliest classes alone, the likeliest first."""
+        """The ``topk`` most probable classes alone, the most probable first."""
         params = _without_defaults(topk=topk, deadline_ms=deadline_ms, request_id=request_id)
         return parse_reply(self._request(picture, params, explain=False, accept=JSON))
 

@@ -14,7 +14,7 @@ from convlens.types import Attribution, Bytes8, Explanation, Floats, Prediction,
 
 
 def top_predictions(forward: Forward, count: int) -> tuple[Prediction, ...]:
-    """The first row's likeliest classes, likeliest first."""
+    """The first row's most probable classes, most probable first."""
     labels, logits_K = forward.spec.labels, forward.logits_NK[0]
     # In float64: the probabilities of all classes then add up to 1 within 1e-12.
     probability_K = scores_of(logits_K[None].astype(np.float64), "probability")[0]

@@ -88,7 +88,7 @@ def _require_match(contract: GraphContract, spec: ModelSpec, graph: Path) -> Non
             f"{graph} is of kind {contract.kind!r} and layers {', '.join(contract.layers) or 'none'}; this needs a "
             f"graph of kind 'embedding' of layer {spec.embedding_layer}: `convlens export embedding`"
         )
-    # The table of rows names the likeliest class.
+    # The table of rows names the most probable class.
     if contract.labels_sha256 != labels_sha256(spec.labels):
         raise ModelError(f"{graph} was exported with other class names than {spec.name} has; export it again")
 

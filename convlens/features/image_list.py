@@ -19,7 +19,7 @@ def find_images(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def image_files(paths: Path | Sequence[Path]) -> dict[str, Path]:
-    """id -> file, sorted by id. Folders are walked; hidden files and folders and other suffixes are passed over.
+    """id -> file, sorted by id. Folders are walked; hidden files and folders and other suffixes are skipped.
 
     An id is the path relative to the root, with forward slashes. The root is the only folder, or the deepest folder
     that holds all of several paths. Raises RequestError for a path that does not exist, and where there is no image.
@@ -44,7 +44,7 @@ def image_files(paths: Path | Sequence[Path]) -> dict[str, Path]:
 def read_image_list(path: Path) -> dict[str, Path]:
     """id -> file in the order of a text file with one path a line; a relative one starts at the list's own folder.
 
-    An id is the line, with forward slashes. Empty lines are passed over; a file that does not exist stays in, to be
+    An id is the line, with forward slashes. Empty lines are skipped; a file that does not exist stays in, to be
     reported with the others that cannot be read. Raises RequestError for a file that cannot be read or is no list, and
     for a path that stands in it twice.
     """

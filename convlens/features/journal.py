@@ -31,7 +31,7 @@ _NOT_FINITE = "its embedding is NaN or infinite; see the model's weights"
 
 @dataclass(frozen=True)
 class ImageRow:
-    """An image that has features; ``position`` is its place among all images, ``top1`` the likeliest class.
+    """An image that has features; ``position`` is its place among all images, ``top1`` the most probable class.
 
     ``size`` is the file's in bytes, ``thumbnail`` that of its thumbnail, 0 where none is kept.
     """

@@ -142,7 +142,7 @@ def resume_or_create(out: Path, settings: Mapping[str, Any], *, overwrite: bool)
     if differences and not overwrite:
         raise RequestError(
             f"{out} was begun with other settings: {differences}; repeat the command that began it, choose a new "
-            "folder, or --overwrite to begin anew"
+            "folder, or --overwrite to start again"
         )
     discard(partial)
     partial.mkdir()

@@ -153,7 +153,7 @@ class Blob:
 
 def _shorten(path: Path, size: int) -> None:
     if not path.is_file() or path.stat().st_size < size:
-        raise ConvLensError(f"{path} has lost rows that were written; delete {path.parent} to begin anew")
+        raise ConvLensError(f"{path} has lost rows that were written; delete {path.parent} to start again")
     os.truncate(path, size)
 
 

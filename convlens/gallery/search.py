@@ -66,7 +66,7 @@ class ExactSearch:
         error = self._rounding_bound(query_D)
         while True:
             nearest, kth_squared = _rank(self._vectors_ND, query_D, rows_M, k)
-            # By faiss's own distances, no vector that it left out is nearer than the last candidate.
+            # By faiss's own distances, no vector that it omitted is nearer than the last candidate.
             if len(rows_M) == total or float(squared_M[-1]) - error > kth_squared:
                 return nearest
             candidates = len(rows_M) * _GROWTH

@@ -37,7 +37,7 @@ def save(out: Path, done: int, state: State) -> None:
 def latest(out: Path, *, on_damaged: Callable[[str], None]) -> State | None:
     """The newest intact state; None where there is no checkpoint. Raises JobError where all are damaged.
 
-    Calls ``on_damaged`` with a message for each that is passed over.
+    Calls ``on_damaged`` with a message for each that is skipped.
     """
     paths = _newest_first(out)
     for path in paths:

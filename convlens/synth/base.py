@@ -82,7 +82,7 @@ class SynthesisRun(ABC):
     total: int
     done: int = 0
     blame: tuple[str, ...] = ()
-    """Options of the job to lower where the objective becomes NaN, the likeliest first."""
+    """Options of the job to lower where the objective becomes NaN, the most probable first."""
 
     @abstractmethod
     def step(self) -> Mapping[str, Tensor | float]:

@@ -20,7 +20,7 @@ from convlens.visualization.layout import hstack, text_image, vstack
 
 _GAP, _COLUMNS = 8, 6  # of a contact sheet
 Ranking = list[tuple[int, str, float, float]]
-"""Every class as (index, label, probability, logit), the likeliest first."""
+"""Every class as (index, label, probability, logit), the most probable first."""
 
 
 def read_rgb(path: str, *, field: str) -> Bytes8:

