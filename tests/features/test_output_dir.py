@@ -92,7 +92,7 @@ def test_where_the_disk_is_full_it_says_so_and_goes_on_when_there_is_room(
 def test_rows_that_have_vanished_from_the_disk_are_noticed(tmp_path: Path, images: Path) -> None:
     interrupted(images, tmp_path / "out", after=5)
     os.truncate(tmp_path / "out" / ".partial" / "features.npy", 130)
-    with pytest.raises(ConvLensError, match=r"features\.npy has lost rows .*; delete .*\.partial to begin anew"):
+    with pytest.raises(ConvLensError, match=r"features\.npy has lost rows .*; delete .*\.partial to start again"):
         extraction(images, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / ".partial")
     assert extraction(images, tmp_path / "out").resumed == 0
