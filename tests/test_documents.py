@@ -80,6 +80,7 @@ def test_every_python_block_of_the_readme_runs(
     assert "(1, 3, 224, 224)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_python_block_of_the_readme_passes_mypy(tmp_path: Path) -> None:
     (block,) = blocks("python")
     (tmp_path / "example.py").write_text(block)
@@ -116,6 +117,7 @@ def test_every_link_inside_the_repository_leads_somewhere() -> None:
     ("document", "said"),
     [("onnx.md", "(1, 3, 64, 64) onnxruntime:CPUExecutionProvider"), ("features.md", "2 × 1280")],
 )
+@pytest.mark.slow
 def test_every_python_block_of_the_how_to_runs(
     document: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

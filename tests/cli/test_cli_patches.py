@@ -68,6 +68,7 @@ def test_a_layer_becomes_a_table_sheets_and_a_page(folder: Path, tmp_path: Path)
     assert manifest["pictures"] == 3 and manifest["unreadable"][0][0] == "broken.jpg"
 
 
+@pytest.mark.slow
 def test_without_backprop_only_crops_are_drawn(folder: Path, tmp_path: Path) -> None:
     common = ("patches", folder, "--layer", "conv_stem", "-k", 1, "--channels", "1", "-o", tmp_path / "out")
     convlens(*common, "--backprop", "none")
@@ -108,6 +109,7 @@ def test_an_empty_folder_and_a_folder_with_other_things_are_refused(folder: Path
     assert (tmp_path / "other" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_a_network_that_guided_backprop_is_not_for_is_offered_the_gradient(folder: Path, tmp_path: Path) -> None:
     common = ("patches", folder, "--layer", "features.1.0", "-k", 1, "--channels", "0")
     model = ("--model", "torchvision:efficientnet_b0:untrained")

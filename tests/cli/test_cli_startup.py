@@ -59,6 +59,7 @@ def test_naming_all_methods_does_not_load_captum() -> None:
         (["models", "vit_base*"], 2, "no convolutional network matches"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_get_one_clear_message_and_no_traceback(
     arguments: list[str], code: int, message: str, tmp_path: object
 ) -> None:

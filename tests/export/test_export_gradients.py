@@ -296,6 +296,7 @@ def test_the_default_model_on_a_photograph_agrees_with_the_eager_explanation(
     assert np.quantile(off, 0.9) <= 1e-4  # a ReLU within rounding of zero moves the pixels before it
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "graph.onnx"
     assert main(["saliency", "--model", SQUEEZENET, "-o", str(path)]) == 0

@@ -31,6 +31,7 @@ def in_process(*arguments: object) -> Result:
     return CliRunner().invoke(build(given), given, env={"COLUMNS": "200"})
 
 
+@pytest.mark.slow
 def test_features_of_a_list_are_those_of_the_model(tmp_path: Path) -> None:
     names = ["rocket.jpg", "chelsea.png", "lost.jpg", "coffee.png"]
     (tmp_path / "list.txt").write_text("".join(f"{PHOTOGRAPHS / name}\n" for name in names))

@@ -119,6 +119,7 @@ print(step, sorted(resumed))
 
 
 @pytest.mark.parametrize(("format", "over"), [("npy", "over"), ("safetensors", "nothing")])
+@pytest.mark.slow
 def test_killed_at_any_step_and_begun_again_it_writes_the_same_bytes(tmp_path: Path, format: str, over: str) -> None:
     images = photographs(tmp_path / "pictures", 7, broken=(3,))
     done = subprocess.run(
@@ -137,6 +138,7 @@ def test_killed_at_any_step_and_begun_again_it_writes_the_same_bytes(tmp_path: P
 
 
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.slow
 def test_killed_again_and_again_at_random_moments_it_ends_the_same(tmp_path: Path, images: Path, format: str) -> None:
     chance = random.Random(1)
     whole = in_a_process(images, tmp_path / "whole", format, 0)

@@ -107,6 +107,7 @@ def start(folder: Path, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=None)
 
 
+@pytest.mark.slow
 def test_a_build_killed_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "pictures", 120, broken=(7, 50))
     build(folder, tmp_path / "whole", mixed(), batch=4)

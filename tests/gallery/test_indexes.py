@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from galleries import brute_force, found, make
@@ -21,12 +23,17 @@ def clusters(count: int, dimensions: int = 32, *, seed: int = 0) -> np.ndarray:
     return (centres[chance.integers(0, 60, count)] + 0.4 * chance.normal(size=(count, dimensions))).astype(np.float32)
 
 
-@pytest.fixture(params=["hnsw", "ivfpq"])
-def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Gallery, np.ndarray]:
-    vectors_ND = clusters(12_000)
-    folder = tmp_path_factory.mktemp("gallery") / "gallery"
-    make(folder, vectors_ND, index=request.param)
-    return Gallery.open(folder), vectors_ND
+@pytest.fixture(scope="module", params=["hnsw", "ivfpq"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A gallery of ``clusters(12_000)`` with an index of each kind."""
+    path = tmp_path_factory.mktemp("gallery") / "gallery"
+    make(path, clusters(12_000), index=request.param)
+    return path
+
+
+@pytest.fixture(scope="module")
+def indexed(folder: Path) -> tuple[Gallery, np.ndarray]:
+    return Gallery.open(folder), clusters(12_000)
 
 
 def test_an_index_finds_what_it_says_and_its_distances_are_exact(indexed: tuple[Gallery, np.ndarray]) -> None:
@@ -44,11 +51,10 @@ def test_an_index_finds_what_it_says_and_its_distances_are_exact(indexed: tuple[
     assert np.asarray(distance).min() >= true_distance.min()
 
 
-def test_exact_search_stays_at_hand_beside_an_index(indexed: tuple[Gallery, np.ndarray], tmp_path) -> None:
-    _, vectors_ND = indexed
-    make(tmp_path, vectors_ND, index="ivfpq")
+def test_exact_search_stays_at_hand_beside_an_index(folder: Path) -> None:
     query_ND = clusters(20, seed=3)
-    assert found(Gallery.open(tmp_path, exact=True), query_ND, 7)[0] == brute_force(vectors_ND, query_ND, 7)[0]
+    exact = Gallery.open(folder, exact=True)
+    assert found(exact, query_ND, 7)[0] == brute_force(clusters(12_000), query_ND, 7)[0]
 
 
 def test_more_than_an_index_offers_is_looked_for_exactly(indexed: tuple[Gallery, np.ndarray]) -> None:
@@ -58,6 +64,7 @@ def test_more_than_an_index_offers_is_looked_for_exactly(indexed: tuple[Gallery,
     assert rows == brute_force(vectors_ND, query_ND, 12_000)[0][0]
 
 
+@pytest.mark.slow
 def test_the_same_features_make_the_same_ivfpq_index(tmp_path) -> None:
     vectors_ND = clusters(10_000)
     first, second = (make(tmp_path / name, vectors_ND, index="ivfpq") for name in ("a", "b"))
@@ -129,6 +136,7 @@ def test_a_hub_is_counted_and_the_skewness_is_that_of_the_counts() -> None:
     assert hubness(star_ND[:2]) is None
 
 
+@pytest.mark.slow
 def test_an_index_that_looks_at_every_list_is_written_with_the_recall_it_has(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(index, "_RECALL_GOAL", 1.1)  # no index is that good
     gallery = make(tmp_path, clusters(10_000), index="ivfpq")

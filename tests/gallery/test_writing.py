@@ -205,6 +205,7 @@ def _start(script: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_step_leaves_the_old_gallery_or_the_new_one(tmp_path):
     writer = _start(WRITER + "one(Path(sys.argv[1]), 0)\n" + EVERY_STEP, tmp_path)
     output, _ = writer.communicate(timeout=120)
@@ -218,6 +219,7 @@ def test_a_writer_killed_at_any_step_leaves_the_old_gallery_or_the_new_one(tmp_p
     assert sorted(path.name[:2] for path in tmp_path.iterdir()) == ["CU", "v-"]
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_random_moments_leaves_the_last_gallery_or_the_next(tmp_path):
     chance = random.Random(0)
     last = 0

@@ -88,6 +88,7 @@ def test_parameters_that_make_no_map_are_refused_with_the_limit(count: int, give
         project(RANDOM.normal(size=(count, 8)), ["x"] * count, **given)
 
 
+@pytest.mark.slow
 def test_dogs_lie_among_dogs_by_features_and_not_by_pixels(test_data: Path, tmp_path: Path) -> None:
     """Leave-one-out over 509 pictures, one a class: the share of dogs among the 5 nearest of each dog."""
     model, pictures = load(device="cpu"), test_data / "data" / "imagenet"

@@ -99,6 +99,7 @@ def units(field: ReceptiveField) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_fields_are_the_extent_of_the_gradient_in_every_convolution_and_pooling_layer(name: str) -> None:
     classifier = load(name, device="cpu")
     fields = receptive_fields(classifier)

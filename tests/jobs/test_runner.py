@@ -201,6 +201,7 @@ def description(request: pytest.FixtureRequest, source: str) -> dict[str, Any]:
     }[request.param]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(description: dict[str, Any], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert in_a_process(description, whole).wait(timeout=200) == 0
@@ -347,6 +348,7 @@ def _full_disk(out: Path, source: str, limit: int) -> subprocess.CompletedProces
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=short, timeout=100, check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path, source: str) -> None:
     out = tmp_path / "out"
     description = {"kind": "quilt", "source": source, "height": 200, "width": 200, "block": 16}

@@ -78,6 +78,7 @@ def test_the_loss_is_0_at_the_source_1_at_nothing_and_its_gradient_is_right() ->
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+@pytest.mark.slow
 def test_stripes_keep_their_period(saved: Callable[..., str], optimizer: str) -> None:
     job = Texture(
         source=saved(stripes(64, 8)),
