@@ -128,8 +128,8 @@ class CapturedPass:
 class CapturedPasses:
     """The captured passes of one network, for the batch sizes that come again; safe to use from several threads.
 
-    A size is captured when it is met for the second time (``repeated``), or beforehand by ``capture``. Where the
-    network cannot be captured, or memory does not suffice, ``find`` gives None and the caller launches its kernels.
+    A size is captured when it is met for the second time, or beforehand by ``capture``. Where the network cannot be
+    captured, or less than half of the memory is free, ``find`` gives None and the caller launches its kernels.
     """
 
     def __init__(self, network: Network, classes: int) -> None:
@@ -153,7 +153,7 @@ class CapturedPasses:
         """The passes of the example's batch size, captured where they are not yet."""
         key = _kind(example_NCHW), len(example_NCHW)
         with self.lock:
-            if self._impossible or key in self._passes:
+            if self._impossible or key in self._passes or not _has_room(example_NCHW.device):
                 return self._passes.get(key)
             try:
                 made = CapturedPass(self._network, example_NCHW, self._classes)
@@ -204,6 +204,12 @@ def _state(module: nn.Module) -> Hashable:
         torch.backends.cudnn.deterministic,
     )
     return (*backends, *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether half of the GPU's memory is free: captured passes hold theirs, and others need some, too."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free > total / 2
 
 
 def _kind(x_NCHW: Tensor) -> Hashable:
