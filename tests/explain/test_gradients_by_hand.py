@@ -142,7 +142,7 @@ def test_saliency_of_a_linear_net_is_its_weight(score: str) -> None:
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_saliency_is_autograds_even_where_no_rule_is_defined(name: str) -> None:
-    net = with_relu(UNSUPPORTED[name][0]()).double()
+    net = nets.seeded(lambda: with_relu(UNSUPPORTED[name][0]()))
     x_NCHW = nets.pictures(2, 3, 8, 8)
     result = run("saliency", ForwardPass(nets.classifier(net, classes=3), x_NCHW), [2, 0]).values_NCHW
     assert nets.relative_error(result, reference_gradients.plain_gradient(net, x_NCHW, [2, 0])) < 1e-12
