@@ -67,6 +67,21 @@ def test_nothing_is_expected_of_what_was_never_measured() -> None:
     assert CostModel().age == float("inf")
 
 
+def test_a_pass_that_sets_things_up_is_never_taken_for_the_cost_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's first pass took 3 s and the next ones 20 ms; a sweep of 169 windows was refused as a work of 752 s."""
+    clock, passes = [0.0], iter([3.0] + [0.02] * 9)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def forward() -> None:
+        clock[0] += next(passes)
+
+    costs = CostModel()
+    costs.calibrate(forward)
+    assert costs.forward_seconds() == pytest.approx(0.02)
+    costs.learn(KEY, 169.0, 3.0)  # the first call sets things up as well
+    assert costs.seconds(KEY, 169.0) == pytest.approx(169 * 0.02)
+
+
 def test_measuring_takes_the_quickest_of_a_few_passes() -> None:
     naps = iter([0.05, 0.03, 0.004, 0.01])
     costs = CostModel()

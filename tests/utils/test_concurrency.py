@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from convlens.errors import RequestError
-from convlens.utils.concurrency import ParallelRuns, batched, ordered_map
+from convlens.utils.concurrency import ParallelRuns, batched, concurrent_map, ordered_map
 
 
 def test_results_keep_their_order_however_long_each_takes() -> None:
@@ -94,3 +94,15 @@ def test_after_an_error_no_more_begin() -> None:
 @pytest.mark.parametrize(("items", "batches"), [(0, []), (4, [(0, 1), (2, 3)]), (5, [(0, 1), (2, 3), (4,)])])
 def test_batches_are_full_but_for_the_last(items: int, batches: list[tuple[int, ...]]) -> None:
     assert list(batched(range(items), 2)) == batches
+
+
+def test_a_batch_is_shared_out_in_order_and_one_item_stays_in_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convlens.utils.concurrency.cores", lambda: 3)
+
+    def slow(number: int) -> tuple[int, bool]:
+        time.sleep(0.02 * (number == 0))  # the first one ends last
+        return number, threading.current_thread() is threading.main_thread()
+
+    assert concurrent_map(slow, range(5)) == [(number, False) for number in range(5)]
+    assert concurrent_map(slow, [7]) == [(7, True)]
+    assert concurrent_map(slow, []) == []
