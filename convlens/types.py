@@ -27,6 +27,8 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of an image; fractions are meant."""
 ScoreKind = Literal["logit", "probability"]
 TargetKind = Literal["logit", "probability", "activation"]
+ArithmeticPrecision = Literal["float32", "tf32", "half"]
+"""float32: IEEE's, on every device. tf32: GPUs may round a product's operands to 10 bits. half: sweeps in half."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
@@ -97,7 +99,9 @@ class Prediction:
 class Meta:
     """How a result was computed: enough to compute it again, and to judge what it cost.
 
-    ``runtime`` names the runtime, ``sweep`` how a sweep was made (batches, graph, incremental graph).
+    ``runtime`` names the runtime, ``sweep`` how a sweep was made (batches, graph, incremental graph). ``precision`` is
+    what was multiplied in, whatever was asked for: float64, float32, tf32, bf16 (a CPU told by torch's flags to use it)
+    or half; empty where an older server did not say.
     ``relu_calls_seen`` and ``relu_calls_ruled`` count the ReLU calls of the forward pass and those of them under a
     rule, both 0 where the method runs no backward pass of ours. Counts and seconds are those of the whole batch.
     """
@@ -109,6 +113,7 @@ class Meta:
     device: str
     runtime: str = "torch"
     sweep: str = ""
+    precision: str = ""
     seed: int | None = None
     layer: str | None = None
     relu_calls_seen: int = 0

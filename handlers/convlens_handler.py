@@ -11,8 +11,9 @@ import torch
 from convlens.engine.backend import graphs_beside
 from convlens.engine.engine import Engine
 from convlens.gallery import Gallery
+from convlens.instrument import use_precision
 from convlens.models import unpack
-from convlens.runtime.torch_runtime import keep_freed_memory, require_strict_float32
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.serving import structured_logging
 from convlens.serving.handler import BatchHandler, assigned_gpu, engine_options, handler_config
 
@@ -28,13 +29,15 @@ class ConvLensHandler(BatchHandler):
         config, gpu = handler_config(context), assigned_gpu(context)
         folder = Path(context.system_properties["model_dir"])
         keep_freed_memory()
-        require_strict_float32()
+        options = engine_options(config, context)
+        use_precision(options.precision or "float32")
         if config.get("threads"):
             torch.set_num_threads(int(config["threads"]))
-        classifier = unpack(folder / config.get("model", "model"), device="cpu" if gpu is None else f"cuda:{gpu}")
+        device = "cpu" if gpu is None else f"cuda:{gpu}"
+        classifier = unpack(folder / config.get("model", "model"), device=device, precision=options.precision)
         paths = [folder / config["graphs"]] if config.get("graphs") else []
         graphs = graphs_beside(classifier, paths, threads=torch.get_num_threads())
         gallery = Gallery.open(folder / config["gallery"]) if config.get("gallery") else None
-        engine = Engine(classifier, gallery=gallery, graphs=graphs, options=engine_options(config, context))
+        engine = Engine(classifier, gallery=gallery, graphs=graphs, options=options)
         self.start(engine, config, context)
         _log.info("convlens serves %s on %s by torch", classifier.spec.name, classifier.device)

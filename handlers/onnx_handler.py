@@ -26,14 +26,16 @@ class OnnxHandler(BatchHandler):
         structured_logging.setup()
         config, gpu = handler_config(context), assigned_gpu(context)
         folder = Path(context.system_properties["model_dir"])
+        options = engine_options(config, context)
         model = GraphModel.open(
             folder / config.get("graphs", "graphs"),
             providers="cpu" if gpu is None else "cuda",
             device_id=gpu or 0,
             threads=int(config.get("threads") or torch.get_num_threads()),
+            precision=options.precision or "float32",
         )
         gallery = Gallery.open(folder / config["gallery"]) if config.get("gallery") else None
-        engine = Engine(model, gallery=gallery, options=engine_options(config, context))
+        engine = Engine(model, gallery=gallery, options=options)
         self.start(engine, config, context)
         give_back_freed_memory()  # opening five graphs of the default model frees 70 MB
         _log.info("convlens serves %s by %s", model.spec.name, model.main.name)

@@ -9,7 +9,7 @@ import typer
 
 from convlens.cli.archive_cache import Runtime, archive_graphs, current_archive
 from convlens.cli.console import print_result, spinner
-from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, parse_methods
+from convlens.cli.options import DEFAULT_MODEL, PRECISION, ModelOption, StoreOption, parse_methods
 from convlens.engine.backend import graphs_beside
 from convlens.errors import RequestError
 from convlens.explain.onnx_forward import GraphModel
@@ -17,6 +17,7 @@ from convlens.gallery import Gallery
 from convlens.models import Classifier, load
 from convlens.torchserve.archive import SWEEP_SUFFIX
 from convlens.torchserve.archive_config import ArchiveOptions
+from convlens.types import ArithmeticPrecision
 
 
 def archive(
@@ -40,6 +41,8 @@ def archive(
             help="here: one entry; apart: heavy requests get an entry NAME_sweep, so that predictions never wait."
         ),
     ] = "here",
+    # Not PrecisionOption, which is for what this process computes.
+    precision: Annotated[ArithmeticPrecision, typer.Option(help=PRECISION)] = "float32",
     batch_size: Annotated[int, typer.Option(help="Maximum number of rows in one forward pass.")] = 8,
     max_batch_delay: Annotated[int, typer.Option(help="Milliseconds that a request waits for others.")] = 20,
     response_timeout: Annotated[int, typer.Option(help="Seconds after which TorchServe kills a busy worker.")] = 120,
@@ -57,6 +60,7 @@ def archive(
         response_timeout_s=response_timeout,
         methods=defaults,
         sweeps_at=name + SWEEP_SUFFIX if sweeps == "apart" else "",
+        precision=precision,
     )
     path = current_archive(
         classifier,

@@ -18,6 +18,7 @@ from convlens.cli.options import (
     MethodSettings,
     ModelOption,
     NeuronOption,
+    PrecisionOption,
     ReplacedFolder,
     TargetOption,
     TopKOption,
@@ -60,6 +61,7 @@ def explain(
     option: MethodSettings = [],  # noqa: B006
     topk: TopKOption = 5,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Explain images without a server: arrays, overlays and one HTML report."""
     keep_freed_memory()
@@ -74,7 +76,7 @@ def explain(
     )
     paths = list(_image_files(images))
     with spinner(f"loading {model}"):
-        network = open_model(model, device=device)
+        network = open_model(model, device=device, precision=precision)
         opened = Gallery.open(gallery) if gallery else None
     engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params))
     results, failures = _explain_all(engine, paths, params)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from convlens.cli.console import print_message, print_result, print_skipped, spinner, throughput_bar
-from convlens.cli.options import DEFAULT_MODEL, DeviceOption, GraphOption, ModelOption, RayOption
+from convlens.cli.options import DEFAULT_MODEL, DeviceOption, GraphOption, ModelOption, PrecisionOption, RayOption
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.image_list import find_images
@@ -30,6 +30,7 @@ def features(
     format: Annotated[Format, typer.Option(help="npy: one .npy file; safetensors: shards of 16,384 rows.")] = "npy",
     batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = BATCH_SIZE,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read images. Default: one per CPU core.")
     ] = None,
@@ -54,12 +55,13 @@ def features(
                 format=format,
                 batch=batch,
                 device=device,
+                precision=precision,
                 overwrite=overwrite,
                 on_step=lambda done, _: update(done),
             )
     else:
         with spinner(f"loading {model}"):
-            embedder = open_embedder(load(model, device=device), graph, batch=batch)
+            embedder = open_embedder(load(model, device=device, precision=precision), graph, batch=batch)
         with throughput_bar("extracting", len(files)) as update:
             extraction = extract(
                 files,

@@ -14,7 +14,15 @@ from rich.text import Text
 
 from convlens import image
 from convlens.cli.console import out, print_result, print_skipped, spinner, throughput_bar
-from convlens.cli.options import DEFAULT_MODEL, DeviceOption, GalleryPath, GraphOption, Images, ModelOption
+from convlens.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    GalleryPath,
+    GraphOption,
+    Images,
+    ModelOption,
+    PrecisionOption,
+)
 from convlens.gallery import BuildReport, Gallery
 from convlens.gallery import add as add_images
 from convlens.gallery import build as build_gallery
@@ -46,12 +54,13 @@ def build(
     ] = "auto",
     graph: GraphOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Build a gallery from a folder of images with the model's embeddings; run again to resume."""
     keep_freed_memory()
     total = len(image_files(folder))
     with spinner(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = load(model, device=device, precision=precision)
     with throughput_bar("embedding", total) as update:
         report = build_gallery(
             folder,
@@ -75,12 +84,13 @@ def add(
     replace: Annotated[bool, typer.Option(help="Replace images whose ids are in the gallery already.")] = False,
     graph: GraphOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Add images to a gallery; the gallery changes only when all of them are in."""
     keep_freed_memory()
     total = len(image_files(folder))
     with spinner(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = load(model, device=device, precision=precision)
     with throughput_bar("embedding", total) as update:
         report = add_images(
             folder,
@@ -103,14 +113,17 @@ def query(
     exact: Annotated[bool, typer.Option(help="Compare with every image of the gallery, without its index.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line an image instead of tables.")] = False,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Find the images of a gallery that are nearest to yours in the embedding space."""
     opened = Gallery.open(gallery, exact=exact)
     with spinner(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = load(model, device=device, precision=precision)
     opened.require_weights(classifier.spec.weights_sha256)
     x_NCHW = np.stack([image.prepare(image.read(path), classifier.spec).x_CHW for path in images])
-    runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, classifier.device)
+    runtime = TorchRuntime(
+        classifier.module, classifier.spec.embedding_layer, classifier.device, precision=classifier.precision
+    )
     _, embedding_ND = runtime.logits_and_embeddings(x_NCHW)
     for path, neighbours in zip(images, opened.query(embedding_ND, k=k), strict=True):
         if as_json:

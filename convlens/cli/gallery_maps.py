@@ -25,6 +25,7 @@ from convlens.cli.options import (
     FigurePath,
     Images,
     ModelOption,
+    PrecisionOption,
     ReplacedFolder,
 )
 from convlens.cli.results import MANIFEST, require_png, require_replaceable, write_figure
@@ -88,12 +89,13 @@ def neighbours(
     keep_self: Annotated[bool, typer.Option(help="Keep the query image itself if it is in the gallery.")] = False,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Draw each image's nearest neighbours in feature space and in pixel space."""
     require_png(output)
     opened = Gallery.open(gallery)
     with spinner(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = load(model, device=device, precision=precision)
     opened.require_weights(classifier.spec.weights_sha256)
     queries = [image.read(path) for path in images]
     names = [path.name for path in images]
@@ -207,7 +209,9 @@ def _compare(
     keep_self: bool,
 ) -> Iterator[Comparison]:
     prepared = [image.prepare(query, classifier.spec) for query in queries]
-    runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, classifier.device)
+    runtime = TorchRuntime(
+        classifier.module, classifier.spec.embedding_layer, classifier.device, precision=classifier.precision
+    )
     with spinner("searching neighbours"):
         _, embedding_ND = runtime.logits_and_embeddings(np.stack([item.x_CHW for item in prepared]))
         # One more than asked for: the query image itself may be among them.

@@ -16,7 +16,15 @@ from rich.text import Text
 import convlens
 from convlens import image
 from convlens.cli.console import out, print_result, spinner
-from convlens.cli.options import DEFAULT_MODEL, DeviceOption, FigurePath, LayerOption, ModelOption, ReplacedFolder
+from convlens.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    FigurePath,
+    LayerOption,
+    ModelOption,
+    PrecisionOption,
+    ReplacedFolder,
+)
 from convlens.cli.results import MANIFEST, require_png, require_replaceable, write_figure
 from convlens.errors import RequestError
 from convlens.inspection.activations import (
@@ -89,11 +97,12 @@ def activations(
     channel: Annotated[int | None, typer.Option(help="Channel to enlarge. Default: the strongest one.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Draw a layer's feature maps for one image: all channels, the strongest, and one over the image."""
     require_replaceable(output, marker=RANKING, contents="activations")
     with spinner(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = load(model, device=device, precision=precision)
     prepared = image.prepare(image.read(path), classifier.spec)
     result = activations_of(classifier, prepared.x_CHW, layer=layer)
     enlarged = int(result.ranking[0]) if channel is None else channel

@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 from convlens.cli.console import job_bars, print_error, print_message, print_result
-from convlens.cli.options import DeviceOption, RayOption
+from convlens.cli.options import DeviceOption, PrecisionOption, RayOption
 from convlens.jobs import Entry, read_batch, run_batch, run_job
 from convlens.jobs.results import require_video
 from convlens.jobs.runner import OnProgress, Progress
 from convlens.synth.base import Job, job_class, job_kinds
+from convlens.types import ArithmeticPrecision
 
 app = typer.Typer(no_args_is_help=True, help="Run many synthesis jobs from a file; run again to resume.")
 
@@ -29,6 +30,7 @@ def run(
     batch: BatchFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results, one folder per job.")],
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     video: Annotated[bool, typer.Option(help="Also write a video of each job that makes frames.")] = False,
     ray: RayOption = "",
 ) -> None:
@@ -39,10 +41,10 @@ def run(
     if ray:
         from convlens.jobs.ray_cluster import run_batch_on
 
-        results = run_batch_on(ray, entries, output, device=device, video=video)
+        results = run_batch_on(ray, entries, output, device=device, precision=precision, video=video)
     else:
         with _bars() as watch:
-            results = run_batch(entries, output, device=device, watch=watch, video=video)
+            results = run_batch(entries, output, device=device, precision=precision, watch=watch, video=video)
     for result in results:
         if result.error:
             print_error(f"{result.name}: {result.error}")
@@ -69,12 +71,13 @@ def list_kinds() -> None:
             print_result(f"  {field.name}: {default}")
 
 
-def run_single_job(job: Job, output: Path, *, device: str, video: bool = False) -> None:
+def run_single_job(job: Job, output: Path, *, device: str, precision: ArithmeticPrecision, video: bool = False) -> None:
     """Run one job with a bar that shows its objective; then print where its page is."""
     if video:
         require_video()
     with _bars() as watch:
-        run_job(job, output, device=device, on_progress=watch(Entry(job.kind, job)), video=video)
+        on_progress = watch(Entry(job.kind, job))
+        run_job(job, output, device=device, precision=precision, on_progress=on_progress, video=video)
     print_result(f"page: {output / 'index.html'}")
 
 

@@ -75,10 +75,20 @@ def main() -> None:
             _skip_heavy_imports()
             build(_words_to_complete())()
         else:
-            build(sys.argv[1:])()
+            app = build(sys.argv[1:])
+            _compute_in_float32()
+            app()
     except ConvLensError as error:
         print_error(f"error: {error.message}")
         sys.exit(2)
+
+
+def _compute_in_float32() -> None:
+    """Forbid TF32 and the like in this process, where the command computes at all; its ``--precision`` comes later."""
+    if "torch" in sys.modules:
+        from convlens.instrument import use_precision
+
+        use_precision("float32")
 
 
 def _import(home: str) -> Callable[..., None] | typer.Typer:

@@ -22,6 +22,7 @@ from convlens.models.sources import source_names
 from convlens.protocol.params import Params
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import Providers
+from convlens.types import ArithmeticPrecision
 
 
 def models(
@@ -47,14 +48,14 @@ def models(
     print_message(f"{len(entries)} convolutional networks")
 
 
-def open_model(name: str, *, device: str) -> Model:
+def open_model(name: str, *, device: str, precision: ArithmeticPrecision) -> Model:
     """``graphs:FOLDER`` as exported graphs alone, every other name as a network."""
     source, _, folder = name.partition(":")
     if source != GRAPHS:
-        return load(name, device=device)
+        return load(name, device=device, precision=precision)
     placed = choose_device(device)
     providers: Providers = "cuda" if placed.type == "cuda" else "cpu"
-    return GraphModel.open(Path(folder), providers=providers, device_id=placed.index or 0)
+    return GraphModel.open(Path(folder), providers=providers, device_id=placed.index or 0, precision=precision)
 
 
 def open_sweep_graphs(model: Model, paths: Sequence[Path], params: Params) -> GraphSet | None:

@@ -12,6 +12,8 @@ import typer
 
 from convlens import explain, models
 from convlens.errors import RequestError
+from convlens.instrument import use_precision
+from convlens.types import ArithmeticPrecision
 
 DEFAULT_MODEL = models.DEFAULT
 REPLACED = "Folder for the results; replaced if an earlier run of this command wrote it."
@@ -21,6 +23,15 @@ GalleryPath = Annotated[Path, typer.Argument(metavar="GALLERY", help="Folder wri
 
 ModelOption = Annotated[str, typer.Option(help="Model name, such as torchvision:resnet50; see `convlens models`.")]
 DeviceOption = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.")]
+
+
+def _use_precision(value: ArithmeticPrecision) -> ArithmeticPrecision:
+    use_precision(value)
+    return value
+
+
+PRECISION = "float32: IEEE arithmetic on every device; tf32: a GPU may round to TF32, faster; half: sweeps in half."
+PrecisionOption = Annotated[ArithmeticPrecision, typer.Option(callback=_use_precision, help=PRECISION)]
 LayerOption = Annotated[
     str, typer.Option(help="Layer by its dotted name; `convlens receptive-field` lists the layers.")
 ]

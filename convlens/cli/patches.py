@@ -14,7 +14,15 @@ import typer
 import convlens
 from convlens import image
 from convlens.cli.console import print_result, print_skipped, progress_bar, spinner, throughput_bar
-from convlens.cli.options import DEFAULT_MODEL, DeviceOption, LayerOption, ModelOption, ReplacedFolder, parse_channels
+from convlens.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    LayerOption,
+    ModelOption,
+    PrecisionOption,
+    ReplacedFolder,
+    parse_channels,
+)
 from convlens.cli.results import MANIFEST, REPORT, require_replaceable
 from convlens.features.image_list import find_images
 from convlens.inspection.patches import (
@@ -52,6 +60,7 @@ def patches(
     ] = "guided",
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Find the image crops that excite each channel of a layer most, in one pass over the images."""
     keep_freed_memory()
@@ -59,7 +68,7 @@ def patches(
     selected = parse_channels(channels) or None
     files = find_images(pictures)
     with spinner(f"loading {model}"):
-        classifier = load(model, device=device)
+        classifier = load(model, device=device, precision=precision)
     gradients = None if backprop == "none" else PatchGradients(classifier, layer, backprop=backprop)
     with throughput_bar(f"running up to {layer}", len(files)) as update:
         update(0)

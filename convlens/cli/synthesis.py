@@ -16,6 +16,7 @@ from convlens.cli.options import (
     JobSettings,
     LayersOption,
     ModelOption,
+    PrecisionOption,
     SeedOption,
     job_settings,
     parse_channels,
@@ -24,6 +25,7 @@ from convlens.cli.options import (
 )
 from convlens.errors import RequestError
 from convlens.jobs import from_mapping
+from convlens.types import ArithmeticPrecision
 
 TextureMethod = Literal["gram", "quilt", "efros"]
 _TEXTURE_KINDS = {"gram": "texture", "quilt": "quilt", "efros": "efros"}
@@ -45,6 +47,7 @@ def ascent(
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     option: JobSettings = [],  # noqa: B006 - typer's way; never changed
 ) -> None:
     """Activation maximisation: images that maximise classes, neurons, channels or a layer."""
@@ -58,7 +61,7 @@ def ascent(
         "seed": seed,
         "model": model,
     }
-    _run(job, option, output, device=device)
+    _run(job, option, output, device=device, precision=precision)
 
 
 def dream(
@@ -75,6 +78,7 @@ def dream(
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     option: JobSettings = [],  # noqa: B006
 ) -> None:
     """DeepDream: exaggerate in an image what activates a layer."""
@@ -92,7 +96,7 @@ def dream(
         job["layers"] = parse_names(layers)
     if guide:
         job["guide"] = str(guide)
-    _run(job, option, output, device=device, video=frames > 0)
+    _run(job, option, output, device=device, precision=precision, video=frames > 0)
 
 
 def fool(
@@ -103,6 +107,7 @@ def fool(
     steps: Annotated[int, typer.Option(help="Steps of the search for a smaller change.")] = 150,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     option: JobSettings = [],  # noqa: B006
 ) -> None:
     """Adversarial example: the smallest change to an image that makes the model predict the target class."""
@@ -114,7 +119,7 @@ def fool(
         "steps": steps,
         "model": model,
     }
-    _run(job, option, output, device=device)
+    _run(job, option, output, device=device, precision=precision)
 
 
 def invert(
@@ -128,6 +133,7 @@ def invert(
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     option: JobSettings = [],  # noqa: B006
 ) -> None:
     """Feature inversion: reconstruct an image from a layer's features, one image per layer."""
@@ -141,7 +147,7 @@ def invert(
     }
     if layers:
         job["layers"] = parse_names(layers)
-    _run(job, option, output, device=device)
+    _run(job, option, output, device=device, precision=precision)
 
 
 def texture(
@@ -157,6 +163,7 @@ def texture(
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "float32",
     option: JobSettings = [],  # noqa: B006
 ) -> None:
     """Texture synthesis from a sample: Gram matrices, quilting or Efros-Leung."""
@@ -171,12 +178,21 @@ def texture(
             job["steps"] = steps
     elif layers or steps is not None:
         raise RequestError(f"--layers and --steps are options of gram; {method} has none", field="method")
-    _run(job, option, output, device=device)
+    _run(job, option, output, device=device, precision=precision)
 
 
-def _run(job: dict[str, Any], settings: Sequence[str], output: Path, *, device: str, video: bool = False) -> None:
+def _run(
+    job: dict[str, Any],
+    settings: Sequence[str],
+    output: Path,
+    *,
+    device: str,
+    precision: ArithmeticPrecision,
+    video: bool = False,
+) -> None:
     """Run the job that the command's own options and those of ``--set`` describe; the latter win."""
-    run_single_job(from_mapping(job | job_settings(settings)), output, device=device, video=video)
+    description = from_mapping(job | job_settings(settings))
+    run_single_job(description, output, device=device, precision=precision, video=video)
 
 
 def _parse_size(text: str) -> dict[str, int]:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from convlens.explain.onnx_forward import graph_backends, graph_sweeps
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.torch_forward import captured_of
 from convlens.gallery import Gallery
-from convlens.instrument import RULES
+from convlens.instrument import RULES, require_precision
 from convlens.models import Classifier
-from convlens.runtime.graph_contract import Precision, labels_sha256
-from convlens.types import Floats, no_op
+from convlens.runtime.graph_contract import labels_sha256
+from convlens.types import ArithmeticPrecision, Floats, no_op
 
 if TYPE_CHECKING:
     from convlens.runtime.graph_set import GraphSet
@@ -35,7 +35,8 @@ class EngineOptions:
     and what a whole batch may take; None for no such bound. What would exceed them is refused before it starts; a batch
     that takes a tenth longer all the same is stopped, so set it well below the time after which a server kills the
     worker. ``sweeps_at``: the name of the model entry that answers what has many windows or samples; this one then
-    refuses that. ``precision`` is that of sweeps where the request names none. Raises ModelError for impossible values.
+    refuses that. ``precision`` is as for ``convlens.load``; None is the model's own. Raises ModelError for impossible
+    values.
     """
 
     name: str = "convlens"
@@ -44,11 +45,10 @@ class EngineOptions:
     max_cost: float = 2_000.0
     max_seconds: float | None = None  # TorchServe's responseTimeout kills a worker together with its whole batch
     sweeps_at: str = ""
-    precision: Precision = "float32"
+    precision: ArithmeticPrecision | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ModelError(f"no precision {self.precision!r}; there are: {', '.join(get_args(Precision))}")
+        require_precision(self.precision)
         for name in ("max_cost", "max_seconds"):
             limit = getattr(self, name)
             if limit is not None and not limit > 0:
@@ -92,7 +92,7 @@ def warm_up(model: Model, sweeps: SweepAutotuner, batch_size: int) -> None:
     forward = forward_of(model, np.zeros((1, 3, side, side), np.float32), sweeps=sweeps, gallery=None, on_step=no_op)
     # Each backend in float32 compiles, captures, and is timed; then the fastest is known.
     for _ in range(3 * len([backend for backend in sweeps.backends if backend.precision == "float32"])):
-        run("occlusion", forward, [0])
+        run("occlusion", forward, [0], {"precision": "float32"})
 
 
 def _sizes(batch_size: int) -> list[int]:
@@ -117,4 +117,5 @@ def graphs_beside(classifier: Classifier, paths: Sequence[Path], *, threads: int
         providers="cuda" if device.type == "cuda" else "cpu",
         device_id=device.index or 0,
         threads=threads,
+        tf32=classifier.precision == "tf32",
     )

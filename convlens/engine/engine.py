@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +18,10 @@ from convlens.engine.deadline import Deadline, deadline_of
 from convlens.engine.executor import BatchExecutor, isolate_errors
 from convlens.engine.method_calls import MethodCall, entry_calls, with_target
 from convlens.errors import ConvLensError, GalleryError
+from convlens.explain import GraphModel
 from convlens.explain.forward import Forward, OnStep
 from convlens.gallery import Gallery
+from convlens.instrument import arithmetic
 from convlens.protocol.params import Params
 from convlens.protocol.requests import Request
 from convlens.types import Floats, Placement, Reply, no_op
@@ -57,10 +59,12 @@ class Engine:
         graphs: GraphSet | None = None,
         options: EngineOptions | None = None,
     ) -> None:
-        self.model = model
+        options = options or EngineOptions()
+        self.options = replace(options, precision=options.precision or model.precision)
+        # Graphs were opened in the precision that they keep.
+        self.model = model if isinstance(model, GraphModel) else replace(model, precision=self.options.precision)
         self.gallery = gallery
-        self.sweeps = sweeps_for(model, graphs)
-        self.options = options or EngineOptions()
+        self.sweeps = sweeps_for(self.model, graphs)
         self._costs = CostModel()
         self._admission = AdmissionController(
             self.options, model.spec.crop, self._costs, calibrate=self.calibrate, sweeps=lambda: self.sweeps
@@ -113,7 +117,8 @@ class Engine:
 
         Batches are padded there to 1, 2, 4, … rows, so that a size met for the first time costs nobody seconds.
         """
-        warm_up(self.model, self.sweeps, batch_size)
+        with arithmetic(self.model.precision, self.model.device):
+            warm_up(self.model, self.sweeps, batch_size)
 
     def calibrate(self) -> None:
         """Measure what a forward pass takes, by a few of them: about a tenth of a second.

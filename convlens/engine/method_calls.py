@@ -170,12 +170,12 @@ def _without_class_methods(calls: list[MethodCall]) -> tuple[list[MethodCall], l
 
 def _in_precision(call: MethodCall, params: Params, options: EngineOptions) -> MethodCall:
     """The call in the engine's precision, where its method has a choice and the request makes none."""
-    if options.precision == "float32" or "precision" not in call.options or _names_precision(call, params):
+    if options.precision != "half" or "precision" not in call.options or _names_precision(call, params):
         return call
     # Other strategies are computed in float32 only; asked for half precision they would refuse the request.
     if call.options.get("strategy", "full") != "full":
         return call
-    return replace(call, options={**call.options, "precision": options.precision})
+    return replace(call, options={**call.options, "precision": "half"})
 
 
 def _names_precision(call: MethodCall, params: Params) -> bool:

@@ -15,9 +15,9 @@ from convlens.errors import ModelError, TargetError
 from convlens.explain.scores import scores_of
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
-from convlens.instrument import ReluRule
+from convlens.instrument import ReluRule, arithmetic_of
 from convlens.runtime.torch_runtime import to_host
-from convlens.types import Attribution, Floats, Ints, Meta, ModelSpec, ScoreKind, Step
+from convlens.types import ArithmeticPrecision, Attribution, Floats, Ints, Meta, ModelSpec, ScoreKind, Step
 
 OnStep = Callable[[Step], None]
 
@@ -27,7 +27,7 @@ class Forward(ABC):
 
     ``x_NCHW`` is float, normalised as ``spec`` says. ``sweeps`` makes occlusion sweeps, ``gallery`` is searched for
     neighbours, ``on_step`` is called with the progress of long work and ends that work by raising. ``runtime`` is the
-    name that results carry.
+    name that results carry, ``precision`` that of the model, as for ``convlens.load``.
     """
 
     runtime: str
@@ -41,6 +41,7 @@ class Forward(ABC):
         sweeps: SweepAutotuner,
         gallery: Gallery | None,
         on_step: OnStep,
+        precision: ArithmeticPrecision | None,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -48,6 +49,7 @@ class Forward(ABC):
         self.sweeps = sweeps
         self.gallery = gallery
         self.on_step = on_step
+        self.precision = precision
         self._rows = np.arange(len(x_NCHW))
 
     def select(self, rows: Sequence[int]) -> Self:
@@ -91,6 +93,13 @@ class Forward(ABC):
     def counts(self) -> Mapping[str, int]:
         """``forwards`` and ``backwards`` made so far, and ``relu_calls`` met in them."""
 
+    @property
+    def arithmetic(self) -> str:
+        """What a pass multiplies in: float32, tf32, bf16, half or float64."""
+        if self.x_NCHW.dtype == torch.float64:
+            return "float64"
+        return arithmetic_of(self.precision, self.device)
+
     def targets(self, target_N: Sequence[int] | Ints | None) -> Ints:
         """The classes to explain, one per row; None means the predicted ones. TargetError for one out of range."""
         if target_N is None:  # never class 0, which would explain whatever stands first among the labels
@@ -109,7 +118,14 @@ class Forward(ABC):
         return scores_of(self.logits_NK, kind)[np.arange(len(self)), target_N]
 
     def meta(
-        self, kind: ScoreKind, *, started: float, runtime: str | None = None, ruled: bool = False, **more: Any
+        self,
+        kind: ScoreKind,
+        *,
+        started: float,
+        runtime: str | None = None,
+        precision: str = "",
+        ruled: bool = False,
+        **more: Any,
     ) -> Meta:
         """How the result came about; ``started`` is a time.perf_counter(), ``ruled`` whether ReLU rules were used."""
         counts = self.counts
@@ -120,6 +136,7 @@ class Forward(ABC):
             dtype=str(self.x_NCHW.dtype).removeprefix("torch."),
             device=str(self.device),
             runtime=runtime or self.runtime,
+            precision=precision or self.arithmetic,
             relu_calls_seen=counts["relu_calls"] if ruled else 0,
             relu_calls_ruled=counts["relu_calls"] if ruled else 0,
             forwards=counts["forwards"],

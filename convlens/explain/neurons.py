@@ -15,7 +15,7 @@ from convlens.explain.forward import Forward
 from convlens.explain.registry import available_methods, get
 from convlens.explain.registry import run as run_method
 from convlens.explain.torch_forward import ForwardPass
-from convlens.instrument import PartialForward, ReluRule, RuledRelus, require_relu_network
+from convlens.instrument import PartialForward, ReluRule, RuledRelus, arithmetic, require_relu_network
 from convlens.types import Attribution, Floats, Ints, Meta, Neuron, Result, ScoreKind
 
 
@@ -39,7 +39,9 @@ def run_neurons(
     parts: list[tuple[list[int], Attribution]] = []
     for layer in dict.fromkeys(neuron.layer for neuron in neurons):
         rows = [n for n, neuron in enumerate(neurons) if neuron.layer == layer]
-        part = run_method(name, NeuronPass(forward.select(rows), [neurons[n] for n in rows]), None, options)
+        with arithmetic(forward.precision, forward.device):
+            neuron_pass = NeuronPass(forward.select(rows), [neurons[n] for n in rows])
+        part = run_method(name, neuron_pass, None, options)
         assert isinstance(part, Attribution), "what a gradient method gives"
         parts.append((rows, part))
     return _in_row_order(parts)
@@ -110,6 +112,7 @@ class NeuronPass(Forward):
             sweeps=forward.sweeps,
             gallery=forward.gallery,
             on_step=forward.on_step,
+            precision=forward.precision,
         )
         partial_forward = PartialForward(forward.classifier.module, [neuron.layer for neuron in neurons], self.x_NCHW)
         self._graph = NeuronGraph(partial_forward, self.x_NCHW, neurons)

@@ -16,10 +16,10 @@ from convlens.explain.scores import require_finite
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import GraphSweep, ParallelSweep, SweepBackend
 from convlens.gallery import Gallery
-from convlens.instrument import ReluRule
+from convlens.instrument import ReluRule, require_precision
 from convlens.models.manifest import GRAPHS, read_manifest
 from convlens.runtime.graph_contract import GradientKind, labels_sha256
-from convlens.types import Floats, Ints, ModelSpec, ScoreKind, no_op
+from convlens.types import ArithmeticPrecision, Floats, Ints, ModelSpec, ScoreKind, no_op
 
 if TYPE_CHECKING:
     from convlens.runtime.graph_set import GraphSet
@@ -43,6 +43,7 @@ class GraphModel:
     graphs: GraphSet
     main: OnnxRuntime
     source: str
+    precision: ArithmeticPrecision = "float32"
 
     @property
     def device(self) -> torch.device:
@@ -50,14 +51,21 @@ class GraphModel:
 
     @classmethod
     def open(
-        cls, folder: Path, *, providers: Providers = "auto", device_id: int = 0, threads: int | None = None
+        cls,
+        folder: Path,
+        *,
+        providers: Providers = "auto",
+        device_id: int = 0,
+        threads: int | None = None,
+        precision: ArithmeticPrecision = "float32",
     ) -> GraphModel:
-        """Open the folder that ``export.bundle`` wrote.
+        """Open the folder that ``export.bundle`` wrote; ``precision`` is as for ``convlens.load``.
 
         ModelError where it lacks ``model.json`` or a graph of embeddings, and for graphs of different models.
         """
         from convlens.runtime.graph_set import open_graphs  # on first use: a model by torch needs no ONNX Runtime
 
+        require_precision(precision)
         source, spec = read_manifest(folder)
         if source != GRAPHS:
             raise ModelError(f"{folder} holds a packed network and no graphs; serve it with --runtime torch")
@@ -68,11 +76,12 @@ class GraphModel:
             providers=providers,
             device_id=device_id,
             threads=threads,
+            tf32=precision == "tf32",
         )
         main = graphs.first("embedding")
         if main is None:
             raise ModelError(f"{folder} lacks a graph of embeddings, which predictions come from; export it again")
-        return cls(spec, graphs, main, f"{GRAPHS}:{folder}")
+        return cls(spec, graphs, main, f"{GRAPHS}:{folder}", precision)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -103,10 +112,15 @@ class GraphForward(Forward):
             sweeps=sweeps or graph_sweeps(model),
             gallery=gallery,
             on_step=on_step,
+            precision=model.precision,
         )
         self.runtime = model.main.name
         self.model = model
         self._shared = _SharedPass(model, self.x_NCHW)
+
+    @property
+    def arithmetic(self) -> str:
+        return self.model.main.precision
 
     def record(self) -> None:
         """Nothing to do: a graph of gradients makes its own forward pass."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +18,15 @@ from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend
 from convlens.explain.sweeps.device import device_sweeps
 from convlens.gallery import Gallery
-from convlens.instrument import ReluRule, RuledRelus, fast_convolutions, require_eval, require_relu_network, tapped
+from convlens.instrument import (
+    ReluRule,
+    RuledRelus,
+    arithmetic,
+    fast_convolutions,
+    require_eval,
+    require_relu_network,
+    tapped,
+)
 from convlens.models import Classifier
 from convlens.runtime.cuda_graphs import CapturedPass, CapturedPasses, captured_passes
 from convlens.runtime.torch_runtime import TorchRuntime, as_input, pooled
@@ -53,9 +62,11 @@ class ForwardPass(Forward):
             sweeps=sweeps or torch_sweeps(classifier),
             gallery=gallery,
             on_step=on_step,
+            precision=classifier.precision,
         )
         self.classifier = classifier
-        self._shared = _SharedPass(classifier, self.x_NCHW)
+        with arithmetic(classifier.precision, classifier.device):
+            self._shared = _SharedPass(classifier, self.x_NCHW)
 
     def record(self) -> None:
         self._shared.record()
@@ -86,7 +97,7 @@ def torch_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend] = ()) ->
     if device.type == "cuda":
         return _gpu_sweeps(module, device, tuple(graphs))
     # ONNX Runtime's forward pass took .20 to .55 of eager torch's.
-    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
+    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device, precision=classifier.precision)
     half = BatchedSweep(HalfPrecisionScorer(module, device), precision="half")
     return SweepAutotuner([*graphs, BatchedSweep(runtime), half])
 
@@ -146,12 +157,13 @@ class _SharedPass:
     @property
     def logits_NK(self) -> Floats:
         if self._logits_NK is None:
-            outputs = self._replay.forward() if self._replay else None
-            if outputs is not None:
-                self._keep(*outputs)
-            else:
-                with torch.no_grad():
-                    self._forward(self._x_NCHW)
+            with self._arithmetic():
+                outputs = self._replay.forward() if self._replay else None
+                if outputs is not None:
+                    self._keep(*outputs)
+                else:
+                    with torch.no_grad():
+                        self._forward(self._x_NCHW)
         return _computed(self._logits_NK)
 
     @property
@@ -162,25 +174,30 @@ class _SharedPass:
     def record(self) -> None:
         if self._graph is not None or (self._replay and self._replay.recorded):
             return
-        outputs = self._replay.record() if self._replay else None
-        if outputs is not None:
-            self._keep(*outputs)
-        else:
-            self._record_graph()
+        with self._arithmetic():
+            outputs = self._replay.record() if self._replay else None
+            if outputs is not None:
+                self._keep(*outputs)
+            else:
+                self._record_graph()
 
     def release(self) -> None:
         self._graph = None
 
     def gradient(self, rule: ReluRule, rows: Ints, target_N: Ints, kind: ScoreKind, method: str) -> Tensor:
-        self.record()
-        if kind == "logit" and self._replay and self._replay.recorded:
-            self._guard(rule, self._replay.recorded_logits_NK, method)
-            return self._grouped(rows, target_N, partial(self._replay.gradient, rule))
-        if self._graph is None:
-            self._record_graph()
-        x_NCHW, logits_NK = _computed(self._graph)
-        self._guard(rule, logits_NK, method)
-        return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind))
+        with self._arithmetic():
+            self.record()
+            if kind == "logit" and self._replay and self._replay.recorded:
+                self._guard(rule, self._replay.recorded_logits_NK, method)
+                return self._grouped(rows, target_N, partial(self._replay.gradient, rule))
+            if self._graph is None:
+                self._record_graph()
+            x_NCHW, logits_NK = _computed(self._graph)
+            self._guard(rule, logits_NK, method)
+            return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind))
+
+    def _arithmetic(self) -> AbstractContextManager[None]:
+        return arithmetic(self._classifier.precision, self._classifier.device)
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convlens.errors import ModelError
+from convlens.instrument import arithmetic_of
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import EMBEDDING, LOGITS, GraphContract, labels_sha256
 from convlens.runtime.torch_runtime import TorchRuntime
@@ -23,7 +24,8 @@ class Embedder:
     """``embed`` gives logits (N, K) and embeddings (N, D) of a whole batch.
 
     ``spec`` says how images are prepared; with ``normalises`` they stay uint8 (N, H, W, C), else they are normalised
-    float32 (N, C, H, W). ``runtime`` names what computes, ``device`` where. ``graph_sha256`` is empty for torch.
+    float32 (N, C, H, W). ``runtime`` names what computes, ``device`` where, ``precision`` in what. ``graph_sha256`` is
+    empty for torch.
     """
 
     embed: Callable[[NDArray[Any]], tuple[Floats, Floats]]
@@ -37,8 +39,10 @@ class Embedder:
 
 def torch_embedder(classifier: Classifier, *, batch: int) -> Embedder:
     """The model's own forward."""
-    runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, classifier.device, batch=batch)
-    return Embedder(runtime.logits_and_embeddings, classifier.spec, False, runtime.name, str(classifier.device))
+    device, precision = classifier.device, classifier.precision
+    runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, device, batch=batch, precision=precision)
+    multiplies_in = arithmetic_of(precision, device)
+    return Embedder(runtime.logits_and_embeddings, classifier.spec, False, runtime.name, str(device), multiplies_in)
 
 
 def graph_embedder(classifier: Classifier, graph: Path) -> Embedder:
@@ -55,6 +59,7 @@ def graph_embedder(classifier: Classifier, graph: Path) -> Embedder:
         providers="cuda" if on_gpu else "cpu",
         device_id=classifier.device.index or 0,
         threads=None if on_gpu else torch.get_num_threads(),  # one setting limits both runtimes
+        tf32=classifier.precision == "tf32",
     )
     contract = runtime.contract
     _require_match(contract, classifier.spec, graph)
@@ -71,7 +76,7 @@ def graph_embedder(classifier: Classifier, graph: Path) -> Embedder:
         contract.preprocessing,
         runtime.name,
         str(runtime.device),
-        contract.precision,
+        runtime.precision,
         sha256_of_file(graph),
     )
 

@@ -204,7 +204,7 @@ class _Embedding:
         """Raises GalleryError for a graph that sees images otherwise than the model."""
         embedder, spec = open_embedder(self.classifier, self.graph, batch=self.batch), self.classifier.spec
         # Queries come from the model itself, so the gallery's vectors must be the ones it would have made.
-        if embedder.spec != spec or embedder.precision != "float32":
+        if embedder.spec != spec or embedder.precision == "half":
             graph = f"crop={embedder.spec.crop}, resize={embedder.spec.resize}, precision={embedder.precision}"
             raise GalleryError(
                 f"{self.graph} ({graph}) sees images otherwise than {spec.name} (crop={spec.crop}, "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from convlens.errors import ModelError, RequestError
-from convlens.instrument import find_layer, require_eval, tapped
+from convlens.instrument import arithmetic, find_layer, require_eval, tapped
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints
 from convlens.visualization import diverging, overlay, resize_map, scale, sequential
@@ -73,7 +73,8 @@ def activations(classifier: Classifier, x_CHW: Floats, *, layer: str) -> Activat
     kind = type(find_layer(classifier.module, layer)).__name__
     x_NCHW = torch.from_numpy(np.array(x_CHW[None], np.float32)).to(classifier.device)
     # The tap clones what it catches: an in-place ReLU behind the layer would overwrite the negative values.
-    with torch.no_grad(), tapped(classifier.module, outputs=[layer]) as tap:
+    exactly = arithmetic(classifier.precision, classifier.device)
+    with torch.no_grad(), exactly, tapped(classifier.module, outputs=[layer]) as tap:
         tap.module(x_NCHW)
     out = tap.outputs[layer]
     # A linear layer inside ConvNeXt gives four axes as well, but with channels last.

@@ -21,7 +21,7 @@ from convlens.errors import ModelError, RequestError
 from convlens.explain.neurons import NeuronGraph
 from convlens.features.loader import ImageReader, LoadedImage, UnreadableImage
 from convlens.inspection.receptive_field import Box, ReceptiveField, receptive_field
-from convlens.instrument import PartialForward, ReluRule, find_layer, require_eval
+from convlens.instrument import PartialForward, ReluRule, arithmetic, find_layer, require_eval
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints, Neuron, no_op
 from convlens.utils.concurrency import batched, cores, ordered_map
@@ -225,7 +225,7 @@ class _PatchSearch:
         self.sha256 |= {each.id: each.sha256 for each in images}
 
     def _maps(self, x_NCHW: torch.Tensor) -> Floats:
-        with torch.no_grad():
+        with torch.no_grad(), arithmetic(self._classifier.precision, self._classifier.device):
             out = self._partial_forward(x_NCHW)[self._layer]
         if out.ndim not in (2, 4):
             raise RequestError(
@@ -255,7 +255,7 @@ class PatchGradients:
     """
 
     def __init__(self, classifier: Classifier, layer: str, *, backprop: Backprop = "guided") -> None:
-        self._device, self._rule = classifier.device, _RULES[backprop]
+        self._device, self._precision, self._rule = classifier.device, classifier.precision, _RULES[backprop]
         self._partial_forward, _ = _partial_forward(classifier, layer)
 
     def each(self, neurons: Sequence[Neuron], images: Sequence[Floats]) -> Iterator[Floats]:
@@ -265,8 +265,9 @@ class PatchGradients:
 
     def _batch(self, neurons: Sequence[Neuron], x_NCHW: Floats) -> Floats:
         # A function of its own, so that one batch's graph is gone before the next one is recorded.
-        graph = NeuronGraph(self._partial_forward, torch.from_numpy(x_NCHW).to(self._device), neurons)
-        grad_NCHW = graph.gradient(self._rule, method="guided_backprop")
+        with arithmetic(self._precision, self._device):
+            graph = NeuronGraph(self._partial_forward, torch.from_numpy(x_NCHW).to(self._device), neurons)
+            grad_NCHW = graph.gradient(self._rule, method="guided_backprop")
         if not torch.isfinite(grad_NCHW).all():
             raise ModelError(f"the gradient of layer {graph.layer!r} is not finite; the weights may be damaged")
         return np.asarray(grad_NCHW.cpu().numpy())

@@ -1,13 +1,22 @@
 """Every temporary change to a model: ReLU rules, layer hooks, private randomness. Nothing else may change one.
 
 All of it is local to the calling thread, or works on a private tree of modules that shares the weights: the user's
-module never gets a hook, so threads cannot see each other and an exception has nothing to clean up.
+module never gets a hook, so threads cannot see each other and an exception has nothing to clean up. Only ``precision``
+sets what belongs to the whole process, torch's flags, and puts them back.
 """
 
 from __future__ import annotations
 
 from convlens.instrument.function_modes import AveragePooling, NativeDepthwise, fast_convolutions, private_rng
 from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
+from convlens.instrument.precision import (
+    arithmetic,
+    arithmetic_of,
+    float32_flags,
+    precision_was_chosen,
+    require_precision,
+    use_precision,
+)
 from convlens.instrument.relu_guard import require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
 
@@ -20,11 +29,17 @@ __all__ = [
     "ReluRule",
     "RuledRelus",
     "Tap",
+    "arithmetic",
+    "arithmetic_of",
     "fast_convolutions",
     "find_layer",
+    "float32_flags",
+    "precision_was_chosen",
     "private_rng",
     "private_tree",
     "require_eval",
+    "require_precision",
     "require_relu_network",
     "tapped",
+    "use_precision",
 ]

@@ -14,7 +14,7 @@ from convlens.errors import ConvLensError, JobError, near_matches
 from convlens.jobs.config import from_mapping
 from convlens.jobs.runner import OnProgress, run_job
 from convlens.synth.base import Job, job_class, job_kinds
-from convlens.types import no_op
+from convlens.types import ArithmeticPrecision, no_op
 
 # No separators and no leading dot: a job's folder lies in the batch's, where it can be seen.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -102,6 +102,7 @@ def run_batch(
     out: Path,
     *,
     device: str = "auto",
+    precision: ArithmeticPrecision = "float32",
     watch: Callable[[Entry], OnProgress] = lambda _: no_op,
     video: bool = False,
 ) -> list[BatchResult]:
@@ -109,15 +110,23 @@ def run_batch(
 
     ``watch`` is called with each entry before it runs and returns its ``on_progress``.
     """
-    return [run_entry(entry, out, device=device, on_progress=watch(entry), video=video) for entry in entries]
+    settings: dict[str, Any] = {"device": device, "precision": precision, "video": video}
+    return [run_entry(entry, out, on_progress=watch(entry), **settings) for entry in entries]
 
 
 def run_entry(
-    entry: Entry, out: Path, *, device: str = "auto", on_progress: OnProgress = no_op, video: bool = False
+    entry: Entry,
+    out: Path,
+    *,
+    device: str = "auto",
+    precision: ArithmeticPrecision = "float32",
+    on_progress: OnProgress = no_op,
+    video: bool = False,
 ) -> BatchResult:
     """Run one job; an error of ConvLens's becomes part of the result."""
     try:
-        manifest = run_job(entry.job, out / entry.name, device=device, on_progress=on_progress, video=video)
+        settings: dict[str, Any] = {"device": device, "precision": precision, "video": video}
+        manifest = run_job(entry.job, out / entry.name, on_progress=on_progress, **settings)
     except ConvLensError as error:
         return BatchResult(entry.name, error=error.message)
     return BatchResult(entry.name, manifest)

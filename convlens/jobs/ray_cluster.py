@@ -19,6 +19,7 @@ from convlens.features.loader import BATCH_SIZE, EmbeddedBatch, embed_files, joi
 from convlens.jobs.batch import BatchResult, Entry, run_entry
 from convlens.jobs.config import from_mapping, to_mapping
 from convlens.models import load
+from convlens.types import ArithmeticPrecision
 from convlens.utils.concurrency import batched
 
 _CONNECT_S = 5.0
@@ -32,6 +33,7 @@ def run_batch_on(
     out: Path,
     *,
     device: str = "auto",
+    precision: ArithmeticPrecision = "float32",
     video: bool = False,
     workers: int | None = None,
 ) -> list[BatchResult]:
@@ -42,7 +44,7 @@ def run_batch_on(
     cannot be reached; a worker that dies ends its job with an error, and the same command resumes it.
     """
     folder = str(out.resolve())
-    tasks = [(to_mapping(entry.job), entry.name, folder, device, video) for entry in entries]
+    tasks = [(to_mapping(entry.job), entry.name, folder, device, precision, video) for entry in entries]
     with _cluster(address, workers) as ray:
         results = _run_tasks(ray, _run_entry, tasks, device)
     return [
@@ -59,6 +61,7 @@ def extract_on(
     model: str,
     graph: Path | None = None,
     device: str = "auto",
+    precision: ArithmeticPrecision = "float32",
     batch: int = BATCH_SIZE,
     workers: int | None = None,
     **options: Any,
@@ -69,9 +72,9 @@ def extract_on(
     of the cluster finds them. Raises JobError as ``run_batch_on``; a worker that dies ends the run, and the same call
     resumes it.
     """
-    embedder = open_embedder(load(model, device=device), graph, batch=batch)
+    embedder = open_embedder(load(model, device=device, precision=precision), graph, batch=batch)
     with _cluster(address, workers) as ray:
-        actors = _EmbeddingActors(ray, _ActorConfig(model, graph, device), _PART_BATCHES * batch)
+        actors = _EmbeddingActors(ray, _ActorConfig(model, graph, device, precision), _PART_BATCHES * batch)
         return extract(files, out, embedder, batch=batch, cluster=actors, **options)
 
 
@@ -80,6 +83,7 @@ class _ActorConfig:
     model: str
     graph: Path | None
     device: str
+    precision: ArithmeticPrecision
 
 
 class _EmbeddingActors:
@@ -116,7 +120,7 @@ class _EmbeddingActor:
 
     def __init__(self, config: _ActorConfig) -> None:
         _limit_threads()
-        self._classifier = load(config.model, device=config.device)
+        self._classifier = load(config.model, device=config.device, precision=config.precision)
         self._graph = config.graph
 
     def embed(self, files: Sequence[tuple[str, Path]], batch: int, thumbnail_side: int) -> EmbeddedBatch:
@@ -131,9 +135,12 @@ def _limit_threads() -> None:
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
 
 
-def _run_entry(description: dict[str, Any], name: str, out: str, device: str, video: bool) -> BatchResult:
+def _run_entry(
+    description: dict[str, Any], name: str, out: str, device: str, precision: ArithmeticPrecision, video: bool
+) -> BatchResult:
     _limit_threads()
-    return run_entry(Entry(name, from_mapping(description)), Path(out), device=device, video=video)
+    entry = Entry(name, from_mapping(description))
+    return run_entry(entry, Path(out), device=device, precision=precision, video=video)
 
 
 def _run_tasks(ray: Any, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], device: str) -> list[Any]:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from convlens import image
+from convlens.instrument import arithmetic, arithmetic_of
 from convlens.jobs import checkpoints, job_dir, results
 from convlens.jobs.config import identity, to_mapping
 from convlens.jobs.loss_log import LossLog, divergence
 from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.synth.base import Job, SynthesisRun
-from convlens.types import no_op
+from convlens.types import ArithmeticPrecision, no_op
 
 _CHECKPOINT_S = 30.0
 
@@ -43,6 +44,7 @@ def run_job(
     out: Path,
     *,
     device: str = "auto",
+    precision: ArithmeticPrecision = "float32",
     on_progress: OnProgress = no_op,
     checkpoint_s: float = _CHECKPOINT_S,
     video: bool = False,
@@ -51,13 +53,14 @@ def run_job(
 
     After a kill at any moment the same call resumes from the last checkpoint, at most ``checkpoint_s`` seconds of work
     before, and ends with the very same images (on a CPU, with as many threads). A folder whose job is done is left as
-    it is. ``video`` also writes the run's frames, where it has any. Raises JobError for a folder of another job, where
-    the disk is full, and for a run that diverges; the last good checkpoint stays.
+    it is. ``precision`` is as for ``convlens.load``. ``video`` also writes the run's frames, where it has any. Raises
+    JobError for a folder of another job, where the disk is full, and for a run that diverges; the last good checkpoint
+    stays.
     """
     keep_freed_memory()
     with job_dir.exclusive_job_dir(out):
         # The weights are part of the identity, so the model is loaded before the folder is compared with the job.
-        classifier = load(job.model, device=device) if job.needs_model else None
+        classifier = load(job.model, device=device, precision=precision) if job.needs_model else None
         weights = classifier.spec.weights_sha256 if classifier else ""
         job_dir.resume_or_create(out, to_mapping(job), identity(job, weights))
         if not job_dir.is_complete(out):
@@ -70,10 +73,12 @@ def run_job(
 def _run(
     job: Job, out: Path, classifier: Classifier | None, *, on_progress: OnProgress, checkpoint_s: float, video: bool
 ) -> None:
-    run = job.begin(classifier)
-    steps = _Steps(run, out, on_progress)
+    with _arithmetic(classifier):
+        run = job.begin(classifier)
+    steps = _Steps(run, out, on_progress, classifier)
     seconds = steps.run_all(checkpoint_s)
-    outcome = run.finish()
+    with _arithmetic(classifier):
+        outcome = run.finish()
     files = results.write_outcome(out, outcome, video=video)
     results.write_page(out, job, classifier, outcome, files)
     manifest = {
@@ -82,6 +87,7 @@ def _run(
         "model": classifier.spec.name if classifier else None,
         "weights_sha256": classifier.spec.weights_sha256 if classifier else None,
         "device": str(classifier.device) if classifier else "cpu",
+        "precision": arithmetic_of(classifier.precision, classifier.device) if classifier else "float32",
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "steps": steps.losses.steps,
@@ -96,9 +102,9 @@ def _run(
 class _Steps:
     """The steps of a run, with losses, snapshots and checkpoints in its folder."""
 
-    def __init__(self, run: SynthesisRun, out: Path, on_progress: OnProgress) -> None:
+    def __init__(self, run: SynthesisRun, out: Path, on_progress: OnProgress, classifier: Classifier | None) -> None:
         """Puts the run where the last checkpoint left it, if there is one."""
-        self._run, self._out, self._on_progress = run, out, on_progress
+        self._run, self._out, self._on_progress, self._classifier = run, out, on_progress, classifier
         self._earlier_s, steps = 0.0, 0
         notes: list[str] = []
         saved = checkpoints.latest(out, on_damaged=notes.append)
@@ -115,7 +121,9 @@ class _Steps:
         run, losses = self._run, self.losses
         saved_at = time.monotonic()
         while run.done < run.total:
-            was_read = losses.add(run.step())
+            # Step by step: a pass of another precision elsewhere in this process waits for one, not for all.
+            with _arithmetic(self._classifier):
+                was_read = losses.add(run.step())
             # At powers of two, so that their number stays small however long the run.
             if losses.added & (losses.added - 1) == 0:
                 path = self._out / job_dir.SNAPSHOTS / f"step-{losses.added:06}.jpg"
@@ -148,7 +156,16 @@ def _deterministic(classifier: Classifier | None) -> Iterator[None]:
     if classifier is None or classifier.device.type != "cuda":
         yield
         return
-    # benchmark would choose the algorithm by its time, which differs from run to run.
-    flags: Any = torch.backends.cudnn
-    with flags.flags(enabled=True, benchmark=False, deterministic=True):
+    # benchmark would choose the algorithm by its time, which differs from run to run. Not by cudnn.flags(): that allows
+    # TF32 for as long.
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = True, False, True
+    try:
         yield
+    finally:
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = before
+
+
+def _arithmetic(classifier: Classifier | None) -> contextlib.AbstractContextManager[None]:
+    return arithmetic(classifier.precision, classifier.device) if classifier else contextlib.nullcontext()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from convlens.errors import ModelError
-from convlens.types import ModelSpec
+from convlens.types import ArithmeticPrecision, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,15 @@ class Classifier:
 
     ``module`` maps normalised images (N, 3, crop, crop) to logits (N, K). ``source`` is the full name that it was
     loaded by, local folders included (after ``unpack`` the name of its architecture alone); ``spec.name`` has no
-    folders and may be shown to anybody.
+    folders and may be shown to anybody. ``precision`` is what its passes multiply float32 in: None leaves torch's flags
+    alone, which allow TF32 for convolutions on a GPU.
     """
 
     module: nn.Module
     spec: ModelSpec
     device: torch.device
     source: str
+    precision: ArithmeticPrecision | None = None
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -6,25 +6,31 @@ import torch
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
+from convlens.instrument import require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.layer_discovery import DiscoveredLayers, discover_layers
 from convlens.models.model_id import ModelId, ModelName, parse_model_id, parse_options
 from convlens.models.preprocessing import Preprocessing
 from convlens.models.sources import find_source, source_names
 from convlens.models.weights import weights_sha256
-from convlens.types import ModelSpec
+from convlens.types import ArithmeticPrecision, ModelSpec
 
 DEFAULT = "packaged:efficientnet_lite0"
 
 
-def load(name: str = DEFAULT, *, device: str | torch.device = "auto") -> Classifier:
+def load(
+    name: str = DEFAULT, *, device: str | torch.device = "auto", precision: ArithmeticPrecision | None = None
+) -> Classifier:
     """Load the classifier of that name: ``packaged:…``, ``torchvision:NAME[:WEIGHTS]``, ``timm:NAME``,
     ``file:PATH:FACTORY``.
 
     The classes in ``sources`` say which variants there are, ``ModelOptions`` what may follow a ``?``. ``file:`` runs
-    that file's code. Raises ModelError for a name that is unknown or could mean two things, weights that do not fit or
-    cannot be downloaded, a network that is no convolutional classifier, and a device that is not there.
+    that file's code. ``precision``: "float32" is IEEE's on every device, "tf32" lets a GPU round to TF32, "half" sweeps
+    in half where that is faster, and None does as torch's flags say. Raises ModelError for a name that is unknown or
+    could mean two things, weights that do not fit or cannot be downloaded, a network that is no convolutional
+    classifier, and a device that is not there.
     """
+    require_precision(precision)
     chosen = choose_device(device)
     model_id = parse_model_id(name)
     if not model_id.source:
@@ -37,7 +43,7 @@ def load(name: str = DEFAULT, *, device: str | torch.device = "auto") -> Classif
         spec = _spec(source.display_name(model_id), module, preprocessing, options.labels or model.labels)
     except ModelError as error:
         raise ModelError(f"{name!r}: {error.message}") from error
-    return Classifier(module.to(chosen), spec, chosen, name)
+    return Classifier(module.to(chosen), spec, chosen, name, precision=precision)
 
 
 def listing(source: str | None = None) -> tuple[ModelName, ...]:

@@ -9,13 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convlens.errors import ModelError
+from convlens.instrument import require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.loader import for_inference
 from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from convlens.models.model_id import parse_model_id
 from convlens.models.sources import find_source
 from convlens.models.weights import apply_state_dict, read_state_dict, weights_sha256
-from convlens.types import ModelSpec
+from convlens.types import ArithmeticPrecision, ModelSpec
 
 _WEIGHTS = "weights.safetensors"
 
@@ -34,12 +35,15 @@ def pack(classifier: Classifier, folder: Path) -> None:
     write_manifest(folder, source=recorded, spec=classifier.spec)
 
 
-def unpack(folder: Path, *, device: str | torch.device = "auto") -> Classifier:
+def unpack(
+    folder: Path, *, device: str | torch.device = "auto", precision: ArithmeticPrecision | None = None
+) -> Classifier:
     """The packed classifier, without any download: the architecture from its source, the weights from the folder.
 
-    Raises ModelError for a damaged folder, and for weights whose sha256 is not the manifest's. The architecture file of
-    a ``file:`` model is code and runs.
+    ``precision`` is as for ``load``. Raises ModelError for a damaged folder, and for weights whose sha256 is not the
+    manifest's. The architecture file of a ``file:`` model is code and runs.
     """
+    require_precision(precision)
     chosen = choose_device(device)
     recorded, spec = read_manifest(folder)
     if recorded == GRAPHS:
@@ -50,7 +54,7 @@ def unpack(folder: Path, *, device: str | torch.device = "auto") -> Classifier:
     module = for_inference(source.architecture(parse_model_id(located), spec.classes))
     apply_state_dict(module, read_state_dict(folder / _WEIGHTS), origin=str(folder / _WEIGHTS))
     _verify(module, spec, folder)
-    return Classifier(module.to(chosen), spec, chosen, located)
+    return Classifier(module.to(chosen), spec, chosen, located, precision=precision)
 
 
 def _separate(module: nn.Module) -> dict[str, Tensor]:

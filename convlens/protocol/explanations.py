@@ -78,6 +78,7 @@ class MetaBody(ReplyModel):
     device: str
     runtime: str
     sweep: str
+    precision: str
     seed: int | None
     layer: str | None
     relu_calls_seen: int

@@ -231,7 +231,7 @@ def _target_facts(result: Result) -> Iterator[_Fact]:
 
 def _meta_facts(meta: Meta) -> Iterator[_Fact]:
     """How the result came about, without what does not apply (seed, layer, ReLUs)."""
-    yield _Fact("runtime", f"{meta.runtime} on {meta.device}, {meta.dtype}")
+    yield _Fact("runtime", f"{meta.runtime} on {meta.device}, {meta.precision or meta.dtype}")
     yield _Fact("input space", meta.input_space)
     if meta.layer is not None:
         yield _Fact("layer", meta.layer)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convlens.instrument import ReluRule, RuledRelus
+from convlens.instrument import ReluRule, RuledRelus, float32_flags
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 
 __all__ = ["CapturedPass", "CapturedPasses", "captured_passes"]
@@ -198,12 +198,11 @@ def captured_passes(module: nn.Module, make: Callable[[], CapturedPasses]) -> Ca
 def _state(module: nn.Module) -> Hashable:
     """Where a module's tensors lie and how its arithmetic is done: what a captured graph takes for granted."""
     tensors = [*module.parameters(), *module.buffers()]
-    backends = (
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.cuda.matmul.allow_tf32,
+    return (
+        *float32_flags(),
         torch.backends.cudnn.deterministic,
+        *((tensor.data_ptr(), tensor.dtype) for tensor in tensors),
     )
-    return (*backends, *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
 
 
 def _has_room(device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from convlens.errors import ModelError
 from convlens.runtime.graph_contract import Kind
@@ -47,6 +48,7 @@ def open_graphs(
     providers: Providers = "auto",
     device_id: int = 0,
     threads: int | None = None,
+    tf32: bool = False,
 ) -> GraphSet:
     """Open files, and folders of them.
 
@@ -54,7 +56,8 @@ def open_graphs(
     uint8 images, for two graphs of one kind, and as OnnxRuntime does.
     """
     files = [file for path in paths for file in graph_files(path)]
-    opened = [(file, OnnxRuntime(file, providers=providers, device_id=device_id, threads=threads)) for file in files]
+    settings: dict[str, Any] = {"providers": providers, "device_id": device_id, "threads": threads, "tf32": tf32}
+    opened = [(file, OnnxRuntime(file, **settings)) for file in files]
     for file, runtime in opened:
         runtime.require_weights(weights_sha256)
         if runtime.contract.labels_sha256 != labels_sha256:

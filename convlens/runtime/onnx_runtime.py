@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import ModelError, RequestError, TargetError
+from convlens.instrument import arithmetic_of
 from convlens.runtime.graph_contract import (
     EMBEDDING,
     GRADIENT,
@@ -55,7 +56,8 @@ class OnnxRuntime:
     """One graph in a session; safe to use from several threads.
 
     Images are float32 (N, C, crop, crop), normalised; for graphs with preprocessing folded in uint8 (N, crop, crop, 3)
-    RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider runs it.
+    RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider runs it,
+    ``precision`` what it multiplies in: float32, tf32 or half.
     """
 
     def __init__(
@@ -67,14 +69,15 @@ class OnnxRuntime:
         threads: int | None = None,
         spin: bool = False,
         memory_limit_bytes: int | None = None,
+        tf32: bool = False,
     ) -> None:
         """Open a file, or the bytes of one.
 
         ``auto`` means CUDA where torch finds a GPU, else the CPU. ``threads`` (default: one a core) work on one run
         together; with ``spin`` they stay awake between its steps, which was a third faster on two idle cores and up to
         twice as slow on busy ones. ``memory_limit_bytes`` bounds ONNX Runtime's arena on a GPU; it has no such bound on
-        the CPU. Raises ModelError for a file that is no graph of ours or does not keep its contract, and for a provider
-        that does not start: there is no fall-back.
+        the CPU. ``tf32`` lets a GPU round to TF32. Raises ModelError for a file that is no graph of ours or does not
+        keep its contract, and for a provider that does not start: there is no fall-back.
         """
         label = "the graph" if isinstance(graph, bytes) else str(graph)
         provider = provider_of(providers)
@@ -86,12 +89,15 @@ class OnnxRuntime:
             device_id=device_id,
             spin=spin,
             memory_limit_bytes=memory_limit_bytes,
+            tf32=tf32,
         )
         self._session = self._open(threads=threads)
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
         _require_ports(self._session, self.contract, label)
         self.device = torch.device("cuda", device_id) if provider == CUDA else torch.device("cpu")
         self.name = f"onnxruntime:{provider}"
+        in_float32 = arithmetic_of("tf32" if tf32 else "float32", self.device)
+        self.precision = in_float32 if self.contract.precision == "float32" else self.contract.precision
         self._label = label
         self._parallel = self._parallel_runs(graph, threads or cores())
         self._single_threaded: Any = None

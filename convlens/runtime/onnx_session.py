@@ -60,12 +60,14 @@ def open_session(
     threads: int | None,
     spin: bool,
     memory_limit_bytes: int | None,
+    tf32: bool = False,
 ) -> Any:
     """An InferenceSession; ``label`` names the graph in errors, ``OnnxRuntime`` explains the options.
 
     Raises ModelError for what cannot be opened, and where ONNX Runtime comes up on another provider.
     """
-    settings, options = _provider_settings(provider, device_id, memory_limit_bytes), _session_options(threads, spin)
+    settings = _provider_settings(provider, device_id, memory_limit_bytes, tf32)
+    options = _session_options(threads, spin)
     if provider == CUDA:
         ort.preload_dlls()  # the CUDA libraries that came with torch
     source = graph if isinstance(graph, bytes) else str(graph)
@@ -89,13 +91,13 @@ def run_error(error: Exception, name: str) -> ModelError | OutOfMemoryError:
     return ModelError(f"{name} failed: {_short(error)}")
 
 
-def _provider_settings(provider: str, device_id: int, memory_limit_bytes: int | None) -> dict[str, str]:
+def _provider_settings(provider: str, device_id: int, memory_limit_bytes: int | None, tf32: bool) -> dict[str, str]:
     if provider == _CPU:
         if memory_limit_bytes is not None:
             raise ModelError("memory_limit_bytes bounds ONNX Runtime's memory on a GPU; leave it out on the CPU")
         return {}
-    # TF32 keeps three digits of float32's seven; for speed there is export with half.
-    settings = {"device_id": str(device_id), "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+    # Said, since ONNX Runtime's default is TF32, three digits of float32's seven.
+    settings = {"device_id": str(device_id), "arena_extend_strategy": "kSameAsRequested", "use_tf32": str(int(tf32))}
     return settings if memory_limit_bytes is None else settings | {"gpu_mem_limit": str(memory_limit_bytes)}
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convlens.instrument import fast_convolutions, require_eval, tapped
-from convlens.types import Floats
+from convlens.instrument import arithmetic, fast_convolutions, require_eval, tapped
+from convlens.types import ArithmeticPrecision, Floats
 
 # Measured on two cores: from batches of 4 on, the default model's cost per image is flat; beyond 32 it rises again.
 _BATCH = 16
@@ -21,13 +21,14 @@ _BATCH = 16
 class TorchRuntime:
     """Runs ``module`` without gradients. ``embedding_layer`` names the layer whose input is the embedding.
 
-    Raises ModelError for a model in training mode.
+    ``precision`` is as for ``convlens.load``. Raises ModelError for a model in training mode.
     """
 
     module: nn.Module
     embedding_layer: str
     device: torch.device
     batch: int = _BATCH
+    precision: ArithmeticPrecision | None = None
     name = "torch"
 
     def __post_init__(self) -> None:
@@ -35,7 +36,7 @@ class TorchRuntime:
 
     def logits(self, x_NCHW: Tensor | Floats) -> Floats:
         """Logits (N, K) of normalised images (N, C, H, W)."""
-        with torch.inference_mode(), fast_convolutions(self.device):
+        with torch.inference_mode(), arithmetic(self.precision, self.device), fast_convolutions(self.device):
             parts = [self.module(part) for part in self._batches(x_NCHW)]
             return _numpy(torch.cat(parts))
 
@@ -44,6 +45,7 @@ class TorchRuntime:
         logits, embeddings = [], []
         with (
             torch.inference_mode(),
+            arithmetic(self.precision, self.device),
             fast_convolutions(self.device),
             tapped(self.module, inputs=[self.embedding_layer]) as tap,
         ):
@@ -82,14 +84,6 @@ def to_host(x: Tensor) -> Floats:
     pinned.copy_(x, non_blocking=True)
     torch.cuda.current_stream(x.device).synchronize()
     return np.asarray(pinned.numpy())
-
-
-def require_strict_float32() -> None:
-    """Have torch compute float32 in float32 on a GPU, in this process: for processes that are ours, never on import."""
-    # torch lets cuDNN round a convolution's operands to TF32, 10 bits of mantissa: saliency then moves by up to 24 % of
-    # its largest value (default model, H200, against the CPU).
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def keep_freed_memory() -> bool:

@@ -197,7 +197,7 @@ def engine_options(config: Mapping[str, Any], context: Any) -> EngineOptions:
         max_cost=float(config.get("max_cost") or EngineOptions.max_cost),
         max_seconds=timeout_s * float(config.get("budget") or _BUDGET),
         sweeps_at="" if sweeps_at == context.model_name else sweeps_at,
-        precision=config.get("precision") or EngineOptions.precision,
+        precision=config.get("precision") or "float32",
     )
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from convlens.errors import ServerError
 from convlens.torchserve.server_config import handlers_folder
+from convlens.types import ArithmeticPrecision
 
 # Option -> (TorchServe's key, smallest value). Checked here because TorchServe only warns of a value that it rejects,
 # and takes another: a delay of 0 became one of 100 ms.
@@ -32,9 +33,9 @@ class ArchiveOptions:
     ``device``: "auto" is the GPU where TorchServe sees one. ``methods``: the explanations that ``/explanations`` gives
     when a request names none. ``sweeps_at``: name of a second entry of the same archive, for requests that cost more
     than a few forward passes; the first entry then refuses those and names the second. Empty: one entry answers
-    everything. ``section``: further keys of the configuration's ``convlens`` section, which the handler reads.
-    ``handler``: the handler's file, by default ``handlers/convlens_handler.py``, or ``onnx_handler.py`` for an archive
-    of graphs alone.
+    everything. ``precision`` is as for ``convlens.load``. ``section``: further keys of the configuration's ``convlens``
+    section, which the handler reads. ``handler``: the handler's file, by default ``handlers/convlens_handler.py``, or
+    ``onnx_handler.py`` for an archive of graphs alone.
     """
 
     batch_size: int | None = None
@@ -46,6 +47,7 @@ class ArchiveOptions:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     methods: tuple[str, ...] | None = None
     sweeps_at: str = ""
+    precision: ArithmeticPrecision | None = None
     section: Mapping[str, Any] = field(default_factory=dict)
     handler: Path | None = None
 
@@ -59,6 +61,8 @@ def model_config(options: ArchiveOptions, *, gallery: str | None, graphs: str | 
         values["maxWorkers"] = values["minWorkers"]
     methods = _methods(options, values["convlens"], gallery=gallery)
     section = {**values["convlens"], "gallery": gallery, "graphs": graphs, **methods, "sweeps_at": options.sweeps_at}
+    if options.precision is not None:
+        section["precision"] = options.precision
     return str(yaml.safe_dump(values | {"convlens": section | dict(options.section)}, sort_keys=True))
 
 

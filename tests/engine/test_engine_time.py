@@ -89,7 +89,7 @@ def test_methods_that_fit_only_one_at_a_time_are_named_with_what_each_takes() ->
 def test_options_that_allow_nothing_are_refused_at_once() -> None:
     with pytest.raises(ModelError, match="max_seconds=0 allows nothing"):
         EngineOptions(max_seconds=0)
-    with pytest.raises(ModelError, match="no precision 'int8'; there are: float32, half"):
+    with pytest.raises(ModelError, match="no precision 'int8'; there are: float32, tf32, half"):
         EngineOptions(precision="int8")  # type: ignore[arg-type]
 
 

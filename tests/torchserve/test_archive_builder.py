@@ -168,7 +168,7 @@ def test_an_archive_is_current_for_its_own_fingerprint_alone(inputs: dict[str, A
 def test_options_overlay_the_default_configuration(inputs: dict[str, Any], tmp_path: Path) -> None:
     options = ArchiveOptions(
         batch_size=3, max_batch_delay_ms=1, min_workers=2, response_timeout_s=77, device="cpu",
-        methods=("saliency",), section={"budget": 9}, handler=inputs["options"].handler,
+        methods=("saliency",), precision="tf32", section={"budget": 9}, handler=inputs["options"].handler,
     )  # fmt: skip
     config = read_manifest(archive.build(**{**inputs, "options": options}, store=tmp_path)).config
     assert config == {
@@ -176,7 +176,7 @@ def test_options_overlay_the_default_configuration(inputs: dict[str, Any], tmp_p
         "startupTimeout": 120, "deviceType": "cpu",
         "convlens": {
             "model": "model", "gallery": "gallery", "graphs": None, "methods": ["saliency"], "sweeps_at": "",
-            "budget": 9, "limits": {"bytes": 20 * 2**20, "pixels": 50_000_000},
+            "precision": "tf32", "budget": 9, "limits": {"bytes": 20 * 2**20, "pixels": 50_000_000},
         },
     }  # fmt: skip
 

@@ -99,7 +99,12 @@ def occlusion(
     options: dict[str, Any] = {"window": window, "stride": stride, "fill": fill, "score": score}
     options |= {"strategy": strategy, "precision": precision}
     meta = forward.meta(
-        score, started=started, runtime=sweep.runtime, sweep=sweep.kinds, warnings=tuple(dict.fromkeys(sweep.warnings))
+        score,
+        started=started,
+        runtime=sweep.runtime,
+        sweep=sweep.kinds,
+        precision="half" if sweep.in_half else "",
+        warnings=tuple(dict.fromkeys(sweep.warnings)),
     )
     values_NCHW = np.stack(list(maps.values())).mean(axis=0)[:, None]
     return forward.attribution("occlusion", values_NCHW, target_N, options, meta, sweep.extras(drops, maps))
@@ -121,6 +126,7 @@ class _BatchSweep:
         self.warnings: list[str] = []
         self._deviation_N = np.zeros(len(self.forward))
         self._done = 0
+        self.in_half = False
         self._used: dict[tuple[str, str], None] = {}  # (name, kind) of backends, in order of first use
 
     @property
@@ -160,6 +166,7 @@ class _BatchSweep:
 
     def _note(self, backend: SweepBackend, warning: str) -> None:
         self._used[backend.name, backend.kind] = None
+        self.in_half |= backend.precision == "half"
         self.warnings += [warning] if warning else []
 
     def _advance(self, windows: int) -> None:

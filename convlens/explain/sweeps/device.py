@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convlens.errors import ModelError
 from convlens.explain.sweeps.backends import OnWindows, SweepRequest
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import fast_convolutions
+from convlens.instrument import fast_convolutions, float32_flags
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, ScoreKind, no_op
@@ -132,8 +132,8 @@ class DeviceSweep:
         return self._device.type == "cuda" and windows <= self._batch
 
     def _key(self, request: SweepRequest, sweep: _Sweep, corners: Sequence[_Corner]) -> Hashable:
-        flags = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        return tuple(request.x_CHW.shape), self._dtype(request), sweep.copies, sweep.score, tuple(corners), flags
+        kind = self._dtype(request), sweep.copies, sweep.score
+        return tuple(request.x_CHW.shape), *kind, tuple(corners), float32_flags()
 
     def _find(self, key: Hashable, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor) -> _CapturedSweep | None:
         """The captured sweep of that key, captured now where it is met for the second time."""
