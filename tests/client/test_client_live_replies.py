@@ -81,7 +81,7 @@ def assert_same(found: Explanation, wanted: Explanation) -> None:
         assert_same_map(found.result.extras[name], values)
     np.testing.assert_array_equal(found.result.target_N, wanted.result.target_N)
     np.testing.assert_allclose(found.result.score_N, wanted.result.score_N, rtol=1e-4)
-    facts = ("weights_sha256", "target_kind", "input_space", "dtype", "layer", "seed", "relu_calls_ruled")
+    facts = ("weights_sha256", "target_kind", "input_space", "dtype", "precision", "layer", "seed", "relu_calls_ruled")
     assert [getattr(found.result.meta, fact) for fact in facts] == [getattr(wanted.result.meta, fact) for fact in facts]
 
 

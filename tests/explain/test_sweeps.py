@@ -215,7 +215,7 @@ def test_half_precision_states_how_far_it_is_from_full() -> None:
     model, x_NCHW = convolutional(), pictures(2)
     full = swept(model, x_NCHW, window=3, stride=3)
     half = swept(model, x_NCHW, halves(model, 0.0, 0.2), window=3, stride=3, precision="half")
-    assert half.meta.runtime == "torch:bfloat16"
+    assert (half.meta.runtime, half.meta.precision) == ("torch:bfloat16", "half")
     assert half.meta.warnings == ()
     scores_NRQ = full.score_N[:, None, None] - full.extras["grid_NRQ"]
     halved_NRQ = half.score_N[:, None, None] - half.extras["grid_NRQ"]
@@ -229,7 +229,7 @@ def test_half_precision_states_how_far_it_is_from_full() -> None:
 def test_where_half_is_no_faster_full_precision_is_used_with_a_warning() -> None:
     model, x_NCHW = convolutional(), pictures(1)
     result = swept(model, x_NCHW, halves(model, 0.2, 0.0), window=3, stride=3, precision="half")
-    assert result.meta.runtime == "full"
+    assert (result.meta.runtime, result.meta.precision) == ("full", "float32")
     assert "no faster here" in result.meta.warnings[0]
     assert "ran in float32" in result.meta.warnings[0]
     np.testing.assert_array_equal(result.extras["half_deviation_N"], [0.0])

@@ -20,7 +20,7 @@ from convlens.explain.onnx_forward import graph_backends
 from convlens.models import Classifier, load, pack, unpack
 from convlens.runtime.graph_contract import labels_sha256
 from convlens.runtime.graph_set import graph_files, open_graphs
-from convlens.types import Attribution, Step
+from convlens.types import ArithmeticPrecision, Attribution, Step
 from export.__main__ import main
 from export.bundle import bundle, cached_bundle
 from export.exporter import export
@@ -74,6 +74,16 @@ def test_it_explains_each_row_for_its_own_target(model: GraphModel, method: str)
     np.testing.assert_allclose(by_graph.score_N, by_torch.score_N, atol=1e-6)
     assert by_graph.meta.runtime == PROVIDER
     assert by_graph.meta.backwards == 1
+
+
+@pytest.mark.parametrize("asked", ["float32", "tf32", "half"])
+def test_on_a_cpu_it_computes_in_float32_whatever_is_asked_for_and_says_so(
+    folder: Path, asked: ArithmeticPrecision
+) -> None:
+    forward = GraphForward(GraphModel.open(folder, providers="cpu", precision=asked), pictures(1))
+    assert run("saliency", forward, [1]).meta.precision == "float32"
+    swept = run("occlusion", forward, [1], {"window": 5, "stride": 3})
+    assert (swept.meta.precision, swept.options["precision"]) == ("float32", "half" if asked == "half" else "float32")
 
 
 def test_selected_rows_share_the_one_run(model: GraphModel) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,32 @@ def test_before_it_is_initialised_it_answers_nothing() -> None:
 
 
 # --- initialisation ---------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_allows_what_its_archive_says_and_no_more(archive: Path) -> None:
+    # In a process of its own, since the flags are the process's. It begins with all that torch can be told to allow.
+    script = """
+import sys
+import torch
+torch.set_float32_matmul_precision("medium")
+from ts.context import Context
+from handlers.convlens_handler import ConvLensHandler
+backends = torch.backends
+for precision in ("tf32", None, "half"):
+    section = {"precision": precision, "methods": ["saliency"]}
+    manifest = {"model": {"modelName": "m"}}
+    context = Context("m", sys.argv[1], manifest, 1, None, "0.12", model_yaml_config={"convlens": section})
+    ConvLensHandler().initialize(context)
+    print(backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32, backends.mkldnn.matmul.fp32_precision)
+"""
+    run = [sys.executable, "-c", script, str(archive)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines()[-3:] == ["True True ieee", "False False ieee", "False False ieee"]
+
+
+def test_an_archive_of_an_unknown_precision_does_not_start(archive: Path) -> None:
+    with pytest.raises(ModelError, match="no precision 'int8'; there are: float32, tf32, half"):
+        ConvLensHandler().initialize(context(archive, convlens={"precision": "int8"}))
 
 
 def test_the_archives_configuration_is_what_counts(archive: Path) -> None:

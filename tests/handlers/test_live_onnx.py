@@ -110,6 +110,7 @@ def test_every_exported_explanation_is_the_networks_own(both: Both) -> None:
     assert [one["id"] for one in onnx] == list(METHODS)
     for found, wanted in zip(onnx, eager, strict=True):
         assert found["meta"]["runtime"] == PROVIDER
+        assert found["meta"]["precision"] == wanted["meta"]["precision"] == "float32"
         if found["id"] == "neighbours":
             assert [one["id"] for one in found["neighbours"]] == [one["id"] for one in wanted["neighbours"]]
             continue

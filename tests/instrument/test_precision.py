@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch_flags import BACKENDS, fresh_flags
 
 from convlens.errors import ModelError
 from convlens.instrument import arithmetic, precision
@@ -17,27 +18,14 @@ from convlens.instrument.precision import float32_arithmetic
 from convlens.types import ArithmeticPrecision
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
-BACKENDS: Any = torch.backends
 
 
 @pytest.fixture(autouse=True)
 def _on_a_gpu_with_tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The one thing that a machine without a GPU cannot say; and the flags of the test run are left alone."""
     monkeypatch.setattr(precision, "_has_tf32", lambda device: device.type == "cuda")
-    monkeypatch.setattr(precision, "_CHOSEN", threading.Event())
-    before = precision._Snapshot.take()
-    as_torch_starts()
-    yield
-    BACKENDS.fp32_precision = "none"
-    before.put_back()
-
-
-def as_torch_starts() -> None:
-    torch.set_float32_matmul_precision("highest")
-    BACKENDS.fp32_precision = "none"
-    BACKENDS.cudnn.allow_tf32 = True
-    for flag in (BACKENDS.cuda.matmul, BACKENDS.mkldnn.conv, BACKENDS.mkldnn.rnn, BACKENDS.mkldnn.matmul):
-        flag.fp32_precision = "none"
+    with fresh_flags(monkeypatch):
+        yield
 
 
 def only_new_flags() -> None:

@@ -11,19 +11,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from torch import Tensor
+from torch_flags import fresh_flags
 
 from convlens.errors import JobError, RequestError
-from convlens.jobs import from_mapping, run_job
+from convlens.instrument import use_precision
+from convlens.jobs import from_mapping, run_job, runner
 from convlens.jobs.batch import Entry, run_batch
 from convlens.jobs.runner import Progress
 from convlens.models import Classifier
@@ -133,6 +136,48 @@ def test_a_finished_folder_holds_everything_and_the_manifest_says_so(tmp_path: P
     for shown in ("end.png", "twice.png", "snapshots/step-000016.jpg", "<polyline", "test-descent", "losses.jsonl"):
         assert shown in page
     assert (seen[-1].done, seen[-1].total) == (20, 20)
+
+
+@job("test-flags")
+@dataclass(frozen=True, kw_only=True)
+class Flags(Job):
+    """Its objective is 1 where torch may round on the CPU in a step, else 0."""
+
+    model: str = NETWORK
+
+    def begin(self, classifier: Classifier | None) -> SynthesisRun:
+        return FlagsRun(Descent(steps=3))
+
+
+class FlagsRun(DescentRun):
+    def step(self) -> Mapping[str, Tensor | float]:
+        super().step()
+        mkldnn: Any = torch.backends.mkldnn
+        return {"objective": float(mkldnn.matmul.fp32_precision == "bf16")}
+
+
+@pytest.mark.parametrize(("asked", "rounds"), [({}, 0.0), ({"precision": None}, 1.0)])
+def test_a_job_s_steps_run_in_float32_unless_told_otherwise(
+    asked: dict[str, Any], rounds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fresh_flags(monkeypatch):
+        torch.set_float32_matmul_precision("medium")
+        path = run_job(Flags(), tmp_path / "out", device="cpu", **asked)
+        assert torch.get_float32_matmul_precision() == "medium"
+    manifest = json.loads(path.read_text())
+    assert (manifest["objective"], manifest["precision"]) == (rounds, "bf16" if rounds else "float32")
+
+
+def test_a_job_on_a_gpu_adds_in_one_order_and_allows_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Flags need no GPU, only the name of one.
+    classifier = replace(nets.classifier(nets.Linear(), classes=3), device=torch.device("cuda", 0))
+    cudnn: Any = torch.backends.cudnn
+    with fresh_flags(monkeypatch):
+        use_precision("float32")
+        before = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+        with runner._deterministic(classifier):
+            assert (cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic) == (False, False, True)
+        assert (cudnn.enabled, cudnn.benchmark, cudnn.deterministic) == before
 
 
 def test_a_finished_job_is_left_as_it_is(tmp_path: Path) -> None:

@@ -306,10 +306,13 @@ def test_keys_of_a_newer_server_are_ignored_at_every_level() -> None:
 def test_what_an_older_server_leaves_out_has_its_default() -> None:
     reply, params = answered(methods=[SMALL])
     body = strict(dumps(to_json(reply, params)))
-    del body["placement"], body["explanations"][0]["meta"]["sweep"]
+    meta = body["explanations"][0]["meta"]
+    assert meta["precision"] == "float32"
+    del body["placement"], meta["sweep"], meta["precision"]
     read = from_json(body)
     assert read.placement is None
-    assert read.explanations[0].result.meta.sweep == ""
+    found = read.explanations[0].result.meta
+    assert (found.sweep, found.precision) == ("", "")
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from convlens.errors import ModelError, RequestError
 from convlens.explain import torch_sweeps
 from convlens.explain.onnx_forward import graph_backends
 from convlens.models import Classifier
+from convlens.runtime import onnx_session
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import OnnxRuntime
 
@@ -119,6 +120,12 @@ def test_the_library_does_not_load_onnxruntime_until_it_is_used() -> None:
 
 
 # ---- what it refuses
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_session_on_a_gpu_is_told_whether_to_round_to_tf32(tf32: bool) -> None:
+    # Its own default is to round; without a GPU no such session opens.
+    assert onnx_session._provider_settings(onnx_session.CUDA, 0, None, tf32)["use_tf32"] == str(int(tf32))
 
 
 def test_a_graph_of_other_weights_is_refused_with_both_hashes(scores: Path) -> None:
