@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from convlens import explain, gallery, image, inspection, models, visualization
     from convlens import inspection as inside
     from convlens import visualization as colour
+    from convlens.acceleration import accelerate
     from convlens.client import Client, GrpcClient
     from convlens.errors import ConvLensError
     from convlens.explain import ForwardPass, run
@@ -33,6 +34,7 @@ _HOMES = {
     "ConvLensError": "convlens.errors",
     "ForwardPass": "convlens.explain",
     "GrpcClient": "convlens.client",
+    "accelerate": "convlens.acceleration",
     "load": "convlens.models",
     "run": "convlens.explain",
 }
@@ -44,6 +46,7 @@ __all__ = [
     "ConvLensError",
     "ForwardPass",
     "GrpcClient",
+    "accelerate",
     "colour",
     "explain",
     "gallery",

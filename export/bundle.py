@@ -1,20 +1,16 @@
-"""A bundle: the folder of all graphs that an archive needs of one model, exported once and cached."""
+"""A bundle: the folder of all graphs that an archive needs of one model, exported together."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import convlens
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier
 from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
-from convlens.runtime.graph_contract import Kind, Strategy, labels_sha256
+from convlens.runtime.graph_contract import Kind, Strategy
 from convlens.types import Step, no_op
 from convlens.utils.files import replace_folder
 from export.exporter import ExportReport, OnStep, export
@@ -77,27 +73,6 @@ def bundle(
         raise ConvLensError(f"{folder} cannot be written ({error}); choose another folder or make room") from error
     renamed = tuple(replace(report, path=folder / report.path.name) for report in reports)
     return Bundle(folder, renamed, tuple(skipped))
-
-
-def cached_bundle(
-    classifier: Classifier,
-    cache: Path,
-    *,
-    kinds: Sequence[Kind],
-    window: int = 32,
-    stride: int = 16,
-    strategy: Strategy = "full",
-    on_step: OnStep = no_op,
-) -> Path:
-    """The folder in ``cache`` with these graphs of these weights by these versions, exported where it is missing."""
-    spec = classifier.spec
-    made_by = {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-    key = [spec.weights_sha256, labels_sha256(spec.labels), spec.crop, spec.mean, spec.std, spec.embedding_layer]
-    key += [list(kinds), window, stride, strategy, convlens.__version__, made_by]
-    folder = cache / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    if not _is_whole(folder):
-        bundle(classifier, folder, kinds=kinds, window=window, stride=stride, strategy=strategy, on_step=on_step)
-    return folder
 
 
 def _is_whole(folder: Path) -> bool:

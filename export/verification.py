@@ -110,7 +110,7 @@ def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_N
 def _gradients(
     runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec, kind: GradientKind
 ) -> Iterator[Deviation]:
-    double = dataclasses.replace(classifier, module=copy.deepcopy(classifier.module).double())
+    double = dataclasses.replace(classifier, module=copy.deepcopy(classifier.module).double(), graphs=None)
     for count in _batch_sizes(runtime.contract):
         gradient, logits = float("inf"), 0.0
         for attempt in range(_TRIES):

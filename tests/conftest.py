@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -42,10 +43,25 @@ def _as_our_processes_run() -> None:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> GraphCache:
-    """Exports a network once for all tests and all of pytest's workers: ``exported(classifier, kind, **options)``."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all of pytest's workers."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if WORKER else base) / "exported"
+    return base.parent if WORKER else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(shared_folder: Path) -> Iterator[None]:
+    """Graphs are kept in a folder of the tests, and commands do not export where a test does not ask for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVLENS_CACHE", str(shared_folder / "cache"))
+        patch.setenv("CONVLENS_ACCELERATE", "0")
+        yield
+
+
+@pytest.fixture(scope="session")
+def exported(shared_folder: Path) -> GraphCache:
+    """Exports a network once for all tests and all of pytest's workers: ``exported(classifier, kind, **options)``."""
+    folder = shared_folder / "exported"
     folder.mkdir(exist_ok=True)
     return GraphCache(folder)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from convlens.acceleration import cached_graphs, can_export
 from convlens.cli.console import print_message, progress_bar, spinner
 from convlens.engine.engine import EngineOptions
-from convlens.errors import RequestError, UnsupportedModelError
+from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, pack
 from convlens.runtime.graph_contract import Strategy
@@ -20,7 +20,6 @@ from convlens.torchserve import archive
 from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.types import Step
 
-GRAPH_CACHE = Path(".convlens") / "graphs"
 Runtime = Literal["torch", "onnx"]
 
 
@@ -63,12 +62,10 @@ def archive_graphs(classifier: Classifier, runtime: Runtime, *, strategy: Strate
 
     None where onnx is not installed and the runtime is torch, which can sweep without graphs; RequestError for onnx.
     """
-    if importlib.util.find_spec("onnx") is None:
-        if runtime == "onnx":
-            raise RequestError("exporting graphs needs onnx; run `pip install 'convlens[onnx]'`")
+    if not can_export() and runtime == "torch":
         print_message("onnx is not installed: occlusion sweeps will run on torch")
         return None
-    from export.bundle import ALONE, BESIDE, cached_bundle  # on first use: the exporter takes a second to import
+    from export.bundle import ALONE, BESIDE  # on first use: the exporter takes a second to import
 
     kinds = ALONE if runtime == "onnx" else BESIDE
     with progress_bar("exporting graphs", len(kinds)) as bar:
@@ -76,7 +73,7 @@ def archive_graphs(classifier: Classifier, runtime: Runtime, *, strategy: Strate
         def show(step: Step) -> None:
             bar.update(bar.task_ids[0], description=f"exporting {step.stage}", completed=step.done)
 
-        folder = cached_bundle(classifier, GRAPH_CACHE, kinds=kinds, strategy=strategy, on_step=show)
+        folder = cached_graphs(classifier, kinds=kinds, strategy=strategy, on_step=show)
         bar.update(bar.task_ids[0], description="graphs", completed=len(kinds))
     return folder
 

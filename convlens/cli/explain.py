@@ -11,9 +11,10 @@ import typer
 
 from convlens import image
 from convlens.cli.console import print_error, print_result, progress_bar, spinner
-from convlens.cli.models import open_model, open_sweep_graphs
+from convlens.cli.models import accelerated, open_model, open_sweep_graphs, wants_sweeps
 from convlens.cli.options import (
     DEFAULT_MODEL,
+    AccelerateOption,
     DeviceOption,
     MethodSettings,
     ModelOption,
@@ -31,6 +32,7 @@ from convlens.engine.engine import Engine
 from convlens.errors import ConvLensError
 from convlens.features.image_list import image_files
 from convlens.gallery import Gallery
+from convlens.models import Classifier
 from convlens.protocol.params import Params, parse_params
 from convlens.protocol.requests import Request
 from convlens.runtime.torch_runtime import keep_freed_memory
@@ -62,6 +64,7 @@ def explain(
     topk: TopKOption = 5,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
+    accelerate: AccelerateOption = True,
 ) -> None:
     """Explain images without a server: arrays, overlays and one HTML report."""
     keep_freed_memory()
@@ -78,6 +81,8 @@ def explain(
     with spinner(f"loading {model}"):
         network = open_model(model, device=device, precision=precision)
         opened = Gallery.open(gallery) if gallery else None
+    if isinstance(network, Classifier):
+        network = accelerated(network, wanted=accelerate and not graphs and wants_sweeps(params, "full"))
     engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params))
     results, failures = _explain_all(engine, paths, params)
     if results:

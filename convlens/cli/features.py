@@ -8,14 +8,24 @@ from typing import Annotated
 import typer
 
 from convlens.cli.console import print_message, print_result, print_skipped, spinner, throughput_bar
-from convlens.cli.options import DEFAULT_MODEL, DeviceOption, GraphOption, ModelOption, PrecisionOption, RayOption
+from convlens.cli.models import accelerated
+from convlens.cli.options import (
+    DEFAULT_MODEL,
+    AccelerateOption,
+    DeviceOption,
+    GraphOption,
+    ModelOption,
+    PrecisionOption,
+    RayOption,
+)
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.image_list import find_images
 from convlens.features.loader import BATCH_SIZE
+from convlens.features.output_dir import interrupted_runtime
 from convlens.features.row_files import Format
 from convlens.models import load
-from convlens.runtime.torch_runtime import keep_freed_memory
+from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
 
 
 def features(
@@ -31,6 +41,7 @@ def features(
     batch: Annotated[int, typer.Option(min=1, help="Images in one forward pass.")] = BATCH_SIZE,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
+    accelerate: AccelerateOption = True,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that read images. Default: one per CPU core.")
     ] = None,
@@ -61,7 +72,9 @@ def features(
             )
     else:
         with spinner(f"loading {model}"):
-            embedder = open_embedder(load(model, device=device, precision=precision), graph, batch=batch)
+            classifier = load(model, device=device, precision=precision)
+        by_graph = accelerate and not graph and interrupted_runtime(output) != TorchRuntime.name
+        embedder = open_embedder(accelerated(classifier, wanted=by_graph), graph, batch=batch)
         with throughput_bar("extracting", len(files)) as update:
             extraction = extract(
                 files,

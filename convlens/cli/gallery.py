@@ -14,8 +14,10 @@ from rich.text import Text
 
 from convlens import image
 from convlens.cli.console import out, print_result, print_skipped, spinner, throughput_bar
+from convlens.cli.models import accelerated
 from convlens.cli.options import (
     DEFAULT_MODEL,
+    AccelerateOption,
     DeviceOption,
     GalleryPath,
     GraphOption,
@@ -26,7 +28,7 @@ from convlens.cli.options import (
 from convlens.gallery import BuildReport, Gallery
 from convlens.gallery import add as add_images
 from convlens.gallery import build as build_gallery
-from convlens.gallery.builder import image_files
+from convlens.gallery.builder import image_files, interrupted_runtime
 from convlens.gallery.index import IndexChoice
 from convlens.gallery.vectors import FeatureSpace
 from convlens.models import load
@@ -55,12 +57,15 @@ def build(
     graph: GraphOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
+    accelerate: AccelerateOption = True,
 ) -> None:
     """Build a gallery from a folder of images with the model's embeddings; run again to resume."""
     keep_freed_memory()
     total = len(image_files(folder))
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
+    by_graph = accelerate and not graph and interrupted_runtime(output) != TorchRuntime.name
+    classifier = accelerated(classifier, wanted=by_graph)
     with throughput_bar("embedding", total) as update:
         report = build_gallery(
             folder,
@@ -85,12 +90,15 @@ def add(
     graph: GraphOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
+    accelerate: AccelerateOption = True,
 ) -> None:
     """Add images to a gallery; the gallery changes only when all of them are in."""
     keep_freed_memory()
     total = len(image_files(folder))
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
+    by_graph = accelerate and not graph and interrupted_runtime(gallery) != TorchRuntime.name
+    classifier = accelerated(classifier, wanted=by_graph)
     with throughput_bar("embedding", total) as update:
         report = add_images(
             folder,

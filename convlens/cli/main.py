@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "invert": ("synthesis:invert", "Feature inversion: reconstruct an image from a layer's features."),
     "texture": ("synthesis:texture", "Texture synthesis: Gram matrices, quilting or Efros-Leung."),
     "jobs": ("jobs:app", "Run many synthesis jobs from a file; run again to resume."),
+    "cache": ("cache:app", "List or clear what is kept for this machine, such as exported graphs."),
     "archive": ("archive:archive", "Build NAME.mar for TorchServe."),
     "export": ("export:export", "Export ONNX graphs, each compared with torch before it is written."),
     "serve": ("serve:serve", "Serve an archive on 127.0.0.1 until Ctrl-C."),

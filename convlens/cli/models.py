@@ -10,19 +10,21 @@ from typing import Annotated
 
 import typer
 
-from convlens.cli.archive_cache import GRAPH_CACHE
-from convlens.cli.console import print_message, print_result, spinner
+from convlens.acceleration import accelerate, cached_graphs, can_export
+from convlens.cli.console import print_message, print_result, print_warning, spinner
 from convlens.engine.backend import Model, graphs_beside
 from convlens.engine.method_calls import MethodCall, method_calls
-from convlens.errors import ModelError, RequestError
+from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.explain import GraphModel
 from convlens.models import Classifier, ModelName, choose_device, listing, load
 from convlens.models.manifest import GRAPHS
 from convlens.models.sources import source_names
 from convlens.protocol.params import Params
+from convlens.runtime.graph_contract import Strategy
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import Providers
-from convlens.types import ArithmeticPrecision
+from convlens.types import ArithmeticPrecision, Step
+from convlens.utils.cache_dir import default_folder
 
 
 def models(
@@ -58,6 +60,30 @@ def open_model(name: str, *, device: str, precision: ArithmeticPrecision) -> Mod
     return GraphModel.open(Path(folder), providers=providers, device_id=placed.index or 0, precision=precision)
 
 
+def accelerated(classifier: Classifier, *, wanted: bool) -> Classifier:
+    """The classifier with its graph from the cache, exported now where there is none, with a line that says so.
+
+    As it is where that is not wanted, on a GPU (torch is faster there), without onnx, and where it does not succeed.
+    """
+    if not wanted or classifier.device.type != "cpu" or not can_export():
+        return classifier
+    name, announced = classifier.spec.name, False
+    with spinner(f"opening the graph of {name}") as update:
+
+        def show(step: Step) -> None:
+            nonlocal announced
+            if not announced:
+                print_message(f"exporting {name} once for this machine; the graph is kept in {default_folder()}")
+            announced = True
+            update(f"exporting {name}: {step.stage}")
+
+        try:
+            return accelerate(classifier, on_step=show)
+        except ConvLensError as error:
+            print_warning(f"torch runs {name}, not its graph: {error.message}")
+            return classifier
+
+
 def open_sweep_graphs(model: Model, paths: Sequence[Path], params: Params) -> GraphSet | None:
     """The graphs for a network's occlusion sweeps: those given, else those that incremental sweeps cannot do without.
 
@@ -70,25 +96,27 @@ def open_sweep_graphs(model: Model, paths: Sequence[Path], params: Params) -> Gr
     return graphs_beside(model, paths or _incremental_graphs(model, params))
 
 
+def wants_sweeps(params: Params, strategy: Strategy) -> bool:
+    """Whether the request asks for an occlusion sweep of that strategy."""
+    return bool(_sweeps(params, strategy))
+
+
 def _incremental_graphs(classifier: Classifier, params: Params) -> list[Path]:
     """A folder of graphs for each incremental sweep in the request, exported where the cache has none."""
-    return [
-        _incremental_graph(classifier, call)
-        for call in method_calls(params, ())
-        if call.method.name == "occlusion" and call.options["strategy"] == "incremental"
-    ]
+    return [_incremental_graph(classifier, call) for call in _sweeps(params, "incremental")]
+
+
+def _sweeps(params: Params, strategy: Strategy) -> list[MethodCall]:
+    calls = method_calls(params, ())
+    return [call for call in calls if call.method.name == "occlusion" and call.options["strategy"] == strategy]
 
 
 def _incremental_graph(classifier: Classifier, call: MethodCall) -> Path:
-    from export.bundle import cached_bundle  # on first use: the exporter takes a second to import
-
     window, stride = call.options["window"], call.options["stride"]
     if not isinstance(window, int):
         raise RequestError("give the graphs of several incremental windows by --graphs", field="options.window")
     with spinner("exporting an incremental sweep"):
-        return cached_bundle(
-            classifier, GRAPH_CACHE, kinds=["occlusion"], window=window, stride=stride, strategy="incremental"
-        )
+        return cached_graphs(classifier, kinds=["occlusion"], window=window, stride=stride, strategy="incremental")
 
 
 def _matches(name: str) -> list[ModelName]:

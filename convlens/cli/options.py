@@ -40,6 +40,13 @@ GraphOption = Annotated[
     Path | None,
     typer.Option(help="Graph of `convlens export embedding` to run instead of the network; twice as fast on CPUs."),
 ]
+AccelerateOption = Annotated[
+    bool,
+    typer.Option(
+        envvar="CONVLENS_ACCELERATE",
+        help="On a CPU, export the network once for this machine and run it on ONNX Runtime from then on.",
+    ),
+]
 RayOption = Annotated[
     str, typer.Option(help="Run on a Ray cluster: its address, or `local` to start one on this machine.")
 ]

@@ -6,13 +6,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convlens.explain.forward import Forward, OnStep
+from convlens.explain.onnx_forward import graph_backends
 from convlens.explain.scores import require_finite
 from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend
@@ -31,6 +32,9 @@ from convlens.models import Classifier
 from convlens.runtime.cuda_graphs import CapturedPass, CapturedPasses, captured_passes
 from convlens.runtime.torch_runtime import TorchRuntime, as_input, pooled
 from convlens.types import Floats, Ints, ScoreKind, Step, no_op
+
+if TYPE_CHECKING:
+    from convlens.runtime.graph_set import GraphSet
 
 T = TypeVar("T")
 
@@ -92,26 +96,32 @@ class ForwardPass(Forward):
 
 
 def torch_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend] = ()) -> SweepAutotuner:
-    """The sweep backends of a network: its graphs first, then torch, then torch in half precision."""
+    """The sweep backends of a network: graphs first, then torch, then torch in half precision.
+
+    Where no further ``graphs`` are given, those of an accelerated network and those of a network on a GPU are kept:
+    what one batch captured and timed serves the next.
+    """
+    kept = classifier.graphs or (classifier.module if classifier.device.type == "cuda" else None)
+    if graphs or kept is None:
+        return _new_sweeps(classifier, graphs)
+    if kept not in _KEPT:
+        _KEPT[kept] = _new_sweeps(classifier, ())
+    return _KEPT[kept]
+
+
+# By what lives as long as the classifier does; the sweeps hold neither.
+_KEPT: weakref.WeakKeyDictionary[nn.Module | GraphSet, SweepAutotuner] = weakref.WeakKeyDictionary()
+
+
+def _new_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend]) -> SweepAutotuner:
     module, device = classifier.module, classifier.device
+    graphs = [*graphs, *(graph_backends(classifier.graphs) if classifier.graphs else ())]
     if device.type == "cuda":
-        return _gpu_sweeps(module, device, tuple(graphs))
+        return SweepAutotuner([*graphs, *device_sweeps(module, device)])
     # ONNX Runtime's forward pass took .20 to .55 of eager torch's.
     runtime = TorchRuntime(module, classifier.spec.embedding_layer, device, precision=classifier.precision)
     half = BatchedSweep(HalfPrecisionScorer(module, device), precision="half")
     return SweepAutotuner([*graphs, BatchedSweep(runtime), half])
-
-
-_GPU_SWEEPS: weakref.WeakKeyDictionary[nn.Module, SweepAutotuner] = weakref.WeakKeyDictionary()
-
-
-def _gpu_sweeps(module: nn.Module, device: torch.device, graphs: tuple[SweepBackend, ...]) -> SweepAutotuner:
-    """Without graphs those of all batches through this module: what one batch captured and timed serves the next."""
-    if graphs:
-        return SweepAutotuner([*graphs, *device_sweeps(module, device)])
-    if module not in _GPU_SWEEPS:
-        _GPU_SWEEPS[module] = SweepAutotuner(device_sweeps(module, device))
-    return _GPU_SWEEPS[module]
 
 
 class ProgressModule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from convlens.models import Classifier
 from convlens.runtime.graph_contract import EMBEDDING, LOGITS, GraphContract, labels_sha256
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import Floats, ModelSpec
-from convlens.utils.files import sha256_of_file
+
+if TYPE_CHECKING:
+    from convlens.runtime.onnx_runtime import OnnxRuntime
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,12 @@ def graph_embedder(classifier: Classifier, graph: Path) -> Embedder:
         threads=None if on_gpu else torch.get_num_threads(),  # one setting limits both runtimes
         tf32=classifier.precision == "tf32",
     )
+    _require_match(runtime.contract, classifier.spec, graph)
+    return _runtime_embedder(classifier, runtime)
+
+
+def _runtime_embedder(classifier: Classifier, runtime: OnnxRuntime) -> Embedder:
     contract = runtime.contract
-    _require_match(contract, classifier.spec, graph)
 
     def embed(pixels: NDArray[Any]) -> tuple[Floats, Floats]:
         if contract.batch is not None:
@@ -77,7 +83,7 @@ def graph_embedder(classifier: Classifier, graph: Path) -> Embedder:
         runtime.name,
         str(runtime.device),
         runtime.precision,
-        sha256_of_file(graph),
+        runtime.sha256,
     )
 
 
@@ -111,5 +117,8 @@ def _as_exported(spec: ModelSpec, contract: GraphContract) -> ModelSpec:
 
 
 def open_embedder(classifier: Classifier, graph: Path | None, *, batch: int) -> Embedder:
-    """``graph_embedder`` where a graph is given, else ``torch_embedder``."""
-    return graph_embedder(classifier, graph) if graph else torch_embedder(classifier, batch=batch)
+    """By the graph where one is given, else by the classifier's own graph of embeddings, else by torch."""
+    if graph:
+        return graph_embedder(classifier, graph)
+    runtime = classifier.graphs.first("embedding") if classifier.graphs else None
+    return _runtime_embedder(classifier, runtime) if runtime else torch_embedder(classifier, batch=batch)

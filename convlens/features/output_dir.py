@@ -150,6 +150,12 @@ def resume_or_create(out: Path, settings: Mapping[str, Any], *, overwrite: bool)
     return partial
 
 
+def interrupted_runtime(out: Path) -> str:
+    """The runtime of the run that was begun in this folder and can be resumed; empty where there is none."""
+    settings = _read_json(out / PARTIAL / _SETTINGS) or {}
+    return str(settings.get("runtime", ""))
+
+
 def _differences(previous: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     names = [*settings, *(name for name in previous if name not in settings)]
     return "; ".join(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens.errors import GalleryError, RequestError
-from convlens.features import image_list
+from convlens.features import image_list, output_dir
 from convlens.features.embedder import Embedder, open_embedder
 from convlens.features.extract import extract
 from convlens.features.loader import BATCH_SIZE, ImageReader, LoadedImage, embed_images
@@ -175,6 +175,11 @@ def image_files(images: Path | Sequence[Path]) -> dict[str, Path]:
         return image_list.image_files(images)
     except RequestError as error:
         raise GalleryError(error.message) from error
+
+
+def interrupted_runtime(folder: Path) -> str:
+    """What embeds the images of a build that was begun in this folder and can be resumed; empty where there is none."""
+    return output_dir.interrupted_runtime(folder / EXTRACTION)
 
 
 @dataclass(frozen=True)

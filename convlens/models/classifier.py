@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from convlens.errors import ModelError
 from convlens.types import ArithmeticPrecision, ModelSpec
+
+if TYPE_CHECKING:
+    from convlens.runtime.graph_set import GraphSet
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Classifier:
     ``module`` maps normalised images (N, 3, crop, crop) to logits (N, K). ``source`` is the full name that it was
     loaded by, local folders included (after ``unpack`` the name of its architecture alone); ``spec.name`` has no
     folders and may be shown to anybody. ``precision`` is what its passes multiply float32 in: None leaves torch's flags
-    alone, which allow TF32 for convolutions on a GPU.
+    alone, which allow TF32 for convolutions on a GPU. ``graphs`` are exported from ``module`` as it is
+    (``convlens.accelerate``), or None: what they can compute need not be computed by torch.
     """
 
     module: nn.Module
@@ -26,6 +31,7 @@ class Classifier:
     device: torch.device
     source: str
     precision: ArithmeticPrecision | None = None
+    graphs: GraphSet | None = field(default=None, repr=False)
 
 
 def choose_device(name: str | torch.device) -> torch.device:

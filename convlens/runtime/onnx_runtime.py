@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,6 +41,7 @@ from convlens.runtime.onnx_session import (
 )
 from convlens.types import Floats, Ints, ScoreKind
 from convlens.utils.concurrency import ParallelRuns, cores
+from convlens.utils.files import sha256_of_file
 
 __all__ = ["OnnxRuntime", "Providers"]
 
@@ -98,10 +100,22 @@ class OnnxRuntime:
         self.name = f"onnxruntime:{provider}"
         in_float32 = arithmetic_of("tf32" if tf32 else "float32", self.device)
         self.precision = in_float32 if self.contract.precision == "float32" else self.contract.precision
-        self._label = label
+        self._graph, self._label = graph, label
         self._parallel = self._parallel_runs(graph, threads or cores())
         self._single_threaded: Any = None
         self._lock = threading.Lock()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the graph's file."""
+        graph = self._graph
+        return hashlib.sha256(graph).hexdigest() if isinstance(graph, bytes) else sha256_of_file(Path(graph))
+
+    def read_whole(self) -> None:
+        """Read now what is otherwise read when it is first needed: from here on the file may go."""
+        _ = self.sha256
+        if self._parallel is not None:
+            self._single_threaded_session()
 
     def require_weights(self, weights_sha256: str) -> None:
         """ModelError where the graph was exported from other weights, with both hashes."""

@@ -64,8 +64,10 @@ def _swap(draft: Path, folder: Path) -> None:
 
 
 @contextmanager
-def exclusive_lock(path: Path, *, busy: ConvLensError) -> Iterator[None]:
-    """Hold ``path`` for this process alone; raises ``busy`` at once where another process (or thread) holds it.
+def exclusive_lock(path: Path, *, busy: ConvLensError | None) -> Iterator[None]:
+    """Hold ``path`` for this process alone.
+
+    Where another process (or thread) holds it, ``busy`` is raised at once; with None this waits until it is free.
 
     A folder is locked as it is, without a file in it; a file is made where there is none, and stays. The lock ends with
     the ``with`` or with the process, however that dies. Raises OSError where ``path`` cannot be opened.
@@ -76,7 +78,7 @@ def exclusive_lock(path: Path, *, busy: ConvLensError) -> Iterator[None]:
     # which are copied and served from read-only places.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not lock_descriptor(descriptor, blocking=False):
+        if not lock_descriptor(descriptor, blocking=busy is None) and busy is not None:
             raise busy
         yield
     finally:

@@ -50,6 +50,7 @@ def test_a_network_without_relus_is_not_asked_for_guided_backprop_by_default(tmp
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, where graphs are cached, too."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
@@ -66,7 +67,7 @@ def test_graphs_for_sweeps_travel_along_by_default_and_are_exported_once(elsewhe
         elsewhere / "convlens.mar"
     )
     assert section(elsewhere / "convlens.mar")["graphs"] == "graphs"
-    graphs = list((elsewhere / ".convlens" / "graphs").rglob("*.onnx"))
+    graphs = list((elsewhere / "cache").rglob("*.onnx"))
     written = {path: path.stat().st_mtime_ns for path in graphs}
     assert "up to date" in convlens(*arguments).output
     assert {path: path.stat().st_mtime_ns for path in graphs} == written

@@ -22,7 +22,7 @@ from convlens.runtime.graph_contract import labels_sha256
 from convlens.runtime.graph_set import graph_files, open_graphs
 from convlens.types import ArithmeticPrecision, Attribution, Step
 from export.__main__ import main
-from export.bundle import bundle, cached_bundle
+from export.bundle import bundle
 from export.exporter import export
 
 KINDS = ("embedding", "occlusion", "saliency", "guided_backprop")
@@ -204,16 +204,6 @@ def test_a_packed_network_is_left_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_in_words() -> None:
     with pytest.raises(ConvLensError, match=r"/proc/graphs cannot be written \(.+\); choose another folder"):
         bundle(small(), Path("/proc/graphs"), kinds=("embedding",))
-
-
-def test_what_was_exported_before_is_not_exported_again(tmp_path: Path) -> None:
-    first = cached_bundle(small(), tmp_path, kinds=("scores",))
-    written = (first / "scores.onnx").stat().st_mtime_ns
-    assert cached_bundle(small(), tmp_path, kinds=("scores",)) == first
-    assert (first / "scores.onnx").stat().st_mtime_ns == written
-    net = small()
-    other = replace(net, spec=replace(net.spec, weights_sha256="1" * 64))
-    assert cached_bundle(other, tmp_path, kinds=("scores",)) != first
 
 
 def test_the_command_writes_a_bundle_and_says_how_well_it_agrees(
