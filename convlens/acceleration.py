@@ -133,7 +133,8 @@ def _agrees(graphs: GraphSet, classifier: Classifier) -> bool:
     """Whether the graph gives what the network gives now: the weights' hash does not see an edited forward pass."""
     (runtime,), spec = graphs.all(_KIND), classifier.spec
     x_NCHW = np.random.default_rng(0).standard_normal((1, len(spec.mean), spec.crop, spec.crop), dtype=np.float32)
-    expected = TorchRuntime(classifier.module, spec.embedding_layer, classifier.device).logits_and_embeddings(x_NCHW)
+    runtime_by_torch = TorchRuntime(classifier.module, spec.embedding_layer, classifier.device, precision="float32")
+    expected = runtime_by_torch.logits_and_embeddings(x_NCHW)
     return all(
         bool(np.abs(torch_ND - onnx_ND).max() <= runtime.contract.tolerance * np.abs(torch_ND).max())
         for torch_ND, onnx_ND in zip(expected, runtime.logits_and_embeddings(x_NCHW), strict=True)

@@ -22,7 +22,7 @@ from convlens import image
 from convlens.errors import ModelError, UnsupportedModelError
 from convlens.explain import ForwardPass
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import tapped
+from convlens.instrument import arithmetic, tapped
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import (
     EMBEDDING,
@@ -100,7 +100,8 @@ def _batches(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> I
 
 def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_NCHW: Floats) -> Mapping[str, Floats]:
     if contract.kind == "features":
-        with torch.inference_mode(), tapped(classifier.module, outputs=contract.layers) as tap:
+        in_float32 = arithmetic("float32", classifier.device)
+        with torch.inference_mode(), in_float32, tapped(classifier.module, outputs=contract.layers) as tap:
             tap.module(as_input(x_NCHW, classifier.module, classifier.device))
         return {layer: tap.outputs[layer].cpu().numpy() for layer in contract.layers}
     logits_NK, embedding_ND = _runtime(classifier, spec).logits_and_embeddings(x_NCHW)
@@ -154,7 +155,7 @@ def _hidden(x_CHW: Floats, windows: Windows, index: int, fill: float) -> Floats:
 
 
 def _runtime(classifier: Classifier, spec: ModelSpec) -> TorchRuntime:
-    return TorchRuntime(classifier.module, spec.embedding_layer, classifier.device)
+    return TorchRuntime(classifier.module, spec.embedding_layer, classifier.device, precision="float32")
 
 
 def _noise(count: int, spec: ModelSpec, attempt: int = 0) -> Bytes8:

@@ -119,7 +119,8 @@ def _new_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend]) -> Sweep
     if device.type == "cuda":
         return SweepAutotuner([*graphs, *device_sweeps(module, device)])
     # ONNX Runtime's forward pass took .20 to .55 of eager torch's.
-    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device, precision=classifier.precision)
+    # In no precision of its own: these are kept, and the pass that sweeps says in what.
+    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
     half = BatchedSweep(HalfPrecisionScorer(module, device), precision="half")
     return SweepAutotuner([*graphs, BatchedSweep(runtime), half])
 

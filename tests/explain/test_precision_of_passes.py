@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch_flags import BACKENDS, fresh_flags
 
 from convlens.engine.engine import Engine, EngineOptions
-from convlens.explain import ForwardPass, available_methods, run
+from convlens.explain import ForwardPass, available_methods, run, torch_sweeps
 from convlens.explain.neurons import run_neurons
 from convlens.features.embedder import torch_embedder
 from convlens.inspection.activations import activations
@@ -129,6 +129,17 @@ def test_every_pass_runs_in_the_model_s_precision(name: str, tmp_path: Path) -> 
     module, classifier = watched(None)
     PASSES[name](classifier, tmp_path)
     assert set(module.seen) == {"bf16"}, "without a precision torch's flags are left alone"
+
+
+def test_sweeps_that_are_kept_serve_a_model_of_another_precision() -> None:
+    torch.set_float32_matmul_precision("medium")
+    module, classifier = watched("float32")
+    sweeps = torch_sweeps(classifier)
+    run("occlusion", ForwardPass(classifier, pictures(), sweeps=sweeps), [0, 2], OPTIONS["occlusion"])
+    module.seen.clear()
+    unasked = replace(classifier, precision=None)
+    run("occlusion", ForwardPass(unasked, pictures(), sweeps=sweeps), [0, 2], OPTIONS["occlusion"])
+    assert set(module.seen) == {"bf16"}
 
 
 @pytest.mark.parametrize("name", INSPECTIONS)
