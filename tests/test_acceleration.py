@@ -107,6 +107,15 @@ def test_sweeps_run_on_a_graph_with_the_network_s_own_scores(model: str) -> None
     assert classifier.graphs is None
 
 
+def test_a_sweep_alone_needs_no_forward_pass_by_torch(model: str) -> None:
+    fast, _ = accelerated(load(model))
+    forward = convlens.ForwardPass(fast, pictures(2))
+    result = convlens.run("occlusion", forward, [2, 4], WINDOWS)
+    assert forward.counts["forwards"] == 0
+    np.testing.assert_allclose(result.score_N, forward.logits_NK[[0, 1], [2, 4]], rtol=1e-5)
+    assert forward.counts["forwards"] == 1
+
+
 def test_features_come_from_the_same_graph(model: str) -> None:
     classifier = load(model)
     fast, _ = accelerated(classifier)

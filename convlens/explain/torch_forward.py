@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.onnx_forward import graph_backends
-from convlens.explain.scores import require_finite
+from convlens.explain.scores import require_finite, scores_of
 from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend
 from convlens.explain.sweeps.device import device_sweeps
@@ -86,6 +86,10 @@ class ForwardPass(Forward):
     def embedding_ND(self) -> Floats:
         return self._shared.embedding_ND[self._rows]
 
+    def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
+        logits_NK = require_finite(self._shared.scored_NK[self._rows])
+        return scores_of(logits_NK, kind)[np.arange(len(self)), target_N]
+
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
@@ -154,6 +158,7 @@ class _SharedPass:
         self._x_NCHW = x_NCHW
         self._graph: tuple[Tensor, Tensor] | None = None
         self._logits_NK: Floats | None = None
+        self._graph_logits_NK: Floats | None = None
         self._embedding_ND: Floats | None = None
         self._guarded = False
         self._replay = _Replay(classifier, x_NCHW) if x_NCHW.is_cuda else None
@@ -176,6 +181,16 @@ class _SharedPass:
                     with torch.no_grad():
                         self._forward(self._x_NCHW)
         return _computed(self._logits_NK)
+
+    @property
+    def scored_NK(self) -> Floats:
+        """The logits by whatever has computed them, else by the classifier's graph where it has one."""
+        # Before a sweep: after a forward pass by torch its threads would spin, on the cores that the sweep needs. Where
+        # other work ran on them too, that pass took ten times as long as one whose threads sleep (OMP_WAIT_POLICY).
+        if self._logits_NK is None and self._graph_logits_NK is None and self._classifier.graphs:
+            runtime = self._classifier.graphs.first("scores") or self._classifier.graphs.first("embedding")
+            self._graph_logits_NK = runtime.logits(self._x_NCHW) if runtime else None
+        return self.logits_NK if self._graph_logits_NK is None else self._graph_logits_NK
 
     @property
     def embedding_ND(self) -> Floats:
