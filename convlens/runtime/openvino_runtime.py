@@ -1,0 +1,189 @@
+"""Runs one exported graph by OpenVINO on the CPU: in float32, or in bfloat16 where the processor computes in it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import queue
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convlens.errors import ModelError, OutOfMemoryError
+from convlens.runtime.graph_contract import EMBEDDING, LOGITS, GraphContract, Precision, read_contract
+from convlens.runtime.memory import is_out_of_memory
+from convlens.runtime.onnx_session import InputArray, as_input, split
+from convlens.types import Floats
+from convlens.utils.concurrency import ParallelRuns, cores
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """A module that cannot be imported for a while."""
+    before = sys.modules.get(module)
+    sys.modules[module] = None  # type: ignore[assignment]  # as the import system wants it
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        if before is not None:
+            sys.modules[module] = before
+
+
+# `import openvino` reports itself to an analytics service without asking, and writes an id into the home folder.
+# Where its telemetry package is missing it has a stand-in, which it keeps: later it sends nothing either.
+with _hidden("openvino_telemetry"):
+    import openvino as ov
+
+_CPU = torch.device("cpu")
+_KINDS = ("scores", "embedding")
+# With no hint OpenVINO computes in bfloat16 wherever the processor has it, float32 included.
+_HINTS: dict[Precision, str] = {"float32": "f32", "half": "bf16"}
+_ARITHMETIC: dict[Precision, str] = {"float32": "float32", "half": "bfloat16"}
+
+
+@functools.cache
+def precisions() -> tuple[Precision, ...]:
+    """The precisions that this processor computes in: ``half`` needs instructions for bfloat16."""
+    has_bf16 = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", "half") if has_bf16 else ("float32",)
+
+
+class OpenVinoRuntime:
+    """A graph of scores or embeddings, compiled for the CPU; safe to use from several threads.
+
+    Images and outputs are those of ``OnnxRuntime``. Each core runs one image at a time. ``contract`` says what the
+    graph is, ``name`` in what arithmetic it runs.
+    """
+
+    def __init__(
+        self, graph: Path | str | bytes, *, precision: Precision = "float32", threads: int | None = None
+    ) -> None:
+        """Open a file, or the bytes of one; ``threads`` (default: one a core) run an image each.
+
+        Raises ModelError for a file that is no graph of ours, does not keep its contract, is of another kind, in
+        another precision or bound to a batch size, and for ``half`` on a processor without bfloat16: it would run in
+        float32.
+        """
+        label = "the graph" if isinstance(graph, bytes) else str(graph)
+        if precision not in precisions():
+            raise ModelError(
+                f"precision={precision!r} is not available on this processor; there are: {', '.join(precisions())}"
+            )
+        model = _read(graph, label)
+        self.contract = _contract_of(model, label)
+        self.name = f"openvino:{_ARITHMETIC[precision]}"
+        self.device = _CPU
+        self._runs = ParallelRuns(threads or cores())
+        compiled = _compiled(model, label, _HINTS[precision], self._runs.count)
+        self._requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(self._runs.count):
+            self._requests.put(compiled.create_infer_request())
+
+    @property
+    def parallel_runs(self) -> int:
+        """Number of images that are computed at once."""
+        return self._runs.count
+
+    def logits(self, x_NCHW: InputArray) -> Floats:
+        """Logits (N, K)."""
+        return self._outputs(x_NCHW, LOGITS)[0]
+
+    def embeddings(self, x_NCHW: InputArray) -> Floats:
+        """Embeddings (N, D), from a graph of embeddings."""
+        return self._outputs(x_NCHW, EMBEDDING)[0]
+
+    def logits_and_embeddings(self, x_NCHW: InputArray) -> tuple[Floats, Floats]:
+        """Both from the same runs of a graph of embeddings."""
+        logits_NK, embedding_ND = self._outputs(x_NCHW, LOGITS, EMBEDDING)
+        return logits_NK, embedding_ND
+
+    def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Iterator[Floats]:
+        """Logits (N, K) of the images that each maker returns, in order; makers are called in the running threads."""
+        return (outputs[0] for outputs in self._runs.results([partial(self._run, maker, (LOGITS,)) for maker in makers]))
+
+    def _outputs(self, x_NCHW: InputArray, *names: str) -> list[Floats]:
+        """The named outputs, image by image on all cores."""
+        missing = [name for name in names if all(port.name != name for port in self.contract.outputs)]
+        if missing:
+            raise ModelError(
+                f"a graph of kind {self.contract.kind!r} does not give {', '.join(missing)}; export another"
+            )
+        calls = [partial(self._run, partial(np.asarray, image), names) for image in split(x_NCHW, 1)]
+        return [np.concatenate(parts) for parts in zip(*self._runs.results(calls), strict=True)]
+
+    def _run(self, maker: Callable[[], InputArray], names: Sequence[str]) -> list[Floats]:
+        (port,) = self.contract.inputs
+        x_NCHW = as_input(maker(), port, _CPU).numpy()
+        request = self._requests.get()
+        try:
+            # Shared inputs are read where they lie; outputs are copies, or the next run would write into them.
+            results = [request.infer({port.name: image_CHW[None]}, share_inputs=True) for image_CHW in x_NCHW]
+        except RuntimeError as error:
+            raise _run_error(error, self.name) from error
+        finally:
+            self._requests.put(request)
+        return [np.concatenate([result[name] for result in results]) for name in names]
+
+
+@functools.cache
+def _core() -> Any:
+    return ov.Core()
+
+
+def _read(graph: Path | str | bytes, label: str) -> Any:
+    try:
+        return _core().read_model(graph if isinstance(graph, bytes) else str(graph))
+    except RuntimeError as error:
+        raise ModelError(f"{label} cannot be opened by OpenVINO {ov.__version__}: {_short(error)}") from error
+
+
+def _contract_of(model: Any, label: str) -> GraphContract:
+    """The contract in the metadata that OpenVINO read; ModelError unless the graph keeps it and can be run here."""
+    metadata = model.get_rt_info(["framework"]).value if model.has_rt_info(["framework"]) else {}
+    contract = read_contract(metadata, graph=label)
+    if contract.kind not in _KINDS or contract.precision != "float32" or contract.batch is not None:
+        raise ModelError(
+            f"{label} is a graph of {contract.kind} in {contract.precision} for {contract.batch or 'any number of'} "
+            f"images; OpenVINO runs graphs of {' or '.join(_KINDS)} in float32 for any number of them"
+        )
+    for ports, promised in ((model.inputs, contract.inputs), (model.outputs, contract.outputs)):
+        actual = [(port.get_any_name(), port.get_element_type().to_dtype().name, _sizes(port)) for port in ports]
+        expected = [(p.name, p.dtype, tuple(n if isinstance(n, int) else None for n in p.shape)) for p in promised]
+        if actual != expected:
+            raise ModelError(
+                f"{label} does not keep its contract: it has {actual}, which says {expected}; export it again"
+            )
+    return contract
+
+
+def _sizes(port: Any) -> tuple[int | None, ...]:
+    """The port's dimensions, None where any size is allowed."""
+    return tuple(None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+
+
+def _compiled(model: Any, label: str, hint: str, threads: int) -> Any:
+    (port,) = model.inputs
+    # For one image: 5 to 20 % faster than for any number of them, and than two or four at once.
+    model.reshape({port: [1, *list(port.partial_shape)[1:]]})
+    settings = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads}
+    try:
+        # Not pinned: workers of a server would all pin their threads to the same cores.
+        return _core().compile_model(model, "CPU", settings | {"ENABLE_CPU_PINNING": False})
+    except RuntimeError as error:
+        raise ModelError(f"{label} cannot be compiled by OpenVINO {ov.__version__}: {_short(error)}") from error
+
+
+def _run_error(error: RuntimeError, name: str) -> ModelError | OutOfMemoryError:
+    if is_out_of_memory(error):
+        return OutOfMemoryError(f"{name} ran out of memory: {_short(error)}; use smaller batches or another device")
+    return ModelError(f"{name} failed: {_short(error)}")
+
+
+def _short(error: RuntimeError) -> str:
+    """The last line: those before it say where in OpenVINO's sources."""
+    return str(error).strip().splitlines()[-1][:300]
