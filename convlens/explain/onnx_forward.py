@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from convlens.explain.forward import Forward, OnStep
 from convlens.explain.scores import require_finite
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.explain.sweeps.backends import GraphSweep, ParallelSweep, SweepBackend
+from convlens.explain.sweeps.openvino import openvino_sweeps
 from convlens.gallery import Gallery
 from convlens.instrument import ReluRule, require_precision
 from convlens.models.manifest import GRAPHS, read_manifest
@@ -181,7 +183,10 @@ def graph_backends(graphs: GraphSet) -> Sequence[SweepBackend]:
     batched = [ParallelSweep(runtime, precision=runtime.contract.precision) for runtime in scorers]
     whole = [GraphSweep(runtime) for runtime in graphs.all("occlusion")]
     # Parallel runs, a core each, are expected to beat a graph of the whole sweep; on one core they are not.
-    return [*batched, *whole] if any(runtime.parallel_runs > 1 for runtime in scorers) else [*whole, *batched]
+    by_onnx: list[SweepBackend] = (
+        [*batched, *whole] if any(runtime.parallel_runs > 1 for runtime in scorers) else [*whole, *batched]
+    )
+    return [*by_onnx, *chain.from_iterable(map(openvino_sweeps, scorers))]
 
 
 def graph_sweeps(model: GraphModel) -> SweepAutotuner:

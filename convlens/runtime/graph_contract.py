@@ -92,6 +92,14 @@ class GraphContract:
         size = self.inputs[0].shape[0]
         return size if isinstance(size, int) else None
 
+    def require_weights(self, weights_sha256: str) -> None:
+        """ModelError where the graph was exported from other weights, with both hashes."""
+        if self.weights_sha256 != weights_sha256:
+            raise ModelError(
+                f"the graph was exported from weights {self.weights_sha256} of {self.model}, but "
+                f"those in use are {weights_sha256}; export it again from these"
+            )
+
     def metadata(self) -> dict[str, str]:
         """The two entries of the graph's metadata."""
         return {_FORMAT_KEY: _FORMAT, _CONTRACT_KEY: _ADAPTER.dump_json(self).decode()}

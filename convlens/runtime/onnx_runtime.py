@@ -98,17 +98,18 @@ class OnnxRuntime:
         _require_ports(self._session, self.contract, label)
         self.device = torch.device("cuda", device_id) if provider == CUDA else torch.device("cpu")
         self.name = f"onnxruntime:{provider}"
+        self.graph, self.threads = graph, threads or cores()
         in_float32 = arithmetic_of("tf32" if tf32 else "float32", self.device)
         self.precision = in_float32 if self.contract.precision == "float32" else self.contract.precision
-        self._graph, self._label = graph, label
-        self._parallel = self._parallel_runs(graph, threads or cores())
+        self._label = label
+        self._parallel = self._parallel_runs(graph, self.threads)
         self._single_threaded: Any = None
         self._lock = threading.Lock()
 
     @cached_property
     def sha256(self) -> str:
         """Of the graph's file."""
-        graph = self._graph
+        graph = self.graph
         return hashlib.sha256(graph).hexdigest() if isinstance(graph, bytes) else sha256_of_file(Path(graph))
 
     def read_whole(self) -> None:
@@ -119,11 +120,7 @@ class OnnxRuntime:
 
     def require_weights(self, weights_sha256: str) -> None:
         """ModelError where the graph was exported from other weights, with both hashes."""
-        if self.contract.weights_sha256 != weights_sha256:
-            raise ModelError(
-                f"the graph was exported from weights {self.contract.weights_sha256} of {self.contract.model}, but "
-                f"those in use are {weights_sha256}; export it again from these"
-            )
+        self.contract.require_weights(weights_sha256)
 
     def logits(self, x_NCHW: InputArray) -> Floats:
         """Logits (N, K), from a graph of scores or of embeddings."""

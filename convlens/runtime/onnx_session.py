@@ -136,8 +136,8 @@ def as_input(array: InputArray, port: Port, device: torch.device) -> Tensor:
 
     Floats are cast to floats of another width. Raises RequestError for another shape, and for any other type.
     """
-    # Made contiguous first: torch takes no array whose axes run backwards.
-    tensor = array if isinstance(array, Tensor) else torch.as_tensor(np.ascontiguousarray(array).reshape(array.shape))
+    # By way of one axis: torch takes no array whose axes run backwards, not even one of a single element.
+    tensor = array if isinstance(array, Tensor) else torch.as_tensor(np.ravel(array).reshape(array.shape))
     dtype = _TORCH_TYPES[port.dtype]
     fits = len(tensor.shape) == len(port.shape) and all(
         isinstance(expected, str) or expected == size for expected, size in zip(port.shape, tensor.shape, strict=True)

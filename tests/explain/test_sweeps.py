@@ -216,7 +216,6 @@ def test_half_precision_states_how_far_it_is_from_full() -> None:
     full = swept(model, x_NCHW, window=3, stride=3)
     half = swept(model, x_NCHW, halves(model, 0.0, 0.2), window=3, stride=3, precision="half")
     assert (half.meta.runtime, half.meta.precision) == ("torch:bfloat16", "half")
-    assert half.meta.warnings == ()
     scores_NRQ = full.score_N[:, None, None] - full.extras["grid_NRQ"]
     halved_NRQ = half.score_N[:, None, None] - half.extras["grid_NRQ"]
     real_N = np.abs(halved_NRQ - scores_NRQ).max((1, 2)) / np.abs(scores_NRQ).max((1, 2))
@@ -224,6 +223,49 @@ def test_half_precision_states_how_far_it_is_from_full() -> None:
     assert (half.extras["half_deviation_N"] <= real_N * 1.2).all()
     assert (half.extras["half_deviation_N"] > 1e-5).all()
     assert (real_N < 0.02).all()
+    # Drops are small differences of scores, and so off by more.
+    lost_N = np.abs(half.extras["grid_NRQ"] - full.extras["grid_NRQ"]).max((1, 2)) / np.abs(
+        half.extras["grid_NRQ"]
+    ).max((1, 2))
+    assert (half.extras["half_drop_deviation_N"] <= lost_N * 1.2).all()
+    assert (half.extras["half_drop_deviation_N"] > lost_N / 4).all()
+    assert lost_N.max() > 0.1
+    (warning,) = half.meta.warnings
+    assert f"off by about {half.extras['half_drop_deviation_N'].max():.0%} of the largest drop" in warning
+
+
+class Shifted:
+    """The network, its logits moved by as much for every image."""
+
+    def __init__(self, module: nn.Module, name: str, by: float, seconds: float = 0.0) -> None:
+        self.name, self._by, self._delayed = name, by, Delayed(name, module, seconds)
+
+    def logits(self, x_NCHW: Any) -> np.ndarray:
+        return self._delayed.logits(x_NCHW) + self._by
+
+
+def test_what_half_moves_all_scores_by_is_no_drop() -> None:
+    model, x_NCHW = convolutional(), pictures(2)
+    half = BatchedSweep(Shifted(model.module, "half", 3.0), precision="half")
+    sweeps = SweepAutotuner([BatchedSweep(Delayed("full", model.module, 0.1)), half])
+    result = swept(model, x_NCHW, sweeps, window=3, stride=3, precision="half")
+    assert (result.meta.runtime, result.meta.warnings) == ("half", ())
+    expected = swept(model, x_NCHW, window=3, stride=3).extras["grid_NRQ"]
+    np.testing.assert_allclose(result.extras["grid_NRQ"], expected, atol=1e-5)
+    np.testing.assert_allclose(result.extras["half_drop_deviation_N"], 0.0, atol=1e-4)
+
+
+def test_of_several_ways_in_half_the_fastest_is_used_and_none_is_tried_twice() -> None:
+    model = convolutional()
+    full, slow, quick = (Delayed(name, model.module, s) for name, s in (("full", 0.1), ("slow", 0.05), ("quick", 0.0)))
+    halves = [BatchedSweep(scorer, precision="half") for scorer in (slow, quick)]
+    sweeps, used, computed = SweepAutotuner([BatchedSweep(full), *halves]), [], []
+    for _ in range(3):
+        used.append(swept(model, pictures(1), sweeps, window=3, stride=3, precision="half").meta.runtime)
+        computed.append([scorer.pictures for scorer in (full, slow, quick)])
+    assert used == ["quick"] * 3
+    # Three tries of 8 windows each at first; then 16 windows in half, and 8 in full to compare them with.
+    assert computed == [[32, 24, 40], [40, 24, 56], [48, 24, 72]]
 
 
 def test_where_half_is_no_faster_full_precision_is_used_with_a_warning() -> None:

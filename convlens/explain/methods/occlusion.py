@@ -20,6 +20,7 @@ from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.types import Attribution, Floats, Ints, ScoreKind, Step
 
 Side = Annotated[int, Interval(ge=1, le=4096)]
+_NOTICEABLE = 0.1  # of the largest drop
 
 
 def _sizes(window: int | Sequence[int]) -> tuple[int, ...]:
@@ -79,9 +80,11 @@ def occlusion(
     scores, the fastest is used; ``meta.runtime`` and ``meta.sweep`` say which.
 
     ``precision="half"`` computes in float16 on a GPU and bfloat16 on the CPU, where that is faster, and states its
-    deviation from float32, measured on some of the windows, in ``extras["half_deviation_N"]``: max |half - full| / max
-    |full|. ``strategy="incremental"`` recomputes only what a window can change, on a graph exported for it; before
-    using it, see docs/occlusion.md on US patent 12,346,812.
+    deviation from float32, measured on some of the windows: ``extras["half_deviation_N"]`` is max |half - full| / max
+    |full| of the scores. Drops are small differences of scores: ``half_drop_deviation_N`` is the same max |half - full|
+    relative to the image's largest |drop|; where it exceeds a tenth, there is a warning. ``strategy="incremental"``
+    recomputes only what a window can change, on a graph exported for it; before using it, see docs/occlusion.md on US
+    patent 12,346,812.
     """
     started = time.perf_counter()
     sizes = _sizes(window)
@@ -94,7 +97,7 @@ def occlusion(
     height, width = forward.x_NCHW.shape[-2:]
     windows = [Windows(height, width, size, stride) for size in sizes]
     sweep = _BatchSweep(forward, target_N, fill, score, strategy, precision, sum(map(len, windows)) * len(forward))
-    drops = {each.window: forward.scores(target_N, score)[:, None, None] - sweep.scores(each) for each in windows}
+    drops = {each.window: sweep.drops(each) for each in windows}
     maps = {each.window: each.mean_map(drops[each.window]) for each in windows}
     options: dict[str, Any] = {"window": window, "stride": stride, "fill": fill, "score": score}
     options |= {"strategy": strategy, "precision": precision}
@@ -125,6 +128,8 @@ class _BatchSweep:
     def __post_init__(self) -> None:
         self.warnings: list[str] = []
         self._deviation_N = np.zeros(len(self.forward))
+        self._error_N = np.zeros(len(self.forward))
+        self._drop_deviation_N = np.zeros(len(self.forward))
         self._done = 0
         self.in_half = False
         self._used: dict[tuple[str, str], None] = {}  # (name, kind) of backends, in order of first use
@@ -137,8 +142,21 @@ class _BatchSweep:
     def kinds(self) -> str:
         return ", ".join(dict.fromkeys(kind for _, kind in self._used))
 
-    def scores(self, windows: Windows) -> Floats:
-        """The targets' scores with each window hidden in turn; (N, R, Q)."""
+    def drops(self, windows: Windows) -> Floats:
+        """What the targets' scores lose with each window hidden in turn; (N, R, Q)."""
+        self._error_N[:] = 0.0
+        drop_NRQ = self.forward.scores(self.target_N, self.score)[:, None, None] - self._scores(windows)
+        largest_N = np.abs(drop_NRQ).max((1, 2))
+        deviation_N = self._error_N / np.where(largest_N > 0, largest_N, 1.0)
+        self._drop_deviation_N = np.maximum(self._drop_deviation_N, deviation_N)
+        if deviation_N.max() > _NOTICEABLE:
+            self.warnings.append(
+                f"half precision is off by about {deviation_N.max():.0%} of the largest drop; use precision='float32'"
+            )
+        return drop_NRQ
+
+    def _scores(self, windows: Windows) -> Floats:
+        """The targets' scores; (N, R, Q)."""
         requests = [
             SweepRequest(x_CHW, int(target), windows, self.fill, self.score)
             for x_CHW, target in zip(self.forward.x_NCHW, self.target_N, strict=True)
@@ -151,7 +169,9 @@ class _BatchSweep:
         return np.stack([self.forward.sweeps.run(backend, request, self._advance) for request in requests])
 
     def extras(self, drops: Mapping[int, Floats], maps: Mapping[int, Floats]) -> dict[str, Floats]:
-        extras: dict[str, Floats] = {} if self.precision == "float32" else {"half_deviation_N": self._deviation_N}
+        extras: dict[str, Floats] = {}
+        if self.precision == "half":
+            extras |= {"half_deviation_N": self._deviation_N, "half_drop_deviation_N": self._drop_deviation_N}
         if len(drops) == 1:
             return extras | {"grid_NRQ": next(iter(drops.values()))}
         for size, drops_NRQ in drops.items():
@@ -162,6 +182,7 @@ class _BatchSweep:
         result = half_sweep(self.forward.sweeps, request, self._advance)
         self._note(result.backend, result.warning)
         self._deviation_N[n] = max(self._deviation_N[n], result.deviation)
+        self._error_N[n] = result.error
         return result.score_RQ
 
     def _note(self, backend: SweepBackend, warning: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,15 +45,21 @@ class SweepAutotuner:
         self, windows: Windows, *, strategy: Strategy = "full", precision: Precision = "float32"
     ) -> SweepBackend | None:
         """The backend to use now, or None where none serves that strategy and precision."""
-        candidates = [
-            backend
-            for backend in self.backends
-            if strategy in backend.strategies and backend.precision == precision and backend.supports(windows)
-        ]
+        candidates = self.candidates(windows, strategy=strategy, precision=precision)
         untried = [backend for backend in candidates if (backend, windows.window) not in self._seconds]
         if untried:
             return untried[0]
         return min(candidates, key=lambda backend: self._seconds[backend, windows.window], default=None)
+
+    def candidates(
+        self, windows: Windows, *, strategy: Strategy = "full", precision: Precision = "float32"
+    ) -> list[SweepBackend]:
+        """The backends that serve this strategy and precision, those that are expected to be fastest first."""
+        return [
+            backend
+            for backend in self.backends
+            if strategy in backend.strategies and backend.precision == precision and backend.supports(windows)
+        ]
 
     def require(self, windows: Windows, strategy: Strategy) -> tuple[SweepBackend, str]:
         """The full-precision backend to use now, and a note for the user.
@@ -77,9 +83,12 @@ class SweepAutotuner:
         """A backend that scores single windows in full precision, to compare others with."""
         return next(each for each in self.backends if (each.kind, each.precision) == ("batches", "float32"))
 
-    def seconds_per_window(self, backend: SweepBackend, windows: Windows) -> float | None:
-        """When this backend was last used with windows of this size; None where it never was."""
-        return self._seconds.get((backend, windows.window))
+    def seconds_per_window(self, backend: SweepBackend, request: SweepRequest, positions: Sequence[int]) -> float:
+        """When this backend was last used with windows of this size; where it never was, tried on those positions."""
+        key = backend, request.windows.window
+        if key not in self._seconds:
+            self._seconds[key] = _tried(backend, request, positions)
+        return self._seconds[key]
 
     def run(self, backend: SweepBackend, request: SweepRequest, on_windows: OnWindows) -> Floats:
         """Scores (R, Q) by this backend; remembers how long it took.
@@ -135,50 +144,64 @@ class HalfPrecisionScorer:
 class HalfSweep:
     """Scores (R, Q) and the backend that made them.
 
-    ``deviation`` is max |half - full| / max |full| over a sample of windows. It is 0 where full precision was used;
-    then ``warning`` says why.
+    ``error`` is the largest |half - full| of a sample of windows, and ``deviation`` that error relative to the sample's
+    largest |full|. Both are 0 where full precision was used; then ``warning`` says why.
     """
 
     score_RQ: Floats
     backend: SweepBackend
-    deviation: float
+    deviation: float = 0.0
+    error: float = 0.0
     warning: str = ""
 
 
 def half_sweep(sweeps: SweepAutotuner, request: SweepRequest, on_windows: OnWindows) -> HalfSweep:
-    """One image's sweep in half precision, or in full precision where half is, or in a sample proves, no faster."""
+    """One image's sweep in half precision, or in full precision where half is, or in a sample proves, no faster.
+
+    What the sampled scores differ by on average is added to all: rounded weights move them all alike, which would
+    otherwise be seen in every drop.
+    """
     windows = request.windows
     positions = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).round().astype(int)).tolist()
-    half, full = sweeps.choose(windows, precision="half"), sweeps.choose(windows)
+    seconds = functools.partial(sweeps.seconds_per_window, request=request, positions=positions)
+    half, full = min(sweeps.candidates(windows, precision="half"), key=seconds, default=None), sweeps.choose(windows)
     assert full is not None, "every model can be swept in batches"
-
-    def seconds_per_window(backend: SweepBackend) -> float:
-        known = sweeps.seconds_per_window(backend, windows)
-        if known is not None:
-            return known
-        if not backend.is_set_up(request):
-            # All windows: a few of them would tell nothing of so many at once.
-            for _ in range(_SET_UP_RUNS):
-                backend.scores(request, no_op)
-            started = time.perf_counter()
-            backend.scores(request, no_op)
-            return (time.perf_counter() - started) / len(windows)
-        backend.scores_at(request, positions)  # a first run also sets up memory and kernels, so the second one counts
-        started = time.perf_counter()
-        backend.scores_at(request, positions)
-        # A graph computes all windows whichever are asked for.
-        return (time.perf_counter() - started) / (len(positions) if backend.kind == "batches" else len(windows))
-
     warning = "half precision is not available here" if half is None else ""
-    if half is not None and (half_s := seconds_per_window(half)) >= (full_s := seconds_per_window(full)):
+    if half is not None and (half_s := seconds(half)) >= (full_s := seconds(full)):
         warning = f"half precision is no faster here ({half_s * 1e3:.1f} against {full_s * 1e3:.1f} ms per window)"
     if half is None or warning:
         score_RQ = sweeps.run(full, request, on_windows)
-        return HalfSweep(score_RQ, full, 0.0, f"{warning}: the sweep ran in float32")
+        return HalfSweep(score_RQ, full, warning=f"{warning}: the sweep ran in float32")
     score_RQ = sweeps.run(half, request, on_windows)
-    expected_P = sweeps.reference.scores_at(request, positions)
-    return HalfSweep(score_RQ, half, _deviation(score_RQ.reshape(-1)[positions], expected_P))
+    full_P = sweeps.reference.scores_at(request, positions)
+    offset, error = _offset_and_error(full_P - score_RQ.reshape(-1)[positions])
+    return HalfSweep(score_RQ + offset, half, error / (float(np.abs(full_P).max()) or 1.0), error)
 
 
-def _deviation(half_P: Floats, full_P: Floats) -> float:
-    return float(np.abs(half_P - full_P).max() / (np.abs(full_P).max() or 1.0))
+def _offset_and_error(difference_P: Floats) -> tuple[float, float]:
+    """The mean difference, and the largest that remains when it is taken from the others of the sample."""
+    count = len(difference_P)
+    if count == 1:
+        return 0.0, float(np.abs(difference_P).max())
+    offset = float(difference_P.mean())
+    # Less the mean of all but itself: the residual times count / (count - 1).
+    return offset, float(np.abs(difference_P - offset).max()) * count / (count - 1)
+
+
+def _tried(backend: SweepBackend, request: SweepRequest, positions: Sequence[int]) -> float:
+    """Seconds per window."""
+    if not backend.is_set_up(request):
+        # All windows: a few of them would tell nothing of so many at once.
+        for _ in range(_SET_UP_RUNS):
+            backend.scores(request, no_op)
+        return _seconds(lambda: backend.scores(request, no_op)) / len(request.windows)
+    backend.scores_at(request, positions)  # a first run also sets up memory and kernels, so the later ones count
+    # The better of two, since it is remembered. A graph computes all windows whichever are asked for.
+    seconds = min(_seconds(lambda: backend.scores_at(request, positions)) for _ in range(2))
+    return seconds / (len(positions) if backend.kind == "batches" else len(request.windows))
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
