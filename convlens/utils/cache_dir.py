@@ -74,7 +74,7 @@ class CacheDir:
                 if result is None:
                     self._fill(entry, facts, fill)
                     result = load(entry / _CONTENT)
-                    self._shrink(keep=key)
+                    self._shrink()
                 os.utime(entry)
         except OSError as error:
             raise ConvLensError(
@@ -103,15 +103,15 @@ class CacheDir:
             record = {"facts": dict(facts), "files": _hashes(draft / _CONTENT)}
             (draft / _RECORD).write_text(json.dumps(record, indent=1))
 
-    def _shrink(self, *, keep: str) -> None:
+    def _shrink(self) -> None:
         entries = self.entries()
         total = sum(entry.bytes for entry in entries)
         for entry in entries:
-            if total > self.most_bytes and entry.key != keep and self._remove(entry.key):
+            if total > self.most_bytes and self._remove(entry.key):
                 total -= entry.bytes
 
     def _remove(self, key: str) -> bool:
-        """False where another process uses it."""
+        """False where it is in use, by this process or another."""
         try:
             with self._locked(key, wait=False):
                 (self.folder / key / _RECORD).unlink(missing_ok=True)  # first: without it the rest does not count
