@@ -8,6 +8,9 @@ freed memory is kept and waiting threads sleep, which helps it, too ("captum N, 
 kind. Graphs are exported, and so compared with torch, beforehand. The maps of all sides are compared with captum's: at
 this size its windows end flush with the edge, as ours do, and both average over the windows.
 
+"openvino, half" is the sweep alone, as "torch, half" is; "openvino, half, stated" is what a request for half gets, with
+some windows in float32 to state its deviation. "own float32 / this" is against the fastest float32 side of ours.
+
 GFLOP/s is the network's arithmetic times the windows over the seconds. What torch reaches in a product of two matrices
 stands beside it in the result: where a side comes near to it, no other way of computing every window in full is faster.
 """
@@ -15,6 +18,8 @@ stands beside it in the result: where a side comes near to it, no other way of c
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
 import os
 import statistics
 import tempfile
@@ -69,6 +74,15 @@ def explained(classifier: Classifier, x_CHW: Floats, target: int, way: SweepBack
     return result.values_NCHW[0, 0]
 
 
+def in_half(classifier: Classifier, x_CHW: Floats, target: int, sweeps: SweepAutotuner) -> Floats:
+    """As a request for half precision runs; it must not have run in float32."""
+    options = {"window": WINDOW, "stride": STRIDE, "precision": "half"}
+    result = run("occlusion", ForwardPass(classifier, x_CHW[None], sweeps=sweeps), [target], options)
+    assert isinstance(result, Attribution)
+    assert result.meta.precision == "half", result.meta.warnings
+    return result.values_NCHW[0, 0]
+
+
 def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dict[str, SweepBackend]:
     providers: Providers = "cuda" if classifier.device.type == "cuda" else "cpu"
     opened: dict[str, Any] = {"providers": providers, "spin": given.spin}
@@ -81,7 +95,13 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
         "torch, half": BatchedSweep(HalfPrecisionScorer(module, device)),
         "onnx scores": ParallelSweep(scores),
     }
-    for batch in given.batch:
+    if providers == "cpu" and importlib.util.find_spec("openvino"):
+        from convlens.runtime.openvino_runtime import OpenVinoRuntime, precisions
+
+        for precision in precisions():
+            runtime = OpenVinoRuntime(scores.graph, precision=precision, threads=scores.threads)
+            found[f"openvino, {precision}"] = ParallelSweep(runtime)
+    for batch in given.batch if not given.sides or any("graph" in side for side in given.sides) else ():
         for half in (False, True) if providers == "cuda" else (False,):
             name = f"onnx graph {batch}{', half' if half else ''}"
             path = folder / f"{name.replace(' ', '-')}.onnx"
@@ -111,12 +131,22 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             each: dict[str, Side] = {f"captum {n}": (lambda n=n: alone.map(n)) for n in CAPTUM}
             for n in CAPTUM[1:]:
                 each[f"captum {n}, our process"] = lambda n=n: captums(classifier, x_CHW, target, n)
-            for way_name, way in ways(classifier, Path(folder), given).items():
+            ours = ways(classifier, Path(folder), given)
+            for way_name, way in ours.items():
                 each[way_name] = lambda way=way: explained(classifier, x_CHW, target, way)
+            if "openvino, half" in ours:
+                half = copy.copy(ours["openvino, half"])
+                half.precision = "half"
+                sweeps = SweepAutotuner([ours["onnx scores"], half])
+                each["openvino, half, stated"] = lambda: in_half(classifier, x_CHW, target, sweeps)
             expected_HW = each["captum 1"]()
+            each = {side: call for side, call in each.items() if not given.sides or side in given.sides}
             differences = {side: _difference(call(), expected_HW) for side, call in each.items()}
             seconds = interleaved(each, repeats=given.repeats, device=given.device)
-    best = min((f"captum {n}" for n in CAPTUM), key=lambda side: statistics.median(seconds[side]))
+    best, own = (
+        min((side for side in each if side in among), key=lambda side: statistics.median(seconds[side]))
+        for among in ([f"captum {n}" for n in CAPTUM], [side for side in ours if "half" not in side])
+    )
     work = gflop(classifier, x_CHW) * len(Windows(*x_CHW.shape[1:], WINDOW, STRIDE))
     return [
         {
@@ -127,6 +157,7 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             "GFLOP/s": work / statistics.median(seconds[side]),
             "captum's best / this": ratios(seconds[best], seconds[side])[0],
             "captum's best": best,
+            "own float32 / this": ratios(seconds[own], seconds[side])[0],
             "map off by": differences[side],
         }
         for side in each
@@ -144,6 +175,7 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8, 13], help="windows of a turn of our graphs")
     parser.add_argument("--spin", action="store_true", help="let ONNX Runtime's waiting threads stay awake")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--sides", nargs="+", help="only these; at least one of captum's, and one of ours in float32")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     kept = keep_freed_memory()

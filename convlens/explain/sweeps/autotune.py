@@ -83,8 +83,12 @@ class SweepAutotuner:
         """A backend that scores single windows in full precision, to compare others with."""
         return next(each for each in self.backends if (each.kind, each.precision) == ("batches", "float32"))
 
-    def seconds_per_window(self, backend: SweepBackend, request: SweepRequest, positions: Sequence[int]) -> float:
-        """When this backend was last used with windows of this size; where it never was, tried on those positions."""
+    def seconds_per_window(self, backend: SweepBackend, windows: Windows) -> float | None:
+        """When this backend was last used, or tried, with windows of this size; None where it never was."""
+        return self._seconds.get((backend, windows.window))
+
+    def try_once(self, backend: SweepBackend, request: SweepRequest, positions: Sequence[int]) -> float:
+        """``seconds_per_window``; a backend that was never used is tried on the windows at those positions."""
         key = backend, request.windows.window
         if key not in self._seconds:
             self._seconds[key] = _tried(backend, request, positions)
@@ -163,7 +167,7 @@ def half_sweep(sweeps: SweepAutotuner, request: SweepRequest, on_windows: OnWind
     """
     windows = request.windows
     positions = np.unique(np.linspace(0, len(windows) - 1, _SAMPLE).round().astype(int)).tolist()
-    seconds = functools.partial(sweeps.seconds_per_window, request=request, positions=positions)
+    seconds = functools.partial(sweeps.try_once, request=request, positions=positions)
     half, full = min(sweeps.candidates(windows, precision="half"), key=seconds, default=None), sweeps.choose(windows)
     assert full is not None, "every model can be swept in batches"
     warning = "half precision is not available here" if half is None else ""
