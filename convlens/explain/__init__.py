@@ -9,11 +9,12 @@ attribution = run_neurons("guided_backprop", forward, [Neuron("layer3", 12), Neu
 from __future__ import annotations
 
 from convlens.explain.forward import Forward
+from convlens.explain.network_sweeps import torch_sweeps
 from convlens.explain.neurons import NeuronPass, require_neurons, run_neurons
 from convlens.explain.onnx_forward import GraphForward, GraphModel
 from convlens.explain.registry import Method, available_methods, explainer, get, run
 from convlens.explain.scores import Scorer
-from convlens.explain.torch_forward import ForwardPass, torch_sweeps
+from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Neuron
 
 __all__ = [

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convlens.errors import RequestError
 from convlens.explain.forward import Forward, OnStep
-from convlens.explain.onnx_forward import graph_backends
+from convlens.explain.network_sweeps import torch_sweeps
 from convlens.explain.scores import require_finite, scores_of
-from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
-from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend
-from convlens.explain.sweeps.device import device_sweeps
+from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
 from convlens.instrument import (
     ReluRule,
     RuledRelus,
     arithmetic,
     fast_convolutions,
+    find_layer,
     require_eval,
     require_relu_network,
     tapped,
 )
 from convlens.models import Classifier
 from convlens.runtime.cuda_graphs import CapturedPass, CapturedPasses, captured_passes
-from convlens.runtime.torch_runtime import TorchRuntime, as_input, pooled
-from convlens.types import Floats, Ints, ScoreKind, Step, no_op
-
-if TYPE_CHECKING:
-    from convlens.runtime.graph_set import GraphSet
+from convlens.runtime.torch_runtime import as_input, pooled
+from convlens.types import Floats, Ints, ScoreKind, no_op
 
 T = TypeVar("T")
 
@@ -93,58 +90,21 @@ class ForwardPass(Forward):
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
+    def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
+        """A layer's maps (N, C, h, w) for these rows, and d logit(target) / d maps; a forward pass of its own.
+
+        A layer that runs several times counts by its last run. RequestError for one that is not there, does not run or
+        gives no maps.
+        """
+        whole = len(self._rows) == len(self._shared)
+        return self._shared.layer_gradient(
+            layer, self.x_NCHW, target_N, keep=whole and (np.diff(self._rows) == 1).all()
+        )
+
     @property
     def counts(self) -> Mapping[str, int]:
         shared = self._shared
         return {"forwards": shared.forwards, "backwards": shared.backwards, "relu_calls": shared.relu_calls}
-
-
-def torch_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend] = ()) -> SweepAutotuner:
-    """The sweep backends of a network: graphs first, then torch, then torch in half precision.
-
-    Where no further ``graphs`` are given, those of an accelerated network and those of a network on a GPU are kept:
-    what one batch captured and timed serves the next.
-    """
-    kept = classifier.graphs or (classifier.module if classifier.device.type == "cuda" else None)
-    if graphs or kept is None:
-        return _new_sweeps(classifier, graphs)
-    if kept not in _KEPT:
-        _KEPT[kept] = _new_sweeps(classifier, ())
-    return _KEPT[kept]
-
-
-# By what lives as long as the classifier does; the sweeps hold neither.
-_KEPT: weakref.WeakKeyDictionary[nn.Module | GraphSet, SweepAutotuner] = weakref.WeakKeyDictionary()
-
-
-def _new_sweeps(classifier: Classifier, graphs: Sequence[SweepBackend]) -> SweepAutotuner:
-    module, device = classifier.module, classifier.device
-    graphs = [*graphs, *(graph_backends(classifier.graphs) if classifier.graphs else ())]
-    if device.type == "cuda":
-        return SweepAutotuner([*graphs, *device_sweeps(module, device)])
-    # ONNX Runtime's forward pass took .20 to .55 of eager torch's.
-    # In no precision of its own: these are kept, and the pass that sweeps says in what.
-    runtime = TorchRuntime(module, classifier.spec.embedding_layer, device)
-    half = BatchedSweep(HalfPrecisionScorer(module, device), precision="half")
-    return SweepAutotuner([*graphs, BatchedSweep(runtime), half])
-
-
-class ProgressModule:
-    """The network as a function for captum; calls ``on_step`` before each batch with the number of images done.
-
-    What ``on_step`` raises ends the work between two batches. ``total`` is how many there will be, or a few less.
-    """
-
-    def __init__(self, forward: ForwardPass, stage: str, total: int) -> None:
-        self._module, self._on_step = forward.classifier.module, forward.on_step
-        self._stage, self._total = stage, total
-        self._done = 0
-
-    def __call__(self, x_NCHW: Tensor) -> Tensor:
-        self._on_step(Step(self._stage, min(self._done, self._total), self._total))
-        logits_NK: Tensor = self._module(x_NCHW)
-        self._done += len(x_NCHW)
-        return logits_NK
 
 
 class _SharedPass:
@@ -224,6 +184,43 @@ class _SharedPass:
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self._classifier.precision, self._classifier.device)
+
+    def __len__(self) -> int:
+        return len(self._x_NCHW)
+
+    def layer_gradient(self, layer: str, x_NCHW: Tensor, target_N: Ints, *, keep: bool) -> tuple[Tensor, Tensor]:
+        """``keep``: the rows are all of the batch, so the logits serve whoever asks for them next."""
+        maps: list[Tensor] = []
+
+        def cut(_: nn.Module, __: object, out: object) -> Tensor:
+            # The graph begins here: what lies before the layer needs none. A clone goes on, since an in-place ReLU
+            # behind the layer would overwrite what the layer gave.
+            maps.append(_require_maps(out, layer).detach().requires_grad_())
+            return maps[-1].clone()
+
+        embedding_layer = self._classifier.spec.embedding_layer
+        try:
+            with (
+                torch.enable_grad(),
+                fast_convolutions(x_NCHW.device),
+                tapped(self._classifier.module, inputs=[embedding_layer]) as tap,
+            ):
+                find_layer(tap.module, layer).register_forward_hook(cut)
+                logits_NK: Tensor = tap.module(x_NCHW.detach())
+        except RequestError as error:
+            error.field = f"options.{error.field}"  # here the layer is an option of the method
+            raise
+        if not maps:
+            raise RequestError(
+                f"layer {layer!r} exists but did not run in this forward pass; choose another", field="options.layer"
+            )
+        if keep and self._logits_NK is None:
+            self._keep(logits_NK, pooled(tap.inputs.pop(embedding_layer).detach()))
+        else:
+            self.forwards += 1
+        self.backwards += 1
+        score = logits_NK.gather(1, torch.as_tensor(target_N, device=x_NCHW.device)[:, None]).sum()
+        return maps[-1].detach(), torch.autograd.grad(score, maps[-1])[0]
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:
@@ -331,6 +328,16 @@ def _run(module: nn.Module, layer: str, x_NCHW: Tensor) -> tuple[Tensor, Tensor]
         logits_NK: Tensor = tap.module(x_NCHW)
     # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
     return logits_NK, pooled(tap.inputs.pop(layer).detach())
+
+
+def _require_maps(out: object, layer: str) -> Tensor:
+    if isinstance(out, Tensor) and out.ndim == 4:
+        return out
+    given = str(tuple(out.shape)) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+    raise RequestError(
+        f"layer {layer!r} has no map: it gives {given}, and Grad-CAM needs (N, C, H, W); choose an earlier one",
+        field="layer",
+    )
 
 
 def _without_repeats(rows: Ints) -> Iterator[Ints]:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from convlens.instrument import ReluRule, RuledRelus, float32_flags
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 
-__all__ = ["CapturedPass", "CapturedPasses", "captured_passes"]
+__all__ = ["CapturedPass", "CapturedPasses", "capture", "captured_passes"]
+
+Result = TypeVar("Result")
 
 # x (N, C, H, W) -> logits (N, K), embeddings (N, D)
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -112,17 +114,25 @@ class CapturedPass:
         self._x_NCHW.data[: len(x_NCHW)].copy_(x_NCHW, non_blocking=True)
 
     def _captured(self, action: Callable[[], Any]) -> Any:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                action()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may go on allocating while this one captures.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = action()
-        return graph, outputs
+        return capture(action, pool=self._pool)
+
+
+def capture(action: Callable[[], Result], *, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """What ``action`` does on the device as a graph, and the tensors that each replay fills.
+
+    RuntimeError where it does what no graph can hold.
+    """
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            action()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: other threads may go on allocating while this one captures.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        outputs = action()
+    return graph, outputs
 
 
 class CapturedPasses:

@@ -20,6 +20,7 @@ from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_positive
 from convlens.synth.images import black_and_white, channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
 from convlens.synth.regularisers import sample_jitter
+from convlens.synth.step_gradient import StepGradient
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
@@ -156,6 +157,7 @@ class DreamRun(SynthesisRun):
         self._up_to = PartialForward(classifier.module, job.layers, self._x)
         self._strengths = dict(zip(job.layers, job.strengths or (1.0,) * len(job.layers), strict=True))
         self._guides = self._guide_features() if job.guide else {}
+        self._step_gradient = StepGradient(self._objective)
         self._generator = torch.Generator().manual_seed(job.seed)
         self._black, self._white = black_and_white(classifier.spec, classifier.device)
         mean_std = float(torch.tensor(classifier.spec.std, device=classifier.device).mean())
@@ -225,14 +227,11 @@ class DreamRun(SynthesisRun):
         return self._x
 
     def _gradient(self, x_NCHW: Tensor) -> Tensor:
-        x_NCHW = channels_last(x_NCHW.detach()).requires_grad_()
-        with torch.enable_grad():
-            total = self._objective(x_NCHW)
-        (grad,) = torch.autograd.grad(total, x_NCHW)
-        self._energy = self._energy + total.detach()
+        total, _, grad = self._step_gradient(channels_last(x_NCHW))
+        self._energy = self._energy + total
         return grad
 
-    def _objective(self, x_NCHW: Tensor) -> Tensor:
+    def _objective(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         parts = []
         with half_on_gpus(x_NCHW.device):
             outputs = self._up_to(x_NCHW)
@@ -245,7 +244,8 @@ class DreamRun(SynthesisRun):
                 parts.append(self._strengths[name] * (features_CP * guide_CP[:, nearest_P]).sum())
             else:
                 parts.append(self._strengths[name] * (output**2).sum() / 2)
-        return torch.stack(parts).sum()
+        total = torch.stack(parts).sum()
+        return total, total
 
     def _mean_energy(self, x_NCHW: Tensor) -> float:
         """Mean ½a² over all units of each layer, weighted by the strengths."""

@@ -30,6 +30,7 @@ from convlens.synth.images import channels_last, contact_sheet, to_tensor, to_ui
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
+from convlens.synth.step_gradient import StepGradient
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
@@ -167,10 +168,11 @@ class InvertRun(SynthesisRun):
         spec, device = self._classifier.spec, self._target.device
         self._parameter = make_parameterization(self._job.parameter, 1, size, spec, device, decorrelated=True)
         x = noise(self._parameter.values.shape, generator, device) * self._job.start_spread
-        self._lbfgs = ResumableLBFGS(x, self._loss) if self._job.optimizer == "lbfgs" else None
+        self._gradient = StepGradient(self._loss)
+        self._lbfgs = ResumableLBFGS(x, self._gradient) if self._job.optimizer == "lbfgs" else None
         self._x, self._velocity = x, torch.zeros_like(x)
 
-    def _loss(self, values: Tensor) -> Tensor:
+    def _loss(self, values: Tensor) -> tuple[Tensor, Tensor]:
         x_NCHW = self._parameter.to_images(values)
         target, job = self._target_features[self._layer], self._job
         features = self._up_to(channels_last(x_NCHW))[self._layer]
@@ -181,20 +183,18 @@ class InvertRun(SynthesisRun):
             total = total + job.norm * ((unit**2) ** (job.alpha / 2)).mean()
         if self._tv:
             total = total + self._tv * total_variation(unit, job.beta).sum() / unit[0, 0].numel()
-        return total
+        return total, total
 
     def _descend(self, step: int) -> Tensor:
         """A step of gradient descent with momentum."""
-        x = self._x.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self._loss(x)
-        (grad,) = torch.autograd.grad(loss, x)
+        x = self._x
+        loss, _, grad = self._gradient(x)
         share = step / self._job.steps
         rate = self._job.rate * (1.0 if share < 0.5 else 0.1 if share < 0.75 else 0.01)
         # The loss is about 1, so its gradient shrinks with the size of the image: normalised, the step is in pixels.
         self._velocity = 0.9 * self._velocity - rate * grad / grad.abs().mean().clamp_min(1e-30) * 0.01
-        self._x = (x + self._velocity).detach()
-        return loss.detach()
+        self._x = x + self._velocity
+        return loss
 
     def _errors(self, layer: str, image_HWC: Bytes8) -> dict[str, float | None]:
         """Errors of the image as saved: normalised as in the objective, and relative to other images' distances."""

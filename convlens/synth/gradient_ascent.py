@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from convlens.synth.regularisers import (
     sample_transforms,
     total_variation,
 )
+from convlens.synth.step_gradient import StepGradient
 from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.layout import hstack
 
@@ -117,6 +119,15 @@ class Ascent(Job):
         return AscentRun(self, self.require_model(classifier))
 
 
+class _Seen(NamedTuple):
+    """Which rows a pass takes, and how it sees them."""
+
+    rows: slice
+    redirected: bool
+    transformed: bool
+    grained: bool
+
+
 class AscentRun(SynthesisRun):
     """All targets at once: row n of the batch maximises ``objectives[n]``."""
 
@@ -142,6 +153,7 @@ class AscentRun(SynthesisRun):
             decorrelated=settings.decorrelated,
             smoothness=settings.smoothness,
         )
+        self._gradients: dict[_Seen, StepGradient] = {}
         self._initialise(settings.start)
         kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.SGD
         self._optimizer: Any = kind([self._parameter.values], lr=settings.rate * self._rate_unit(), maximize=True)
@@ -213,30 +225,31 @@ class AscentRun(SynthesisRun):
         redirected = self.done < self._settings.redirect_steps
         grad, parts = None, []
         for first in range(0, count, _ROWS):
-            rows = slice(first, first + _ROWS)
-            with RedirectedRelus() if redirected else contextlib.nullcontext():
-                value_N, total = self._regularised(rows, maps_N23, grain_NCHW)
-                (part,) = torch.autograd.grad(total, values)
+            seen = _Seen(slice(first, first + _ROWS), redirected, maps_N23 is not None, grain_NCHW is not None)
+            if seen not in self._gradients:
+                self._gradients[seen] = StepGradient(partial(self._regularised, seen))
+            given = [each[seen.rows] for each in (maps_N23, grain_NCHW) if each is not None]
+            _, value_N, part = self._gradients[seen](values, *given)
             grad = part if grad is None else grad.add_(part)
-            parts.append(value_N.detach())
+            parts.append(value_N)
         assert grad is not None, "there is at least one objective"
         return torch.cat(parts), grad
 
-    def _regularised(self, rows: slice, maps_N23: Tensor | None, grain_NCHW: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The objectives of these rows, and their sum less the penalties."""
-        settings = self._settings
-        x_NCHW = self._parameter.images(rows)
+    def _regularised(self, seen: _Seen, values: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the objectives of these rows less the penalties, and the objectives."""
+        settings, arguments = self._settings, iter(given)
+        x_NCHW = self._parameter.to_images(values[seen.rows])
         # The network sees transformed images; penalties are of the untransformed ones.
-        seen_NCHW = x_NCHW if maps_N23 is None else apply_transforms(x_NCHW, maps_N23[rows])
-        if grain_NCHW is not None:
-            seen_NCHW = seen_NCHW + grain_NCHW[rows]
-        value_N = self._objective.values(seen_NCHW, rows)
+        seen_NCHW = apply_transforms(x_NCHW, next(arguments)) if seen.transformed else x_NCHW
+        seen_NCHW = seen_NCHW + next(arguments) if seen.grained else seen_NCHW
+        with RedirectedRelus() if seen.redirected else contextlib.nullcontext():
+            value_N = self._objective.values(seen_NCHW, seen.rows)
         total = value_N.sum()
         if settings.l2:
             total = total - settings.l2 * (x_NCHW**2).sum()
         if settings.tv:
             total = total - settings.tv * total_variation(x_NCHW).sum()
-        return value_N, total
+        return total, value_N
 
     def _grain(self) -> float:
         """The standard deviation of the next step's noise."""

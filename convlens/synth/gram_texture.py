@@ -30,6 +30,7 @@ from convlens.synth.base import (
 from convlens.synth.images import center_square, channels_last, read_rgb, require_texture, resized, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import noise
+from convlens.synth.step_gradient import StepGradient
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
@@ -199,7 +200,8 @@ class TextureRun(SynthesisRun):
             x = coarser.clone()
         else:
             x = torch.nn.functional.interpolate(coarser, size=size, mode="bicubic", align_corners=False)
-        self._lbfgs = ResumableLBFGS(x, self._value) if job.optimizer == "lbfgs" else None
+        self._gradient = StepGradient(self._value)
+        self._lbfgs = ResumableLBFGS(x, self._gradient) if job.optimizer == "lbfgs" else None
         self._pixels = x.detach().clone().requires_grad_()
         self._adam = torch.optim.Adam([self._pixels], lr=job.rate)
 
@@ -211,17 +213,16 @@ class TextureRun(SynthesisRun):
         white = noise((1, source.shape[1], *size), generator, source.device)
         return (mean + std * white).clamp(self._low, self._high)
 
-    def _value(self, x_NCHW: Tensor) -> Tensor:
+    def _value(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         with self._pooling():
             features = self._up_to(channels_last(x_NCHW))
-        return self._loss(features)
+        loss = self._loss(features)
+        return loss, loss
 
     def _descend(self) -> Tensor:
-        with torch.enable_grad():
-            loss = self._value(self._pixels)
-        (self._pixels.grad,) = torch.autograd.grad(loss, self._pixels)
+        loss, _, self._pixels.grad = self._gradient(self._pixels)
         self._adam.step()
-        return loss.detach()
+        return loss
 
     def _clip(self) -> None:
         """To the source's range: the paper's box bounds, which torch's optimizers lack."""

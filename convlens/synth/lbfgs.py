@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convlens.synth.base import State
+from convlens.synth.step_gradient import StepGradient
 
 _HISTORY = 20  # Gatys et al. 2015
 
 
 class ResumableLBFGS:
-    """Minimises ``loss`` (of ``x``, differentiable) in place, by torch's L-BFGS with strong Wolfe line search.
+    """Minimises the loss that ``gradient`` gives with it, in place, by torch's L-BFGS with strong Wolfe line search.
 
-    ``evaluations`` counts the calls of ``loss``.
+    ``evaluations`` counts the calls of ``gradient``.
     """
 
-    def __init__(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, x: Tensor, gradient: StepGradient) -> None:
         self.x = x.detach().clone().requires_grad_()
-        self._loss = loss
+        self._gradient = gradient
         self._optimizer: Any = torch.optim.LBFGS(
             [self.x],
             max_iter=1,
@@ -52,11 +52,9 @@ class ResumableLBFGS:
         # torch's optimizer evaluates the first point of each iteration anew, although the previous line search mostly
         # ended there. Remembering that value saves nearly half of all evaluations.
         if self._last is None or not torch.equal(self._last[0], self.x):
-            with torch.enable_grad():
-                loss = self._loss(self.x)
-                (grad,) = torch.autograd.grad(loss, self.x)
+            loss, _, grad = self._gradient(self.x)
             self.evaluations += 1
-            self._last = self.x.detach().clone(), loss.detach(), grad
+            self._last = self.x.detach().clone(), loss, grad
         _, loss, grad = self._last
         self.x.grad = grad.clone(memory_format=torch.contiguous_format)
         return loss

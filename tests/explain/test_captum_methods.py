@@ -133,7 +133,7 @@ def test_integrated_gradients_of_a_row_do_not_depend_on_its_batch(mixed: Forward
     for n, target in enumerate(TARGETS):
         alone = ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1])
         result = run("integrated_gradients", alone, [target], {"steps": 20}).values_NCHW
-        assert np.array_equal(result, together[n : n + 1])
+        assert nets.relative_error(result, together[n : n + 1]) < 1e-12  # in other batches, so in another order
 
 
 def test_integrated_gradients_of_a_smooth_net_are_complete() -> None:

@@ -1,15 +1,15 @@
-"""Grad-CAM, by captum: the last feature maps, weighted by the gradients of the score."""
+"""Grad-CAM: the last feature maps, weighted by the gradients of the score."""
 
 from __future__ import annotations
 
 import time
 
-import torch
+from torch import Tensor
+from torch.nn import functional
 
-from convlens.errors import RequestError
 from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass
-from convlens.instrument import find_layer, private_tree, tapped
+from convlens.runtime.torch_runtime import to_host
 from convlens.types import Attribution, Ints
 
 
@@ -28,32 +28,12 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     defaults to the spec's ``gradcam_layer``; RequestError for one that does not exist, does not run or has no
     map. ``relu=False`` keeps the evidence against the class as well.
     """
-    from captum.attr import LayerAttribution, LayerGradCam  # on first use: it is slow to import and brings matplotlib
-
     started = time.perf_counter()
     name = layer or forward.spec.gradcam_layer
-    if layer:  # the default one was checked when the model was loaded
-        _require_map(forward, layer)
-    # captum hooks the layer, so it gets a tree of its own: other threads that use this model never see the hooks.
-    tree = private_tree(forward.classifier.module)
-    x_NCHW = forward.x_NCHW.clone().requires_grad_()
-    cam = LayerGradCam(tree, find_layer(tree, name)).attribute(x_NCHW, target=target_N.tolist(), relu_attributions=relu)
-    stretched = LayerAttribution.interpolate(cam, tuple(x_NCHW.shape[-2:]), interpolate_mode="bilinear")
-    meta = forward.meta("logit", started=started, runtime="torch+captum", layer=name)
-    extras = {"map_NCHW": cam.detach().cpu().numpy()}
+    features_NCHW, gradient_NCHW = forward.layer_gradient(name, target_N)
+    cam_N1HW: Tensor = (gradient_NCHW.mean((2, 3), keepdim=True) * features_NCHW).sum(1, keepdim=True)
+    cam_N1HW = cam_N1HW.relu() if relu else cam_N1HW
+    stretched = functional.interpolate(cam_N1HW, tuple(forward.x_NCHW.shape[-2:]), mode="bilinear")
+    meta = forward.meta("logit", started=started, layer=name)
+    extras = {"map_NCHW": to_host(cam_N1HW)}
     return forward.attribution("grad_cam", stretched, target_N, {"layer": name, "relu": relu}, meta, extras)
-
-
-def _require_map(forward: ForwardPass, layer: str) -> None:
-    try:
-        with torch.no_grad(), tapped(forward.classifier.module, outputs=[layer]) as tap:
-            tap.module(forward.x_NCHW[:1])
-    except RequestError as error:
-        error.field = f"options.{error.field}"  # here the layer is an option of the method
-        raise
-    shape = tuple(tap.outputs[layer].shape)
-    if len(shape) != 4:
-        raise RequestError(
-            f"layer {layer!r} has no map: it gives {shape}, and Grad-CAM needs (N, C, H, W); choose an earlier one",
-            field="options.layer",
-        )

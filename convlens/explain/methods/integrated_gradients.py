@@ -1,21 +1,20 @@
-"""Integrated gradients, by captum: gradients on the path from a baseline to the image."""
+"""Integrated gradients: gradients on the path from a baseline to the image."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Annotated
 
 import numpy as np
 import torch
 from annotated_types import Interval
+from torch import Tensor
 
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass, ProgressModule
-from convlens.runtime.memory import with_smaller_batch
+from convlens.explain.sampled_gradients import PointsOfRows, summed_gradients
+from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Floats, Ints
 
-_BATCH = 16
 _TOLERATED_GAP = 0.1  # of the rise
 
 
@@ -40,39 +39,27 @@ def integrated_gradients(
 
     Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline) up
     to the quadrature's error, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey.
-    Gauss–Legendre quadrature with ``steps`` nodes, by captum. arXiv:1703.01365.
+    Gauss–Legendre quadrature with ``steps`` nodes. arXiv:1703.01365.
     """
     started = time.perf_counter()
-    rows = [
-        with_smaller_batch(partial(_attribute_row, forward, n, int(target), steps, baseline), _BATCH)
-        for n, target in enumerate(target_N)
-    ]
-    values_NCHW = torch.cat([values for values, _ in rows])
-    gap_N: Floats = torch.cat([gap for _, gap in rows]).cpu().numpy()
-    options = {"steps": steps, "baseline": baseline}
-    rise_N = values_NCHW.flatten(1).sum(1).cpu().numpy() - gap_N
-    meta = forward.meta("logit", started=started, runtime="torch+captum", warnings=_warnings(gap_N, rise_N, steps))
-    return forward.attribution("integrated_gradients", values_NCHW, target_N, options, meta, {"gap_N": gap_N})
+    x_NCHW = forward.x_NCHW
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    shares_P, difference = torch.as_tensor((nodes + 1) / 2).to(x_NCHW), x_NCHW - baseline  # nodes are on [-1, 1]
 
+    def on_path(numbers: Tensor) -> PointsOfRows:
+        return lambda rows: baseline + shares_P[numbers, None, None, None] * difference[rows, None]
 
-def _attribute_row(
-    forward: ForwardPass, n: int, target: int, steps: int, baseline: float, batch: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from captum.attr import IntegratedGradients  # on first use: it is slow to import and brings matplotlib
-
-    x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
-    # Row by row: captum would cut steps × rows into batches whose make-up, and so the last digits, depend on the
-    # neighbours.
-    values, gap = IntegratedGradients(ProgressModule(forward, "integrated_gradients", steps)).attribute(
-        x_NCHW,
-        baselines=baseline,
-        target=target,
-        n_steps=steps,
-        method="gausslegendre",
-        internal_batch_size=batch,
-        return_convergence_delta=True,
+    mean = summed_gradients(
+        forward, target_N, torch.as_tensor(weights / 2), lambda: on_path, stage="integrated_gradients"
     )
-    return values.detach(), gap.detach()
+    values_NCHW = mean * difference
+    with torch.no_grad():
+        grey_K = forward.classifier.module(torch.full_like(forward.x_NCHW[:1], baseline))[0].cpu().numpy()
+    rise_N = forward.scores(target_N, "logit") - grey_K[target_N]
+    gap_N = values_NCHW.flatten(1).sum(1).cpu().numpy() - rise_N
+    options = {"steps": steps, "baseline": baseline}
+    meta = forward.meta("logit", started=started, warnings=_warnings(gap_N, rise_N, steps))
+    return forward.attribution("integrated_gradients", values_NCHW, target_N, options, meta, {"gap_N": gap_N})
 
 
 def _warnings(gap_N: Floats, rise_N: Floats, steps: int) -> tuple[str, ...]:

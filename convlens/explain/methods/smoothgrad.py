@@ -1,21 +1,19 @@
-"""SmoothGrad, by captum: gradients averaged over noisy copies of the image."""
+"""SmoothGrad: gradients averaged over noisy copies of the image."""
 
 from __future__ import annotations
 
 import time
-from functools import partial
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
 from annotated_types import Interval
+from torch import Tensor
 
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass, ProgressModule
-from convlens.instrument import private_rng
-from convlens.runtime.memory import with_smaller_batch
+from convlens.explain.sampled_gradients import PointsOfRows, summed_gradients
+from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Ints
-
-_BATCH = 16
 
 
 @explainer(
@@ -42,32 +40,22 @@ def smoothgrad(
     min, normalised). ``seed`` makes the noise; a row's noise does not depend on the batch around it.
     """
     started = time.perf_counter()
-    rows = [
-        with_smaller_batch(partial(_attribute_row, forward, n, int(target), samples, noise, seed), _BATCH)
-        for n, target in enumerate(target_N)
-    ]
+    x_NCHW = forward.x_NCHW
+    deviation_N = (noise * (x_NCHW.amax((1, 2, 3)) - x_NCHW.amin((1, 2, 3)))).float()
+
+    def noisy_copies() -> Callable[[Tensor], PointsOfRows]:
+        # On the CPU whatever the device, so that a seed means the same noise everywhere; a copy at a time, so that it
+        # means the same in every batch. All rows get the same draws: none depends on the rows before it.
+        generator = torch.Generator().manual_seed(seed)
+
+        def numbered(numbers: Tensor) -> PointsOfRows:
+            drawn = torch.stack([torch.randn(x_NCHW.shape[1:], generator=generator) for _ in numbers]).to(x_NCHW.device)
+            return lambda rows: x_NCHW[rows, None] + deviation_N[rows, None, None, None, None] * drawn
+
+        return numbered
+
+    weights = torch.full((samples,), 1 / samples, dtype=torch.float64)
+    mean = summed_gradients(forward, target_N, weights, noisy_copies, stage="smoothgrad")
     options = {"samples": samples, "noise": noise, "seed": seed}
-    meta = forward.meta("logit", started=started, runtime="torch+captum", seed=seed)
-    return forward.attribution("smoothgrad", torch.cat(rows), target_N, options, meta)
-
-
-def _attribute_row(
-    forward: ForwardPass, n: int, target: int, samples: int, noise: float, seed: int, batch: int
-) -> torch.Tensor:
-    from captum.attr import NoiseTunnel, Saliency  # on first use: it is slow to import and brings matplotlib
-
-    # Row by row: the noise of a batch would depend on how many rows stand before this one.
-    x_NCHW = forward.x_NCHW[n : n + 1].clone().requires_grad_()
-    tunnel = NoiseTunnel(Saliency(ProgressModule(forward, "smoothgrad", samples)))
-    deviation = noise * float(x_NCHW.detach().max() - x_NCHW.detach().min())
-    with private_rng(seed):
-        values: torch.Tensor = tunnel.attribute(
-            x_NCHW,
-            nt_type="smoothgrad",
-            nt_samples=samples,
-            nt_samples_batch_size=min(batch, samples),
-            stdevs=deviation,
-            target=target,
-            abs=False,
-        )
-    return values.detach()
+    meta = forward.meta("logit", started=started, seed=seed)
+    return forward.attribution("smoothgrad", mean, target_N, options, meta)

@@ -7,8 +7,8 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,14 +17,19 @@ from torch import Tensor, nn
 from convlens.errors import ModelError
 from convlens.explain.sweeps.backends import OnWindows, SweepRequest
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import fast_convolutions, float32_flags
+from convlens.instrument import FoldedBatchNorms, WatchedConvolutions, fast_convolutions, float32_flags
+from convlens.runtime.cuda_graphs import capture
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, ScoreKind, no_op
 
 # Images at a time. All 169 of the usual sweep at once were fastest on an H200 (169, 85, 43: 11.4, 12.3, 16.0 ms for the
-# default model with TF32).
-BATCH = 256
+# default model with TF32). On two CPU cores 4 to 8 were, as long as no tensor reaches 32 MB: a block of that size goes
+# back to the kernel when it is freed, and each of its pages faults anew.
+BATCH, CPU_BATCH = 256, 8
+_MAPPED_BYTES = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc
+_AGREEMENT = 1e-3  # folding moves scores by about 1e-6
+_WORTH_FOLDING = 16  # windows; to find out what can be folded takes about two
 _Corner = tuple[int, int]
 _Inputs = tuple[Tensor, Tensor, Tensor]  # image (C, H, W), fill (), target class (1,)
 MOST_CAPTURED = 4
@@ -49,6 +54,7 @@ class HiddenCopies:
 class DeviceSweep:
     """The whole sweep as one stream of work on the network's device, in as few batches as memory allows.
 
+    Batch norms are folded into the weights of convolutions, anew for each sweep, so that it sees weights as they are.
     On a GPU a sweep of the same windows is captured as a CUDA graph when it is met for the second time. ``precision``
     ``half`` works on a copy of the network: float16 on a GPU, bfloat16 on a CPU.
     """
@@ -63,7 +69,7 @@ class DeviceSweep:
         self._module, self._device, self._channels_last = weakref.ref(module), device, channels_last
         self.precision: Precision = precision
         self.name = "torch" if precision == "float32" else f"torch:{str(self._half).removeprefix('torch.')}"
-        self._batch = BATCH
+        self._batch = CPU_BATCH if device.type == "cpu" else BATCH
         self._captured: OrderedDict[Hashable, _CapturedSweep] = OrderedDict()
         self._met: set[Hashable] = set()
         self._lock = threading.Lock()
@@ -93,7 +99,9 @@ class DeviceSweep:
         corners_W2 = torch.tensor(corners, device=self._device)
         captured = self._find(self._key(request, sweep, corners), sweep, inputs, corners_W2)
         if captured is None:
-            score_W = self._in_batches(sweep, inputs, corners_W2, on_windows).cpu()
+            foldable = self._device.type == "cpu" and self.precision == "float32" and len(corners) >= _WORTH_FOLDING
+            in_batches = self._folded_in_batches if foldable else self._in_batches
+            score_W = in_batches(sweep, inputs, corners_W2, on_windows).cpu()
         else:
             with self._lock:
                 score_W = captured(inputs)
@@ -105,6 +113,17 @@ class DeviceSweep:
 
     def _sweep(self, request: SweepRequest) -> _Sweep:
         return _Sweep(self._network, HiddenCopies(request.windows.window, self._channels_last), request.score)
+
+    def _folded_in_batches(self, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor, on_windows: OnWindows) -> Tensor:
+        watched = WatchedConvolutions()
+        with watched:
+            first = sweep(*inputs, corners_W2[:1])
+        # A larger batch than memory allowed before is not tried again.
+        self._batch = min(self._batch, max(1, _MAPPED_BYTES // (watched.largest_bytes + 1)))
+        folded = replace(sweep, network=partial(self._folded_network, FoldedBatchNorms(watched.convolutions)))
+        score_W = self._in_batches(folded, inputs, corners_W2, on_windows)
+        # A network that takes another way for other images was not watched on that.
+        return score_W if _agree(score_W[:1], first) else self._in_batches(sweep, inputs, corners_W2, no_op)
 
     def _in_batches(self, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor, on_windows: OnWindows) -> Tensor:
         parts, done = [], 0
@@ -180,6 +199,10 @@ class DeviceSweep:
             logits_NK: Tensor = module(x_NCHW)
         return logits_NK
 
+    def _folded_network(self, folded: FoldedBatchNorms, x_NCHW: Tensor) -> Tensor:
+        with folded.mode():
+            return self._network(x_NCHW)
+
 
 @dataclass(frozen=True)
 class _Sweep:
@@ -201,20 +224,17 @@ class _CapturedSweep:
     def __init__(self, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor) -> None:
         self._inputs = inputs[0].clone(), inputs[1].clone(), inputs[2].clone()
         self._corners = corners_W2.clone()
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            sweep(*self._inputs, self._corners)
-        current.wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._score_W = sweep(*self._inputs, self._corners)
+        self._graph, self._score_W = capture(lambda: sweep(*self._inputs, self._corners))
 
     def __call__(self, inputs: _Inputs) -> Tensor:
         for held, value in zip(self._inputs, inputs, strict=True):
             held.copy_(value, non_blocking=True)
         self._graph.replay()
         return self._score_W.clone()
+
+
+def _agree(score_B: Tensor, expected_B: Tensor) -> bool:
+    return bool(torch.allclose(score_B, expected_B, rtol=_AGREEMENT, atol=_AGREEMENT, equal_nan=True))
 
 
 def _inside(pixels: Tensor, starts_B1: Tensor, window: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""Gradients at many points per image, weighted and summed: noisy copies, or the points of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from convlens.explain.torch_forward import ForwardPass
+from convlens.instrument import fast_convolutions
+from convlens.runtime.memory import with_smaller_batch
+from convlens.types import Ints, Step
+
+# Images of one forward and backward pass.
+_BATCH = 16
+
+PointsOfRows = Callable[[Tensor], Tensor]
+
+
+def summed_gradients(
+    forward: ForwardPass,
+    target_N: Ints,
+    weights_P: Tensor,
+    points: Callable[[], Callable[[Tensor], PointsOfRows]],
+    *,
+    stage: str,
+) -> Tensor:
+    """Σ weights_P · d logit(target) / d x at each row's P points; (N, C, H, W).
+
+    ``points()`` begins anew (with the first noise, say) and gives a function of point numbers (B,), asked for in their
+    order; that gives a function of rows (R,), whose result are these rows' points (R, B, C, H, W). So several rows
+    share a batch: with one row alone, few points would make small and slow ones. Reports ``stage`` before each batch.
+    """
+    return with_smaller_batch(lambda batch: _summed(forward, target_N, weights_P, points(), stage, batch), _BATCH)
+
+
+def _summed(
+    forward: ForwardPass,
+    target_N: Ints,
+    weights_P: Tensor,
+    points: Callable[[Tensor], PointsOfRows],
+    stage: str,
+    batch: int,
+) -> Tensor:
+    x_NCHW, module = forward.x_NCHW, forward.classifier.module
+    device, count = x_NCHW.device, len(weights_P)
+    weights_P, targets = weights_P.to(device, x_NCHW.dtype), torch.as_tensor(target_N, device=device)
+    total, done = torch.zeros_like(x_NCHW), 0
+    for numbers in torch.split(torch.arange(count, device=device), max(1, min(count, batch // len(x_NCHW)))):
+        points_of = points(numbers)
+        for rows in torch.split(torch.arange(len(x_NCHW), device=device), max(1, batch // len(numbers))):
+            forward.on_step(Step(stage, done, count * len(x_NCHW)))
+            at_RPCHW = points_of(rows)
+            gradient = _input_gradient(module, at_RPCHW.flatten(0, 1), targets[rows].repeat_interleave(len(numbers)))
+            weighted = gradient.reshape(at_RPCHW.shape) * weights_P[numbers, None, None, None]
+            total[rows] += weighted.sum(1)
+            done += len(gradient)
+    return total
+
+
+def _input_gradient(module: torch.nn.Module, x_NCHW: Tensor, targets: Tensor) -> Tensor:
+    """d logit(target) / d x (N, C, H, W), each row by its own target (N,)."""
+    x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last).detach().requires_grad_()
+    with torch.enable_grad(), fast_convolutions(x_NCHW.device):
+        score = module(x_NCHW).gather(1, targets[:, None]).sum()
+    return torch.autograd.grad(score, x_NCHW)[0]

@@ -1,0 +1,169 @@
+"""Batch norms folded into the convolutions in front of them, for passes without gradients; the network stays as it is.
+
+A batch norm in eval mode is a factor and an offset per channel, which the convolution's own weights can carry. What is
+folded is found by watching one pass, so any spelling and any class of layer will do; scripted modules stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+# What only asks a tensor for its form, and so does not mind whether it is normalised yet.
+_FORM = {
+    Tensor.__len__,
+    Tensor.size,
+    Tensor.dim,
+    Tensor.is_floating_point,
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "is_cuda")),
+}
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """One call of ``batch_norm`` in eval mode, each of its tensors (C,)."""
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    @classmethod
+    def of(
+        cls,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> BatchNorm | None:
+        """None where it depends on the batch. The arguments are those of ``functional.batch_norm``."""
+        if training or running_mean is None or running_var is None:
+            return None
+        return cls(running_mean, running_var, weight, bias, eps)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A call of ``conv2d`` and the batch norm, if any, that alone reads what it gives."""
+
+    weight: Tensor
+    bias: Tensor | None
+    norm: BatchNorm | None
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Weight (O, I, h, w), channels last, and bias (O,) of the convolution that does both steps."""
+        if self.norm is None:
+            return self.weight.contiguous(memory_format=torch.channels_last), self.bias
+        scale = (self.norm.variance + self.norm.eps).rsqrt()
+        scale = scale if self.norm.weight is None else scale * self.norm.weight
+        bias = -self.norm.mean if self.bias is None else self.bias - self.norm.mean
+        offset = bias * scale if self.norm.bias is None else bias * scale + self.norm.bias
+        weight = self.weight * scale[:, None, None, None]
+        return weight.contiguous(memory_format=torch.channels_last), offset
+
+
+class WatchedConvolutions(TorchFunctionMode):
+    """Inside this ``with``, notes one forward pass's convolutions, and the largest tensor that a step gives.
+
+    A convolution whose weight serves twice, or whose result is read by anything but one batch norm, has no ``norm``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest_bytes = 0
+        self._calls: list[tuple[Tensor, Tensor | None, Tensor]] = []  # weight, bias, output; kept, so that ids stay
+        self._readers: dict[int, list[BatchNorm | None]] = {}  # by id of a convolution's output
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """Those whose weight serves once, in the order of their calls."""
+        weights = [id(weight) for weight, _, _ in self._calls]
+        return tuple(
+            Convolution(weight, bias, readers[0] if len(readers := self._readers[id(out)]) == 1 else None)
+            for weight, bias, out in self._calls
+            if weights.count(id(weight)) == 1
+        )
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _FORM:
+            norm = BatchNorm.of(*args, **kwargs) if func is functional.batch_norm else None
+            for tensor in _tensors((args, kwargs)):
+                if id(tensor) in self._readers:
+                    self._readers[id(tensor)].append(norm)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            self.largest_bytes = max(self.largest_bytes, out.nbytes)
+            if func is torch.conv2d:
+                self._note(out, *args, **kwargs)
+        return out
+
+    def _note(self, out: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any, **__: Any) -> None:
+        self._calls.append((weight, bias, out))
+        self._readers[id(out)] = []
+
+
+class FoldedBatchNorms:
+    """The folded weights of convolutions, as they are now: made for one sweep, not kept while weights may change.
+
+    ``mode()`` is for one ``with`` and one thread.
+    """
+
+    def __init__(self, convolutions: Sequence[Convolution]) -> None:
+        self._convolutions = {id(each.weight): (each, *each.folded()) for each in convolutions}
+
+    def mode(self) -> TorchFunctionMode:
+        """Inside this ``with``, the convolutions do their batch norm's work as well, which then returns its input."""
+        return _FoldedMode(self._convolutions)
+
+
+class _FoldedMode(TorchFunctionMode):
+    def __init__(self, convolutions: Mapping[int, tuple[Convolution, Tensor, Tensor | None]]) -> None:
+        super().__init__()
+        self._convolutions = convolutions
+        self._normalised: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.conv2d:
+            return self._convolve(*args, **kwargs)
+        if func is functional.batch_norm:
+            done = self._normalised.pop(id(args[0] if args else kwargs["input"]), None)
+            if done is not None:
+                return done
+        return func(*args, **kwargs)
+
+    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any) -> Tensor:
+        found = self._convolutions.get(id(weight))
+        if found is None:
+            return torch.conv2d(input, weight, bias, *more, **named)
+        convolution, folded_weight, folded_bias = found
+        out = torch.conv2d(input, folded_weight, folded_bias, *more, **named)
+        if convolution.norm is not None:
+            self._normalised[id(out)] = out
+        return out
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))

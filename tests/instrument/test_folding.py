@@ -1,0 +1,186 @@
+"""Batch norms folded into convolutions: the same scores, found in any spelling, and left alone where they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from nets import CPU, pictures
+from timm.layers import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convlens.explain.sweeps.backends import SweepRequest
+from convlens.explain.sweeps.device import DeviceSweep
+from convlens.explain.sweeps.windows import Windows
+from convlens.instrument import FoldedBatchNorms, WatchedConvolutions
+from convlens.types import no_op
+
+
+def batch_norm(make: Callable[..., nn.Module] = nn.BatchNorm2d, channels: int = 5, **options: object) -> nn.Module:
+    """With statistics, and factors if it has any, that are nobody's default."""
+    norm = make(channels, **options).eval()
+    norm.running_mean.uniform_(-1.0, 1.0)
+    norm.running_var.uniform_(0.2, 3.0)
+    if norm.weight is not None:
+        nn.init.uniform_(norm.weight, -2.0, 2.0)
+        nn.init.normal_(norm.bias)
+    return norm
+
+
+class Net(nn.Module):
+    """A convolution, and what ``tail`` makes of it and of the batch norm behind it."""
+
+    def __init__(self, tail: Callable[..., Tensor], *, bias: bool = True, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.convolution = nn.Conv2d(3, 5, 3, bias=bias)
+        self.norm = norm or batch_norm()
+        self.second = nn.Conv2d(5, 5, 3)
+        self.second_norm = batch_norm()
+        self.tail = tail
+        self.double().eval()
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.tail(self, self.convolution(x_NCHW)).mean((2, 3))
+
+
+def plain(net: Net, maps: Tensor) -> Tensor:
+    return net.second_norm(net.second(net.norm(maps).relu_()))
+
+
+def functions(net: Net, maps: Tensor) -> Tensor:
+    norm = net.norm
+    return functional.batch_norm(
+        maps, norm.running_mean, norm.running_var, weight=norm.weight, bias=norm.bias, eps=norm.eps
+    )
+
+
+def shape_between(net: Net, maps: Tensor) -> Tensor:
+    assert maps.shape[1] == 5
+    assert maps.dim() == 4
+    return net.norm(maps)
+
+
+def read_twice(net: Net, maps: Tensor) -> Tensor:
+    return net.norm(maps) + maps
+
+
+def changed_before(net: Net, maps: Tensor) -> Tensor:
+    maps += 1.0
+    return net.norm(maps)
+
+
+def serves_twice(net: Net, maps: Tensor) -> Tensor:
+    return net.second(net.second_norm(net.second(net.norm(maps))))
+
+
+def by_the_batch(net: Net, maps: Tensor) -> Tensor:
+    return functional.batch_norm(maps, None, None, training=True)
+
+
+FOLDED = [
+    (plain, 2, {}),
+    (plain, 2, {"bias": False}),
+    (plain, 2, {"norm": batch_norm(affine=False)}),
+    (functions, 1, {}),
+    (shape_between, 1, {}),
+    (shape_between, 1, {"norm": batch_norm(BatchNormAct2d)}),
+]
+LEFT_ALONE = [(read_twice, 0), (changed_before, 0), (serves_twice, 1), (by_the_batch, 0)]
+
+
+def watched(net: nn.Module, x_NCHW: Tensor) -> tuple[WatchedConvolutions, Tensor]:
+    watch = WatchedConvolutions()
+    with torch.no_grad(), watch:
+        return watch, net(x_NCHW)
+
+
+@pytest.mark.parametrize(("tail", "folds", "options"), [*FOLDED, *((tail, folds, {}) for tail, folds in LEFT_ALONE)])
+def test_scores_stay_the_same_whatever_is_folded(tail: Callable[..., Tensor], folds: int, options: dict) -> None:
+    net, x_NCHW = Net(tail, **options), pictures(3, 3, 8, 8)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    watch, expected = watched(net, x_NCHW)
+    assert sum(each.norm is not None for each in watch.convolutions) == folds
+    with torch.no_grad(), FoldedBatchNorms(watch.convolutions).mode():
+        found = net(x_NCHW)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(net(x_NCHW), expected), "nothing of it outlives the with"
+
+
+def test_a_folded_batch_norm_is_not_computed() -> None:
+    net, x_NCHW = Net(plain), pictures(1, 3, 8, 8)
+    watch, _ = watched(net, x_NCHW)
+    with torch.no_grad(), torch.profiler.profile() as profile, FoldedBatchNorms(watch.convolutions).mode():
+        net(x_NCHW)
+    assert not [event.name for event in profile.events() if "batch_norm" in event.name]
+
+
+def test_the_largest_tensor_is_that_of_the_widest_step() -> None:
+    watch, _ = watched(Net(plain), pictures(2, 3, 8, 8))
+    assert watch.largest_bytes == 2 * 5 * 6 * 6 * 8  # two images, five channels of 6 × 6, eight bytes a value
+
+
+# ---- in a sweep
+
+WINDOWS = Windows(12, 12, window=4, stride=2)
+
+
+def sweep_of(net: nn.Module, x_CHW: Tensor, steps: Callable[[int], None] = no_op) -> np.ndarray:
+    return DeviceSweep(net, CPU).scores(SweepRequest(x_CHW, 1, WINDOWS, 0.5, "logit"), steps)
+
+
+def one_by_one(net: nn.Module, x_CHW: Tensor) -> np.ndarray:
+    scores = []
+    for top, left in WINDOWS.corners:
+        copy_CHW = x_CHW.clone()
+        copy_CHW[:, top : top + 4, left : left + 4] = 0.5
+        with torch.no_grad():
+            scores.append(float(net(copy_CHW[None])[0, 1]))
+    return np.array(scores).reshape(WINDOWS.grid)
+
+
+def test_a_sweep_sees_weights_as_they_are_now() -> None:
+    net, x_CHW = Net(plain), pictures(1, 3, 12, 12)[0]
+    first = sweep_of(net, x_CHW)
+    np.testing.assert_allclose(first, one_by_one(net, x_CHW), rtol=1e-12)
+    net.convolution.weight.data.mul_(-1.5)
+    net.norm.running_var.mul_(3.0)
+    second = sweep_of(net, x_CHW)
+    np.testing.assert_allclose(second, one_by_one(net, x_CHW), rtol=1e-12)
+    assert np.abs(second - first).max() > 1e-3
+
+
+class TwoWays(Net):
+    """Adds the convolution's own maps where there are several images, which the watched pass of one does not show."""
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        maps = self.convolution(x_NCHW)
+        return (self.norm(maps) + maps if len(x_NCHW) > 1 else self.norm(maps)).mean((2, 3))
+
+
+def test_a_network_that_goes_another_way_than_watched_is_not_folded() -> None:
+    net, x_CHW, expected = TwoWays(plain), pictures(1, 3, 12, 12)[0], []
+    for top, left in WINDOWS.corners:
+        copies = x_CHW.repeat(2, 1, 1, 1)
+        copies[:, :, top : top + 4, left : left + 4] = 0.5
+        with torch.no_grad():
+            expected.append(float(net(copies)[0, 1]))
+    np.testing.assert_allclose(sweep_of(net, x_CHW).reshape(-1)[:24], expected[:24], rtol=1e-12)
+
+
+def test_a_batch_is_as_large_as_keeps_every_tensor_below_the_size_that_the_kernel_takes_back() -> None:
+    """One image's widest step: 3 channels of 1,100 × 1,100 in float32, 14.5 MB; two of them are below 32 MiB."""
+
+    class Wide(nn.Module):
+        def forward(self, x_NCHW: Tensor) -> Tensor:
+            return functional.interpolate(x_NCHW, (1100, 1100)).mean((2, 3))
+
+    steps: list[int] = []
+    sweep_of(Wide().eval(), pictures(1, 3, 12, 12)[0].float(), steps.append)
+    assert max(steps) == 2
+    assert sum(steps) == len(WINDOWS)
