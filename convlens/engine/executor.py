@@ -22,6 +22,7 @@ from convlens.explain.forward import Forward, OnStep
 from convlens.protocol.params import field_prefix
 from convlens.runtime.memory import free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, Neuron, Result, Step
+from convlens.utils.concurrency import concurrent_map
 
 _log = logging.getLogger(__name__)
 MakeForward = Callable[[Floats, OnStep], Forward]
@@ -155,8 +156,12 @@ class BatchExecutor:
         if error is not None:
             self._explain_alone(error, rows, entries, seconds)
             return
-        for position, entry in enumerate(entries):
+
+        def keep(position: int) -> None:
+            entry = entries[position]
             self._keep(forward, rows[entry.n], entry.call, result.row(position), seconds / len(entries), len(entries))
+
+        concurrent_map(keep, range(len(entries)))  # in threads: drawing and compressing a PNG releases the GIL
 
     def _explain_alone(self, error: ConvLensError, rows: list[Row], entries: list[BatchEntry], seconds: float) -> None:
         """A failed call again, each row in a forward pass of its own: smaller, and without its neighbours' faults."""
