@@ -219,7 +219,8 @@ class _SharedPass:
         else:
             self.forwards += 1
         self.backwards += 1
-        score = logits_NK.gather(1, torch.as_tensor(target_N, device=x_NCHW.device)[:, None]).sum()
+        with torch.enable_grad():
+            score = logits_NK.gather(1, torch.as_tensor(target_N, device=x_NCHW.device)[:, None]).sum()
         return maps[-1].detach(), torch.autograd.grad(score, maps[-1])[0]
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:

@@ -122,10 +122,14 @@ class Ascent(Job):
 class _Seen(NamedTuple):
     """Which rows a pass takes, and how it sees them."""
 
-    rows: slice
+    first: int
     redirected: bool
     transformed: bool
     grained: bool
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + _ROWS)
 
 
 class AscentRun(SynthesisRun):
@@ -225,7 +229,7 @@ class AscentRun(SynthesisRun):
         redirected = self.done < self._settings.redirect_steps
         grad, parts = None, []
         for first in range(0, count, _ROWS):
-            seen = _Seen(slice(first, first + _ROWS), redirected, maps_N23 is not None, grain_NCHW is not None)
+            seen = _Seen(first, redirected, maps_N23 is not None, grain_NCHW is not None)
             if seen not in self._gradients:
                 self._gradients[seen] = StepGradient(partial(self._regularised, seen))
             given = [each[seen.rows] for each in (maps_N23, grain_NCHW) if each is not None]

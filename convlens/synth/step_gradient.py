@@ -23,7 +23,8 @@ class StepGradient:
 
     The function may depend on nothing but its arguments and on tensors that stay where they are, for a replay runs none
     of its Python. Tensors of ``more`` may lie on the CPU. On a GPU it is captured when the same shapes come for the
-    third time; the first replay is compared with the function itself, and one that differs is not used again.
+    third time; the first replay, of the call after that, is compared with the function itself, and where they differ no
+    other is made.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, Tensor]]) -> None:
@@ -35,15 +36,17 @@ class StepGradient:
 
     def __call__(self, x: Tensor, *more: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = x.detach(), *(each.to(x.device, non_blocking=True) for each in more)
-        if not (x.is_cuda and self._possible):
+        if not (self._possible and _replays(x.device)):
             return _launched(self._function, *inputs)
         shapes = [(tuple(each.shape), each.dtype) for each in inputs]
         if shapes != self._shapes:
             self._shapes, self._calls, self._captured = shapes, 0, None
         self._calls += 1
-        if self._captured is None and self._calls > _BEFORE_CAPTURE:
+        if self._captured is not None:
+            return self._replayed(self._captured, inputs)
+        if self._calls > _BEFORE_CAPTURE:
             self._capture(inputs)
-        return _launched(self._function, *inputs) if self._captured is None else self._replayed(self._captured, inputs)
+        return _launched(self._function, *inputs)
 
     def _replayed(self, captured: _Captured, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
         found = captured(inputs)
@@ -84,6 +87,10 @@ class _Captured:
         # Copies: the next replay overwrites what the graph gave.
         total, parts, gradient = (each.clone() for each in self._outputs)
         return total, parts, gradient
+
+
+def _replays(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _launched(function: Callable[..., tuple[Tensor, Tensor]], *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:

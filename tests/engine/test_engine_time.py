@@ -274,5 +274,5 @@ def test_a_sweep_that_was_stopped_is_reported_with_the_windows_it_had_done() -> 
     live.run([request(0, **sweep(1))], on_row=seen.append)
     (one,) = seen[0].methods
     assert type(seen[0].error) is OverloadError
-    assert one.windows == 96, "three batches of 32, by 0.16 s each: the third ended above 0.44 s"
+    assert 80 <= one.windows <= 96, "batches of 8, by 0.04 s each: the first after 0.44 s was the last"
     assert one.seconds > 0.4 - 0.05

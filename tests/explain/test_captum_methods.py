@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference_gradients
 import torch
+from captum import attr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +44,37 @@ def chelsea_NCHW(default: Classifier) -> Tensor:
 
 def weights(forward: ForwardPass, targets: list[int]) -> Tensor:
     return forward.classifier.module.head.weight.detach().reshape(3, 3, 4, 4)[targets]
+
+
+# ---- all three against captum
+
+
+def captums(name: str, module: nn.Module, x_1CHW: Tensor, target: int) -> Tensor:
+    x = x_1CHW.clone().requires_grad_()
+    if name == "grad_cam":
+        cam = attr.LayerGradCam(module, module.third).attribute(x, target=target, relu_attributions=False)
+        return attr.LayerAttribution.interpolate(cam, tuple(x.shape[2:]), interpolate_mode="bilinear")
+    if name == "integrated_gradients":
+        return attr.IntegratedGradients(module).attribute(x, target=target, n_steps=7)
+    deviation = 0.15 * float(x_1CHW.max() - x_1CHW.min())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return attr.NoiseTunnel(attr.Saliency(module)).attribute(
+            x, nt_samples=6, stdevs=deviation, nt_type="smoothgrad", target=target, abs=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("grad_cam", {"relu": False}), ("integrated_gradients", {"steps": 7}), ("smoothgrad", {"samples": 6, "seed": 5})],
+)
+def test_the_values_are_captums(mixed: ForwardPass, name: str, options: dict[str, int]) -> None:
+    result = run(name, mixed, TARGETS, options).values_NCHW
+    module = copy.deepcopy(mixed.classifier.module)  # captum leaves hooks
+    for n, target in enumerate(TARGETS):
+        expected = captums(name, module, mixed.x_NCHW[n : n + 1].contiguous(), target)
+        # captum holds the quadrature's weights, and draws its noise, in float32
+        assert nets.relative_error(result[n : n + 1], expected.detach()) < 1e-6
 
 
 # ---- SmoothGrad

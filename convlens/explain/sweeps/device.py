@@ -97,7 +97,9 @@ class DeviceSweep:
         fill = torch.tensor(request.fill, dtype=x_CHW.dtype, device=self._device)
         inputs = x_CHW, fill, torch.tensor([request.target], device=self._device)
         corners_W2 = torch.tensor(corners, device=self._device)
-        captured = self._find(self._key(request, sweep, corners), sweep, inputs, corners_W2)
+        captured = None
+        if self._capturable(len(corners)):
+            captured = self._find(self._key(request, sweep, corners), sweep, inputs, corners_W2)
         if captured is None:
             foldable = self._device.type == "cpu" and self.precision == "float32" and len(corners) >= _WORTH_FOLDING
             in_batches = self._folded_in_batches if foldable else self._in_batches
@@ -156,8 +158,6 @@ class DeviceSweep:
 
     def _find(self, key: Hashable, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor) -> _CapturedSweep | None:
         """The captured sweep of that key, captured now where it is met for the second time."""
-        if not self._capturable(len(corners_W2)):
-            return None
         with self._lock:
             if key not in self._met:
                 self._met.add(key)
