@@ -34,6 +34,7 @@ format: $(READY)  ## fix and format the code
 bench: $(READY)  ## run every benchmark (DEVICE=cpu or cuda) and update the tables in README and docs
 	$(BIN)/python benchmarks/relu_rules.py --device $(DEVICE)
 	$(BIN)/python benchmarks/occlusion.py --device $(DEVICE)
+	$(BIN)/python benchmarks/python_api.py --device $(DEVICE)
 	$(BIN)/python benchmarks/incremental.py --device $(DEVICE)
 	$(BIN)/python benchmarks/explanation_graphs.py --device $(DEVICE)
 	$(BIN)/python benchmarks/features.py --device $(DEVICE)
@@ -41,7 +42,7 @@ bench: $(READY)  ## run every benchmark (DEVICE=cpu or cuda) and update the tabl
 	$(BIN)/python benchmarks/synthesis.py --device $(DEVICE)
 	$(BIN)/python benchmarks/ascent_transfer.py --device $(DEVICE)
 	$(BIN)/python benchmarks/workers.py
-	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/serving.py --device $(DEVICE)
 	$(BIN)/python benchmarks/readme.py
 
 image:  ## build a container image with docker, podman or buildah; see scripts/image.sh

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -78,21 +79,37 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+@dataclass(frozen=True)
+class Latencies:
+    """What each answer took, and all of them together, in seconds."""
+
+    seconds: list[float]
+    elapsed: float
+
+
+def latencies(
+    server: Server, model: str, picture: bytes, params: Mapping[str, Any], *, clients: int, each: int
+) -> Latencies:
+    """That many clients asking one after another, each ``each`` times."""
+    doors = [Rest(server, model) for _ in range(clients)]
+
+    def visit(door: Rest) -> list[float]:
+        return [timed(lambda: door.ask(picture, params)) for _ in range(each)]
+
+    with ThreadPoolExecutor(clients) as pool:
+        started = time.perf_counter()
+        waited = [seconds for visited in pool.map(visit, doors) for seconds in visited]
+        elapsed = time.perf_counter() - started
+    for door in doors:
+        door.close()
+    return Latencies(waited, elapsed)
+
+
 def throughput(
     server: Server, model: str, picture: bytes, params: Mapping[str, Any], *, clients: int, each: int
 ) -> float:
-    """Answers a second, that many clients asking one after another, each ``each`` times."""
-    doors = [Rest(server, model) for _ in range(clients)]
-
-    def visit(door: Rest) -> None:
-        for _ in range(each):
-            door.ask(picture, params)
-
-    with ThreadPoolExecutor(clients) as pool:
-        seconds = timed(lambda: list(pool.map(visit, doors)))
-    for door in doors:
-        door.close()
-    return clients * each / seconds
+    """Answers a second to such clients."""
+    return clients * each / latencies(server, model, picture, params, clients=clients, each=each).elapsed
 
 
 def _form(picture: bytes, params: str) -> bytes:

@@ -19,10 +19,10 @@ from typing import Any
 class EngineAlone:
     """The other process, seen from the benchmark; close it."""
 
-    def __init__(self, folder: Path, picture: Path, *, threads: int) -> None:
+    def __init__(self, folder: Path, picture: Path, *, threads: int, device: str = "cpu") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(picture), str(threads)],
+            [sys.executable, __file__, str(folder), str(picture), str(threads), device],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -61,8 +61,9 @@ def main() -> None:
 
     folder, picture, threads = Path(sys.argv[1]), image.read(sys.argv[2]), int(sys.argv[3])
     keep_freed_memory()
-    classifier = unpack(folder / "model", device="cpu")
-    graphs = graphs_beside(classifier, [folder / "graphs"], threads=threads)
+    classifier = unpack(folder / "model", device=sys.argv[4])
+    paths = [folder / "graphs"] if (folder / "graphs").is_dir() else []
+    graphs = graphs_beside(classifier, paths, threads=threads)
     engine = Engine(classifier, gallery=Gallery.open(folder / "gallery"), graphs=graphs)
     print("ready", flush=True)
     for line in sys.stdin:
