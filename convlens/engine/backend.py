@@ -13,10 +13,10 @@ import torch
 
 from convlens.errors import ModelError
 from convlens.explain import ForwardPass, GraphForward, GraphModel, run, torch_sweeps
+from convlens.explain.captured_forward import captured_of
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.onnx_forward import graph_backends, graph_sweeps
 from convlens.explain.sweeps.autotune import SweepAutotuner
-from convlens.explain.torch_forward import captured_of
 from convlens.gallery import Gallery
 from convlens.instrument import RULES, require_precision
 from convlens.models import Classifier

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
+from convlens.explain.captured_forward import Replay, computed, run_network
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.network_sweeps import torch_sweeps
 from convlens.explain.scores import require_finite, scores_of
@@ -29,11 +28,8 @@ from convlens.instrument import (
     tapped,
 )
 from convlens.models import Classifier
-from convlens.runtime.cuda_graphs import CapturedPass, CapturedPasses, captured_passes
 from convlens.runtime.torch_runtime import as_input, pooled
 from convlens.types import Floats, Ints, ScoreKind, no_op
-
-T = TypeVar("T")
 
 
 class ForwardPass(Forward):
@@ -121,7 +117,7 @@ class _SharedPass:
         self._graph_logits_NK: Floats | None = None
         self._embedding_ND: Floats | None = None
         self._guarded = False
-        self._replay = _Replay(classifier, x_NCHW) if x_NCHW.is_cuda else None
+        self._replay = Replay(classifier, x_NCHW) if x_NCHW.is_cuda else None
         self.rules = RuledRelus()
         self.forwards = 0
         self.backwards = 0
@@ -140,7 +136,7 @@ class _SharedPass:
                 else:
                     with torch.no_grad():
                         self._forward(self._x_NCHW)
-        return _computed(self._logits_NK)
+        return computed(self._logits_NK)
 
     @property
     def scored_NK(self) -> Floats:
@@ -155,7 +151,7 @@ class _SharedPass:
     @property
     def embedding_ND(self) -> Floats:
         _ = self.logits_NK
-        return _computed(self._embedding_ND)
+        return computed(self._embedding_ND)
 
     def record(self) -> None:
         if self._graph is not None or (self._replay and self._replay.recorded):
@@ -178,7 +174,7 @@ class _SharedPass:
                 return self._grouped(rows, target_N, partial(self._replay.gradient, rule))
             if self._graph is None:
                 self._record_graph()
-            x_NCHW, logits_NK = _computed(self._graph)
+            x_NCHW, logits_NK = computed(self._graph)
             self._guard(rule, logits_NK, method)
             return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind))
 
@@ -263,7 +259,7 @@ class _SharedPass:
             self._graph = x_NCHW, self._forward(x_NCHW)
 
     def _forward(self, x_NCHW: Tensor) -> Tensor:
-        logits_NK, embedding_ND = _run(self._classifier.module, self._classifier.spec.embedding_layer, x_NCHW)
+        logits_NK, embedding_ND = run_network(self._classifier.module, self._classifier.spec.embedding_layer, x_NCHW)
         self._keep(logits_NK, embedding_ND)
         return logits_NK
 
@@ -271,64 +267,6 @@ class _SharedPass:
         self.forwards += 1
         self._logits_NK = logits_NK.detach().cpu().numpy()
         self._embedding_ND = embedding_ND.cpu().numpy()
-
-
-class _Replay:
-    """One batch's use of its network's captured passes; ``forward`` and ``record`` give None where there are none."""
-
-    def __init__(self, classifier: Classifier, x_NCHW: Tensor) -> None:
-        self._x_NCHW = x_NCHW
-        self._passes = captured_of(classifier)
-        self._captured: CapturedPass | None = None
-        self._searched = False
-        self.recorded = False
-
-    def forward(self) -> tuple[Tensor, Tensor] | None:
-        return self._use(lambda captured: captured.forward(self._x_NCHW))
-
-    def record(self) -> tuple[Tensor, Tensor] | None:
-        outputs = self._use(lambda captured: captured.record(self._x_NCHW, owner=self))
-        self.recorded = outputs is not None
-        return outputs
-
-    def gradient(self, rule: ReluRule, rows: Tensor, targets: Tensor) -> Tensor:
-        with _computed(self._passes).lock:
-            return _computed(self._captured).gradient(rule, self._x_NCHW, rows, targets, owner=self)
-
-    @property
-    def relu_calls(self) -> int:
-        return self._captured.relu_calls if self._captured and self.recorded else 0
-
-    @property
-    def recorded_logits_NK(self) -> Tensor:
-        return _computed(self._captured).recorded_logits_NK
-
-    def _use(self, use: Callable[[CapturedPass], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
-        if self._passes is None:
-            return None
-        with self._passes.lock:
-            if not self._searched:
-                self._captured, self._searched = self._passes.find(self._x_NCHW), True
-            return use(self._captured) if self._captured else None
-
-
-def captured_of(classifier: Classifier) -> CapturedPasses | None:
-    """The captured passes of a network on a GPU, kept as long as its module lives."""
-    layer, reference = classifier.spec.embedding_layer, weakref.ref(classifier.module)
-
-    def network(x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        # By a weak reference, or the captured passes would keep the module, and it them.
-        return _run(_computed(reference()), layer, x_NCHW)
-
-    return captured_passes(classifier.module, lambda: CapturedPasses(network, classifier.spec.classes))
-
-
-def _run(module: nn.Module, layer: str, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (N, K), and embeddings (N, D) without a gradient."""
-    with fast_convolutions(x_NCHW.device), tapped(module, inputs=[layer]) as tap:
-        logits_NK: Tensor = tap.module(x_NCHW)
-    # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
-    return logits_NK, pooled(tap.inputs.pop(layer).detach())
 
 
 def _require_maps(out: object, layer: str) -> Tensor:
@@ -346,8 +284,3 @@ def _without_repeats(rows: Ints) -> Iterator[Ints]:
     occurrence_N = np.array([np.count_nonzero(rows[:n] == row) for n, row in enumerate(rows)])
     for occurrence in np.unique(occurrence_N):
         yield np.flatnonzero(occurrence_N == occurrence)
-
-
-def _computed(value: T | None) -> T:
-    assert value is not None, "read before the forward pass was made"
-    return value

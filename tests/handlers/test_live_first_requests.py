@@ -31,7 +31,7 @@ KINDS: list[dict[str, Any]] = [
     {"methods": [{"method": "integrated_gradients", "options": {"steps": 3}}]},
     {"methods": [{"method": "occlusion", "options": {"window": 56, "stride": 28}}]},
     {"neighbours": 3},
-    {"methods": ["saliency", "guided_backprop"], "output": ["array", "overlay"], "size": "original"},
+    {"methods": ["saliency", "guided_backprop"], "output": ["overlay"], "size": "original"},
 ]
 SIDES = [(96, 72), (224, 224), (300, 451), (640, 427), (427, 640)]
 SIDES += [(512, 512), (800, 200), (333, 777), (120, 480), (1024, 683)]

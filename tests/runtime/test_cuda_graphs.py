@@ -11,7 +11,7 @@ import torch
 from nets import Mixed, classifier, pictures
 
 from convlens.explain import ForwardPass, run
-from convlens.explain.torch_forward import captured_of
+from convlens.explain.captured_forward import captured_of
 from convlens.models import Classifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

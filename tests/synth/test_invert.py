@@ -18,6 +18,7 @@ from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.feature_inversion import Invert
 from convlens.synth.lbfgs import ResumableLBFGS
+from convlens.synth.step_gradient import StepGradient
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 SIDE = 8
@@ -118,7 +119,7 @@ def test_lbfgs_steps_are_torch_s_and_cost_fewer_evaluations() -> None:
         return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
 
     start = torch.tensor([-1.2, 1.0, -0.5, 0.8], dtype=torch.float64)
-    ours = ResumableLBFGS(start, valley)
+    ours = ResumableLBFGS(start, StepGradient(lambda x: (valley(x), valley(x).detach())))
     theirs = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [theirs],
