@@ -96,11 +96,11 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
         "onnx scores": ParallelSweep(scores),
     }
     if providers == "cpu" and importlib.util.find_spec("openvino"):
-        from convlens.runtime.openvino_runtime import OpenVinoRuntime, precisions
+        from convlens.runtime.openvino_runtime import BATCH, OpenVinoRuntime, precisions
 
         for precision in precisions():
             runtime = OpenVinoRuntime(scores.graph, precision=precision, threads=scores.threads)
-            found[f"openvino, {precision}"] = ParallelSweep(runtime)
+            found[f"openvino, {precision}"] = ParallelSweep(runtime, copies=BATCH)
     for batch in given.batch if not given.sides or any("graph" in side for side in given.sides) else ():
         for half in (False, True) if providers == "cuda" else (False,):
             name = f"onnx graph {batch}{', half' if half else ''}"
@@ -144,7 +144,7 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             differences = {side: _difference(call(), expected_HW) for side, call in each.items()}
             seconds = interleaved(each, repeats=given.repeats, device=given.device)
     best, own = (
-        min((side for side in each if side in among), key=lambda side: statistics.median(seconds[side]))
+        min((side for side in each if side in among), key=lambda side: statistics.median(seconds[side]), default="")
         for among in ([f"captum {n}" for n in CAPTUM], [side for side in ours if "half" not in side])
     )
     work = gflop(classifier, x_CHW) * len(Windows(*x_CHW.shape[1:], WINDOW, STRIDE))
@@ -155,9 +155,9 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             "seconds": statistics.median(seconds[side]),
             "fastest": min(seconds[side]),
             "GFLOP/s": work / statistics.median(seconds[side]),
-            "captum's best / this": ratios(seconds[best], seconds[side])[0],
+            "captum's best / this": ratios(seconds[best], seconds[side])[0] if best else 0.0,
             "captum's best": best,
-            "own float32 / this": ratios(seconds[own], seconds[side])[0],
+            "own float32 / this": ratios(seconds[own], seconds[side])[0] if own else 0.0,
             "map off by": differences[side],
         }
         for side in each
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 4, 8, 13], help="windows of a turn of our graphs")
     parser.add_argument("--spin", action="store_true", help="let ONNX Runtime's waiting threads stay awake")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--sides", nargs="+", help="only these; at least one of captum's, and one of ours in float32")
+    parser.add_argument("--sides", nargs="+", help="only these; a ratio to a side that was left out is 0")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     kept = keep_freed_memory()

@@ -41,9 +41,9 @@ with _hidden("openvino_telemetry"):
     import openvino as ov
 
 _CPU = torch.device("cpu")
-# On a core of its own 2 to 4 images at once took 3 to 9 % less time each than one; a graph compiled for just 2 would
-# have saved 2 % more, and computes others twice.
-_BATCH = 2
+# Images of one run: of 2 each took 2 to 6 % longer, one alone 4 to 17 %, of 8 up to 1 %. A graph compiled for just 4
+# would have saved 1 to 3 %, and computes others in vain.
+BATCH = 4
 _KINDS = ("scores", "embedding")
 # With no hint OpenVINO computes in bfloat16 wherever the processor has it, float32 included.
 _HINTS: dict[Precision, str] = {"float32": "f32", "half": "bf16"}
@@ -116,7 +116,7 @@ class OpenVinoRuntime:
             raise ModelError(
                 f"a graph of kind {self.contract.kind!r} does not give {', '.join(missing)}; export another"
             )
-        calls = [partial(self._run, partial(_unchanged, images), names) for images in split(x_NCHW, _BATCH)]
+        calls = [partial(self._run, partial(_unchanged, images), names) for images in split(x_NCHW, BATCH)]
         return [np.concatenate(parts) for parts in zip(*self._runs.results(calls), strict=True)]
 
     def _run(self, maker: Callable[[], InputArray], names: Sequence[str]) -> list[Floats]:

@@ -24,7 +24,7 @@ from convlens.types import Floats, ScoreKind, no_op
 
 # On two cores the default model's cost per image is flat from batches of 4 to 32 and rises beyond.
 BATCH = 32
-_COPIES_PER_RUN = 2  # of parallel runs: 1 to 4 were equally fast, 8 slower
+_COPIES_PER_RUN = 2  # of parallel runs by ONNX Runtime: 1 to 4 were equally fast, 8 slower
 
 OnWindows = Callable[[int], None]
 _Corner = tuple[int, int]
@@ -128,15 +128,18 @@ class ParallelScorer(Scorer, Protocol):
 class ParallelSweep(BatchedSweep):
     """As ``BatchedSweep``, by a graph that takes small batches in several runs at once, one per core."""
 
-    def __init__(self, scorer: ParallelScorer, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self, scorer: ParallelScorer, *, precision: Precision = "float32", copies: int = _COPIES_PER_RUN
+    ) -> None:
+        """``copies`` of the image make a run."""
         super().__init__(scorer, precision=precision)
-        self._parallel_scorer = scorer
+        self._parallel_scorer, self._copies = scorer, copies
 
     def _scores(self, request: SweepRequest, corners: Sequence[_Corner], on_windows: OnWindows) -> Floats:
         if self._parallel_scorer.parallel_runs == 1:
             return super()._scores(request, corners, on_windows)
         image_CHW = request.x_CHW.detach().cpu().numpy()
-        groups = [corners[first : first + _COPIES_PER_RUN] for first in range(0, len(corners), _COPIES_PER_RUN)]
+        groups = [corners[first : first + self._copies] for first in range(0, len(corners), self._copies)]
         makers = [partial(_occluded_by_numpy, image_CHW, request, group) for group in groups]
         parts: list[Floats] = []
         try:
