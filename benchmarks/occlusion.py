@@ -5,8 +5,9 @@
 A real photograph, 224 px, windows of 32 px, 16 px apart: 169 of them. Sides take turns; a ratio is the median over the
 turns against captum's best. captum runs in a process of its own, as its users run it, and once more in ours, where
 freed memory is kept and waiting threads sleep, which helps it, too ("captum N, our process"); ``best`` is of the first
-kind. Graphs are exported, and so compared with torch, beforehand. The maps of all sides are compared with captum's: at
-this size its windows end flush with the edge, as ours do, and both average over the windows.
+kind. So does ConvLens, as loaded ("plain script") and after ``convlens.accelerate`` ("plain script, accelerated").
+Graphs are exported, and so compared with torch, beforehand. The maps of all sides are compared with captum's: at this
+size its windows end flush with the edge, as ours do, and both average over the windows.
 
 "openvino, half" is the sweep alone, as "torch, half" is; "openvino, half, stated" is what a request for half gets, with
 some windows in float32 to state its deviation. "own float32 / this" is against the fastest float32 side of ours.
@@ -24,7 +25,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ import onnxruntime
 import skimage.data
 import torch
 from captum.attr import Occlusion
-from captum_alone import CaptumAlone
 from PIL import Image
+from plain_script import STRIDE, WINDOW, PlainScript
 from table import RESULTS, interleaved, matmul_gflops, ratios, show, write
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,16 +45,16 @@ from convlens import image
 from convlens.explain import ForwardPass, run
 from convlens.explain.sweeps.autotune import HalfPrecisionScorer, SweepAutotuner
 from convlens.explain.sweeps.backends import BatchedSweep, GraphSweep, ParallelSweep, SweepBackend
+from convlens.explain.sweeps.device import DeviceSweep
 from convlens.explain.sweeps.windows import Windows
 from convlens.models import DEFAULT, Classifier, load
 from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
-from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
+from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Attribution, Floats
 from export.exporter import export
 
 MODELS = (DEFAULT, *(f"torchvision:{name}:untrained" for name in ("squeezenet1_0", "resnet18", "resnet50")))
 CAPTUM = (1, 8, 32)
-WINDOW, STRIDE = 32, 16
 Side = Callable[[], Floats]
 
 
@@ -91,7 +92,7 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
     scores = OnnxRuntime(export(classifier, "scores", folder / "scores.onnx").path, **opened)
     module, device = classifier.module, classifier.device
     found: dict[str, SweepBackend] = {
-        "torch": BatchedSweep(TorchRuntime(module, classifier.spec.embedding_layer, device)),
+        "torch": DeviceSweep(module, device),
         "torch, half": BatchedSweep(HalfPrecisionScorer(module, device)),
         "onnx scores": ParallelSweep(scores),
     }
@@ -124,11 +125,15 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
     x_CHW = image.prepare(Image.fromarray(skimage.data.chelsea()), classifier.spec).x_CHW
     target = int(ForwardPass(classifier, x_CHW[None]).logits_NK[0].argmax())
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "picture.npy"
-        np.save(picture, x_CHW)
-        geometry = {"target": target, "window": WINDOW, "stride": STRIDE, "device": given.device}
-        with closing(CaptumAlone(name, picture, **geometry)) as alone:
-            each: dict[str, Side] = {f"captum {n}": (lambda n=n: alone.map(n)) for n in CAPTUM}
+        os.environ["CONVLENS_CACHE"] = f"{folder}/cache"  # where ``accelerate`` keeps its graphs
+        with ExitStack() as stack:
+            alone, plain, accelerated = (
+                stack.enter_context(closing(PlainScript(library, name, targets=[target], device=given.device)))
+                for library in ("captum", "convlens", "accelerated")
+            )
+            each: dict[str, Side] = {f"captum {n}": (lambda n=n: alone.compute("occlusion", n)[0]) for n in CAPTUM}
+            each["plain script"] = lambda: plain.compute("occlusion")[0]
+            each["plain script, accelerated"] = lambda: accelerated.compute("occlusion")[0]
             for n in CAPTUM[1:]:
                 each[f"captum {n}, our process"] = lambda n=n: captums(classifier, x_CHW, target, n)
             ours = ways(classifier, Path(folder), given)

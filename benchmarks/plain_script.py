@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 WINDOW, STRIDE, SAMPLES = 32, 16, 4
@@ -20,11 +20,14 @@ Sides = dict[str, Callable[[int], Any]]
 
 
 class PlainScript:
-    """The other process, seen from the benchmark; close it. ``library`` is captum, convlens or accelerated."""
+    """The other process, seen from the benchmark; close it. ``library`` is captum, convlens or accelerated.
 
-    def __init__(self, library: str, model: str, *, device: str = "cpu", images: int = 1) -> None:
+    Its images are as many as ``targets``: scikit-image's cat first, then the same changed.
+    """
+
+    def __init__(self, library: str, model: str, *, targets: Sequence[int], device: str = "cpu") -> None:
         kept = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-        given = {"library": library, "model": model, "device": device, "images": images}
+        given = {"library": library, "model": model, "device": device, "targets": list(targets)}
         self._folder = tempfile.TemporaryDirectory()
         self._process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(given | {"out": f"{self._folder.name}/found.npy"})],
@@ -147,8 +150,8 @@ def main() -> None:
     classifier = convlens.load(given["model"], device=given["device"])
     if given["library"] == "accelerated":
         classifier = convlens.accelerate(classifier)
-    x_NCHW = photographs(classifier.spec, given["images"]).to(classifier.device)
-    sides = (captums if given["library"] == "captum" else ours)(classifier, x_NCHW, list(range(given["images"])))
+    x_NCHW = photographs(classifier.spec, len(given["targets"])).to(classifier.device)
+    sides = (captums if given["library"] == "captum" else ours)(classifier, x_NCHW, given["targets"])
     print("ready", flush=True)
     for line in sys.stdin:
         what, at_once = json.loads(line)

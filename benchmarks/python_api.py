@@ -38,7 +38,9 @@ def compare(name: str, works: list[str], given: argparse.Namespace) -> list[dict
     libraries = ["captum", "convlens", *(["accelerated"] if "occlusion" in works else [])]
     with ExitStack() as stack:
         processes = {
-            library: stack.enter_context(closing(PlainScript(library, name, device=given.device, images=images)))
+            library: stack.enter_context(
+                closing(PlainScript(library, name, device=given.device, targets=range(images)))
+            )
             for library in libraries
         }
         for work in works:

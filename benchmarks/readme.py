@@ -38,25 +38,57 @@ def relu_rules(result: dict[str, Any]) -> str:
     return _table(heads, rows) + _machine(result)
 
 
+_DOORS = {
+    "plain script": "Python, as loaded",
+    "plain script, accelerated": "Python, after `convlens.accelerate`",
+    "onnx": "command line and server, with graphs",
+    "openvino, half, stated": "with graphs, `precision=half` (bfloat16)",
+}
+
+
 def occlusion(result: dict[str, Any]) -> str:
-    """benchmarks/occlusion.py: captum's best, and of ours the best that the library takes by itself."""
-    heads = (
-        "network",
-        "captum's best",
-        "ConvLens by torch",
-        "ConvLens by a graph",
-        "captum ÷ ConvLens",
-        "maps apart by",
-    )
-    rows = []
-    for model in dict.fromkeys(row["model"] for row in result["rows"]):
-        side = {row["side"]: row for row in result["rows"] if row["model"] == model}
-        best = side[next(iter(side.values()))["captum's best"]]
-        graph = min((row for name, row in side.items() if name.startswith("onnx")), key=lambda row: row["seconds"])
-        ratio, apart = f"{graph[RATIO]:.2f}", f"{graph['map off by']:.0e}"
-        seconds = [f"{row['seconds']:.2f} s" for row in (best, side["torch"], graph)]
-        rows.append((_short(model), *seconds, ratio, apart))
+    """benchmarks/occlusion.py: a row for each door, captum's best of the same run over it."""
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    heads = ("an occlusion sweep, captum ÷ ConvLens", *map(_short, models))
+    by_model = [_sides(result["rows"], model) for model in models]
+    bests = [each[next(iter(each.values()))["captum's best"]] for each in by_model]
+    rows = [("captum's best, plain script", *(f"{best['seconds']:.2f} s" for best in bests))]
+    for side, door in _DOORS.items():
+        if all(side in each for each in by_model):
+            rows.append((door, *(f"{each[side][RATIO]:.2f} ({each[side]['seconds']:.2f} s)" for each in by_model)))
+    rows.append(("maps apart by, in float32", *(f"{_apart(each):.0e}" for each in by_model)))
     return _table(heads, rows) + _machine(result)
+
+
+def _sides(rows: Sequence[dict[str, Any]], model: str) -> dict[str, dict[str, Any]]:
+    """The rows of a model by their side; the fastest graph in float32 by ONNX Runtime as ``onnx``."""
+    sides = {row["side"]: row for row in rows if row["model"] == model}
+    graphs = [row for name, row in sides.items() if name.startswith("onnx") and "half" not in name]
+    return sides | {"onnx": min(graphs, key=lambda row: row["seconds"])}
+
+
+def _apart(sides: dict[str, dict[str, Any]]) -> float:
+    return max(sides[side]["map off by"] for side in _DOORS if side in sides and "half" not in side)
+
+
+def python_api(result: dict[str, Any]) -> str:
+    """benchmarks/python_api.py: captum's best over ConvLens, both in a plain script."""
+    gradients = [row for row in result["rows"] if row["work"] != "occlusion"]
+    models = list(dict.fromkeys(row["model"] for row in gradients))
+    rows = []
+    for work in dict.fromkeys(row["work"] for row in gradients):
+        of_model = {row["model"]: row for row in gradients if row["work"] == work}
+        ratios = [f"{of_model[model][PLAIN]:.2f} ({of_model[model]['seconds']:.2f} s)" for model in models]
+        rows.append((_WORKS[work].format(**gradients[0]), *ratios))
+    return _table(("plain script, captum ÷ ConvLens", *models), rows) + _machine(result)
+
+
+_WORKS = {
+    "three rules": "saliency, guided backprop and deconvnet of {images} pictures",
+    "grad_cam": "Grad-CAM of {images}",
+    "smoothgrad": "SmoothGrad of {images}, 4 samples",
+    "integrated_gradients": "integrated gradients of {images}, 4 steps",
+}
 
 
 def incremental(result: dict[str, Any]) -> str:
@@ -190,11 +222,12 @@ def _result(row: dict[str, Any]) -> str:
 
 
 RATIO, SHARE, TORCHS = "captum's best / this", "reading's share", "share of torch's"
-MAKERS = "maker's probability"
+MAKERS, PLAIN = "maker's probability", "captum / this"
 # Name of the mark -> (result file, table).
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "relu_rules": ("relu_rules", relu_rules),
     "occlusion": ("occlusion-cpu", occlusion),
+    "python_api": ("python_api-cpu", python_api),
     "incremental": ("incremental-cpu", incremental),
     "explanation_graphs": ("explanation_graphs-cpu", explanation_graphs),
     "features": ("features-cpu", features),
