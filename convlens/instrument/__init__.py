@@ -7,7 +7,7 @@ sets what belongs to the whole process, torch's flags, and puts them back.
 
 from __future__ import annotations
 
-from convlens.instrument.folding import FoldedBatchNorms, WatchedConvolutions
+from convlens.instrument.folding import Convolution, FoldedBatchNorms, WatchedConvolutions
 from convlens.instrument.function_modes import AveragePooling, NativeDepthwise, fast_convolutions, private_rng
 from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
 from convlens.instrument.precision import (
@@ -24,6 +24,7 @@ from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, Rul
 __all__ = [
     "RULES",
     "AveragePooling",
+    "Convolution",
     "FoldedBatchNorms",
     "NativeDepthwise",
     "PartialForward",

@@ -10,8 +10,10 @@ import torch
 from nets import CPU, pictures
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
+from convlens.explain.sweeps import device
 from convlens.explain.sweeps.backends import SweepRequest
 from convlens.explain.sweeps.device import DeviceSweep
 from convlens.explain.sweeps.windows import Windows
@@ -171,6 +173,44 @@ def test_a_network_that_goes_another_way_than_watched_is_not_folded() -> None:
         with torch.no_grad():
             expected.append(float(net(copies)[0, 1]))
     np.testing.assert_allclose(sweep_of(net, x_CHW).reshape(-1)[:24], expected[:24], rtol=1e-12)
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps are captured on the CPU as they are on a GPU: of the second one the operations stay, without Python."""
+
+    class Replay:
+        def __init__(self, action: Callable[[], Tensor]) -> None:
+            self._traced = make_fx(action)()
+            self.output = self._traced().detach().clone()
+
+        def replay(self) -> None:
+            with torch.no_grad():
+                self.output.copy_(self._traced())
+
+    def capture(action: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        replay = Replay(action)
+        return replay, replay.output
+
+    monkeypatch.setattr(device, "capture", capture)
+    monkeypatch.setattr(DeviceSweep, "_capturable", lambda self, windows: True)
+    monkeypatch.setattr(device, "float32_flags", tuple)
+
+
+@pytest.mark.usefixtures("replayed")
+@pytest.mark.parametrize("make", [lambda: Net(plain), lambda: TwoWays(plain)])
+def test_a_captured_sweep_sees_other_images_and_weights_as_they_are_at_each_replay(make: Callable[[], Net]) -> None:
+    net, images = make(), pictures(5, 3, 12, 12)
+    sweep = DeviceSweep(net, CPU)
+    for n, x_CHW in enumerate(images):
+        found = sweep.scores(SweepRequest(x_CHW, 1, WINDOWS, 0.5, "logit"), no_op)
+        expected = sweep_of(net, x_CHW)  # of its own, met for the first time and so not captured
+        # Of the batches of 8 the last is a single window, which TwoWays treats otherwise.
+        np.testing.assert_allclose(found.reshape(-1)[:24], expected.reshape(-1)[:24], rtol=1e-10)
+        if n == 2:
+            net.convolution.weight.data.mul_(-1.5)
+            net.norm.running_var.mul_(3.0)
+    assert len(sweep._captured) == 1
 
 
 def test_a_batch_is_as_large_as_keeps_every_tensor_below_the_size_that_the_kernel_takes_back() -> None:
