@@ -126,9 +126,7 @@ class Engine:
         Call it at start-up; otherwise the first request with a limit of time does. ModelError where the model cannot
         answer.
         """
-        # What a pass takes does not depend on the pixels.
-        x_NCHW = np.zeros((1, 3, self.model.spec.crop, self.model.spec.crop), np.float32)
-        self._costs.calibrate(lambda: self._forward(x_NCHW, no_op).embedding_ND)
+        self._costs.calibrate(lambda: self._forward(self._blank(), no_op).embedding_ND)
 
     def estimate(self, params: Params) -> float:
         """Seconds that answering would take on an idle worker, for an image of the model's size.
@@ -137,6 +135,11 @@ class Engine:
         """
         calls, _ = entry_calls(params, self.options, self.model.spec.crop)
         return self._admission.seconds(calls, params, self.model.spec.crop**2)
+
+    def _blank(self) -> Floats:
+        """One mean-grey image (1, C, H, W): what a pass takes does not depend on the pixels."""
+        spec = self.model.spec
+        return np.zeros((1, len(spec.mean), spec.crop, spec.crop), np.float32)
 
     def _forward(self, x_NCHW: Floats, on_step: OnStep) -> Forward:
         return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
