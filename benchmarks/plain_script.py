@@ -79,8 +79,9 @@ def captums(classifier: Any, x_NCHW: Any, target_N: list[int]) -> Sides:
         return x_NCHW.clone().requires_grad_()
 
     def rules(_: int) -> Any:
-        by_rule = (attr.Saliency, attr.GuidedBackprop, attr.Deconvolution)
-        return torch.stack([rule(module).attribute(x(), target=target_N).detach() for rule in by_rule])
+        saliency = attr.Saliency(module).attribute(x(), target=target_N, abs=False)
+        ruled = [rule(module).attribute(x(), target=target_N) for rule in (attr.GuidedBackprop, attr.Deconvolution)]
+        return torch.stack([saliency, *ruled]).detach()
 
     def grad_cam(_: int) -> Any:
         layer = module.get_submodule(classifier.spec.gradcam_layer)

@@ -114,6 +114,33 @@ def test_scores_stay_the_same_whatever_is_folded(tail: Callable[..., Tensor], fo
         assert torch.equal(net(x_NCHW), expected), "nothing of it outlives the with"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": (1, 5), "stride": (2, 1), "padding": (0, 2)},
+        {"kernel_size": 3, "dilation": 2, "groups": 4},
+        {"kernel_size": 1, "stride": 2, "bias": False},
+    ],
+)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_in_float32_each_geometry_gives_what_float64_gives(options: dict, channels_last: bool) -> None:
+    """In float32 convolutions run on weights in oneDNN's own layout."""
+    torch.manual_seed(7)
+    net = nn.Sequential(nn.Conv2d(8, 16, **options), batch_norm(channels=16), nn.ReLU()).eval().requires_grad_(False)
+    x_NCHW = torch.randn(5, 8, 13, 17)
+    expected = net.double()(x_NCHW.double())
+    net.float()
+    watch, _ = watched(net, x_NCHW[:1])
+    folded = FoldedBatchNorms(watch.convolutions)
+    for images in (x_NCHW, x_NCHW[:2]):  # the weights' layout is chosen for the first batch
+        images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+        with torch.no_grad(), folded.mode():
+            found = net(images)
+        np.testing.assert_allclose(found, expected[: len(images)], rtol=1e-4, atol=1e-5)
+
+
 def test_a_folded_batch_norm_is_not_computed() -> None:
     net, x_NCHW = Net(plain), pictures(1, 3, 8, 8)
     watch, _ = watched(net, x_NCHW)
