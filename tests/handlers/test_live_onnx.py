@@ -174,10 +174,12 @@ def test_the_worker_of_graphs_has_loaded_no_network_library(both: Both) -> None:
     )
 
 
-def test_the_worker_of_graphs_takes_at_most_half_the_memory_above_an_empty_one(both: Both) -> None:
+def test_the_worker_of_graphs_takes_half_of_what_one_of_torch_took_and_less_than_it_takes(both: Both) -> None:
+    """By torch sweeps made batches of 32 windows, and held 855 MB (docs/speed.md); by eights they hold 440."""
     for model in (EAGER, ONNX):
         for name in PICTURES:
             both.answer(model, photograph(name), {"methods": list(METHODS)})
     used = {model: both.worker(model).memory_full_info().uss for model in (EMPTY, EAGER, ONNX)}
     assert used[EMPTY] > 200e6  # TorchServe's own worker imports torch
-    assert used[ONNX] - used[EMPTY] <= (used[EAGER] - used[EMPTY]) / 2, {name: u // 1e6 for name, u in used.items()}
+    above = {model: used[model] - used[EMPTY] for model in (EAGER, ONNX)}
+    assert above[ONNX] <= min(855e6 / 2, above[EAGER]), {name: u // 1e6 for name, u in used.items()}
