@@ -199,7 +199,9 @@ def test_a_network_that_goes_another_way_than_watched_is_not_folded() -> None:
         copies[:, :, top : top + 4, left : left + 4] = 0.5
         with torch.no_grad():
             expected.append(float(net(copies)[0, 1]))
-    np.testing.assert_allclose(sweep_of(net, x_CHW).reshape(-1)[:24], expected[:24], rtol=1e-12)
+    steps: list[int] = []
+    np.testing.assert_allclose(sweep_of(net, x_CHW, steps.append).reshape(-1)[:24], expected[:24], rtol=1e-12)
+    assert steps == [8, 8, 8, 1], "each batch that counts is reported once, so that a deadline can end it"
 
 
 @pytest.fixture

@@ -122,9 +122,15 @@ class DeviceSweep:
         self._batch = min(self._batch, max(1, _MAPPED_BYTES // (largest_bytes + 1)))
         folded_weights = FoldedBatchNorms(convolutions)
         folded = replace(sweep, network=partial(self._folded_network, lambda: folded_weights))
-        score_W = self._in_batches(folded, inputs, corners_W2, on_windows)
-        # A network that takes another way for other images was not watched on that.
-        return score_W if _agree(score_W[:1], first) else self._in_batches(sweep, inputs, corners_W2, no_op)
+        head_W2, rest_W2 = corners_W2[: self._batch], corners_W2[self._batch :]
+        score_W = self._in_batches(folded, inputs, head_W2, no_op)
+        # A network that takes another way for several images was not watched on that.
+        if not _agree(score_W[:1], first):
+            return self._in_batches(sweep, inputs, corners_W2, on_windows)
+        on_windows(len(head_W2))
+        if not len(rest_W2):
+            return score_W
+        return torch.cat([score_W, self._in_batches(folded, inputs, rest_W2, on_windows)])
 
     def _in_batches(self, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor, on_windows: OnWindows) -> Tensor:
         parts, done = [], 0
