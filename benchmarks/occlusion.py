@@ -100,7 +100,7 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
         from convlens.runtime.openvino_runtime import BATCH, OpenVinoRuntime, precisions
 
         for precision in precisions():
-            runtime = OpenVinoRuntime(scores.graph, precision=precision, threads=scores.threads)
+            runtime = OpenVinoRuntime(scores.graph, precision=precision, threads=scores.threads, batch=BATCH)
             found[f"openvino, {precision}"] = ParallelSweep(runtime, copies=BATCH)
     for batch in given.batch if not given.sides or any("graph" in side for side in given.sides) else ():
         for half in (False, True) if providers == "cuda" else (False,):

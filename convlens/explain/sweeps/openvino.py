@@ -76,7 +76,8 @@ class _AtFirstUse:
 
         with self._lock:
             if self._opened is None:
-                opened = OpenVinoRuntime(self._graph.graph, precision="half", threads=self._graph.threads)
+                threads = self._graph.threads
+                opened = OpenVinoRuntime(self._graph.graph, precision="half", threads=threads, batch=_COPIES_PER_RUN)
                 # The file is read a second time, perhaps long after the first.
                 opened.contract.require_weights(self._graph.contract.weights_sha256)
                 self._opened = opened
