@@ -31,6 +31,9 @@ from convlens.models import Classifier
 from convlens.runtime.torch_runtime import as_input, pooled
 from convlens.types import Floats, Ints, ScoreKind, no_op
 
+# Images of one pass of Grad-CAM on two CPU cores: of 16 the default model took 1.5 times as long, ResNet-50 1.04.
+_CPU_BATCH = 4
+
 
 class ForwardPass(Forward):
     """A batch through a classifier; otherwise as ``Forward``.
@@ -186,6 +189,22 @@ class _SharedPass:
 
     def layer_gradient(self, layer: str, x_NCHW: Tensor, target_N: Ints, *, keep: bool) -> tuple[Tensor, Tensor]:
         """``keep``: the rows are all of the batch, so the logits serve whoever asks for them next."""
+        targets = torch.as_tensor(target_N, device=x_NCHW.device)
+        at_once = len(x_NCHW) if x_NCHW.is_cuda else _CPU_BATCH
+        parts = [
+            self._layer_gradient(layer, *part)
+            for part in zip(x_NCHW.split(at_once), targets.split(at_once), strict=True)
+        ]
+        maps, gradient, logits_NK, embedding_ND = (torch.cat(each) for each in zip(*parts, strict=True))
+        if keep and self._logits_NK is None:
+            self._keep(logits_NK, embedding_ND)
+        else:
+            self.forwards += 1
+        self.backwards += 1
+        return maps, gradient
+
+    def _layer_gradient(self, layer: str, x_NCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The layer's maps, the gradient in them, logits and embeddings."""
         maps: list[Tensor] = []
 
         def cut(_: nn.Module, __: object, out: object) -> Tensor:
@@ -210,14 +229,10 @@ class _SharedPass:
             raise RequestError(
                 f"layer {layer!r} exists but did not run in this forward pass; choose another", field="options.layer"
             )
-        if keep and self._logits_NK is None:
-            self._keep(logits_NK, pooled(tap.inputs.pop(embedding_layer).detach()))
-        else:
-            self.forwards += 1
-        self.backwards += 1
         with torch.enable_grad():
-            score = logits_NK.gather(1, torch.as_tensor(target_N, device=x_NCHW.device)[:, None]).sum()
-        return maps[-1].detach(), torch.autograd.grad(score, maps[-1])[0]
+            score = logits_NK.gather(1, targets[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, maps[-1])
+        return maps[-1].detach(), gradient, logits_NK.detach(), pooled(tap.inputs.pop(embedding_layer).detach())
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:

@@ -127,7 +127,9 @@ class OpenVinoRuntime:
             raise ModelError(
                 f"a graph of kind {self.contract.kind!r} does not give {', '.join(missing)}; export another"
             )
-        calls = [partial(self._run, partial(_unchanged, images), names) for images in split(x_NCHW, self._batch or BATCH)]
+        calls = [
+            partial(self._run, partial(_unchanged, images), names) for images in split(x_NCHW, self._batch or BATCH)
+        ]
         return [np.concatenate(parts) for parts in zip(*self._runs.results(calls), strict=True)]
 
     def _run(self, maker: Callable[[], InputArray], names: Sequence[str]) -> list[Floats]:

@@ -65,14 +65,14 @@ def test_work_too_large_for_the_memory_is_done_in_batches_of_a_quarter(
     answers = engine(counted(room)).run(requests)
     for answer, expected, name in zip(answers, engine().run(requests), (one["method"], "saliency"), strict=True):
         np.testing.assert_allclose(values(answer, name), values(expected, name), rtol=1e-4, atol=1e-6)
-    # 8 windows, then 4; 16 samples or steps, then 4.
+    # 8 windows, then 4; 8 samples or steps, then 2.
     assert len(room.failed) == 1, "what did not fit is not tried again"
     assert room.held == 0, "the failed try's tensors are gone before the next try"
 
 
 @pytest.mark.parametrize("one", [SMOOTH, STEPS], ids=lambda one: one["method"])
 def test_what_does_not_fit_by_a_quarter_either_is_an_error_of_that_row_alone(one: dict[str, Any]) -> None:
-    room = Room(3)
+    room = Room(1)
     requests = [request(0, methods=["saliency"]), request(1, methods=["saliency", one]), request(2), request(3)]
     answers = engine(counted(room)).run(requests)
     assert type(answers[1]) is OutOfMemoryError
@@ -211,7 +211,7 @@ else:
     ("one", "room", "expected"),
     [
         (SWEEP, 160, "equal"),  # 25 windows take 200 MB and more
-        (SMOOTH, 220, "equal"),  # 16 samples take 128 MB for each of several layers
+        (SMOOTH, 110, "equal"),  # 8 samples take 64 MB for each of several layers
         (SMOOTH, 40, "507 OutOfMemoryError"),
     ],
     ids=["windows", "samples", "not even a quarter"],

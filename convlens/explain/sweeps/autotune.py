@@ -185,7 +185,7 @@ def half_sweep(sweeps: SweepAutotuner, request: SweepRequest, on_windows: OnWind
 
 def _spread(windows: int, count: int) -> list[int]:
     """Up to ``count`` positions, one in the middle of each of as many equal parts."""
-    return np.unique((np.arange(count) + 0.5) * windows // count).astype(int).tolist()
+    return [int(position) for position in np.unique((np.arange(count) + 0.5) * windows // count)]
 
 
 def _offset_and_error(difference_P: Floats, windows: int) -> tuple[float, float]:
