@@ -7,14 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from convlens.explain.batch_size import cpu_gradient_batch
 from convlens.explain.torch_forward import ForwardPass
 from convlens.instrument import fast_convolutions
 from convlens.runtime.memory import with_smaller_batch
 from convlens.types import Ints, Step
 
-# Images of one forward and backward pass. On two CPU cores 8 took .70 of 16's time for the default model and .94 for
-# ResNet-18 and ResNet-50, and 4 took 1.03 to 1.09 of 8's.
-_BATCH, _CPU_BATCH = 16, 8
+_GPU_BATCH = 16  # images of one forward and backward pass
 
 PointsOfRows = Callable[[Tensor], Tensor]
 
@@ -33,7 +32,8 @@ def summed_gradients(
     order; that gives a function of rows (R,), whose result are these rows' points (R, B, C, H, W). So several rows
     share a batch: with one row alone, few points would make small and slow ones. Reports ``stage`` before each batch.
     """
-    most = _CPU_BATCH if forward.x_NCHW.device.type == "cpu" else _BATCH
+    module, x_NCHW = forward.classifier.module, forward.x_NCHW
+    most = cpu_gradient_batch(module, x_NCHW) if x_NCHW.device.type == "cpu" else _GPU_BATCH
     return with_smaller_batch(lambda batch: _summed(forward, target_N, weights_P, points(), stage, batch), most)
 
 

@@ -189,12 +189,10 @@ class _SharedPass:
 
     def layer_gradient(self, layer: str, x_NCHW: Tensor, target_N: Ints, *, keep: bool) -> tuple[Tensor, Tensor]:
         """``keep``: the rows are all of the batch, so the logits serve whoever asks for them next."""
-        targets = torch.as_tensor(target_N, device=x_NCHW.device)
+        targets: Tensor = torch.as_tensor(target_N, device=x_NCHW.device)
         at_once = len(x_NCHW) if x_NCHW.is_cuda else _CPU_BATCH
-        parts = [
-            self._layer_gradient(layer, *part)
-            for part in zip(x_NCHW.split(at_once), targets.split(at_once), strict=True)
-        ]
+        starts = range(0, len(x_NCHW), at_once)
+        parts = [self._layer_gradient(layer, x_NCHW[n : n + at_once], targets[n : n + at_once]) for n in starts]
         maps, gradient, logits_NK, embedding_ND = (torch.cat(each) for each in zip(*parts, strict=True))
         if keep and self._logits_NK is None:
             self._keep(logits_NK, embedding_ND)

@@ -14,6 +14,10 @@ Result = TypeVar("Result")
 MAYBE_OUT_OF_MEMORY = (RuntimeError, MemoryError, OutOfMemoryError)
 """The exceptions to catch where memory may run out; ``is_out_of_memory`` says whether it did."""
 
+MAPPED_BYTES = 32 * 2**20
+"""Blocks of this size go back to the kernel when they are freed, and each of their pages faults anew: the
+DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc."""
+
 # Texts of torch on the CPU, CUDA and its libraries, C++ on Linux and on Windows, ONNX Runtime's arena and oneDNN: of
 # these only torch on a GPU has a type for it.
 _MESSAGES = (

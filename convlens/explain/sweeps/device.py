@@ -20,14 +20,12 @@ from convlens.explain.sweeps.windows import Windows
 from convlens.instrument import Convolution, FoldedBatchNorms, WatchedConvolutions, fast_convolutions, float32_flags
 from convlens.runtime.cuda_graphs import capture
 from convlens.runtime.graph_contract import Precision, Strategy
-from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
+from convlens.runtime.memory import MAPPED_BYTES, MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, ScoreKind, no_op
 
 # Images at a time. All 169 of the usual sweep at once were fastest on an H200 (169, 85, 43: 11.4, 12.3, 16.0 ms for the
-# default model with TF32). On two CPU cores 4 to 8 were, as long as no tensor reaches 32 MB: a block of that size goes
-# back to the kernel when it is freed, and each of its pages faults anew.
+# default model with TF32). On two CPU cores 4 to 8 were, as long as no tensor reaches MAPPED_BYTES.
 BATCH, CPU_BATCH = 256, 8
-_MAPPED_BYTES = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX of glibc's malloc
 _AGREEMENT = 5e-3  # folding moves scores by about 1e-6, in TF32 by 1e-3
 _WORTH_FOLDING = 16  # windows; to find out what can be folded takes about two
 _Corner = tuple[int, int]
@@ -119,7 +117,7 @@ class DeviceSweep:
     def _folded_in_batches(self, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor, on_windows: OnWindows) -> Tensor:
         first, convolutions, largest_bytes = _watched(sweep, inputs, corners_W2)
         # A larger batch than memory allowed before is not tried again.
-        self._batch = min(self._batch, max(1, _MAPPED_BYTES // (largest_bytes + 1)))
+        self._batch = min(self._batch, max(1, MAPPED_BYTES // (largest_bytes + 1)))
         folded_weights = FoldedBatchNorms(convolutions)
         folded = replace(sweep, network=partial(self._folded_network, lambda: folded_weights))
         head_W2, rest_W2 = corners_W2[: self._batch], corners_W2[self._batch :]
