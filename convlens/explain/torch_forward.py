@@ -283,8 +283,8 @@ class _SharedPass:
 class _Cut:
     """A forward hook that begins the graph at a layer's maps of ``pixels`` or more, those of its last run that has any.
 
-    What lies before the layer needs no graph. Runs that give no such maps (of a ReLU, say, that serves the head as well)
-    are left as they are.
+    What lies before the layer needs no graph. Runs that give no such maps (of a ReLU that serves the head as well) are
+    left as they are.
     """
 
     def __init__(self, pixels: int) -> None:
