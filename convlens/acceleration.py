@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.util
 import json
@@ -17,6 +16,7 @@ import torch
 
 import convlens
 from convlens.errors import RequestError
+from convlens.instrument import copy_of
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import Kind, Strategy, labels_sha256
 from convlens.runtime.torch_runtime import TorchRuntime
@@ -142,4 +142,4 @@ def _agrees(graphs: GraphSet, classifier: Classifier) -> bool:
 
 
 def _copied_to_cpu(classifier: Classifier) -> Classifier:
-    return replace(classifier, module=copy.deepcopy(classifier.module).cpu(), device=torch.device("cpu"), graphs=None)
+    return replace(classifier, module=copy_of(classifier.module).cpu(), device=torch.device("cpu"), graphs=None)

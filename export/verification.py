@@ -10,7 +10,6 @@ switches, but not in a row that got the target of another.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from convlens import image
 from convlens.errors import ModelError, UnsupportedModelError
 from convlens.explain import ForwardPass
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import arithmetic, tapped
+from convlens.instrument import arithmetic, copy_of, tapped
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import (
     EMBEDDING,
@@ -111,7 +110,7 @@ def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_N
 def _gradients(
     runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec, kind: GradientKind
 ) -> Iterator[Deviation]:
-    double = dataclasses.replace(classifier, module=copy.deepcopy(classifier.module).double(), graphs=None)
+    double = dataclasses.replace(classifier, module=copy_of(classifier.module).double(), graphs=None)
     for count in _batch_sizes(runtime.contract):
         gradient, logits = float("inf"), 0.0
         for attempt in range(_TRIES):

@@ -7,7 +7,7 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from convlens.instrument import WatchedConvolutions
+from convlens.instrument import WatchedConvolutions, in_format_of
 from convlens.runtime.memory import MAPPED_BYTES
 
 # On two CPU cores, a gradient for each of 16 images: 4, 8 and 16 at a time took 1.53, 1.49 and 2.14 s for the default
@@ -22,7 +22,7 @@ def cpu_gradient_batch(module: nn.Module, x_NCHW: Tensor) -> int:
     if key not in sizes:
         watched = WatchedConvolutions()
         with torch.no_grad(), watched:
-            module(x_NCHW[:1].contiguous(memory_format=torch.channels_last))
+            module(in_format_of(module, x_NCHW[:1]))
         sizes[key] = watched.largest_bytes
     return min(_MOST, max(_FEWEST, MAPPED_BYTES // (sizes[key] + 1)))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convlens.explain.batch_size import cpu_gradient_batch
 from convlens.explain.torch_forward import ForwardPass
-from convlens.instrument import fast_convolutions
+from convlens.instrument import fast_convolutions, in_format_of
 from convlens.runtime.memory import with_smaller_batch
 from convlens.types import Ints, Step
 
@@ -64,7 +64,7 @@ def _summed(
 
 def _input_gradient(module: torch.nn.Module, x_NCHW: Tensor, targets: Tensor) -> Tensor:
     """d logit(target) / d x (N, C, H, W), each row by its own target (N,)."""
-    x_NCHW = x_NCHW.contiguous(memory_format=torch.channels_last).detach().requires_grad_()
+    x_NCHW = in_format_of(module, x_NCHW).detach().requires_grad_()
     with torch.enable_grad(), fast_convolutions(x_NCHW.device):
         score = module(x_NCHW).gather(1, targets[:, None]).sum()
     return torch.autograd.grad(score, x_NCHW)[0]

@@ -203,14 +203,19 @@ class _SharedPass:
 
     def _layer_gradient(self, layer: str, x_NCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The layer's maps, the gradient in them, logits and embeddings."""
-        maps: list[Tensor] = []
+        cut = _Cut(pixels=2)
+        logits_NK, embedding_ND = self._cut_forward(layer, x_NCHW, cut)
+        if cut.maps is None and isinstance(cut.other, Tensor) and cut.other.ndim == 4:
+            cut = _Cut(pixels=1)
+            logits_NK, embedding_ND = self._cut_forward(layer, x_NCHW, cut)
+        maps = cut.require_maps(layer)
+        with torch.enable_grad():
+            score = logits_NK.gather(1, targets[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, maps)
+        return maps.detach(), gradient, logits_NK.detach(), embedding_ND
 
-        def cut(_: nn.Module, __: object, out: object) -> Tensor:
-            # The graph begins here: what lies before the layer needs none. A clone goes on, since an in-place ReLU
-            # behind the layer would overwrite what the layer gave.
-            maps.append(_require_maps(out, layer).detach().requires_grad_())
-            return maps[-1].clone()
-
+    def _cut_forward(self, layer: str, x_NCHW: Tensor, cut: _Cut) -> tuple[Tensor, Tensor]:
+        """Logits and embeddings of a forward pass whose graph begins behind the layer."""
         embedding_layer = self._classifier.spec.embedding_layer
         try:
             with (
@@ -223,14 +228,7 @@ class _SharedPass:
         except RequestError as error:
             error.field = f"options.{error.field}"  # here the layer is an option of the method
             raise
-        if not maps:
-            raise RequestError(
-                f"layer {layer!r} exists but did not run in this forward pass; choose another", field="options.layer"
-            )
-        with torch.enable_grad():
-            score = logits_NK.gather(1, targets[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, maps[-1])
-        return maps[-1].detach(), gradient, logits_NK.detach(), pooled(tap.inputs.pop(embedding_layer).detach())
+        return logits_NK, pooled(tap.inputs.pop(embedding_layer).detach())
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:
@@ -282,14 +280,41 @@ class _SharedPass:
         self._embedding_ND = embedding_ND.cpu().numpy()
 
 
-def _require_maps(out: object, layer: str) -> Tensor:
-    if isinstance(out, Tensor) and out.ndim == 4:
-        return out
-    given = str(tuple(out.shape)) if isinstance(out, Tensor) else f"a {type(out).__name__}"
-    raise RequestError(
-        f"layer {layer!r} has no map: it gives {given}, and Grad-CAM needs (N, C, H, W); choose an earlier one",
-        field="layer",
-    )
+class _Cut:
+    """A forward hook that begins the graph at a layer's maps of ``pixels`` or more, those of its last run that has any.
+
+    What lies before the layer needs no graph. Runs that give no such maps (of a ReLU that serves the head as well) are
+    left as they are.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._runs = 0
+        self.maps: Tensor | None = None
+        self.other: object = None
+
+    def __call__(self, _: nn.Module, __: object, out: object) -> Tensor | None:
+        self._runs += 1
+        if not isinstance(out, Tensor) or out.ndim != 4 or out[0, 0].numel() < self._pixels:
+            self.other = out
+            return None
+        self.maps = out.detach().requires_grad_()
+        # A clone goes on, since an in-place ReLU behind the layer would overwrite what the layer gave.
+        return self.maps.clone()
+
+    def require_maps(self, layer: str) -> Tensor:
+        """The maps; RequestError where there are none."""
+        if self.maps is not None:
+            return self.maps
+        if not self._runs:
+            raise RequestError(
+                f"layer {layer!r} exists but did not run in this forward pass; choose another", field="options.layer"
+            )
+        given = str(tuple(self.other.shape)) if isinstance(self.other, Tensor) else f"a {type(self.other).__name__}"
+        raise RequestError(
+            f"layer {layer!r} has no map: it gives {given}, and Grad-CAM needs (N, C, H, W); choose an earlier one",
+            field="options.layer",
+        )
 
 
 def _without_repeats(rows: Ints) -> Iterator[Ints]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from convlens.instrument.folding import Convolution, FoldedBatchNorms, WatchedConvolutions
 from convlens.instrument.function_modes import AveragePooling, NativeDepthwise, fast_convolutions, private_rng
 from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
+from convlens.instrument.memory_format import copy_of, find_memory_format, in_format_of, memory_format
 from convlens.instrument.precision import (
     arithmetic,
     arithmetic_of,
@@ -35,9 +36,13 @@ __all__ = [
     "WatchedConvolutions",
     "arithmetic",
     "arithmetic_of",
+    "copy_of",
     "fast_convolutions",
     "find_layer",
+    "find_memory_format",
     "float32_flags",
+    "in_format_of",
+    "memory_format",
     "precision_was_chosen",
     "private_rng",
     "private_tree",

@@ -62,16 +62,19 @@ class Convolution:
     bias: Tensor | None
     norm: BatchNorm | None
 
-    def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Weight (O, I, h, w), channels last, and bias (O,) of the convolution that does both steps."""
+    def folded(self, memory_format: torch.memory_format) -> tuple[Tensor, Tensor | None]:
+        """Weight (O, I, h, w) and bias (O,) of the convolution that does both steps.
+
+        What a convolution gives is channels last where its input or its weight is.
+        """
         if self.norm is None:
-            return self.weight.contiguous(memory_format=torch.channels_last), self.bias
+            return self.weight.contiguous(memory_format=memory_format), self.bias
         scale = (self.norm.variance + self.norm.eps).rsqrt()
         scale = scale if self.norm.weight is None else scale * self.norm.weight
         bias = -self.norm.mean if self.bias is None else self.bias - self.norm.mean
         offset = bias * scale if self.norm.bias is None else bias * scale + self.norm.bias
         weight = self.weight * scale[:, None, None, None]
-        return weight.contiguous(memory_format=torch.channels_last), offset
+        return weight.contiguous(memory_format=memory_format), offset
 
 
 class WatchedConvolutions(TorchFunctionMode):
@@ -123,8 +126,13 @@ class FoldedBatchNorms:
     ``mode()`` is for one ``with`` and one thread.
     """
 
-    def __init__(self, convolutions: Sequence[Convolution]) -> None:
-        self._convolutions = {id(each.weight): _FoldedConvolution(each, *each.folded()) for each in convolutions}
+    def __init__(
+        self, convolutions: Sequence[Convolution], memory_format: torch.memory_format = torch.channels_last
+    ) -> None:
+        self._convolutions = {
+            id(each.weight): _FoldedConvolution(each, *each.folded(memory_format), memory_format == torch.channels_last)
+            for each in convolutions
+        }
 
     def mode(self) -> TorchFunctionMode:
         """Inside this ``with``, the convolutions do their batch norm's work as well, which then returns its input."""
@@ -136,6 +144,7 @@ class _FoldedConvolution:
     convolution: Convolution
     weight: Tensor
     bias: Tensor | None
+    may_pack: bool  # what a packed convolution gives is channels last
     _packed: Tensor | None = None
 
     def __call__(self, input: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
@@ -150,7 +159,7 @@ class _FoldedConvolution:
 
     def _packs(self, input: Tensor, padding: Any) -> bool:
         plain = input.dtype == self.weight.dtype == torch.float32 and not isinstance(padding, str)
-        return plain and input.device.type == "cpu" and input.ndim == 4 and _has_packed_convolutions()
+        return self.may_pack and plain and input.device.type == "cpu" and input.ndim == 4 and _has_packed_convolutions()
 
 
 class _FoldedMode(TorchFunctionMode):

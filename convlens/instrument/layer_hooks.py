@@ -148,8 +148,13 @@ class PartialForward:
         return outputs
 
     def _count_calls(self, x_NCHW: Tensor) -> None:
-        with torch.no_grad():
-            self._tree(x_NCHW)
+        try:
+            with torch.no_grad():
+                self._tree(x_NCHW)
+        except RuntimeError:
+            # A head for another size of image, say, behind the last layer asked for.
+            if not all(self._calls.values()):
+                raise
         for name, calls in self._calls.items():
             if calls == 0:
                 raise RequestError(f"layer {name!r} exists but does not run; choose another", field="layer")

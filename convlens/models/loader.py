@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.instrument import require_precision
+from convlens.instrument import find_memory_format, require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.layer_discovery import DiscoveredLayers, discover_layers
 from convlens.models.model_id import ModelId, ModelName, parse_model_id, parse_options
@@ -64,6 +64,7 @@ def for_inference(module: nn.Module) -> nn.Module:
 
 def _spec(name: str, module: nn.Module, preprocessing: Preprocessing, labels: tuple[str, ...] | None) -> ModelSpec:
     layers = discover_layers(module, preprocessing)
+    find_memory_format(module, torch.zeros(1, len(preprocessing.mean), preprocessing.crop, preprocessing.crop))
     return ModelSpec(
         name=name,
         crop=preprocessing.crop,

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from convlens.errors import ModelError
-from convlens.instrument import require_precision
+from convlens.instrument import find_memory_format, require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.loader import for_inference
 from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
@@ -54,6 +54,7 @@ def unpack(
     module = for_inference(source.architecture(parse_model_id(located), spec.classes))
     apply_state_dict(module, read_state_dict(folder / _WEIGHTS), origin=str(folder / _WEIGHTS))
     _verify(module, spec, folder)
+    find_memory_format(module, torch.zeros(1, len(spec.mean), spec.crop, spec.crop))
     return Classifier(module.to(chosen), spec, chosen, located, precision=precision)
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from convlens.errors import RequestError
-from convlens.instrument import PartialForward, require_eval
+from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_positive
-from convlens.synth.images import black_and_white, channels_last, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
+from convlens.synth.images import black_and_white, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
 from convlens.synth.regularisers import sample_jitter
 from convlens.synth.step_gradient import StepGradient
 from convlens.types import Bytes8
@@ -227,7 +227,7 @@ class DreamRun(SynthesisRun):
         return self._x
 
     def _gradient(self, x_NCHW: Tensor) -> Tensor:
-        total, _, grad = self._step_gradient(channels_last(x_NCHW))
+        total, _, grad = self._step_gradient(in_format_of(self._classifier.module, x_NCHW))
         self._energy = self._energy + total
         return grad
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convlens.errors import RequestError
 from convlens.image import prepare, read
-from convlens.instrument import PartialForward, require_eval
+from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import (
     Job,
@@ -26,7 +26,7 @@ from convlens.synth.base import (
     require_choice,
     require_positive,
 )
-from convlens.synth.images import channels_last, contact_sheet, to_tensor, to_uint8
+from convlens.synth.images import contact_sheet, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
@@ -175,7 +175,7 @@ class InvertRun(SynthesisRun):
     def _loss(self, values: Tensor) -> tuple[Tensor, Tensor]:
         x_NCHW = self._parameter.to_images(values)
         target, job = self._target_features[self._layer], self._job
-        features = self._up_to(channels_last(x_NCHW))[self._layer]
+        features = self._up_to(in_format_of(self._classifier.module, x_NCHW))[self._layer]
         total = ((features - target) ** 2).sum() / (target**2).sum().clamp_min(1e-30)
         unit = x_NCHW / self._range
         if job.norm:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.instrument import AveragePooling, PartialForward, require_eval
+from convlens.instrument import AveragePooling, PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import (
     Job,
@@ -27,7 +27,7 @@ from convlens.synth.base import (
     require_choice,
     require_positive,
 )
-from convlens.synth.images import center_square, channels_last, read_rgb, require_texture, resized, to_tensor, to_uint8
+from convlens.synth.images import center_square, read_rgb, require_texture, resized, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import noise
 from convlens.synth.step_gradient import StepGradient
@@ -215,7 +215,7 @@ class TextureRun(SynthesisRun):
 
     def _value(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         with self._pooling():
-            features = self._up_to(channels_last(x_NCHW))
+            features = self._up_to(in_format_of(self._classifier.module, x_NCHW))
         loss = self._loss(features)
         return loss, loss
 

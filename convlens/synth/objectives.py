@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.instrument import PartialForward
+from convlens.instrument import PartialForward, in_format_of
 from convlens.models import Classifier
-from convlens.synth.images import channels_last, half_on_gpus
+from convlens.synth.images import half_on_gpus
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class BatchObjective:
         return torch.stack([_value(*pair) for pair in zip(outputs, self._objectives[rows], strict=True)])
 
     def _output(self, x_NCHW: Tensor) -> Tensor:
-        x_NCHW = channels_last(x_NCHW)
+        x_NCHW = in_format_of(self._module, x_NCHW)
         with half_on_gpus(x_NCHW.device):
             output: Tensor = self._module(x_NCHW) if self._up_to is None else self._up_to(x_NCHW)[self._layer]
         return output.float()

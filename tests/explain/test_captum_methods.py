@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from convlens.errors import RequestError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, load
+from convlens.models.layer_discovery import discover_layers
+from convlens.models.preprocessing import Preprocessing
 
 TARGETS = [0, 1, 3]
 
@@ -266,6 +268,41 @@ def test_grad_cam_of_a_row_does_not_depend_on_its_batch(mixed: ForwardPass) -> N
         alone = ForwardPass(mixed.classifier, mixed.x_NCHW[n : n + 1])
         result = run("grad_cam", alone, [target], {"relu": False}).values_NCHW
         assert nets.relative_error(result, together[n : n + 1]) < 1e-12
+
+
+class SharedRelu(nn.Module):
+    """One ReLU behind the convolution, behind the pooled channels and in the head, as in many hand-written networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 5, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.hidden = nn.Linear(5, 4)
+        self.hidden.bias.data.fill_(1.0)  # no unit is off
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        pooled_NC11 = self.relu(self.pool(self.relu(self.first(x_NCHW))))
+        return self.head(self.relu(self.hidden(pooled_NC11.flatten(1))))
+
+
+def test_grad_cam_takes_the_last_run_of_a_layer_that_gives_a_map() -> None:
+    net, x_NCHW = nets.seeded(SharedRelu), nets.pictures(2, 3, 8, 8)
+    found = discover_layers(net.float(), Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.25,) * 3))
+    assert found.gradcam_layer == "relu"
+    net = net.double()
+    result = run(
+        "grad_cam", ForwardPass(nets.classifier(net, classes=2), x_NCHW), [0, 1], {"layer": "relu", "relu": False}
+    )
+    for n, target in enumerate((0, 1)):
+        maps_CHW = net.first(x_NCHW[n].double()).clamp_min(0).detach().requires_grad_()
+        hidden_D = net.hidden(maps_CHW.mean((1, 2)).clamp_min(0)).clamp_min(0)
+        (gradient_CHW,) = torch.autograd.grad(net.head(hidden_D)[target], maps_CHW)
+        cam_HW = (gradient_CHW.mean((1, 2))[:, None, None] * maps_CHW.detach()).sum(0)
+        expected = F.interpolate(cam_HW[None, None], (8, 8), mode="bilinear", align_corners=False)
+        assert nets.relative_error(result.values_NCHW[n : n + 1], expected) < 1e-12
+    assert np.abs(result.values_NCHW).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -77,13 +77,17 @@ def test_it_explains_each_row_for_its_own_target(model: GraphModel, method: str)
 
 
 @pytest.mark.parametrize("asked", ["float32", "tf32", "half"])
-def test_on_a_cpu_it_computes_in_float32_whatever_is_asked_for_and_says_so(
+def test_on_a_cpu_only_a_sweep_may_leave_float32_and_each_says_what_it_did(
     folder: Path, asked: ArithmeticPrecision
 ) -> None:
     forward = GraphForward(GraphModel.open(folder, providers="cpu", precision=asked), pictures(1))
     assert run("saliency", forward, [1]).meta.precision == "float32"
     swept = run("occlusion", forward, [1], {"window": 5, "stride": 3})
-    assert (swept.meta.precision, swept.options["precision"]) == ("float32", "half" if asked == "half" else "float32")
+    assert swept.options["precision"] == ("half" if asked == "half" else "float32")
+    # In half only by OpenVINO, and there only where that was faster just now.
+    in_half = asked == "half" and swept.meta.runtime == "openvino:bfloat16"
+    assert swept.meta.precision == ("half" if in_half else "float32")
+    assert in_half or swept.meta.runtime == PROVIDER
 
 
 def test_selected_rows_share_the_one_run(model: GraphModel) -> None:

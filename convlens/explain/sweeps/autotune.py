@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from convlens.errors import RequestError
 from convlens.explain.sweeps.backends import OnWindows, SweepBackend, SweepRequest
 from convlens.explain.sweeps.windows import Windows
+from convlens.instrument import memory_format
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, no_op
@@ -137,7 +138,7 @@ class HalfPrecisionScorer:
 
     def logits(self, x_NCHW: Tensor | Floats) -> Floats:
         """Logits (N, K), float32."""
-        x = torch.as_tensor(x_NCHW).to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        x = torch.as_tensor(x_NCHW).to(device=self.device, dtype=self.dtype, memory_format=memory_format(self.module))
         with torch.inference_mode():
             return np.asarray(self._copy(x).float().cpu().numpy())
 

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from convlens.errors import ModelError
 from convlens.explain.sweeps.backends import OnWindows, SweepRequest
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import Convolution, FoldedBatchNorms, WatchedConvolutions, fast_convolutions, float32_flags
+from convlens.instrument import (
+    Convolution,
+    FoldedBatchNorms,
+    WatchedConvolutions,
+    fast_convolutions,
+    float32_flags,
+    memory_format,
+)
 from convlens.runtime.cuda_graphs import capture
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAPPED_BYTES, MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
@@ -112,13 +119,15 @@ class DeviceSweep:
         return np.asarray(score_W.numpy())
 
     def _sweep(self, request: SweepRequest) -> _Sweep:
-        return _Sweep(self._network, HiddenCopies(request.windows.window, self._channels_last), request.score)
+        bears_it = memory_format(self._own_module) == torch.channels_last
+        copies = HiddenCopies(request.windows.window, self._channels_last and bears_it)
+        return _Sweep(self._network, copies, request.score)
 
     def _folded_in_batches(self, sweep: _Sweep, inputs: _Inputs, corners_W2: Tensor, on_windows: OnWindows) -> Tensor:
         first, convolutions, largest_bytes = _watched(sweep, inputs, corners_W2)
         # A larger batch than memory allowed before is not tried again.
         self._batch = min(self._batch, max(1, MAPPED_BYTES // (largest_bytes + 1)))
-        folded_weights = FoldedBatchNorms(convolutions)
+        folded_weights = self._folded_weights(convolutions)
         folded = replace(sweep, network=partial(self._folded_network, lambda: folded_weights))
         head_W2, rest_W2 = corners_W2[: self._batch], corners_W2[self._batch :]
         score_W = self._in_batches(folded, inputs, head_W2, no_op)
@@ -181,7 +190,7 @@ class DeviceSweep:
         if self.precision == "float32" and len(corners_W2) >= _WORTH_FOLDING:
             first, convolutions, _ = _watched(sweep, inputs, corners_W2)
             # Weights are folded within the graph, and so at each replay: it sees them as they are then.
-            network = partial(self._folded_network, lambda: FoldedBatchNorms(convolutions))
+            network = partial(self._folded_network, lambda: self._folded_weights(convolutions))
             captured = _CapturedSweep(replace(sweep, network=network), inputs, corners_W2)
             if _agree(captured(inputs)[:1], first):
                 return captured
@@ -211,6 +220,9 @@ class DeviceSweep:
         with torch.no_grad(), fast_convolutions(self._device):
             logits_NK: Tensor = module(x_NCHW)
         return logits_NK
+
+    def _folded_weights(self, convolutions: Sequence[Convolution]) -> FoldedBatchNorms:
+        return FoldedBatchNorms(convolutions, memory_format(self._own_module))
 
     def _folded_network(self, folded: Callable[[], FoldedBatchNorms], x_NCHW: Tensor) -> Tensor:
         with torch.no_grad(), folded().mode():
