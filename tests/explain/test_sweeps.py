@@ -219,7 +219,7 @@ def test_half_precision_states_how_far_it_is_from_full() -> None:
     scores_NRQ = full.score_N[:, None, None] - full.extras["grid_NRQ"]
     halved_NRQ = half.score_N[:, None, None] - half.extras["grid_NRQ"]
     real_N = np.abs(halved_NRQ - scores_NRQ).max((1, 2)) / np.abs(scores_NRQ).max((1, 2))
-    # Stated from 4 of the 16 windows, and so at most what all of them show; bfloat16 keeps 8 bits.
+    # Estimated from 4 of the 16 windows; bfloat16 keeps 8 bits.
     assert (half.extras["half_deviation_N"] <= real_N * 1.2).all()
     assert (half.extras["half_deviation_N"] > 1e-5).all()
     assert (real_N < 0.02).all()

@@ -59,8 +59,8 @@ def hand_written(tmp_path: Path) -> Classifier:
     return load(f"file:{tmp_path}/net.py:make?size={SIDE}", device="cpu")
 
 
-def pictures(count: int, side: int = SIDE) -> Tensor:
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(2))
+def pictures(count: int) -> Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
 
 def gradient(module: nn.Module, x_NCHW: Tensor, targets: list[int]) -> Tensor:
@@ -140,8 +140,8 @@ def test_an_accelerated_network_answers_the_same(
     accelerated = accelerate(hand_written)
     assert accelerated.graphs is not None
     expected = hand_written.module(pictures(2)).detach().numpy()
-    np.testing.assert_allclose(ForwardPass(accelerated, pictures(2)).scores(np.array([0, 2]), "logit"),
-                               expected[[0, 1], [0, 2]], atol=1e-5)  # fmt: skip
+    found = ForwardPass(accelerated, pictures(2)).scores(np.array([0, 2]), "logit")
+    np.testing.assert_allclose(found, expected[[0, 1], [0, 2]], atol=1e-5)
 
 
 def test_its_graphs_equal_it(hand_written: Classifier, tmp_path: Path) -> None:
