@@ -1,0 +1,52 @@
+"""How many images a pass takes at a time on a CPU, and that more of them than that change nothing."""
+
+from __future__ import annotations
+
+import nets
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convlens.explain import ForwardPass, run
+from convlens.explain.batch_size import cpu_gradient_batch
+
+
+class Wide(nn.Module):
+    """Its largest tensor takes ``channels`` × 256 × 256 × 4 bytes an image: a quarter of a megabyte a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, channels, 1)
+        self.head = nn.Linear(channels, 2)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.head(self.first(x_NCHW).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [(1, 8), (15, 8), (16, 7), (20, 6), (25, 5), (64, 4)],
+    ids=["small", "8 of 3.75 MB", "8 of 4 MB reach 32", "6 of 5 MB", "5 of 6.25 MB", "never fewer than 4"],
+)
+def test_no_tensor_of_a_pass_reaches_32_mb_while_4_images_are_left(channels: int, expected: int) -> None:
+    assert cpu_gradient_batch(Wide(channels).eval(), torch.zeros(3, 1, 256, 256)) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("grad_cam", {"relu": False}),
+        ("smoothgrad", {"samples": 5}),
+        ("smoothgrad", {"samples": 11}),
+        ("integrated_gradients", {"steps": 3}),
+    ],
+)
+def test_of_more_images_than_a_pass_takes_each_gets_its_own_answer(method: str, options: dict[str, int]) -> None:
+    classifier = nets.classifier(nets.seeded(nets.Mixed), classes=4, gradcam_layer="third")
+    x_NCHW, targets = nets.pictures(11, 3, 8, 8), [n % 4 for n in range(11)]
+    together = run(method, ForwardPass(classifier, x_NCHW), targets, options)
+    for n, target in enumerate(targets):
+        alone = run(method, ForwardPass(classifier, x_NCHW[n : n + 1]), [target], options)
+        assert nets.relative_error(together.values_NCHW[n : n + 1], alone.values_NCHW) < 1e-12
+        np.testing.assert_allclose(together.score_N[n], alone.score_N[0], rtol=1e-12)
