@@ -10,7 +10,9 @@ Graphs are exported, and so compared with torch, beforehand. The maps of all sid
 size its windows end flush with the edge, as ours do, and both average over the windows.
 
 "openvino, half" is the sweep alone, as "torch, half" is; "openvino, half, stated" is what a request for half gets, with
-some windows in float32 to state its deviation. "own float32 / this" is against the fastest float32 side of ours.
+some windows in float32 to state its deviation, after a forward pass by torch; "plain script, accelerated, half" is that
+request in a script after ``accelerate``. "own float32 / this" is against the fastest float32 side of ours; for a script
+against "plain script, accelerated".
 
 GFLOP/s is the network's arithmetic times the windows over the seconds. What torch reaches in a product of two matrices
 stands beside it in the result: where a side comes near to it, no other way of computing every window in full is faster.
@@ -102,6 +104,7 @@ def ways(classifier: Classifier, folder: Path, given: argparse.Namespace) -> dic
         for precision in precisions():
             runtime = OpenVinoRuntime(scores.graph, precision=precision, threads=scores.threads, batch=BATCH)
             found[f"openvino, {precision}"] = ParallelSweep(runtime, copies=BATCH)
+            found[f"openvino, {precision}"].fixed_run = BATCH
     for batch in given.batch if not given.sides or any("graph" in side for side in given.sides) else ():
         for half in (False, True) if providers == "cuda" else (False,):
             name = f"onnx graph {batch}{', half' if half else ''}"
@@ -134,6 +137,8 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             each: dict[str, Side] = {f"captum {n}": (lambda n=n: alone.compute("occlusion", n)[0]) for n in CAPTUM}
             each["plain script"] = lambda: plain.compute("occlusion")[0]
             each["plain script, accelerated"] = lambda: accelerated.compute("occlusion")[0]
+            if _computes_in_half(given.device):
+                each["plain script, accelerated, half"] = lambda: accelerated.compute("occlusion in half")[0]
             for n in CAPTUM[1:]:
                 each[f"captum {n}, our process"] = lambda n=n: captums(classifier, x_CHW, target, n)
             ours = ways(classifier, Path(folder), given)
@@ -162,11 +167,24 @@ def compare(name: str, given: argparse.Namespace) -> list[dict[str, Any]]:
             "GFLOP/s": work / statistics.median(seconds[side]),
             "captum's best / this": ratios(seconds[best], seconds[side])[0] if best else 0.0,
             "captum's best": best,
-            "own float32 / this": ratios(seconds[own], seconds[side])[0] if own else 0.0,
+            "own float32 / this": _own_ratio(seconds, side, own),
             "map off by": differences[side],
         }
         for side in each
     ]
+
+
+def _own_ratio(seconds: dict[str, list[float]], side: str, own: str) -> float:
+    own = "plain script, accelerated" if side.startswith("plain script") else own
+    return ratios(seconds[own], seconds[side])[0] if own in seconds else 0.0
+
+
+def _computes_in_half(device: str) -> bool:
+    if device != "cpu" or not importlib.util.find_spec("openvino"):
+        return False
+    from convlens.runtime.openvino_runtime import precisions
+
+    return "half" in precisions()
 
 
 def _difference(map_HW: Floats, expected_HW: Floats) -> float:

@@ -112,6 +112,13 @@ def ours(classifier: Any, x_NCHW: Any, target_N: list[int]) -> Sides:
         targets = target_N[: len(images)]
         return convlens.run(method, convlens.ForwardPass(classifier, images), targets, options).values_NCHW
 
+    def in_half() -> Any:
+        """It must not have run in float32."""
+        options = {"window": WINDOW, "stride": STRIDE, "precision": "half"}
+        result = convlens.run("occlusion", convlens.ForwardPass(classifier, x_NCHW[:1]), target_N[:1], options)
+        assert result.meta.precision == "half", result.meta.warnings
+        return result.values_NCHW
+
     def rules(_: int) -> Any:
         import numpy as np
 
@@ -121,6 +128,7 @@ def ours(classifier: Any, x_NCHW: Any, target_N: list[int]) -> Sides:
 
     return {
         "occlusion": lambda _: explained("occlusion", {"window": WINDOW, "stride": STRIDE}, x_NCHW[:1])[:, 0],
+        "occlusion in half": lambda _: in_half()[:, 0],
         "three rules": rules,
         "grad_cam": lambda _: explained("grad_cam", {}),
         "smoothgrad": lambda _: explained("smoothgrad", {"samples": SAMPLES}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -131,7 +131,7 @@ class OnnxRuntime:
         """Number of runs that ``logits_each`` makes at once."""
         return self._parallel.count if self._parallel else 1
 
-    def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Iterator[Floats]:
+    def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Generator[Floats]:
         """Logits (N, K) of the images that each maker returns, in order; several at once on a CPU of several cores.
 
         Makers are called when their turn comes, in the threads that run the graph. For a graph that takes any number of

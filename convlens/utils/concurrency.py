@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -65,7 +65,7 @@ class ParallelRuns:
         self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="convlens-run")
 
-    def results(self, calls: Sequence[Callable[[], Result]]) -> Iterator[Result]:
+    def results(self, calls: Sequence[Callable[[], Result]]) -> Generator[Result]:
         """The result of each call, in order; after an error, and when the iterator is closed, no more are begun."""
         futures = [self._pool.submit(call) for call in calls]
         try:

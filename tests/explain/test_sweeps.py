@@ -268,6 +268,38 @@ def test_of_several_ways_in_half_the_fastest_is_used_and_none_is_tried_twice() -
     assert computed == [[28, 24, 40], [32, 24, 56], [36, 24, 72]]
 
 
+class ByFours(BatchedSweep):
+    """In half, by runs of four windows that cost the same however few of them count."""
+
+    fixed_run = 4
+
+    def __init__(self, scorer: Any) -> None:
+        super().__init__(scorer, precision="half")
+
+
+@pytest.mark.parametrize(
+    ("window", "windows", "in_half", "in_full"),
+    [(4, 9, 8, 3 + 1), (3, 16, 16, 4)],
+    ids=["one window over", "none over"],
+)
+def test_windows_that_would_not_fill_a_run_are_scored_in_full(
+    window: int, windows: int, in_half: int, in_full: int
+) -> None:
+    model, x_NCHW, steps = convolutional(), pictures(1), list[Step]()
+    full, half = Delayed("full", model.module, 0.1), Shifted(model.module, "half", 3.0)
+    sweeps = SweepAutotuner([BatchedSweep(full), ByFours(half)])
+    options = {"window": window, "stride": window, "precision": "half"}
+    swept(model, x_NCHW, sweeps, **options)  # both are tried
+    counted = full.pictures, half._delayed.pictures
+    forward = ForwardPass(model, x_NCHW, sweeps=sweeps, on_step=steps.append)
+    result = run("occlusion", forward, [1], options)
+    assert isinstance(result, Attribution)
+    assert (full.pictures - counted[0], half._delayed.pictures - counted[1]) == (in_full, in_half)
+    assert (steps[-1].done, steps[-1].total) == (windows, windows)
+    expected = swept(model, x_NCHW, window=window, stride=window).extras["grid_NRQ"]
+    np.testing.assert_allclose(result.extras["grid_NRQ"], expected, atol=1e-5)
+
+
 def test_where_half_is_no_faster_full_precision_is_used_with_a_warning() -> None:
     model, x_NCHW = convolutional(), pictures(1)
     result = swept(model, x_NCHW, halves(model, 0.2, 0.0), window=3, stride=3, precision="half")

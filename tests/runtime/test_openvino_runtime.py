@@ -134,6 +134,30 @@ def test_parallel_runs_answer_in_order_and_keep_what_they_gave(scores: Path) -> 
         np.testing.assert_allclose(logits_NK, truth(x_NCHW), atol=1e-6)
 
 
+def test_a_sweep_that_ends_early_leaves_all_runs_to_the_next(scores: Path) -> None:
+    runtime, x_NCHW = OpenVinoRuntime(scores, threads=2), pictures(2)
+    for _ in range(4):  # more often than there are runs
+        given = runtime.logits_each([lambda: x_NCHW] * 6)
+        next(given)
+        given.close()
+        with pytest.raises(RequestError, match="should be float32 of shape"):
+            list(runtime.logits_each([lambda: x_NCHW, lambda: x_NCHW[:, :2]]))
+    np.testing.assert_allclose(runtime.logits(x_NCHW), truth(x_NCHW), atol=1e-6)
+
+
+def test_sweeps_of_several_threads_do_not_wait_for_each_other(scores: Path) -> None:
+    runtime = OpenVinoRuntime(scores, threads=2)
+    each = [[pictures(2, 100 * thread + n) for n in range(12)] for thread in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        futures = [
+            pool.submit(lambda own=own: list(runtime.logits_each([partial(np.copy, x) for x in own]))) for own in each
+        ]
+        together = [future.result(timeout=60) for future in futures]
+    for own, given in zip(each, together, strict=True):
+        for x_NCHW, logits_NK in zip(own, given, strict=True):
+            np.testing.assert_allclose(logits_NK, truth(x_NCHW), atol=1e-6)
+
+
 # ---- what it does not do
 
 

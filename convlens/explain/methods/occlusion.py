@@ -80,7 +80,7 @@ def occlusion(
     scores, the fastest is used; ``meta.runtime`` and ``meta.sweep`` say which.
 
     ``precision="half"`` computes in float16 on a GPU and bfloat16 on the CPU, where that is faster, and states its
-    deviation from float32, estimated from four windows: ``extras["half_deviation_N"]`` is max |half - full| / max
+    deviation from float32, estimated from a few windows: ``extras["half_deviation_N"]`` is max |half - full| / max
     |full| of the scores. Drops are small differences of scores: ``half_drop_deviation_N`` is the same max |half - full|
     relative to the image's largest |drop|; where it exceeds a tenth, there is a warning. ``strategy="incremental"``
     recomputes only what a window can change, on a graph exported for it; before using it, see docs/occlusion.md on US

@@ -26,7 +26,9 @@ from convlens.types import Floats, no_op
 
 _SET_UP_RUNS = 2  # on a GPU: kernels are compiled, then captured
 _TRIED = 8  # windows that a backend is timed on: enough for a run on each core
-_SAMPLE = 4  # windows that are scored in full precision as well: of 169 a fortieth, and twice that of a sweep in half
+# Windows of a sweep in half precision that are scored in full precision: of 169 a fortieth, at twice the cost of half.
+_IN_FULL = 4
+_SAMPLE = 3  # of them at least, in half precision as well, to be compared
 
 
 class SweepAutotuner:
@@ -97,23 +99,28 @@ class SweepAutotuner:
             self._seconds[key] = _tried(backend, request, positions)
         return self._seconds[key]
 
-    def run(self, backend: SweepBackend, request: SweepRequest, on_windows: OnWindows) -> Floats:
-        """Scores (R, Q) by this backend; remembers how long it took.
+    def run(
+        self, backend: SweepBackend, request: SweepRequest, on_windows: OnWindows, *, first: int | None = None
+    ) -> Floats:
+        """Scores (R, Q) by this backend, or (first,) of so many windows alone; remembers how long it took.
 
         Where memory does not suffice for a graph of the whole sweep, ``reference`` makes it: batches need less.
         """
         # On a GPU the first sweep compiles and the second captures; either would make the fastest backend the slowest.
         steady, started = backend.is_set_up(request), time.perf_counter()
         try:
-            score_RQ = backend.scores(request, on_windows)
+            if first is None:
+                scores = backend.scores(request, on_windows)
+            else:
+                scores = backend.scores_at(request, range(first), on_windows)
         except MAYBE_OUT_OF_MEMORY as error:
             in_full = backend.precision == self.reference.precision
             if not is_out_of_memory(error) or backend.kind == "batches" or not in_full:
                 raise
         else:
             if steady:
-                self._seconds[backend, request.windows.window] = (time.perf_counter() - started) / len(request.windows)
-            return score_RQ
+                self._seconds[backend, request.windows.window] = (time.perf_counter() - started) / scores.size
+            return scores
         free_gpu_cache()
         return self.reference.scores(request, on_windows)
 
@@ -178,10 +185,25 @@ def half_sweep(sweeps: SweepAutotuner, request: SweepRequest, on_windows: OnWind
     if half is None or warning:
         score_RQ = sweeps.run(full, request, on_windows)
         return HalfSweep(score_RQ, full, warning=f"{warning}: the sweep ran in float32")
-    score_RQ, positions = sweeps.run(half, request, on_windows), _spread(len(windows), _SAMPLE)
-    full_P = sweeps.reference.scores_at(request, positions)
-    offset, error = _offset_and_error(full_P - score_RQ.reshape(-1)[positions], len(windows))
-    return HalfSweep(score_RQ + offset, half, error / (float(np.abs(full_P).max()) or 1.0), error)
+    return _compared(sweeps, half, request, on_windows)
+
+
+def _compared(sweeps: SweepAutotuner, half: SweepBackend, request: SweepRequest, on_windows: OnWindows) -> HalfSweep:
+    """The sweep in half precision, corrected by a sample in full precision, which also tells the deviation."""
+    windows = len(request.windows)
+    # A last run that is not full costs as much as a full one. What would fill it to half at most costs less in full
+    # precision, beside the sample, and is exact.
+    rest = windows % half.fixed_run if 2 * (windows % half.fixed_run) <= half.fixed_run < windows else 0
+    first = windows - rest
+    positions = _spread(first, max(_SAMPLE, _IN_FULL - rest))
+    half_P = sweeps.run(half, request, on_windows, first=first if rest else None).reshape(-1)
+    full_P = sweeps.reference.scores_at(request, [*positions, *range(first, windows)])
+    if rest:
+        on_windows(rest)
+    offset, error = _offset_and_error(full_P[: len(positions)] - half_P[positions], windows)
+    scores = np.concatenate([half_P + offset, full_P[len(positions) :]])
+    largest = float(np.abs(full_P).max()) or 1.0
+    return HalfSweep(scores.reshape(request.windows.grid), half, error / largest, error)
 
 
 def _spread(windows: int, count: int) -> list[int]:

@@ -7,7 +7,10 @@ to the list that ``torch_sweeps`` or ``graph_backends`` gives the autotuner; all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -48,7 +51,8 @@ class SweepBackend(Protocol):
     """Scores one image with its windows filled in turn.
 
     ``name`` is the runtime and ``kind`` the form of the sweep, as in ``Meta``; ``note`` is a warning for
-    results. ``strategies`` are those that it may serve, ``precision`` is that of its arithmetic.
+    results. ``strategies`` are those that it may serve, ``precision`` is that of its arithmetic. A run of fewer
+    than ``fixed_run`` windows costs as much as of so many; it is 1 where each window costs its share.
     """
 
     name: str
@@ -56,6 +60,7 @@ class SweepBackend(Protocol):
     note: str
     strategies: tuple[Strategy, ...]
     precision: Precision
+    fixed_run: int
 
     def supports(self, windows: Windows) -> bool:
         """Whether it can sweep these windows."""
@@ -66,7 +71,7 @@ class SweepBackend(Protocol):
     def scores(self, request: SweepRequest, on_windows: OnWindows) -> Floats:
         """(R, Q) scores; calls ``on_windows`` with the number of windows after each batch of them."""
 
-    def scores_at(self, request: SweepRequest, positions: Sequence[int]) -> Floats:
+    def scores_at(self, request: SweepRequest, positions: Sequence[int], on_windows: OnWindows = no_op) -> Floats:
         """Scores of some windows alone, by their positions row by row."""
 
 
@@ -75,6 +80,7 @@ class BatchedSweep:
 
     kind, note = "batches", ""
     strategies: tuple[Strategy, ...] = ("full",)
+    fixed_run = 1
 
     def __init__(self, scorer: Scorer, *, precision: Precision = "float32") -> None:
         self._scorer = scorer
@@ -90,9 +96,9 @@ class BatchedSweep:
     def scores(self, request: SweepRequest, on_windows: OnWindows) -> Floats:
         return self._scores(request, request.windows.corners, on_windows).reshape(request.windows.grid)
 
-    def scores_at(self, request: SweepRequest, positions: Sequence[int]) -> Floats:
+    def scores_at(self, request: SweepRequest, positions: Sequence[int], on_windows: OnWindows = no_op) -> Floats:
         corners = request.windows.corners
-        return self._scores(request, [corners[position] for position in positions], no_op)
+        return self._scores(request, [corners[position] for position in positions], on_windows)
 
     def _scores(self, request: SweepRequest, corners: Sequence[_Corner], on_windows: OnWindows) -> Floats:
         parts, done, size = [], 0, BATCH
@@ -122,7 +128,7 @@ class ParallelScorer(Scorer, Protocol):
     @property
     def parallel_runs(self) -> int: ...
 
-    def logits_each(self, makers: Sequence[Callable[[], Tensor | Floats]]) -> Iterator[Floats]: ...
+    def logits_each(self, makers: Sequence[Callable[[], Tensor | Floats]]) -> Generator[Floats]: ...
 
 
 class ParallelSweep(BatchedSweep):
@@ -138,14 +144,17 @@ class ParallelSweep(BatchedSweep):
     def _scores(self, request: SweepRequest, corners: Sequence[_Corner], on_windows: OnWindows) -> Floats:
         if self._parallel_scorer.parallel_runs == 1:
             return super()._scores(request, corners, on_windows)
-        image_CHW = request.x_CHW.detach().cpu().numpy()
-        groups = [corners[first : first + self._copies] for first in range(0, len(corners), self._copies)]
-        makers = [partial(_occluded_by_numpy, image_CHW, request, group) for group in groups]
+        runs = [corners[first : first + self._copies] for first in range(0, len(corners), self._copies)]
+        copies = _OccludedCopies(request, runs)
+        makers = [partial(copies.of_run, n) for n in range(len(runs))]
         parts: list[Floats] = []
         try:
-            for logits_BK in self._parallel_scorer.logits_each(makers):
-                parts.append(scores_of(require_finite(logits_BK), request.score)[:, request.target])
-                on_windows(len(logits_BK))
+            # Closed here and not when its last reference goes: an error's traceback would hold its runs until then.
+            with closing(self._parallel_scorer.logits_each(makers)) as results:
+                for n, logits_BK in enumerate(results):
+                    copies.release(n)
+                    parts.append(scores_of(require_finite(logits_BK), request.score)[:, request.target])
+                    on_windows(len(logits_BK))
         except MAYBE_OUT_OF_MEMORY as error:
             if not is_out_of_memory(error):
                 raise
@@ -183,6 +192,7 @@ class GraphSweep:
         self.strategies: tuple[Strategy, ...] = ("full", "incremental") if geometry.note else (geometry.strategy,)
         self.kind = "incremental graph" if geometry.strategy == "incremental" else "graph"
         self.precision: Precision = runtime.contract.precision
+        self.fixed_run = 1
 
     def supports(self, windows: Windows) -> bool:
         geometry = (windows.window, windows.stride, windows.height, windows.width)
@@ -198,8 +208,8 @@ class GraphSweep:
         on_windows(len(request.windows))
         return score_RQ
 
-    def scores_at(self, request: SweepRequest, positions: Sequence[int]) -> Floats:
-        return self.scores(request, no_op).reshape(-1)[list(positions)]
+    def scores_at(self, request: SweepRequest, positions: Sequence[int], on_windows: OnWindows = no_op) -> Floats:
+        return self.scores(request, on_windows).reshape(-1)[list(positions)]
 
 
 def _occluded(request: SweepRequest, corners: Sequence[_Corner]) -> Tensor:
@@ -211,11 +221,48 @@ def _occluded(request: SweepRequest, corners: Sequence[_Corner]) -> Tensor:
     return x_BCHW
 
 
-def _occluded_by_numpy(image_CHW: Floats, request: SweepRequest, corners: Sequence[_Corner]) -> Floats:
+class _OccludedCopies:
+    """The images of parallel runs; a later run of the same thread gets the copies of one that has ended.
+
+    New copies for each run cost page faults, and their sweep took up to 20 % longer wherever freed memory went back to
+    the system, as in anybody's script.
+    """
+
     # numpy copies in the calling thread; torch would share out the copying of each parallel run to more threads.
-    x_BCHW = np.repeat(image_CHW[None], len(corners), axis=0)
-    _fill(x_BCHW, request, corners)
-    return x_BCHW
+
+    def __init__(self, request: SweepRequest, runs: Sequence[Sequence[_Corner]]) -> None:
+        self._request, self._runs = request, runs
+        self._image_CHW = request.x_CHW.detach().cpu().numpy()
+        self._idle: defaultdict[int, list[_Copies]] = defaultdict(list)  # by thread: another core's are read slowly
+        self._used: dict[int, tuple[int, _Copies]] = {}
+
+    def of_run(self, run: int) -> Floats:
+        """(B, C, H, W): a copy for each window of the run, with it filled; good until its ``release``."""
+        thread, corners, side = threading.get_ident(), self._runs[run], self._request.windows.window
+        copies = self._idle[thread].pop() if self._idle[thread] else self._new()
+        for n, (top, left) in enumerate(copies.filled):
+            rows, columns = slice(top, top + side), slice(left, left + side)
+            copies.x_BCHW[n, :, rows, columns] = self._image_CHW[:, rows, columns]
+        _fill(copies.x_BCHW, self._request, corners)
+        copies.filled = corners
+        self._used[run] = thread, copies
+        return copies.x_BCHW[: len(corners)]
+
+    def release(self, run: int) -> None:
+        """Nobody reads the run's images any more."""
+        thread, copies = self._used.pop(run)
+        self._idle[thread].append(copies)
+
+    def _new(self) -> _Copies:
+        return _Copies(np.repeat(self._image_CHW[None], max(map(len, self._runs)), axis=0))
+
+
+@dataclass
+class _Copies:
+    """Copies of an image, the first of them with the windows at ``filled`` in place of its pixels."""
+
+    x_BCHW: Floats
+    filled: Sequence[_Corner] = ()
 
 
 def _fill(x_BCHW: Tensor | Floats, request: SweepRequest, corners: Sequence[_Corner]) -> None:

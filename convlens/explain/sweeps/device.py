@@ -66,6 +66,7 @@ class DeviceSweep:
 
     kind, note = "batches", ""
     strategies: tuple[Strategy, ...] = ("full",)
+    fixed_run = 1
 
     def __init__(
         self, module: nn.Module, device: torch.device, *, channels_last: bool = True, precision: Precision = "float32"
@@ -85,9 +86,9 @@ class DeviceSweep:
     def scores(self, request: SweepRequest, on_windows: OnWindows) -> Floats:
         return self._scores(request, request.windows.corners, on_windows).reshape(request.windows.grid)
 
-    def scores_at(self, request: SweepRequest, positions: Sequence[int]) -> Floats:
+    def scores_at(self, request: SweepRequest, positions: Sequence[int], on_windows: OnWindows = no_op) -> Floats:
         corners = request.windows.corners
-        return self._scores(request, [corners[position] for position in positions], no_op)
+        return self._scores(request, [corners[position] for position in positions], on_windows)
 
     def is_set_up(self, request: SweepRequest) -> bool:
         sweep = self._sweep(request)

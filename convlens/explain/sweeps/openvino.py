@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,8 @@ def openvino_sweeps(graph: OnnxRuntime) -> Sequence[SweepBackend]:
 
 class OpenVinoSweep(ParallelSweep):
     """As ``ParallelSweep``, in bfloat16; supports no windows on a processor that does not compute in it."""
+
+    fixed_run = _COPIES_PER_RUN
 
     def __init__(self, graph: OnnxRuntime) -> None:
         self._scorer_at_first_use = _AtFirstUse(graph)
@@ -68,7 +70,7 @@ class _AtFirstUse:
     def logits(self, x_NCHW: InputArray) -> Floats:
         return self._runtime().logits(x_NCHW)
 
-    def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Iterator[Floats]:
+    def logits_each(self, makers: Sequence[Callable[[], InputArray]]) -> Generator[Floats]:
         return self._runtime().logits_each(makers)
 
     def _runtime(self) -> OpenVinoRuntime:
