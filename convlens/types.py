@@ -30,6 +30,10 @@ TargetKind = Literal["logit", "probability", "activation"]
 ArithmeticPrecision = Literal["float32", "tf32", "half"]
 """float32: IEEE's, on every device. tf32: GPUs may round a product's operands to 10 bits. half: sweeps in half."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+CropMode = Literal["center", "squash", "border"]
+"""center: short side resized, then cut. squash: both sides resized, cut. border: long side resized, padded by the mean."""
+Activation = Literal["softmax", "sigmoid", "none"]
+"""How logits become probabilities: over all classes, each class by itself, or not at all (shown as they are)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,13 @@ class ModelSpec:
     Sizes are in pixels. ``mean`` and ``std`` are per channel on the 0..1 scale. ``resize`` is the short side before the
     centre crop of ``crop``. ``embedding_layer`` names the layer whose *input*, averaged over space where it has any, is
     the embedding, ``gradcam_layer`` the last layer with a spatial map (Grad-CAM), ``first_convolution`` the first
-    ``nn.Conv2d`` that runs. ``weights_sha256`` is ``convlens.models.weights_sha256`` of the network.
+    ``nn.Conv2d`` that runs; a name that ends in ``:output`` means what the layer gives, and each is empty where the
+    network has no such layer. ``weights_sha256`` is ``convlens.models.weights_sha256`` of the network.
+
+    ``crop`` and ``resize`` are heights; ``crop_width`` and ``resize_width`` are widths where they differ, else None.
+    ``display_channels`` are the three that are shown as red, green and blue; empty: the first three, or the only one.
+    ``head`` lists the steps from what the network returns to logits (``models/head.py``). Without ``labels`` it has no
+    classes: what it returns is the embedding. ``warnings`` go with every result.
     """
 
     name: str
@@ -53,10 +63,31 @@ class ModelSpec:
     gradcam_layer: str
     first_convolution: str
     weights_sha256: str
+    crop_mode: CropMode = "center"
+    crop_width: int | None = None
+    resize_width: int | None = None
+    display_channels: tuple[int, ...] = ()
+    activation: Activation = "softmax"
+    head: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.crop, self.crop_width or self.crop
+
+    @property
+    def resize_size(self) -> tuple[int, int]:
+        """Height and width that an image is resized to; where both are the same and it is cropped, the short side."""
+        return self.resize, self.resize_width or self.resize
 
 
 @dataclass(frozen=True)
@@ -87,7 +118,7 @@ class Neuron:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of one image. ``probability`` is the softmax over all classes."""
+    """One class of one image. ``probability`` is by the model's activation: softmax over all classes, or sigmoid."""
 
     index: int
     label: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,15 @@ GRAPHS = "graphs"
 # any other key; the field's own name is read as well.
 _KEYS = {"gradcam_layer": "attention_layer"}
 _FIELDS = {key: name for name, key in _KEYS.items()}
+_DEFAULTS = {field.name: field.default for field in fields(ModelSpec) if field.default is not MISSING}
 
 
 def write_manifest(folder: Path, *, source: str, spec: ModelSpec) -> None:
     """Write ``model.json``, whole or not at all: a folder without it is no packed model."""
-    stored = {_KEYS.get(name, name): value for name, value in asdict(spec).items()}
+    # What is as it was in version 0.1 is left out, as that version wrote it.
+    stored = {
+        _KEYS.get(name, name): value for name, value in asdict(spec).items() if value != _DEFAULTS.get(name, MISSING)
+    }
     manifest = {"format": FORMAT, "source": source, "spec": stored}
     with atomic_write(folder / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -51,8 +55,8 @@ def _spec(path: Path, stored: Mapping[str, Any]) -> ModelSpec:
     values: dict[str, Any] = {
         _FIELDS.get(key, key): tuple(value) if isinstance(value, list) else value for key, value in stored.items()
     }
-    names = [field.name for field in fields(ModelSpec)]
-    if values.keys() != set(names) or len(values) != len(stored):
-        keys = sorted(_KEYS.get(name, name) for name in names)
+    names = {field.name for field in fields(ModelSpec)}
+    if not names - _DEFAULTS.keys() <= values.keys() <= names or len(values) != len(stored):
+        keys = sorted(_KEYS.get(name, name) for name in names - _DEFAULTS.keys())
         raise ModelError(f"{path}: 'spec' should have the keys {', '.join(keys)}; it has {', '.join(sorted(stored))}")
     return ModelSpec(**values)
