@@ -31,7 +31,7 @@ ArithmeticPrecision = Literal["float32", "tf32", "half"]
 """float32: IEEE's, on every device. tf32: GPUs may round a product's operands to 10 bits. half: sweeps in half."""
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 CropMode = Literal["center", "squash", "border"]
-"""center: short side resized, then cut. squash: both sides resized, cut. border: long side resized, padded by the mean."""
+"""center: short side resized, then cut. squash: both sides resized, cut. border: long side resized, mean around it."""
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become probabilities: over all classes, each class by itself, or not at all (shown as they are)."""
 
