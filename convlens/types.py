@@ -247,7 +247,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Reply:
-    """The whole answer to one request. ``runtime`` names what ran the network, ``timing_ms`` milliseconds by stage."""
+    """The whole answer to one request. ``runtime`` names what ran the network, ``timing_ms`` milliseconds by stage.
+
+    ``activation`` says how probabilities were made of logits.
+    """
 
     model_name: str
     model_version: str
@@ -260,6 +263,7 @@ class Reply:
     timing_ms: Mapping[str, float]
     runtime: str = ""
     placement: Placement | None = None
+    activation: str = "softmax"
 
 
 def no_op(*_: object) -> None:

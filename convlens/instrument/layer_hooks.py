@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError, RequestError, near_matches
 
+OUTPUT = ":output"
+"""Behind the name of a layer whose output is meant where names otherwise mean inputs."""
+
 
 def private_tree(module: nn.Module) -> nn.Module:
     """A copy of the tree of modules that shares every parameter and buffer; a few milliseconds, no weights copied.
@@ -86,11 +89,20 @@ class Tap:
 def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Iterator[Tap]:
     """Catch the first input or the output of the named layers; a layer that runs twice keeps its last call.
 
+    Among ``inputs`` a name that ends in ``OUTPUT`` means what the layer gives, ``OUTPUT`` alone what the module gives,
+    and an empty one no layer.
     RequestError for an unknown layer, with near matches, and on leaving for one that never ran.
     """
     tap = Tap(private_tree(module))
+    inputs = [name for name in inputs if name]
     for name in inputs:
-        _find_hookable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
+        if name == OUTPUT:
+            tap.module.register_forward_hook(_catch_output(tap.inputs, name))
+        elif name.endswith(OUTPUT):
+            layer = _find_hookable(tap.module, name.removesuffix(OUTPUT))
+            layer.register_forward_hook(_catch_output(tap.inputs, name))
+        else:
+            _find_hookable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
     for name in outputs:
         _find_hookable(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
     yield tap
