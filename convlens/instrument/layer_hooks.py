@@ -39,7 +39,10 @@ def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
     # by assignment: the __setattr__ of a scripted module would ask for what is not there yet.
     copy.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
     children: dict[str, Any] = module._modules
-    copy.__dict__["_modules"] = {name: child and _copied(child, copies) for name, child in children.items()}
+    # Asked for None and not for truth: an empty nn.Sequential, many networks' shortcut, is false.
+    copy.__dict__["_modules"] = {
+        name: None if child is None else _copied(child, copies) for name, child in children.items()
+    }
     return copy
 
 
