@@ -265,6 +265,11 @@ class Reply:
     placement: Placement | None = None
     activation: str = "softmax"
 
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the predictions' probabilities are some; without an activation they are outputs of any size."""
+        return self.activation != "none" or all(0 <= each.probability <= 1 for each in self.predictions)
+
 
 def no_op(*_: object) -> None:
     """The default of ``on_step``, ``on_progress`` and the like: the callback of a caller that does not watch."""

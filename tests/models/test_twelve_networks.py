@@ -18,13 +18,15 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from convlens.engine.rendering import top_predictions
 from convlens.errors import UnsupportedModelError
-from convlens.explain import ForwardPass, run
+from convlens.explain import ForwardPass, GraphForward, GraphModel, run
 from convlens.gallery import build_from
 from convlens.image import prepare
 from convlens.models import Classifier, wrap
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import Attribution, Neighbourhood
+from export.bundle import bundle
 
 SIDE = 16
 
@@ -211,3 +213,24 @@ def test_graphs_of_a_class_are_refused_for_a_network_without_classes(kind: str, 
     with pytest.raises(UnsupportedModelError, match="explains a class, and this network gives embeddings"):
         export(case("features").classifier, kind, tmp_path / "graph.onnx")  # type: ignore[call-overload]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["multi-label", "features"])
+def test_a_wrapped_network_is_packed_as_its_graphs(name: str, tmp_path: Path) -> None:
+    given = case(name)
+    made = bundle(given.classifier, tmp_path / "graphs", kinds=("embedding", "saliency"))
+    model = GraphModel.open(made.folder, providers="cpu")
+    forward = GraphForward(model, given.x_NCHW[:1])
+    with torch.no_grad():
+        out = given.plain(torch.tensor(given.x_NCHW[:1]))
+        features_ND = given.plain.features(torch.tensor(given.x_NCHW[:1])).mean((2, 3))
+    np.testing.assert_allclose(forward.embedding_ND, features_ND, atol=1e-5)
+    expected = {} if name == "features" else dict(enumerate(out[0].tolist()))  # the sigmoids that the network ends in
+    assert {p.index: p.probability for p in top_predictions(forward, 9)} == pytest.approx(expected, abs=1e-6)
+    assert [kind for kind, _ in made.skipped] == (["saliency"] if name == "features" else [])
+    if name == "features":
+        result = run("occlusion", forward, None, {"window": 4, "stride": 4})
+        by_torch = run("occlusion", ForwardPass(given.classifier, given.x_NCHW[:1]), None, {"window": 4, "stride": 4})
+        assert isinstance(result, Attribution)
+        assert isinstance(by_torch, Attribution)
+        np.testing.assert_allclose(result.extras["grid_NRQ"], by_torch.extras["grid_NRQ"], atol=1e-5)
