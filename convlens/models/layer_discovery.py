@@ -164,8 +164,8 @@ def _ends_in_identity(events: Sequence[_Call], result_ND: Tensor) -> bool:
             continue
         if not isinstance(call.layer, nn.Identity):
             return taken_off
-        # Some of timm's heads end in an Identity for what others flatten.
-        taken_off |= call.shape == tuple(result_ND.shape)
+        # Some of timm's heads end in an Identity for what others flatten, and some have convolutions of 1×1 for layers.
+        taken_off |= call.shape is not None and (*call.shape, 1, 1)[:4] == (*result_ND.shape, 1, 1)
     return False
 
 

@@ -55,8 +55,9 @@ def wrap(
     require_precision(precision)
     inner = unwrapped(module)
     chosen = choose_device(device if device is not None else _device_of(inner))
-    mean, std = _normalisation(inner, mean, std)
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = _pair(size)
+    private = private_copy(inner)
+    mean, std = _normalisation(private, mean, std, (height, width))
     resize_height, resize_width = (height, width) if resize is None else _pair(resize)
     preprocessing = Preprocessing(
         height,
@@ -74,7 +75,7 @@ def wrap(
     try:
         private, spec = describe(
             title,
-            private_copy(inner),
+            private,
             preprocessing,
             tuple(labels) if labels is not None else None,
             options,
@@ -145,12 +146,12 @@ def _pair(sides: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _normalisation(
-    module: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+    module: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, size: tuple[int, int]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std per channel, ImageNet's where nothing is given for three."""
     first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
     channels = first.in_channels if first else 3
-    if mean is None and std is None and channels == 3:
+    if mean is None and std is None and (channels == 3 or _takes_rgb(module, size)):
         return IMAGENET.mean, IMAGENET.std
     if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
         raise ModelError(
@@ -158,3 +159,13 @@ def _normalisation(
             "std above 0"
         )
     return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _takes_rgb(module: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether three channels pass although the first convolution takes others (some rearrange pixels before it)."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(2, 3, *size))
+    except (RuntimeError, ValueError, TypeError, AssertionError):
+        return False
+    return True

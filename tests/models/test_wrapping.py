@@ -328,7 +328,7 @@ def test_an_embedding_may_be_said_to_be_one_and_then_takes_no_labels() -> None:
         wrapped(net(4), features=True, labels=["a", "b", "c", "d"])
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "vgg11", "regnetx_002"])
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "dla34", "resnetv2_50"])
 def test_timms_networks_are_told_from_those_without_a_classifier(name: str) -> None:
     timm = pytest.importorskip("timm")
     with_classes, without = (timm.create_model(name, num_classes=classes) for classes in (11, 0))
@@ -443,6 +443,12 @@ def test_any_number_of_channels_with_mean_and_std_of_each(channels: int) -> None
         wrapped(module)
     classifier = wrapped(module, mean=[0.5] * channels, std=[0.2] * channels)
     require_like_plain_torch(classifier, module, images(2, channels), 1, lambda out: out[:, 1])
+
+
+def test_three_channels_are_rgb_although_the_first_convolution_takes_others() -> None:
+    module = nn.Sequential(nn.PixelUnshuffle(2), *net(3, channels=12)).eval()
+    assert wrapped(module).spec.mean == (0.485, 0.456, 0.406)
+    require_like_plain_torch(wrapped(module), module, images(2), 1, lambda out: out[:, 1])
 
 
 def test_rectangles() -> None:
