@@ -262,7 +262,7 @@ _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 # Of names in a file that torch refused, those that it did not refuse for.
 _ALLOWED = frozenset({*_VALUES, *_MAPPINGS, *_SEQUENCES, "collections.OrderedDict", "collections.Counter"})
-_TENSORS = ("torch._utils.", "torch.storage.", "torch.Size", "torch.nn.parameter.", "_codecs.encode")
+_TENSORS = re.compile(r"torch\.(_utils|storage|nn\.parameter|_tensor)\.|torch\.(\w*Storage|Size)$|_codecs\.encode$")
 _STREAMS = 4  # pickles one after the other in a file of torch's old format
 # torch keeps one list for the process: a second thread that leaves must not take it from one that still reads.
 _SAFE_LOCK = threading.Lock()
@@ -306,7 +306,7 @@ def _unsafe_globals(path: Path, reason: str) -> list[str]:
             return _REFUSED_GLOBAL.findall(reason)
     with path.open("rb") as file:
         names = dict.fromkeys(name for _ in range(_STREAMS) for name in _globals(file))
-    return [name for name in names if name not in _ALLOWED and not name.startswith(_TENSORS)]
+    return [name for name in names if name not in _ALLOWED and not _TENSORS.match(name)]
 
 
 def _globals(file: BinaryIO) -> list[str]:
