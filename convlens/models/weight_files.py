@@ -287,13 +287,13 @@ def _unsafe_message(path: Path, reason: str) -> str:
         )
     whole = any(name.startswith("torch.nn.modules.") for name in names)
     what = "a whole pickled network" if whole else "objects beside them"
-    source = f"torch.load({path.name!r}, weights_only=False)" if whole else "model"
-    which = "" if whole else ", model being the network that it was loaded into"
+    loaded = f"torch.load({path.name!r}, weights_only=False), or the entry of it that is the network"
     return (
         f"weights file {path} is a pickle that holds more than tensors: {what} "
         f"({', '.join(names[:6])}{', …' if len(names) > 6 else ''}); reading it could run any code in it, so it was "
-        f"refused. Where you trust it, convert it once, in the project that it comes from: "
-        f"safetensors.torch.save_file({source}.state_dict(), 'weights.safetensors'){which}"
+        "refused. Where you trust it, convert it once, in the project that it comes from: "
+        "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors'), model being "
+        f"{loaded if whole else 'the network that it was loaded into'}"
     )
 
 

@@ -75,7 +75,7 @@ def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 def _is_convertible(tensor: Tensor, own: Tensor) -> bool:
     """Whether copying keeps what the numbers mean: quantised and complex weights are no plain floats."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_complex():
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         return False
     return tensor.is_floating_point() or not own.is_floating_point()
 

@@ -7,27 +7,34 @@ import builtins
 import collections
 import copy
 import datetime
+import inspect
 import json
 import logging
 import os
 import pickle
+import re
 import types
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from convlens.errors import ModelError
+from convlens.models import load
 from convlens.models.checkpoints import load_weights
+from convlens.models.weight_files import read_weights_file
 
 State = dict[str, Tensor]
 
@@ -399,6 +406,7 @@ WIDER = net(4, classes=7).state_dict()
         ({k: v.to_sparse() if k == "fc.weight" else v for k, v in S.items()}, ("type that is no real number",)),
         ({k: v.to("meta") if k == "fc.weight" else v for k, v in S.items()}, ("type that is no real number",)),
         (optimised(OTHER).state_dict(), ("holds no state dict", "'state'", "'param_groups'")),
+        ({"optimizer": {"exp_avg": S}}, ("holds no state dict", "'optimizer' (a dict)")),
         ({"epoch": 3}, ("holds no state dict", "'epoch' (a int)")),
         (torch.ones(3), ("holds no state dict", "a Tensor")),
     ],
@@ -497,8 +505,8 @@ def text(content: bytes) -> Callable[[Path], object]:
         (cut_short_safetensors, "not a whole safetensors file", "download it again"),
         (any_zip, "a zip archive (of notes.txt)", "unpack it"),
         (protocol_4, "a protocol that torch does not read", "torch.save(model.state_dict()"),
-        (whole, "a whole pickled network (torch.nn.modules.", ".state_dict(), 'weights.safetensors')"),
-        (whole_in_a_dict, "a whole pickled network", ".state_dict(), 'weights.safetensors')"),
+        (whole, "a whole pickled network (torch.nn.modules.", "model being torch.load('w."),
+        (whole_in_a_dict, "a whole pickled network", "or the entry of it that is the network"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_saying_what_it_is_and_what_to_do(
@@ -577,8 +585,6 @@ def test_a_plain_pickle_never_runs(tmp_path: Path, protocol: int) -> None:
 
 
 def test_what_stands_for_objects_of_a_file_keeps_nothing_of_them(tmp_path: Path) -> None:
-    from convlens.models.weight_files import read_weights_file
-
     torch.save({"args": args(), "path": Path("a"), "best": np.float64(3)}, tmp_path / "w.pt")
     content = read_weights_file(tmp_path / "w.pt")
     assert [type(value).__name__ for value in content.values()] == ["Namespace", "PosixPath", "scalar"]
@@ -591,3 +597,78 @@ def test_reading_leaves_torch_list_of_safe_classes_as_it_was(tmp_path: Path) -> 
     before = set(torch.serialization.get_safe_globals())
     load_weights(net(3), tmp_path / "w.pt")
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_threads_read_at_once(tmp_path: Path) -> None:
+    torch.save({"model": S, "args": args(), "metric": np.float64(1)}, tmp_path / "w.pt")
+    modules = [net(3) for _ in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda module: load_weights(module, tmp_path / "w.pt"), modules))
+    assert all(torch.equal(logits(module), logits(TRAINED)) for module in modules)
+
+
+# By name, as users give them.
+
+
+def seeded_twin(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(5)
+    module = make().eval()
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_mean"):
+            tensor.uniform_(-0.1, 0.1)
+    return module
+
+
+def test_a_timm_checkpoint_loads_by_name_with_its_labels(tmp_path: Path) -> None:
+    twin = seeded_twin(lambda: timm.create_model("test_resnet", num_classes=3))
+    checkpoint = {"arch": "test_resnet", "state_dict": under("module.", twin.state_dict()), "args": args()}
+    torch.save(checkpoint, tmp_path / "model_best.pth.tar")
+    (tmp_path / "names.json").write_text('{"0": "cat", "1": "dog", "2": "emu"}')
+    name = f"timm:test_resnet?weights={tmp_path}/model_best.pth.tar&labels={tmp_path}/names.json"
+    classifier = load(name, device="cpu")
+    x_NCHW = torch.rand(2, 3, classifier.spec.crop, classifier.spec.crop)
+    with torch.no_grad():
+        torch.testing.assert_close(classifier.module(x_NCHW), twin(x_NCHW), rtol=1e-5, atol=1e-5)  # another layout
+    assert classifier.spec.labels == ("cat", "dog", "emu")
+    with pytest.raises(ModelError, match="last layer has 3 outputs: labels=FILE"):
+        load(name.partition("&")[0], device="cpu")
+
+
+def old_densenet(name: str) -> str:
+    """A name as torchvision's published checkpoints of DenseNet have it: ``denselayer1.norm.1.weight``."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))([12]\.)", r"\1.\2", name)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "rename"),
+    [
+        ("densenet121", {}, old_densenet),
+        ("googlenet", {"aux_logits": True, "init_weights": False}, str),
+    ],
+)
+def test_torchvision_networks_load_by_name_with_their_old_names_and_training_heads(
+    tmp_path: Path, model: str, options: dict[str, bool], rename: Callable[[str], str]
+) -> None:
+    twin = seeded_twin(lambda: torchvision.models.get_model(model, weights=None, num_classes=3, **options))
+    torch.save({"model": under("module.", {rename(k): v for k, v in twin.state_dict().items()})}, tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("cat\ndog\nemu\n")
+    name = f"torchvision:{model}?weights={tmp_path}/w.pth&labels={tmp_path}/names.txt&size=64&resize=64"
+    loaded = load(name, device="cpu").module.state_dict()
+    theirs = {name: tensor for name, tensor in twin.state_dict().items() if name in loaded}
+    assert loaded.keys() == theirs.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in theirs.items())
+
+
+def test_the_mean_is_chosen_in_the_name(tmp_path: Path) -> None:
+    code = f"from torch import nn\n\n\n{inspect.getsource(Net).replace('Tensor', 'object')}"
+    (tmp_path / "net.py").write_text(code)
+    torch.save({"model": S, "model_ema": averaged(OTHER).state_dict()}, tmp_path / "w.pt")
+    name = f"file:{tmp_path}/net.py:Net?weights={tmp_path}/w.pt&size=8&resize=8"
+    for key, expected in (("", TRAINED), ("&weights_key=model_ema", OTHER)):
+        module = load(name + key, device="cpu").module
+        torch.testing.assert_close(logits(module), logits(expected))
+
+
+def test_a_key_without_a_file_is_refused() -> None:
+    with pytest.raises(ModelError, match="give weights=FILE as well"):
+        load("timm:test_resnet:untrained?weights_key=model", device="cpu")
