@@ -61,7 +61,7 @@ def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """What keeps these weights from a network's state dict, and what to do; empty where they fit."""
     missing = [name for name in own if name not in state and not name.endswith(COUNTER)]
     unexpected = [name for name in state if name not in own]
-    common = [name for name in own if name in state]
+    common = [name for name in own if name in state and isinstance(own[name], Tensor)]
     misshaped = [name for name in common if state[name].shape != own[name].shape]
     untyped = [name for name in common if not _is_convertible(state[name], own[name])]
     faults = [
@@ -105,15 +105,18 @@ def _remedy(
     if not (missing or unexpected or misshaped):
         return ""
     needed = [name for name in own if not name.endswith(COUNTER)]
-    last = needed[-1].rpartition(".")[0]
-    if misshaped and not missing and not unexpected and all(name.rpartition(".")[0] == last for name in misshaped):
+    last = needed[-1].rpartition(".")[0] if needed else ""
+    only_last = all(name.rpartition(".")[0] == last for name in (*missing, *misshaped)) and not unexpected
+    if only_last and misshaped and not missing:
         classes = len(state[misshaped[0]]) if state[misshaped[0]].ndim else 0
         return (
             f"the file's last layer has {classes} outputs: labels=FILE sets how many classes there are (one label a "
             "line), and for a file: model its function does"
         )
+    if only_last and len(missing) == sum(name.rpartition(".")[0] == last for name in needed):
+        return "the file has no last layer, only the features below it; give weights that were trained with classes"
     fitting = len(needed) - len(missing) - len(misshaped)
-    if fitting < len(needed) / 2:
+    if misshaped or fitting < len(needed) / 2:
         return (
             f"only {fitting} of the network's {len(needed)} entries are in the file, so it is of another architecture "
             "or has its names from another library; name the network that these weights were trained in"

@@ -387,10 +387,12 @@ WIDER = net(4, classes=7).state_dict()
         ({"state_dict": under("module.", WIDER)}, ("fc.weight (7, 6) instead of (5, 6)", "7 outputs", "labels=FILE")),
         ({**S, "layer2.weight": torch.ones(1)}, ("1 unexpected (layer2.weight)",)),
         ({k: v for k, v in S.items() if k != "bn1.bias"}, ("1 missing (bn1.bias)",)),
+        ({k: v for k, v in S.items() if k != "fc.bias"}, ("1 missing (fc.bias); name the network",)),
         (
             {k.replace("layer1.0", "layers1.0"): v for k, v in S.items()},
             ("2 missing", "layer1.0.weight [nearest: layers1.0.weight]", "rename"),
         ),
+        (under("backbone.", {k: v for k, v in S.items() if "fc" not in k}), ("2 missing (fc.", "has no last layer")),
         ({"features.0.weight": torch.ones(3, 3)}, ("only 0 of the network's 13", "another architecture")),
         ({"arch": "vgg11", "state_dict": {"a.weight": torch.ones(3)}}, ("names its architecture 'vgg11'",)),
         (
@@ -419,6 +421,12 @@ def test_what_does_not_fit_is_named_with_the_remedy(tmp_path: Path, content: obj
     for part in told:
         assert part in caught.value.message
     assert torch.equal(logits(module), logits(net(3))), "a refused file leaves the network as it was"
+
+
+def test_weights_for_a_network_without_any_are_refused(tmp_path: Path) -> None:
+    torch.save(S, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"unexpected \(conv1\.weight"):
+        load_weights(nn.Sequential(nn.ReLU()), tmp_path / "w.pt")
 
 
 # Files of other kinds.
