@@ -80,11 +80,13 @@ def _query_options(text: str, query: str) -> dict[str, str]:
 class ModelOptions:
     """``weights`` and ``labels`` are files; ``size`` and ``resize`` pixels; ``mean`` and ``std`` on the 0..1 scale.
 
+    ``weights_key`` chooses among the state dicts of a file that holds several, such as ``model_ema``.
     ``output`` names the entry of the network's output, ``activation`` what makes probabilities of logits;
     ``unrepeatable`` is "refuse" or "allow". None: as the model's source has it, or as is found out.
     """
 
     weights: Path | None = None
+    weights_key: str | None = None
     labels: tuple[str, ...] | None = None
     size: int | None = None
     resize: int | None = None
@@ -110,8 +112,11 @@ def parse_options(model_id: ModelId) -> ModelOptions:
                 f"{model_id.text!r}: no option {key!r}; there are: {', '.join(known)}{near_matches(key, known)}"
             )
     options = model_id.options
+    if "weights_key" in options and "weights" not in options:
+        raise ModelError(f"{model_id.text!r}: weights_key chooses a state dict in a file; give weights=FILE as well")
     return ModelOptions(
         weights=Path(options["weights"]).expanduser() if "weights" in options else None,
+        weights_key=options.get("weights_key"),
         labels=read_labels(options["labels"]) if "labels" in options else None,
         size=_pixels(model_id, "size"),
         resize=_pixels(model_id, "resize"),
