@@ -70,7 +70,9 @@ def test_the_explain_line_does_what_it_says(tmp_path: Path) -> None:
     assert (tmp_path / "explained" / "report.html").is_file()
 
 
-@pytest.mark.parametrize(("block", "prints"), zip(blocks("python"), ("(1, 3, 224, 224)", "fc softmax"), strict=True))
+@pytest.mark.parametrize(
+    ("block", "prints"), list(zip(blocks("python"), ("(1, 3, 224, 224)", "fc softmax"), strict=True))
+)
 def test_every_python_block_of_the_readme_runs(
     block: str, prints: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from convlens.models.preprocessing import Preprocessing
 from convlens.types import Activation
 
 _LINEAR = (functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.addmm, torch.einsum)
+_FEW = 16  # times as many values as outputs: larger tensors of probabilities are gates and attention
 _CONVOLUTIONS = (functional.conv2d, torch.conv2d)
 
 # What the layers of a network that does not fit its input raise, in practice (timm asserts sizes).
@@ -110,13 +111,26 @@ class _Call:
     output: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Probability:
+    """What a softmax or sigmoid gave, and how often the tensor had been written to by then."""
+
+    activation: Activation
+    tensor: Tensor
+    version: int
+
+    @property
+    def is_unchanged(self) -> bool:
+        return self.tensor._version == self.version
+
+
 class _Watch(TorchFunctionMode):
     """Notes what runs inside: layers as they end, linear functions, and functions that make probabilities."""
 
     def __init__(self, tree: nn.Module) -> None:
         super().__init__()
         self.events: list[_Call] = []
-        self.activations: list[tuple[Activation, Tensor]] = []
+        self.activations: list[_Probability] = []
         self.convolves = False
         self.has_layers = False
         for name, layer in tree.named_modules():
@@ -134,7 +148,7 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in ACTIVATIONS:
-            self.activations.append((ACTIVATIONS[func], result))
+            self.activations.append(_Probability(ACTIVATIONS[func], result, result._version))
         elif func in _LINEAR and isinstance(result, Tensor) and result.ndim == 2:
             self.events.append(_Call("", None, tuple(result.shape)))
         self.convolves |= func in _CONVOLUTIONS
@@ -178,10 +192,10 @@ def _head(
         return "none", steps  # probabilities, if that is what they are, are explained as they are
     activation = options.activation or found
     # Explanations are of logits: a softmax saturates, and with it every gradient (p = 1.000: 1e-9, logit 61).
-    if not found and _is_distribution(result_ND):
+    if not found and (_is_distribution(result_ND) or _is_made_of(watch.activations, result_ND)):
         raise ModelError(
-            "the network's output is a softmax already, and where it is made was not found; ConvLens needs the logits "
-            "before it. Return those, or give activation='none' to explain the probabilities themselves"
+            "the network's outputs are probabilities already, and which logits they are of was not found; ConvLens "
+            "needs those. Return them, or give activation='none' to explain the probabilities themselves"
         )
     if result_ND.shape[1] == 1:
         if activation == "softmax":
@@ -198,14 +212,21 @@ def _is_distribution(result_ND: Tensor) -> bool:
     return result_ND.shape[1] > 1 and bool((result_ND >= 0).all()) and sums_to_one
 
 
+def _is_made_of(probabilities: Sequence[_Probability], result_ND: Tensor) -> bool:
+    """Whether all outputs are what some softmax or sigmoid gave: several heads side by side, or parts of one."""
+    few = _FEW * result_ND.numel()
+    given = [each.tensor.flatten() for each in probabilities if each.is_unchanged and each.tensor.numel() <= few]
+    return bool(given) and bool(torch.isin(result_ND, torch.cat(given).to(result_ND.dtype)).all())
+
+
 def _activation_at_the_end(watch: _Watch, output: Any, result_ND: Tensor) -> tuple[Activation | None, tuple[str, ...]]:
     """The softmax or sigmoid that made the output, and the step that leaves it out."""
-    for number, (activation, probability) in reversed(list(enumerate(watch.activations, 1))):
-        if not _same(probability, result_ND):
+    for number, made in reversed(list(enumerate(watch.activations, 1))):
+        if not (_same(made.tensor, result_ND) and made.is_unchanged):
             continue
         layers = [call.name for call in watch.events if call.output is not None and _is_activation(call.layer)]
         same = [call.name for call in watch.events if call.name in layers and _same(call.output, result_ND)]
-        return activation, ((step_before(same[-1]),) if same else (step_before_call(number),))
+        return made.activation, ((step_before(same[-1]),) if same else (step_before_call(number),))
     return None, ()
 
 

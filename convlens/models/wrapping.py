@@ -41,6 +41,8 @@ def wrap(
 ) -> Classifier:
     """Any module as a classifier, for all that takes one; the module itself stays as it is, weights are shared.
 
+    So results follow its training, but ``spec.weights_sha256`` does not: wrap it again afterwards.
+
     ``size`` and ``resize`` are in pixels, a side or (height, width); without ``resize`` an image is resized to the
     size itself. ``mean`` and ``std`` are per channel on the 0..1 scale, ImageNet's for three channels, and must be
     given for any other number. ``output`` names the logits among several outputs, ``activation`` what makes

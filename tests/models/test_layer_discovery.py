@@ -125,7 +125,7 @@ class Normalised(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), "not a convolutional network"),
         (nn.Conv2d(3, 4, 3), r"a tensor \(2, 4, 14, 14\)"),
         (Nothing(), r"returns a dict .loss: ..., and which of it are the logits is not clear"),
-        (Normalised(), "a softmax already, and where it is made was not found"),
+        (Normalised(), "probabilities already, and which logits they are of was not found"),
         (nn.Sequential(nn.Conv2d(3, 4, 16), nn.Flatten(), nn.Linear(4, 2)), "no layer gave a map larger than"),
         (
             nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2)),

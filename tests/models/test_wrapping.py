@@ -214,6 +214,34 @@ def test_an_activation_may_be_given_for_what_the_network_leaves_to_its_loss() ->
     np.testing.assert_allclose([p.probability for p in predictions], np.sort(expected_K)[::-1], atol=1e-6)
 
 
+class TwoHeads(nn.Module):
+    """Two groups of classes, each with its own probabilities."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self._function = net(3), net(2), function
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return torch.cat([self._function(self.first(x_NCHW)), self._function(self.second(x_NCHW))], 1)
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, lambda out: out.softmax(1)], ids=["sigmoid", "softmax"])
+def test_probabilities_of_several_heads_side_by_side_are_not_taken_for_logits(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    with pytest.raises(ModelError, match=r"probabilities already.*activation='none'"):
+        wrapped(TwoHeads(function))
+    assert wrapped(TwoHeads(function), activation="none").spec.classes == 5
+    assert wrapped(TwoHeads(lambda out: out)).spec.activation == "softmax"
+
+
+def test_a_sigmoid_that_is_scaled_in_its_own_memory_is_no_sigmoid_at_the_end() -> None:
+    module, x_NCHW = Ending(net(4), lambda out: out.sigmoid().mul_(5)), images(2)
+    classifier = wrapped(module)
+    assert classifier.spec.head == ()
+    require_like_plain_torch(classifier, module, x_NCHW, 2, lambda out: out[:, 2])
+
+
 def test_without_an_activation_outputs_are_shown_and_explained_as_they_are() -> None:
     module = net(4, nn.Softmax(1))
     classifier = wrapped(module, activation="none")
