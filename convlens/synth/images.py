@@ -14,11 +14,14 @@ from torch import Tensor
 
 from convlens import image
 from convlens.errors import RequestError
+from convlens.instrument import in_format_of
 from convlens.models import Classifier
+from convlens.runtime.memory import is_out_of_memory
 from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.layout import hstack, text_image, vstack
 
 _GAP, _COLUMNS = 8, 6  # of a contact sheet
+_SIZE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what networks raise for images that they do not fit
 Ranking = list[tuple[int, str, float, float]]
 """Every class as (index, label, probability, logit), the most probable first."""
 
@@ -74,6 +77,21 @@ def half_on_gpus(device: torch.device) -> contextlib.AbstractContextManager[obje
     if device.type == "cuda":
         return torch.autocast("cuda", torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def takes_size(classifier: Classifier, size: tuple[int, int]) -> bool:
+    """Whether the whole network runs on images of that height and width: a flattened head fits one size only."""
+    if size == classifier.spec.input_size:
+        return True
+    x_NCHW = torch.zeros(1, classifier.spec.channels, *size, device=classifier.device)
+    try:
+        with torch.no_grad():
+            classifier.module(in_format_of(classifier.module, x_NCHW))
+    except _SIZE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def rank_classes(classifier: Classifier, x_1CHW: Tensor) -> Ranking:
