@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.image import prepare, read
+from convlens.image import read, view
 from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import (
@@ -228,7 +228,7 @@ def _model_view(path: str, classifier: Classifier, field: str) -> Bytes8:
     """The image resized and cropped as the model sees it."""
     if not Path(path).is_file():
         raise RequestError(f"{field}: no picture {path}", field=field)
-    return prepare(read(path), classifier.spec).view_HWC
+    return view(read(path), classifier.spec)[0]
 
 
 def _caption(layer: str, error: Mapping[str, float | None]) -> str:

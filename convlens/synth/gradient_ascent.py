@@ -24,6 +24,7 @@ from convlens.synth.images import (
     rank_classes,
     read_rgb,
     resized,
+    rounded_to_8_bits,
     takes_size,
     to_tensor,
     to_uint8,
@@ -212,11 +213,11 @@ class AscentRun(SynthesisRun):
 
     def finish(self) -> Outcome:
         """The images, and what the network says of them as 8-bit images at their own size."""
-        spec, device = self._classifier.spec, self._classifier.device
-        images = to_uint8(self.x_NCHW, spec)
+        spec = self._classifier.spec
+        x_NCHW = self.x_NCHW
+        images = to_uint8(x_NCHW, spec)
         facts, captions = [], []
-        for objective, image_HWC in zip(self.objectives, images, strict=True):
-            x_1CHW = to_tensor(image_HWC, spec, device)
+        for objective, x_1CHW in zip(self.objectives, rounded_to_8_bits(x_NCHW, spec), strict=True):
             ranking = rank_classes(self._classifier, x_1CHW) if self._classifies else []
             fact: dict[str, Any] = asdict(objective) | {"predicted": top_classes(ranking) if ranking else None}
             caption = objective.name

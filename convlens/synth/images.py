@@ -56,12 +56,36 @@ def require_texture(image_HWC: Bytes8) -> None:
 
 
 def to_tensor(image_HWC: Bytes8, spec: ModelSpec, device: torch.device) -> Tensor:
-    """The network's normalised input (1, 3, H, W)."""
+    """The network's normalised input (1, C, H, W) of an RGB image: its grey for a network of one channel.
+
+    RequestError for a network of another number of channels, which no RGB image fills.
+    """
+    if image_HWC.shape[2] != spec.channels and spec.channels == 1:
+        image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[:, :, None]
+    if image_HWC.shape[2] != spec.channels:
+        raise RequestError(
+            f"{spec.name} takes {spec.channels} channels, and this job reads RGB images; ascent of a class or a layer "
+            "makes images of any number of channels",
+            field="model",
+        )
     return torch.from_numpy(image.normalise(image_HWC, spec))[None].to(device)
 
 
+def rounded_to_8_bits(x_NCHW: Tensor, spec: ModelSpec) -> list[Tensor]:
+    """Each row as its 8-bit image would come back to the network (1, C, H, W), of any number of channels."""
+    return [torch.from_numpy(image.normalise(row, spec))[None].to(x_NCHW) for row in _in_8_bits(x_NCHW, spec)]
+
+
 def to_uint8(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
-    """Each row as RGB, rounded and clipped to black and white; values that are not finite become 0."""
+    """Each row as RGB, rounded and clipped to black and white; values that are not finite become 0.
+
+    Of a network of another number of channels the ``display_channels``, by default the first three or the only one.
+    """
+    shown = spec.display_channels or ((0, 1, 2) if spec.channels >= 3 else (0, 0, 0))
+    return [np.ascontiguousarray(row_HWC[:, :, list(shown)]) for row_HWC in _in_8_bits(x_NCHW, spec)]
+
+
+def _in_8_bits(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
     rows = torch.nan_to_num(x_NCHW.detach().float(), 0.0, 0.0, 0.0).cpu().numpy()
     return [image.denormalise(row, spec) for row in rows]
 
