@@ -41,6 +41,7 @@ def relu_rules(result: dict[str, Any]) -> str:
 _DOORS = {
     "plain script": "Python, as loaded",
     "plain script, accelerated": "Python, after `convlens.accelerate`",
+    "plain script, accelerated, half": "… and with `precision=half` (bfloat16)",
     "onnx": "command line and server, with graphs",
     "openvino, half, stated": "with graphs, `precision=half` (bfloat16)",
 }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from convlens.errors import ConvLensError
     from convlens.explain import ForwardPass, run
     from convlens.explain import available_methods as methods
-    from convlens.models import load
+    from convlens.models import load, wrap
 
 _HOMES = {
     "Client": "convlens.client",
@@ -37,6 +37,7 @@ _HOMES = {
     "accelerate": "convlens.acceleration",
     "load": "convlens.models",
     "run": "convlens.explain",
+    "wrap": "convlens.models",
 }
 _PARTS = ("explain", "gallery", "image", "inspection", "models", "visualization")
 _EARLIER_NAMES = {"colour": "visualization", "inside": "inspection"}
@@ -58,6 +59,7 @@ __all__ = [
     "models",
     "run",
     "visualization",
+    "wrap",
 ]
 
 

@@ -247,7 +247,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Reply:
-    """The whole answer to one request. ``runtime`` names what ran the network, ``timing_ms`` milliseconds by stage."""
+    """The whole answer to one request. ``runtime`` names what ran the network, ``timing_ms`` milliseconds by stage.
+
+    ``activation`` says how probabilities were made of logits.
+    """
 
     model_name: str
     model_version: str
@@ -260,6 +263,12 @@ class Reply:
     timing_ms: Mapping[str, float]
     runtime: str = ""
     placement: Placement | None = None
+    activation: str = "softmax"
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether the predictions' probabilities are some; without an activation they are outputs of any size."""
+        return self.activation != "none" or all(0 <= each.probability <= 1 for each in self.predictions)
 
 
 def no_op(*_: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier
 from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
-from convlens.runtime.graph_contract import Kind, Strategy
+from convlens.runtime.graph_contract import GRADIENTS, Kind, Strategy
 from convlens.types import Step, no_op
 from convlens.utils.files import replace_folder
 from export.exporter import ExportReport, OnStep, export
@@ -48,7 +48,8 @@ def bundle(
 
     They are written beside it and renamed: the folder is the old one or the whole new one. ``on_step`` gets the steps
     of each export, with how many kinds of how many are done. Guided backprop and deconvnet are skipped for networks
-    that they are not defined for. Raises RequestError for a folder with other things in it, and as ``export`` does.
+    that they are not defined for, and all that explain a class where there are no classes. Raises RequestError for a
+    folder with other things in it, and as ``export`` does.
     """
     _require_ours(folder)
     reports, skipped = [], []
@@ -65,7 +66,8 @@ def bundle(
                 try:
                     reports.append(export(classifier, kind, draft / f"{kind}.onnx", on_step=show, **sweep))
                 except UnsupportedModelError as error:
-                    if kind not in _RELU_ONLY:
+                    undefined = not classifier.spec.classes and kind in (*GRADIENTS, "occlusion")
+                    if kind not in _RELU_ONLY and not undefined:
                         raise
                     skipped.append((kind, error.message))
             write_manifest(draft, source=GRAPHS, spec=classifier.spec)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from convlens.errors import RequestError, near_matches
+from convlens.errors import RequestError, UnsupportedModelError, near_matches
 from convlens.instrument import find_layer, require_eval
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
@@ -43,12 +43,22 @@ def require_exportable(options: ExportOptions, classifier: Classifier, path: Pat
     if options.kind not in KINDS:
         matches = near_matches(options.kind, KINDS)
         raise RequestError(f"no graph {options.kind!r}; there are: {', '.join(KINDS)}{matches}", field="kind")
+    _require_classes(options, classifier)
     _require_numbers(options)
     _require_strategy(options)
     _require_layers(options, classifier)
     _require_output_path(path)
     require_eval(classifier.module)
     _require_file_size(classifier, half=options.half)
+
+
+def _require_classes(options: ExportOptions, classifier: Classifier) -> None:
+    if not classifier.spec.classes and options.kind in (*GRADIENTS, "occlusion"):
+        raise UnsupportedModelError(
+            f"a graph of {options.kind} explains a class, and this network gives embeddings and has none; export "
+            "embedding or features",
+            field="kind",
+        )
 
 
 def _require_numbers(options: ExportOptions) -> None:

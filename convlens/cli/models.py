@@ -135,5 +135,7 @@ def _show_spec(name: str) -> None:
     with spinner(f"loading {name}"):
         spec = load(name, device="cpu").spec
     for key, value in asdict(spec).items():
+        if value in (None, ()):
+            continue  # what most models do not have
         shown = f"{len(value)} ({', '.join(value[:3])}, …)" if key == "labels" else value
         print_result(f"{key:18} {shown}")

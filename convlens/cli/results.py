@@ -96,7 +96,8 @@ def show_table(results: Sequence[ImageResult]) -> None:
 
 def _table_rows(result: ImageResult) -> Iterator[tuple[str, ...]]:
     """Classes on the left and explanations on the right, as many rows as the longer list."""
-    top = [f"{prediction.label} {prediction.probability:.1%}" for prediction in result.reply.predictions[:3]]
+    form = ".1%" if result.reply.has_probabilities else ".2f"
+    top = [f"{prediction.label} {prediction.probability:{form}}" for prediction in result.reply.predictions[:3]]
     right = [(item.id, _target(item), f"{item.milliseconds:.0f}") for item in result.reply.explanations]
     for n, (best, cells) in enumerate(zip_longest(top, right)):
         yield result.name if n == 0 else "", best or "", *(cells or ("", "", ""))

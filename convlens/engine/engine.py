@@ -174,7 +174,11 @@ class Engine:
             prepared.view_HWC,
             placement,
         )
-        row.warnings += [*([checked.deadline.warning] if checked.deadline.warning else []), *checked.warnings]
+        row.warnings += [
+            *self.model.spec.warnings,
+            *([checked.deadline.warning] if checked.deadline.warning else []),
+            *checked.warnings,
+        ]
         if min(original.size) < spec.crop:
             size = "×".join(map(str, original.size))
             row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
@@ -189,6 +193,7 @@ class Engine:
             request_id=row.request.params.request_id,
             device=str(self.model.device),
             runtime=row.runtime,
+            activation=self.model.spec.activation,
             predictions=row.predictions,
             explanations=tuple(row.explanations[call.id] for call in row.calls),
             warnings=tuple(row.warnings),

@@ -123,7 +123,7 @@ class BatchExecutor:
         forward = self._forward(rows)
         if rows[0].wants_gradient:
             forward.record()  # before anything else is computed: predictions and gradients then share one pass
-        _ = forward.embedding_ND  # makes the forward now: where it fails, no row is to blame yet
+        forward.compute()  # where it fails, no row is to blame yet
         if not rows[0].wants_gradient:
             self._costs.learn_forward((time.perf_counter() - started) / len(rows))
         for n, row in enumerate(rows):

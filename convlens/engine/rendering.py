@@ -14,10 +14,12 @@ from convlens.types import Attribution, Bytes8, Explanation, Floats, Prediction,
 
 
 def top_predictions(forward: Forward, count: int) -> tuple[Prediction, ...]:
-    """The first row's most probable classes, most probable first."""
+    """The first row's most probable classes, most probable first; none of a network without classes."""
+    if not forward.spec.classes:
+        return ()
     labels, logits_K = forward.spec.labels, forward.logits_NK[0]
     # In float64: the probabilities of all classes then add up to 1 within 1e-12.
-    probability_K = scores_of(logits_K[None].astype(np.float64), "probability")[0]
+    probability_K = scores_of(logits_K[None].astype(np.float64), "probability", forward.spec.activation)[0]
     # A stable sort: equal logits come in the order of their class index, so the first is the one argmax explains.
     best = np.argsort(-logits_K, kind="stable")[:count]
     return tuple(Prediction(int(k), labels[k], float(probability_K[k]), float(logits_K[k])) for k in best)
@@ -34,11 +36,17 @@ def explanation(
         call.id,
         call.method.name,
         result,
-        str(result.neurons_N[0]) if result.neurons_N else labels[int(result.target_N[0])],
+        _target_label(result, labels),
         milliseconds,
         image.encode_png(_overlay(row, result, drawing)) if "overlay" in output else b"",
         image.encode_png(_heatmap(result, drawing)) if "heatmap" in output else b"",
     )
+
+
+def _target_label(result: Attribution, labels: tuple[str, ...]) -> str:
+    if result.neurons_N:
+        return str(result.neurons_N[0])
+    return labels[int(result.target_N[0])] if labels else "similarity"
 
 
 def _overlay(row: Row, attribution: Attribution, drawing: Drawing) -> Bytes8:

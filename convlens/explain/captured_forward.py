@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from convlens.instrument import ReluRule, fast_convolutions, tapped
 from convlens.models import Classifier
 from convlens.runtime.cuda_graphs import CapturedPass, CapturedPasses, captured_passes
-from convlens.runtime.torch_runtime import pooled
+from convlens.runtime.torch_runtime import embedding
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def run_network(module: nn.Module, layer: str, x_NCHW: Tensor) -> tuple[Tensor, 
     with fast_convolutions(x_NCHW.device), tapped(module, inputs=[layer]) as tap:
         logits_NK: Tensor = tap.module(x_NCHW)
     # pop: the tap and its tree hold each other until the garbage collector comes by, and so would the whole graph.
-    return logits_NK, pooled(tap.inputs.pop(layer).detach())
+    return logits_NK, embedding(tap.inputs.pop(layer, None), len(x_NCHW)).detach()
 
 
 def computed(value: T | None) -> T:

@@ -64,6 +64,15 @@ class Forward(ABC):
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def explains_classes(self) -> bool:
+        """Whether results are of classes; where the network has none, only what needs none can be explained."""
+        return True
+
+    @abstractmethod
+    def compute(self) -> None:
+        """Make the forward pass now, whatever it gives."""
+
     @abstractmethod
     def record(self) -> None:
         """Prepare for gradients, which takes a forward pass of its own where one without a graph came before."""
@@ -100,8 +109,19 @@ class Forward(ABC):
             return "float64"
         return arithmetic_of(self.precision, self.device)
 
+    @abstractmethod
+    def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
+        """What the network gives for other images: logits (N, K), or the embeddings (N, D) of one without classes."""
+
     def targets(self, target_N: Sequence[int] | Ints | None) -> Ints:
-        """The classes to explain, one per row; None means the predicted ones. TargetError for one out of range."""
+        """The classes to explain, one per row; None means the predicted ones. TargetError for one out of range.
+
+        A network without classes has -1 for targets.
+        """
+        if not self.spec.classes:
+            if target_N is not None and (np.asarray(target_N) >= 0).any():
+                raise TargetError("this network gives embeddings and has no classes; leave target out", field="target")
+            return np.full(len(self), -1)
         if target_N is None:  # never class 0, which would explain whatever stands first among the labels
             return np.asarray(self.logits_NK.argmax(axis=1))
         indices_N, classes = np.asarray(target_N), self.spec.classes
@@ -114,8 +134,10 @@ class Forward(ABC):
         return indices_N.astype(np.int64)  # torch takes an index of unsigned bytes for a mask
 
     def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
-        """The target's logit or probability, per row."""
-        return scores_of(self.logits_NK, kind)[np.arange(len(self)), target_N]
+        """The target's logit or probability, per row; without classes an image's similarity to itself, 1."""
+        if not self.spec.classes:
+            return np.ones(len(self))
+        return scores_of(self.logits_NK, kind, self.spec.activation)[np.arange(len(self)), target_N]
 
     def meta(
         self,
@@ -125,6 +147,7 @@ class Forward(ABC):
         runtime: str | None = None,
         precision: str = "",
         ruled: bool = False,
+        warnings: tuple[str, ...] = (),
         **more: Any,
     ) -> Meta:
         """How the result came about; ``started`` is a time.perf_counter(), ``ruled`` whether ReLU rules were used."""
@@ -142,6 +165,7 @@ class Forward(ABC):
             forwards=counts["forwards"],
             backwards=counts["backwards"],
             seconds=time.perf_counter() - started,
+            warnings=(*self.spec.warnings, *warnings),
             **more,
         )
 

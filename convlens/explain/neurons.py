@@ -117,6 +117,16 @@ class NeuronPass(Forward):
         partial_forward = PartialForward(forward.classifier.module, [neuron.layer for neuron in neurons], self.x_NCHW)
         self._graph = NeuronGraph(partial_forward, self.x_NCHW, neurons)
 
+    @property
+    def explains_classes(self) -> bool:
+        return False
+
+    def compute(self) -> None:
+        """Nothing to do: the pass is made from the beginning."""
+
+    def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
+        raise RequestError("a neuron has no logits; explain a class instead", field="target")
+
     def record(self) -> None:
         """Nothing to do: the pass is recorded from the beginning."""
 

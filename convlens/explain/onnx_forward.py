@@ -124,6 +124,9 @@ class GraphForward(Forward):
     def arithmetic(self) -> str:
         return self.model.main.precision
 
+    def compute(self) -> None:
+        _ = self._shared.outputs
+
     def record(self) -> None:
         """Nothing to do: a graph of gradients makes its own forward pass."""
 
@@ -137,6 +140,9 @@ class GraphForward(Forward):
     @property
     def embedding_ND(self) -> Floats:
         return self._shared.outputs[1][self._rows]
+
+    def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
+        return require_finite(self.model.main.logits(x_NCHW))
 
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Floats:
         if score != "logit":

@@ -79,6 +79,12 @@ class Method:
                 "--runtime torch",
                 field="method",
             )
+        if forward.explains_classes and not forward.spec.classes and self.needs in ("gradient", "model"):
+            raise UnsupportedModelError(
+                f"{self.name} explains a class, and this network gives embeddings and has none; use occlusion, which "
+                "explains how similar the image stays to itself, or neighbours",
+                field="method",
+            )
         with arithmetic(forward.precision, forward.device):
             if self.needs == "gradient":
                 # Before targets() reads the logits: that alone would make a forward pass without a graph, and the

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from convlens.errors import ModelError, RequestError
-from convlens.types import Floats, ScoreKind
+from convlens.types import Activation, Floats, ScoreKind
 
 
 class Scorer(Protocol):
@@ -27,12 +28,17 @@ def require_finite(logits_NK: Floats) -> Floats:
     return logits_NK
 
 
-def scores_of(logits_NK: Floats, kind: ScoreKind) -> Floats:
-    """(N, K): the logits themselves, or their softmax. RequestError for another kind."""
+def scores_of(logits_NK: Floats, kind: ScoreKind, activation: Activation = "softmax") -> Floats:
+    """(N, K): the logits themselves, or the probabilities that they mean. RequestError for another kind."""
     if kind == "logit":
         return logits_NK
     if kind != "probability":
         raise RequestError(f"no score {kind!r}; there are: logit, probability", field="options.score")
-    # Softmax does not change when all logits shift; without the shift exp overflows in float32 above 88.
-    shifted = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+    return np.asarray(probabilities(torch.as_tensor(logits_NK), activation).numpy())
+
+
+def probabilities(logits_NK: Tensor, activation: Activation) -> Tensor:
+    """(N, K): over all classes by softmax, each by itself by sigmoid, or the logits as they are."""
+    if activation == "softmax":
+        return logits_NK.softmax(1)
+    return logits_NK.sigmoid() if activation == "sigmoid" else logits_NK

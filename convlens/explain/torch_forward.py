@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import RequestError
+from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.captured_forward import Replay, computed, run_network
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.network_sweeps import torch_sweeps
-from convlens.explain.scores import require_finite, scores_of
+from convlens.explain.scores import probabilities, require_finite, scores_of
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
 from convlens.instrument import (
@@ -28,7 +28,7 @@ from convlens.instrument import (
     tapped,
 )
 from convlens.models import Classifier
-from convlens.runtime.torch_runtime import as_input, pooled
+from convlens.runtime.torch_runtime import TorchRuntime, as_input, embedding
 from convlens.types import Floats, Ints, ScoreKind, no_op
 
 # Images of one pass of Grad-CAM on two CPU cores: of 16 the default model took 1.5 times as long, ResNet-50 1.04.
@@ -68,6 +68,9 @@ class ForwardPass(Forward):
         with arithmetic(classifier.precision, classifier.device):
             self._shared = _SharedPass(classifier, self.x_NCHW)
 
+    def compute(self) -> None:
+        _ = self._shared.logits_NK
+
     def record(self) -> None:
         self._shared.record()
 
@@ -80,11 +83,25 @@ class ForwardPass(Forward):
 
     @property
     def embedding_ND(self) -> Floats:
-        return self._shared.embedding_ND[self._rows]
+        embedding_ND = self._shared.embedding_ND[self._rows]
+        if not embedding_ND.shape[1]:
+            raise UnsupportedModelError(
+                "this network shows no layer whose input is an embedding; name one: embedding_layer=", field="method"
+            )
+        return embedding_ND
+
+    def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
+        classifier = self.classifier
+        runtime = TorchRuntime(
+            classifier.module, self.spec.embedding_layer, classifier.device, precision=classifier.precision
+        )
+        return require_finite(runtime.logits(x_NCHW))
 
     def scores(self, target_N: Ints, kind: ScoreKind) -> Floats:
+        if not self.spec.classes:
+            return super().scores(target_N, kind)
         logits_NK = require_finite(self._shared.scored_NK[self._rows])
-        return scores_of(logits_NK, kind)[np.arange(len(self)), target_N]
+        return scores_of(logits_NK, kind, self.spec.activation)[np.arange(len(self)), target_N]
 
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
         return self._shared.gradient(rule, self._rows, target_N, score, method)
@@ -114,6 +131,7 @@ class _SharedPass:
 
     def __init__(self, classifier: Classifier, x_NCHW: Tensor) -> None:
         self._classifier = classifier
+        self._activation = classifier.spec.activation
         self._x_NCHW = x_NCHW
         self._graph: tuple[Tensor, Tensor] | None = None
         self._logits_NK: Floats | None = None
@@ -228,7 +246,7 @@ class _SharedPass:
         except RequestError as error:
             error.field = f"options.{error.field}"  # here the layer is an option of the method
             raise
-        return logits_NK, pooled(tap.inputs.pop(embedding_layer).detach())
+        return logits_NK, embedding(tap.inputs.pop(embedding_layer, None), len(x_NCHW)).detach()
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:
@@ -255,7 +273,8 @@ class _SharedPass:
         with torch.enable_grad():
             # One backward pass for all rows: a row's logit does not depend on the other rows, so neither does its
             # gradient in the sum.
-            score = (logits_NK.softmax(1) if kind == "probability" else logits_NK)[rows, targets].sum()
+            scores_NK = probabilities(logits_NK, self._activation) if kind == "probability" else logits_NK
+            score = scores_NK[rows, targets].sum()
         self.rules.set(rule)
         # autograd.grad and never backward(): that would compute, and fill, the gradients of all weights as well, and
         # took 2.6 to 5.3 forward passes against 1.9 to 2.1.

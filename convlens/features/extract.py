@@ -133,7 +133,11 @@ class _Run:
         batches = self._batches(itertools.islice(self.files.items(), last.next, None))
         blob = self.partial / THUMBNAILS if self.thumbnail_side else None
         # Closed after an exception too: the reading threads end, and what was not committed is cut off by the next run.
-        committer = Committer(self.partial, self.layout, last, seconds=self.commit_seconds, blob=blob)
+        spec = self.embedder.spec
+        activation = spec.activation if spec.classes else None
+        committer = Committer(
+            self.partial, self.layout, last, activation=activation, seconds=self.commit_seconds, blob=blob
+        )
         with contextlib.closing(committer), contextlib.closing(batches):
             for batch in batches:
                 self.on_step(committer.add(batch), len(self.files))

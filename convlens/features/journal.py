@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from convlens.features.loader import EmbeddedBatch, LoadedImage, UnreadableImage
 from convlens.features.row_files import Blob, RowFiles, RowLayout
-from convlens.types import Floats
+from convlens.types import Activation, Floats
 from convlens.utils.files import sync_file
 
 JOURNAL = "journal.jsonl"
@@ -124,11 +124,20 @@ class Committer:
     """
 
     def __init__(
-        self, folder: Path, layout: RowLayout, before: JournalEntry, *, seconds: float, blob: Path | None = None
+        self,
+        folder: Path,
+        layout: RowLayout,
+        before: JournalEntry,
+        *,
+        activation: Activation | None = "softmax",
+        seconds: float,
+        blob: Path | None = None,
     ) -> None:
+        """``activation`` makes probabilities of logits; None for a network without classes."""
         self._rows = RowFiles(folder, layout, rows=before.total, dimensions=before.dimensions)
         self._blob = Blob(blob, before.thumbnail_bytes) if blob else None
         self._journal = (folder / JOURNAL).open("ab")
+        self._activation = activation
         self._last, self._seconds = before, seconds
         self._waiting: list[JournalEntry] = []
         self._committed = time.monotonic()
@@ -136,7 +145,7 @@ class Committer:
     def add(self, batch: EmbeddedBatch) -> int:
         """How many images are done after this batch; they are safe on disk after the next ``commit``."""
         finite_N = np.asarray(np.isfinite(batch.embeddings_ND).all(axis=1))
-        self._last = _entry_after(self._last, batch, finite_N)
+        self._last = _entry_after(self._last, batch, finite_N, self._activation)
         self._rows.append(batch.embeddings_ND[finite_N].astype(np.float32, copy=False))
         if self._blob:
             images = batch.images
@@ -166,7 +175,9 @@ class Committer:
         self._journal.close()
 
 
-def _entry_after(before: JournalEntry, batch: EmbeddedBatch, finite_N: NDArray[np.bool_]) -> JournalEntry:
+def _entry_after(
+    before: JournalEntry, batch: EmbeddedBatch, finite_N: NDArray[np.bool_], activation: Activation | None
+) -> JournalEntry:
     """The entry of a batch that begins where ``before`` ended; embeddings that are not finite become failures."""
     rows: list[ImageRow] = []
     failures: list[Failure] = []
@@ -177,7 +188,7 @@ def _entry_after(before: JournalEntry, batch: EmbeddedBatch, finite_N: NDArray[n
             continue
         logits_K, finite = next(results)
         if finite:
-            rows.append(_row(position, outcome, logits_K))
+            rows.append(_row(position, outcome, logits_K, activation))
         else:
             failures.append(Failure(position, outcome.id, _NOT_FINITE))
     return JournalEntry(
@@ -190,8 +201,8 @@ def _entry_after(before: JournalEntry, batch: EmbeddedBatch, finite_N: NDArray[n
     )
 
 
-def _row(position: int, loaded: LoadedImage, logits_K: Floats) -> ImageRow:
-    shifted_K = np.asarray(logits_K, np.float64) - logits_K.max()  # exp cannot overflow
+def _row(position: int, loaded: LoadedImage, logits_K: Floats, activation: Activation | None) -> ImageRow:
+    top1 = -1 if activation is None else int(logits_K.argmax())
     return ImageRow(
         position,
         loaded.id,
@@ -199,7 +210,15 @@ def _row(position: int, loaded: LoadedImage, logits_K: Floats) -> ImageRow:
         loaded.sha256,
         loaded.width,
         loaded.height,
-        int(shifted_K.argmax()),
-        float(np.float32(1 / np.exp(shifted_K).sum())),  # the table keeps float32
+        top1,
+        0.0 if activation is None else float(np.float32(_largest(logits_K, activation))),  # the table keeps float32
         len(loaded.thumbnail),
     )
+
+
+def _largest(logits_K: Floats, activation: Activation) -> float:
+    """The probability of the largest logit."""
+    if activation == "softmax":
+        return float(1 / np.exp(np.asarray(logits_K, np.float64) - logits_K.max()).sum())  # exp cannot overflow
+    largest = float(logits_K.max())
+    return largest if activation == "none" else float(np.exp(-np.logaddexp(0.0, -largest)))

@@ -48,8 +48,9 @@ def write_tables(folder: Path, journal: Path, layout: RowLayout, labels: Sequenc
 def _cells(number: int, row: ImageRow, layout: RowLayout, labels: Sequence[str]) -> tuple[Any, ...]:
     """The values of all columns, the thumbnail's last."""
     file, file_row = layout.place(number)
+    label = labels[row.top1] if labels else ""  # a network without classes
     place = (number, layout.file_name(file), file_row, row.position)
-    facts = (row.id, row.size, row.sha256, row.width, row.height, row.top1, labels[row.top1], row.probability)
+    facts = (row.id, row.size, row.sha256, row.width, row.height, row.top1, label, row.probability)
     return (*place, *facts, row.thumbnail)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from convlens.instrument.folding import Convolution, FoldedBatchNorms, WatchedConvolutions
 from convlens.instrument.function_modes import AveragePooling, NativeDepthwise, fast_convolutions, private_rng
-from convlens.instrument.layer_hooks import PartialForward, Tap, find_layer, private_tree, require_eval, tapped
+from convlens.instrument.layer_hooks import OUTPUT, PartialForward, Tap, find_layer, private_tree, require_eval, tapped
 from convlens.instrument.memory_format import copy_of, find_memory_format, in_format_of, memory_format
 from convlens.instrument.precision import (
     arithmetic,
@@ -23,6 +23,7 @@ from convlens.instrument.relu_guard import require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
 
 __all__ = [
+    "OUTPUT",
     "RULES",
     "AveragePooling",
     "Convolution",

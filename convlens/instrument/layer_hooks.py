@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError, RequestError, near_matches
 
+OUTPUT = ":output"
+"""Behind the name of a layer whose output is meant where names otherwise mean inputs."""
+
 
 def private_tree(module: nn.Module) -> nn.Module:
     """A copy of the tree of modules that shares every parameter and buffer; a few milliseconds, no weights copied.
@@ -36,7 +39,10 @@ def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
     # by assignment: the __setattr__ of a scripted module would ask for what is not there yet.
     copy.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
     children: dict[str, Any] = module._modules
-    copy.__dict__["_modules"] = {name: child and _copied(child, copies) for name, child in children.items()}
+    # Asked for None and not for truth: an empty nn.Sequential, many networks' shortcut, is false.
+    copy.__dict__["_modules"] = {
+        name: None if child is None else _copied(child, copies) for name, child in children.items()
+    }
     return copy
 
 
@@ -86,11 +92,20 @@ class Tap:
 def tapped(module: nn.Module, *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> Iterator[Tap]:
     """Catch the first input or the output of the named layers; a layer that runs twice keeps its last call.
 
+    Among ``inputs`` a name that ends in ``OUTPUT`` means what the layer gives, ``OUTPUT`` alone what the module gives,
+    and an empty one no layer.
     RequestError for an unknown layer, with near matches, and on leaving for one that never ran.
     """
     tap = Tap(private_tree(module))
+    inputs = [name for name in inputs if name]
     for name in inputs:
-        _find_hookable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
+        if name == OUTPUT:
+            tap.module.register_forward_hook(_catch_output(tap.inputs, name))
+        elif name.endswith(OUTPUT):
+            layer = _find_hookable(tap.module, name.removesuffix(OUTPUT))
+            layer.register_forward_hook(_catch_output(tap.inputs, name))
+        else:
+            _find_hookable(tap.module, name).register_forward_pre_hook(_catch_input(tap.inputs, name))
     for name in outputs:
         _find_hookable(tap.module, name).register_forward_hook(_catch_output(tap.outputs, name))
     yield tap

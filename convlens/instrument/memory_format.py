@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 
 
-def find_memory_format(module: nn.Module, x_NCHW: Tensor) -> torch.memory_format:
-    """Run the images through the network once, and remember whether it takes them channels last.
+def find_memory_format(module: nn.Module, x_NCHW: Tensor) -> Tensor | None:
+    """Run the images through the network once, and remember whether it takes them channels last; its output, if so.
 
     ``x.view(len(x), -1)`` behind a convolution, as in many hand-written networks, does not: convolutions keep the order
     of their input, and a view cannot reorder. Such a network gets its images channel by channel from then on.
     """
     try:
         with torch.no_grad():
-            module(x_NCHW.contiguous(memory_format=torch.channels_last))
+            output: Tensor = module(x_NCHW.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         # Whatever it was: what fails in either order fails again, and is reported, where somebody wants the result.
         _CHANNELS_FIRST.add(module)
-    return memory_format(module)
+        return None
+    return output
 
 
 def memory_format(module: nn.Module) -> torch.memory_format:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convlens.models.model_id import ModelName
     from convlens.models.package import pack, unpack
     from convlens.models.weights import weights_sha256
+    from convlens.models.wrapping import wrap
 
 # No home may be called what it holds: importing `models/load.py` would bind the module to `models.load`.
 _HOMES = {
@@ -28,6 +29,7 @@ _HOMES = {
     "ModelName": "model_id",
     "pack": "package",
     "unpack": "package",
+    "wrap": "wrapping",
 }
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "pack",
     "unpack",
     "weights_sha256",
+    "wrap",
 ]
 
 

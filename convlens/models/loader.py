@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convlens.errors import ModelError, near_matches
-from convlens.instrument import find_memory_format, require_precision
+from convlens.instrument import require_precision
 from convlens.models.classifier import Classifier, choose_device
-from convlens.models.layer_discovery import DiscoveredLayers, discover_layers
-from convlens.models.model_id import ModelId, ModelName, parse_model_id, parse_options
+from convlens.models.head import BOTH_SIGNS, adapted
+from convlens.models.layer_discovery import DiscoveredLayers, OutputOptions, discover_layers
+from convlens.models.model_id import ModelId, ModelName, ModelOptions, parse_model_id, parse_options
 from convlens.models.preprocessing import Preprocessing
+from convlens.models.repeatability import ALLOWED, check_repeatable
 from convlens.models.sources import find_source, source_names
 from convlens.models.weights import weights_sha256
 from convlens.types import ArithmeticPrecision, ModelSpec
@@ -40,10 +44,22 @@ def load(
     module = for_inference(model.module)
     try:
         preprocessing = model.preprocessing.with_options(options)
-        spec = _spec(source.display_name(model_id), module, preprocessing, options.labels or model.labels)
+        labels = options.labels or model.labels
+        module, spec = describe(
+            source.display_name(model_id), module, preprocessing, labels, _output_options(options), options.unrepeatable
+        )
     except ModelError as error:
         raise ModelError(f"{name!r}: {error.message}") from error
     return Classifier(module.to(chosen), spec, chosen, name, precision=precision)
+
+
+def _output_options(options: ModelOptions) -> OutputOptions:
+    return OutputOptions(
+        output=options.output,
+        activation=options.activation,
+        embedding_layer=options.embedding_layer,
+        gradcam_layer=options.gradcam_layer,
+    )
 
 
 def listing(source: str | None = None) -> tuple[ModelName, ...]:
@@ -62,10 +78,25 @@ def for_inference(module: nn.Module) -> nn.Module:
     return module.eval().float().requires_grad_(False)
 
 
-def _spec(name: str, module: nn.Module, preprocessing: Preprocessing, labels: tuple[str, ...] | None) -> ModelSpec:
-    layers = discover_layers(module, preprocessing)
-    find_memory_format(module, torch.zeros(1, len(preprocessing.mean), preprocessing.crop, preprocessing.crop))
-    return ModelSpec(
+def describe(
+    name: str,
+    module: nn.Module,
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...] | None,
+    output: OutputOptions,
+    unrepeatable: str = "refuse",
+) -> tuple[nn.Module, ModelSpec]:
+    """The network (in eval mode, on the CPU) with its head adapted to logits, and all that a caller must know of it.
+
+    Raises ModelError for a network that is not convolutional, whose output is no row an image, whose labels are of
+    another number than its classes, and, unless ``unrepeatable`` is "allow", whose answers depend on more than the
+    image.
+    """
+    layers = discover_layers(module, preprocessing, output)
+    module = adapted(module, layers.head)
+    first_ND = _logits(module, layers)
+    warnings = check_repeatable(module, layers.noise_NCHW, first_ND, allow=unrepeatable == ALLOWED)
+    return module, ModelSpec(
         name=name,
         crop=preprocessing.crop,
         resize=preprocessing.resize,
@@ -77,16 +108,35 @@ def _spec(name: str, module: nn.Module, preprocessing: Preprocessing, labels: tu
         gradcam_layer=layers.gradcam_layer,
         first_convolution=layers.first_convolution,
         weights_sha256=weights_sha256(module),
+        crop_mode=preprocessing.crop_mode,
+        crop_width=preprocessing.crop_width,
+        resize_width=preprocessing.resize_width,
+        display_channels=preprocessing.display_channels,
+        activation=layers.activation,
+        head=layers.head,
+        warnings=warnings,
     )
+
+
+def _logits(module: nn.Module, layers: DiscoveredLayers) -> Tensor:
+    """What the network gives for the images that its layers were discovered by."""
+    if not layers.head:
+        return cast(Tensor, layers.output)
+    with torch.no_grad():
+        logits_NK: Tensor = module(layers.noise_NCHW)
+    return logits_NK
 
 
 def _labels(layers: DiscoveredLayers, labels: tuple[str, ...] | None) -> tuple[str, ...]:
     if labels is None:
         return tuple(f"class {index}" for index in range(layers.classes))
+    if BOTH_SIGNS in layers.head and len(labels) == 1:
+        return f"not {labels[0]}", labels[0]
     if len(labels) != layers.classes:
+        no_classes = "; a network that gives embeddings has none" if not layers.classes else ""
         raise ModelError(
             f"the network has {layers.classes} classes, but there are {len(labels)} labels; give labels=FILE with one "
-            "a class"
+            f"a class{no_classes}"
         )
     return labels
 

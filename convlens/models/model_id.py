@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, get_args
 from urllib.parse import unquote
 
 from convlens.errors import ModelError, near_matches
 from convlens.models.labels import read_labels
+from convlens.types import Activation
 
 UNTRAINED = "untrained"
+MEMORY = "memory"
+"""The source in the name of a network that was wrapped in memory: ``memory:CLASS``."""
 _LARGEST_SIDE = 4096  # pixels
 
 
@@ -76,16 +80,24 @@ def _query_options(text: str, query: str) -> dict[str, str]:
 class ModelOptions:
     """``weights`` and ``labels`` are files; ``size`` and ``resize`` pixels; ``mean`` and ``std`` on the 0..1 scale.
 
-    None: as the model's source has it.
+    ``weights_key`` chooses among the state dicts of a file that holds several, such as ``model_ema``.
+    ``output`` names the entry of the network's output, ``activation`` what makes probabilities of logits;
+    ``unrepeatable`` is "refuse" or "allow". None: as the model's source has it, or as is found out.
     """
 
     weights: Path | None = None
+    weights_key: str | None = None
     labels: tuple[str, ...] | None = None
     size: int | None = None
     resize: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
+    output: str | None = None
+    activation: Activation | None = None
+    embedding_layer: str | None = None
+    gradcam_layer: str | None = None
+    unrepeatable: str = "refuse"
 
 
 def parse_options(model_id: ModelId) -> ModelOptions:
@@ -100,15 +112,33 @@ def parse_options(model_id: ModelId) -> ModelOptions:
                 f"{model_id.text!r}: no option {key!r}; there are: {', '.join(known)}{near_matches(key, known)}"
             )
     options = model_id.options
+    if "weights_key" in options and "weights" not in options:
+        raise ModelError(f"{model_id.text!r}: weights_key chooses a state dict in a file; give weights=FILE as well")
     return ModelOptions(
         weights=Path(options["weights"]).expanduser() if "weights" in options else None,
+        weights_key=options.get("weights_key"),
         labels=read_labels(options["labels"]) if "labels" in options else None,
         size=_pixels(model_id, "size"),
         resize=_pixels(model_id, "resize"),
         mean=_channels(model_id, "mean"),
         std=_channels(model_id, "std"),
         interpolation=options.get("interpolation"),
+        output=options.get("output"),
+        activation=_choice(model_id, "activation", get_args(Activation)),
+        embedding_layer=options.get("embedding_layer"),
+        gradcam_layer=options.get("gradcam_layer"),
+        unrepeatable=_choice(model_id, "unrepeatable", ("refuse", "allow")) or "refuse",
     )
+
+
+def _choice(model_id: ModelId, key: str, choices: tuple[str, ...]) -> Any:
+    text = model_id.options.get(key)
+    if text is not None and text not in choices:
+        raise ModelError(
+            f"{model_id.text!r}: {key}={text} is not known{near_matches(text, choices)}; "
+            f"there are: {', '.join(choices)}"
+        )
+    return text
 
 
 def _pixels(model_id: ModelId, key: str) -> int | None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from convlens.errors import ModelError
 from convlens.instrument import find_memory_format, require_precision
 from convlens.models.classifier import Classifier, choose_device
+from convlens.models.head import adapted
 from convlens.models.loader import for_inference
 from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
-from convlens.models.model_id import parse_model_id
+from convlens.models.model_id import MEMORY, parse_model_id
 from convlens.models.sources import find_source
 from convlens.models.weights import apply_state_dict, read_state_dict, weights_sha256
 from convlens.types import ArithmeticPrecision, ModelSpec
@@ -30,6 +31,12 @@ def pack(classifier: Classifier, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     model_id = parse_model_id(classifier.source)
+    if model_id.source == MEMORY:
+        raise ModelError(
+            f"{classifier.source} was wrapped in memory, and its code cannot be packed; write a function that makes it "
+            "into a file and load file:PATH.py:FUNCTION?weights=FILE, or pack its graphs: export.bundle(classifier, "
+            "FOLDER)"
+        )
     recorded = find_source(model_id.source).pack_architecture(model_id, folder)
     save_file(_separate(classifier.module), folder / _WEIGHTS)
     write_manifest(folder, source=recorded, spec=classifier.spec)
@@ -53,8 +60,9 @@ def unpack(
     located = source.locate_architecture(model_id, folder)
     module = for_inference(source.architecture(parse_model_id(located), spec.classes))
     apply_state_dict(module, read_state_dict(folder / _WEIGHTS), origin=str(folder / _WEIGHTS))
+    module = adapted(module, spec.head)
     _verify(module, spec, folder)
-    find_memory_format(module, torch.zeros(1, len(spec.mean), spec.crop, spec.crop))
+    find_memory_format(module, torch.zeros(1, spec.channels, *spec.input_size))
     return Classifier(module.to(chosen), spec, chosen, located, precision=precision)
 
 

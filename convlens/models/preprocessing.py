@@ -7,7 +7,7 @@ from typing import get_args
 
 from convlens.errors import ModelError
 from convlens.models.model_id import ModelOptions
-from convlens.types import Interpolation
+from convlens.types import CropMode, Interpolation
 
 _INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 
@@ -23,6 +23,15 @@ class Preprocessing:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: CropMode = "center"
+    crop_width: int | None = None
+    resize_width: int | None = None
+    display_channels: tuple[int, ...] = ()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.crop, self.crop_width or self.crop
 
     def with_options(self, options: ModelOptions) -> Preprocessing:
         """With the options that are set in place of the model's own values.
@@ -51,4 +60,11 @@ def parse_interpolation(name: str) -> Interpolation:
     """The filter of that name; raises ModelError for one that is not supported."""
     if name not in _INTERPOLATIONS:
         raise ModelError(f"interpolation {name!r} is not known; there are: {', '.join(_INTERPOLATIONS)}")
+    return name  # type: ignore[return-value]  # narrowed by the check above, which mypy does not follow
+
+
+def parse_crop_mode(name: str) -> CropMode:
+    """The crop mode of that name; raises ModelError for one that is not supported."""
+    if name not in get_args(CropMode):
+        raise ModelError(f"crop_mode {name!r} is not known; there are: {', '.join(get_args(CropMode))}")
     return name  # type: ignore[return-value]  # narrowed by the check above, which mypy does not follow

@@ -1,58 +1,53 @@
-"""Weights: state dicts from a file and into a network, their fingerprint, and the same untrained ones every time."""
+"""Weights: a state dict into a network that it must fit, their fingerprint, and the same untrained ones every time."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convlens.errors import ModelError
+from convlens.models.weight_files import read_weights_file
 
-_PICKLED = (".pt", ".pth", ".bin")
-_SUFFIXES = (".safetensors", *_PICKLED)
-_WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the state dict
-
-# What torch's restricted unpickler raises for a file that is cut short or no checkpoint at all.
-_DAMAGED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-_COUNTER = "num_batches_tracked"  # batch norm's
+_MOST_NAMED = 4
+_MOST_COMPARED = 2000  # names; the nearest one is searched among so many
+COUNTER = "num_batches_tracked"  # batch norm's
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, or of a ``.pt``, ``.pth`` or ``.bin`` one (read with
-    ``weights_only=True``).
+    """The tensors of a file that holds nothing else, such as ``.safetensors``; ``load_weights`` reads all others.
 
-    ``{"state_dict": …}`` and ``{"model": …}`` are unwrapped, and a ``module.`` before every name (DataParallel) is
-    dropped. Raises ModelError for a file that is missing, damaged, of another kind, or a pickle that holds more than
-    tensors.
+    Raises ModelError as ``read_weights_file`` does, and for a file that holds more or none.
     """
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ModelError(f"weights file {path} should end in one of {', '.join(_SUFFIXES)}")
-    if not path.is_file():
-        raise ModelError(f"there is no weights file {path}")
-    content = _load_pickled(path) if path.suffix.lower() in _PICKLED else _load_safetensors(path)
-    return _without_prefix(_require_tensors(path, _unwrapped(content)))
+    content = read_weights_file(path)
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(each, Tensor) for each in content.values())
+    ):
+        raise ModelError(f"weights file {path} should hold a state dict (name -> tensor) and nothing else")
+    return dict(content)
 
 
 def apply_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Copy a state dict into a network whose names and shapes it must match one for one.
 
     Only batch norm's step counters may be missing: old checkpoints have none, and eval mode does not read them.
-    ``origin`` names the weights in errors. Raises ModelError with the counts and the first few names
-    of what does not fit.
+    ``origin`` names the weights in errors. Raises ModelError with the counts, the first few names and the remedy
+    for what does not fit.
     """
     own = module.state_dict()
-    counters = {name: tensor for name, tensor in own.items() if name.endswith(_COUNTER)}
+    faults = check_fit(own, state)
+    if faults:
+        raise ModelError(f"the weights of {origin} do not fit the network: {faults}")
+    counters = {name: tensor for name, tensor in own.items() if name.endswith(COUNTER)}
     complete: OrderedDict[str, Tensor] = OrderedDict({**counters, **state})
-    _require_match(own, complete, origin)
     # Layers that convert old versions look at the version (torchvision's MNASNet refuses to load without one);
     # safetensors keeps none.
     complete._metadata = own._metadata  # type: ignore[attr-defined]
@@ -62,76 +57,71 @@ def apply_state_dict(module: nn.Module, state: Mapping[str, Tensor], *, origin: 
         raise ModelError(f"the weights of {origin} do not load: {error}") from error
 
 
-def _load_safetensors(path: Path) -> Any:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"weights file {path} is not a whole safetensors file: {error}") from error
-
-
-def _load_pickled(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"weights file {path} is a pickle that holds more than tensors; reading it could run any code in it, so "
-            "it was refused. "
-            "Where you trust it, convert it once: safetensors.torch.save_file(model.state_dict(), "
-            "'weights.safetensors')"
-        ) from error
-    except _DAMAGED as error:
-        raise ModelError(f"weights file {path} cannot be read as a state dict: {error}") from error
-
-
-def _unwrapped(content: Any) -> Any:
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            return content[key]
-    return content
-
-
-def _require_tensors(path: Path, content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, Mapping) or not content:
-        raise ModelError(
-            f"weights file {path} holds a {type(content).__name__}; it should hold a state dict (name -> tensor)"
-        )
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            wrappers = ", ".join(_WRAPPERS)
-            raise ModelError(
-                f"weights file {path}: entry {name!r} is a {type(value).__name__}; a state dict holds tensors only, "
-                f"and may lie under one of: {wrappers}"
-            )
-    return dict(content)
-
-
-def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state
-
-
-def _require_match(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
-    missing = [name for name in own if name not in state]
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What keeps these weights from a network's state dict, and what to do; empty where they fit."""
+    missing = [name for name in own if name not in state and not name.endswith(COUNTER)]
     unexpected = [name for name in state if name not in own]
-    misshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+    common = [name for name in own if name in state and isinstance(own[name], Tensor)]
+    misshaped = [name for name in common if state[name].shape != own[name].shape]
+    untyped = [name for name in common if not _is_convertible(state[name], own[name])]
+    faults = [
+        _few("missing", missing, lambda name: _nearest(name, unexpected)),
+        _few("unexpected", unexpected, lambda name: _nearest(name, missing)),
+        _few("of another shape", misshaped, lambda name: f" {_shape(state[name])} instead of {_shape(own[name])}"),
+        _few("of a type that is no real number", untyped, lambda name: f" {state[name].dtype}"),
     ]
-    faults = [_few("missing", missing), _few("unexpected", unexpected), _few("of another shape", misshaped)]
-    if any(faults):
-        hint = "; where that is the last layer, labels=FILE sets how many classes there are"
-        only_shapes = not missing and not unexpected
-        raise ModelError(
-            f"the weights of {origin} do not fit the network: {'; '.join(filter(None, faults))}"
-            f"{hint if only_shapes else ''}"
+    return "; ".join(filter(None, [*faults, _remedy(own, state, missing, unexpected, misshaped)]))
+
+
+def _is_convertible(tensor: Tensor, own: Tensor) -> bool:
+    """Whether copying keeps what the numbers mean: quantised and complex weights are no plain floats."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.is_floating_point() or not own.is_floating_point()
+
+
+def _few(what: str, names: Sequence[str], detail: Callable[[str], str]) -> str:
+    more = ", …" if len(names) > _MOST_NAMED else ""
+    named = ", ".join(f"{name}{detail(name)}" for name in names[:_MOST_NAMED])
+    return f"{len(names)} {what} ({named}{more})" if names else ""
+
+
+def _nearest(name: str, others: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, others[:_MOST_COMPARED], n=1, cutoff=0.5)
+    return f" [nearest: {close[0]}]" if close else ""
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _remedy(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshaped: Sequence[str],
+) -> str:
+    if not (missing or unexpected or misshaped):
+        return ""
+    needed = [name for name in own if not name.endswith(COUNTER)]
+    last = needed[-1].rpartition(".")[0] if needed else ""
+    only_last = all(name.rpartition(".")[0] == last for name in (*missing, *misshaped)) and not unexpected
+    if only_last and misshaped and not missing:
+        classes = len(state[misshaped[0]]) if state[misshaped[0]].ndim else 0
+        return (
+            f"the file's last layer has {classes} outputs: labels=FILE sets how many classes there are (one label a "
+            "line), and for a file: model its function does"
         )
-
-
-def _few(what: str, names: Sequence[str]) -> str:
-    more = ", …" if len(names) > 4 else ""
-    return f"{len(names)} {what} ({', '.join(names[:4])}{more})" if names else ""
+    if only_last and len(missing) == sum(name.rpartition(".")[0] == last for name in needed):
+        return "the file has no last layer, only the features below it; give weights that were trained with classes"
+    fitting = len(needed) - len(missing) - len(misshaped)
+    if misshaped or fitting < len(needed) / 2:
+        return (
+            f"only {fitting} of the network's {len(needed)} entries are in the file, so it is of another architecture "
+            "or has its names from another library; name the network that these weights were trained in"
+        )
+    return "name the network that these weights were trained in, or rename the entries in the file"
 
 
 def weights_sha256(module: nn.Module) -> str:

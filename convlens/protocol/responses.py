@@ -108,11 +108,11 @@ class PlacementBody(ReplyModel):
 
 
 class PredictionBody(ReplyModel):
-    """One class; ``probability`` is the softmax over all of them."""
+    """One class; ``probability`` is by the reply's ``activation``, and with "none" the model's output as it is."""
 
     index: int = Field(ge=0)
     label: str
-    probability: float = Field(ge=0, le=1)
+    probability: float
     logit: float
 
 
@@ -123,6 +123,9 @@ class ReplyBody(ReplyModel):
     request_id: str
     device: str
     runtime: str
+    activation: str = Field(
+        description="What makes probabilities: softmax over all classes, sigmoid of each, or none (outputs as is)."
+    )
     placement: PlacementBody | None
     predictions: list[PredictionBody]
     explanations: list[ExplanationBody]
@@ -132,8 +135,8 @@ class ReplyBody(ReplyModel):
     @model_validator(mode="before")
     @classmethod
     def _older_server(cls, body: Any) -> Any:
-        # As in MetaBody: servers sent no placement at first.
-        return {"placement": None, **body} if isinstance(body, Mapping) else body
+        # As in MetaBody: servers sent no placement at first, and had no activation but softmax.
+        return {"placement": None, "activation": "softmax", **body} if isinstance(body, Mapping) else body
 
     @classmethod
     def from_reply(cls, reply: Reply, params: Params, *, file: dict[str, Floats] | None = None) -> Self:
@@ -143,6 +146,7 @@ class ReplyBody(ReplyModel):
             request_id=reply.request_id,
             device=reply.device,
             runtime=reply.runtime,
+            activation=reply.activation,
             placement=PlacementBody.model_validate(reply.placement) if reply.placement else None,
             predictions=[PredictionBody.model_validate(prediction) for prediction in reply.predictions],
             explanations=[
@@ -162,6 +166,7 @@ class ReplyBody(ReplyModel):
             request_id=self.request_id,
             device=self.device,
             runtime=self.runtime,
+            activation=self.activation,
             predictions=tuple(Prediction(**dict(body)) for body in self.predictions),
             explanations=tuple(body.to_explanation(attached) for body in self.explanations),
             warnings=tuple(self.warnings),

@@ -158,6 +158,7 @@ class _Section:
     name: str
     image: EmbeddedImage | None
     predictions: tuple[Prediction, ...]
+    in_percent: bool
     cards: tuple[_Card, ...]
     warnings: tuple[str, ...]
     timing: tuple[tuple[str, float], ...]
@@ -172,6 +173,7 @@ def _section(row: ReportRow, anchor: str, wording: _Wording) -> _Section:
         name=row.name,
         image=embed_image(row.view_png_or_jpeg),
         predictions=reply.predictions[:_TOP],
+        in_percent=reply.has_probabilities,
         cards=tuple(_card(explanation, f"{anchor}-{number}", wording) for number, explanation in cards),
         warnings=reply.warnings,
         timing=tuple(reply.timing_ms.items()),

@@ -39,7 +39,12 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., Any]] = {"percent": percent, "score": score, "milliseconds": milliseconds}
+    filters: dict[str, Callable[..., Any]] = {
+        "percent": percent,
+        "chance": chance,
+        "score": score,
+        "milliseconds": milliseconds,
+    }
     environment.filters.update(filters)
     return environment
 
@@ -88,6 +93,11 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return "> 99.9 %"
     return f"{100 * share:.1f} %"
+
+
+def chance(probability: float, in_percent: bool) -> str:
+    """A prediction's probability as a percentage, or as a number where the model makes no probabilities."""
+    return percent(probability) if in_percent else score(probability, "logit")
 
 
 def score(value: float, kind: str) -> str:

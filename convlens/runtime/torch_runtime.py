@@ -52,7 +52,7 @@ class TorchRuntime:
         ):
             for part in self._batches(x_NCHW):
                 logits.append(tap.module(part))
-                embeddings.append(pooled(tap.inputs[self.embedding_layer]))
+                embeddings.append(embedding(tap.inputs.get(self.embedding_layer), len(part)))
             return _numpy(torch.cat(logits)), _numpy(torch.cat(embeddings))
 
     def _batches(self, x_NCHW: Tensor | Floats) -> tuple[Tensor, ...]:
@@ -64,6 +64,13 @@ def as_input(x_NCHW: Tensor | Floats, module: nn.Module, device: torch.device) -
     """The images on that device, in the model's dtype and memory format."""
     dtype = next(module.parameters()).dtype
     return torch.as_tensor(x_NCHW).to(device=device, dtype=dtype, memory_format=memory_format(module))
+
+
+def embedding(caught: Tensor | None, rows: int) -> Tensor:
+    """The embeddings (N, D) of what was caught at the layer; D is 0 for a network without one."""
+    features = torch.empty(rows, 0) if caught is None else pooled(caught)
+    # A network under autocast gives bfloat16, which numpy has not.
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from torchvision import transforms
 from convlens.errors import RequestError
 from convlens.features.embedder import torch_embedder
 from convlens.features.row_files import row_layout
+from convlens.models import wrap
+from convlens.types import Activation
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -226,3 +230,21 @@ def test_options_that_cannot_work_are_refused_before_anything_is_made(tmp_path: 
     with pytest.raises(RequestError, match=r"1 or more|there are: npy, safetensors"):
         extraction(folder, tmp_path / "out", torch_embedder(mixed(), batch=1), **wrong)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "none"])
+def test_the_probability_is_by_the_models_activation(tmp_path: Path, colours: Path, activation: Activation) -> None:
+    model = classifier(MeanColour(), classes=2)
+    model = replace(model, spec=replace(model.spec, activation=activation))
+    extraction(colours, tmp_path / "out", torch_embedder(model, batch=2))
+    red = {row["id"]: row for row in rows(tmp_path / "out")}["z.png"]
+    logit = (1 - 0.5) / 0.25
+    expected = {"sigmoid": 1 / (1 + math.exp(-logit)), "none": logit}[activation]
+    assert (red["top1"], red["probability"]) == (0, pytest.approx(expected, abs=1e-6))
+
+
+def test_a_network_without_classes_gives_features_and_no_label(tmp_path: Path, colours: Path) -> None:
+    module = nn.Sequential(MeanColour().first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Identity())
+    model = wrap(module, size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    extraction(colours, tmp_path / "out", torch_embedder(model, batch=2))
+    assert {(row["top1"], row["label"], row["probability"]) for row in rows(tmp_path / "out")} == {(-1, "", 0.0)}

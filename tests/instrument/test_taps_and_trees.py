@@ -52,6 +52,16 @@ def test_the_users_module_gets_no_hook_even_inside() -> None:
         assert hooks(tap.module) == 2
 
 
+def test_a_layer_without_layers_of_its_own_gets_no_hook_either() -> None:
+    # An empty nn.Sequential, many networks' shortcut, is false where it is asked for its truth.
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential())
+    tree = private_tree(net)
+    assert tree.get_submodule("1") is not net[1]
+    with tapped(net, outputs=["1"]) as tap:
+        tap.module(torch.zeros(1, 3, 2, 2))
+    assert not net[1]._forward_hooks
+
+
 def test_a_layer_that_runs_twice_keeps_its_last_call() -> None:
     double = nn.Conv2d(1, 1, 1, bias=False)
     double.weight.data = torch.full((1, 1, 1, 1), 2.0)

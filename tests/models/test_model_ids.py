@@ -40,7 +40,7 @@ def test_an_option_may_hold_an_ampersand_when_escaped() -> None:
         ("torchvision:quantized_resnet18", "quantised"),
         ("torchvision:raft_small", "optical flow"),
         ("torchvision:vit_b_16", "a transformer"),
-        ("torchvision:resnet18?wieghts=a.pt", "did you mean weights?"),
+        ("torchvision:resnet18?wieghts=a.pt", "did you mean weights, weights_key?"),
         ("torchvision:resnet18?size=224&size=256", "given twice"),
         ("torchvision:resnet18?size", "key=value"),
         ("torchvision:resnet18:untrained?size=1e3", "whole number of pixels"),

@@ -64,9 +64,27 @@ def test_imagenet_labels_are_in_synset_order() -> None:
         ("l.json", '["red fox", "Great Dane, big", "koala"]'),
         ("l.csv", 'red fox,"Great Dane, big",koala\n'),
         ("l.csv", 'red fox\n"Great Dane, big"\nkoala\n'),
+        ("l.csv", '2,koala\n0,red fox\n1,"Great Dane, big"\n'),
+        ("l.csv", 'label,index\nred fox,0\n"Great Dane, big",1\nkoala,2\n'),
+        ("index_to_name.json", '{"0": "red fox", "1": "Great Dane, big", "2": "koala"}'),
+        ("index_to_name.json", '{"2": "koala", "1": "Great Dane, big", "0": "red fox"}'),
+        (
+            "index_to_name.json",
+            '{"0": ["n02119022", "red fox"], "1": ["n02109047", "Great Dane, big"], "2": ["n01882714", "koala"]}',
+        ),
+        ("class_to_idx.json", '{"koala": 2, "red fox": 0, "Great Dane, big": 1}'),
+        (
+            "config.json",
+            '{"architectures": ["X"], "id2label": {"0": "red fox", "1": "Great Dane, big", "2": "koala"}, '
+            '"label2id": {"red fox": 0, "Great Dane, big": 1, "koala": 2}}',
+        ),
+        ("data.yaml", "train: images/\nnc: 3\nnames: [red fox, 'Great Dane, big', koala]\n"),
+        ("data.yml", "names:\n  0: red fox\n  1: Great Dane, big\n  2: koala\n"),
+        ("data.yaml", "- red fox\n- Great Dane, big\n- koala\n"),
+        ("data.yaml", "0: red fox\n1: Great Dane, big\n2: koala\n"),
     ],
 )
-def test_a_labels_file_may_be_lines_json_or_csv(tmp_path: Path, file: str, text: str) -> None:
+def test_a_labels_file_may_be_lines_json_yaml_or_csv(tmp_path: Path, file: str, text: str) -> None:
     (tmp_path / file).write_text(text, encoding="utf-8")
     assert read_labels(str(tmp_path / file)) == ("red fox", "Great Dane, big", "koala")
 
@@ -76,11 +94,34 @@ def test_a_labels_file_may_be_lines_json_or_csv(tmp_path: Path, file: str, text:
     [
         ("l.txt", "", "label 0|empty"),
         ("l.txt", "a\n\nb", "label 1 is ''"),
-        ("l.json", '{"0": "a"}', "holds a dict"),
+        ("l.json", '"a"', "holds a str; it should hold a list of strings or an object"),
+        ("l.json", "{}", "holds a dict"),
+        ("l.json", '{"0": "a", "2": "b", "4": "c"}', r"indices 0\.\.4; they should be 0\.\.2 .* none for 1$"),
+        ("l.json", '{"1": "a", "2": "b"}', "none for 0; they seem to start at 1"),
+        ("l.json", '{"0": "a", "0": "b"}', "the key '0' comes 2 times"),
+        ("l.json", '{"0": "a", "00": "b"}', "several labels for the indices 0"),
+        ("l.json", '{"0": "a", "b": "c"}', "the key 'b'; an object of labels goes from indices"),
+        ("l.json", '{"a": 0, "b": 0}', "several labels for the indices 0"),
+        ("l.json", '{"a": 0, "b": 2}', "none for 1"),
+        ("l.json", '{"-1": "a", "0": "b"}', "the key '-1'"),
+        ("l.json", '{"0": ["cat", "dog"]}', "label 0 is .'cat', 'dog'."),
+        ("l.json", '{"id2label": {"0": "a", "3": "b"}}', "none for 1"),
+        ("l.json", "[" * 100_000, "not valid JSON"),
+        ("l.yaml", "names: [yes, no]", "label 0 is True.*quotation marks"),
+        ("l.yaml", "names: [1, 2]", "label 0 is 1.*quotation marks"),
+        ("l.yaml", "nc: 3\nnames: [a, b]", "nc: 3, but holds 2 names"),
+        ("l.yaml", "names: {0: a, 0: b}", "the key '0' comes 2 times"),
+        ("l.yaml", "names: !!python/object/apply:os.system ['true']", "not valid YAML.*python/object"),
+        ("l.yaml", "names: [", "not valid YAML"),
+        ("l.yaml", "train: x", "the key 'train'"),
+        ("l.yaml", "", "holds a NoneType"),
         ("l.json", "[1, 2]", "label 0 is 1"),
         ("l.json", '["a\\nSet-Cookie: b"]', "label 0"),
         ("l.json", "[", "not valid JSON"),
         ("l.csv", "a,b\nc,d", "one row or one column"),
+        ("l.csv", "0,a\n2,b", "none for 1"),
+        ("l.csv", "0,a\n0,b", "several labels for the indices 0"),
+        ("l.csv", "0,a,x\n1,b,y", "one row or one column"),
         ("l.csv", "", "is empty"),
     ],
 )

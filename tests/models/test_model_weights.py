@@ -29,21 +29,9 @@ def saved(path: Path, content: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        dict,
-        lambda state: {"state_dict": state, "epoch": 3},
-        lambda state: {"model": state},
-        lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
-        lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
-    ],
-)
 @pytest.mark.parametrize("suffix", ["pt", "pth", "bin"])
-def test_a_checkpoint_is_read_through_its_usual_wrappings(
-    tmp_path: Path, suffix: str, wrap: Callable[[dict[str, Tensor]], Any]
-) -> None:
-    read = read_state_dict(saved(tmp_path / f"w.{suffix}", wrap(STATE)))
+def test_a_state_dict_is_read(tmp_path: Path, suffix: str) -> None:
+    read = read_state_dict(saved(tmp_path / f"w.{suffix}", STATE))
     assert read.keys() == STATE.keys()
     assert all(torch.equal(read[key], STATE[key]) for key in STATE)
 
@@ -85,7 +73,7 @@ def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
-        ("w.npz", b"", "should end in one of .safetensors, .pt, .pth, .bin"),
+        ("w.npz", b"", "should end in one of .safetensors, .pt, .pth, .bin, .th, .tar, .ckpt"),
         ("w.safetensors", b"not one", "not a whole safetensors file"),
         ("w.pt", b"", "w.pt"),
         ("w.pt", b"PK\x03\x04 cut short", "w.pt"),
@@ -99,8 +87,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, told
     assert told in caught.value.message
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"optimiser": {"lr": 1.0}}, torch.zeros(3)])
-def test_a_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, {"state_dict": STATE}, torch.zeros(3), {**STATE, "a": 1}])
+def test_a_file_that_is_not_a_state_dict_alone_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(ModelError, match="a state dict"):
         read_state_dict(saved(tmp_path / "w.pt", content))
 
@@ -119,6 +107,27 @@ def test_what_does_not_fit_is_counted_and_named() -> None:
 def test_of_many_that_do_not_fit_only_the_first_few_are_named() -> None:
     with pytest.raises(ModelError, match=r"30 unexpected \(x0, x1, x2, x3, …\)"):
         apply_state_dict(net(), {**net().state_dict(), **{f"x{n}": torch.ones(1) for n in range(30)}}, origin="w.pt")
+
+
+def test_a_name_that_does_not_fit_is_shown_with_its_nearest_match() -> None:
+    state = {key.replace("bias", "biases"): tensor for key, tensor in net().state_dict().items()}
+    with pytest.raises(ModelError) as caught:
+        apply_state_dict(net(), state, origin="w.pt")
+    assert "2 missing (0.bias [nearest: 0.biases], 1.bias [nearest: 1.biases])" in caught.value.message
+    assert "0.biases [nearest: 0.bias]" in caught.value.message
+
+
+def test_another_number_of_classes_is_refused_naming_the_remedy() -> None:
+    with pytest.raises(ModelError, match="the file's last layer has 7 outputs: labels=FILE sets how many"):
+        apply_state_dict(nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(3, 7)).state_dict(), origin="w.pt")
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.ones(4, 3, dtype=torch.int8), torch.ones(4, 3) * 1j, torch.ones(4, 3).to_sparse()]
+)
+def test_numbers_that_copying_would_change_are_refused(weight: Tensor) -> None:
+    with pytest.raises(ModelError, match=r"of a type that is no real number \(0\.weight"):
+        apply_state_dict(net(), {**net().state_dict(), "0.weight": weight}, origin="w.pt")
 
 
 def test_a_misfit_leaves_the_network_unchanged() -> None:

@@ -104,7 +104,8 @@ def test_a_reply_is_strict_json_with_the_contracts_keys() -> None:
     )
     body = strict(dumps(to_json(reply, params)))
     assert set(body) == {
-        "model", "request_id", "device", "runtime", "placement", "predictions", "explanations", "warnings", "timing_ms"
+        "model", "request_id", "device", "runtime", "activation", "placement", "predictions", "explanations",
+        "warnings", "timing_ms"
     }  # fmt: skip
     assert body["model"] == {"name": "convlens", "version": "1.0", "weights_sha256": reply.weights_sha256}
     assert body["request_id"] == "r-1"

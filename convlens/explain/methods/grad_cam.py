@@ -31,7 +31,8 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     started = time.perf_counter()
     name = layer or forward.spec.gradcam_layer
     features_NCHW, gradient_NCHW = forward.layer_gradient(name, target_N)
-    cam_N1HW: Tensor = (gradient_NCHW.mean((2, 3), keepdim=True) * features_NCHW).sum(1, keepdim=True)
+    weight_NC11 = gradient_NCHW.to(forward.x_NCHW.dtype).mean((2, 3), keepdim=True)  # bfloat16, in a network's autocast
+    cam_N1HW: Tensor = (weight_NC11 * features_NCHW).sum(1, keepdim=True)
     cam_N1HW = cam_N1HW.relu() if relu else cam_N1HW
     stretched = functional.interpolate(cam_N1HW, tuple(forward.x_NCHW.shape[-2:]), mode="bilinear")
     meta = forward.meta("logit", started=started, layer=name)

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Interval, Len
+from torch import Tensor
 
 from convlens.errors import RequestError
 from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
+from convlens.explain.scores import scores_of
 from convlens.explain.sweeps.autotune import SweepAutotuner, half_sweep
-from convlens.explain.sweeps.backends import SweepBackend, SweepRequest
+from convlens.explain.sweeps.backends import BatchedSweep, SweepBackend, SweepRequest
 from convlens.explain.sweeps.windows import Windows
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.types import Attribution, Floats, Ints, ScoreKind, Step
@@ -79,6 +81,9 @@ def occlusion(
     ``map_SIZE_NHW`` and ``grid_SIZE_NRQ``. Of the model's sweep backends (torch, graphs), all of which give the same
     scores, the fastest is used; ``meta.runtime`` and ``meta.sweep`` say which.
 
+    A network without classes is explained by its embedding: the score is its cosine similarity to that of the image
+    itself, whatever ``score``, ``strategy`` and ``precision`` say.
+
     ``precision="half"`` computes in float16 on a GPU and bfloat16 on the CPU, where that is faster, and states its
     deviation from float32, estimated from a few windows: ``extras["half_deviation_N"]`` is max |half - full| / max
     |full| of the scores. Drops are small differences of scores: ``half_drop_deviation_N`` is the same max |half - full|
@@ -111,6 +116,22 @@ def occlusion(
     )
     values_NCHW = np.stack(list(maps.values())).mean(axis=0)[:, None]
     return forward.attribution("occlusion", values_NCHW, target_N, options, meta, sweep.extras(drops, maps))
+
+
+class _SimilarityScorer:
+    """Cosine similarity (N, 1) of images' embeddings to that of one image, for networks without classes."""
+
+    def __init__(self, forward: Forward, image_1CHW: Tensor) -> None:
+        self.name = forward.runtime
+        self._forward, self._own_1D = forward, _unit(forward.outputs_of(image_1CHW))
+
+    def logits(self, x_NCHW: Tensor | Floats) -> Floats:
+        return np.asarray(_unit(self._forward.outputs_of(x_NCHW)) @ self._own_1D.T)
+
+
+def _unit(embedding_ND: Floats) -> Floats:
+    length_N1 = np.linalg.norm(embedding_ND, axis=1, keepdims=True)
+    return np.asarray(embedding_ND / np.maximum(length_N1, np.finfo(np.float32).tiny))
 
 
 @dataclass
@@ -157,10 +178,28 @@ class _BatchSweep:
 
     def _scores(self, windows: Windows) -> Floats:
         """The targets' scores; (N, R, Q)."""
+        if not self.forward.spec.classes:
+            return np.stack([self._similarities(n, windows) for n in range(len(self.forward))])
+        # A softmax is of all classes, so the sweep makes it; a sigmoid is of the target's own logit.
+        activation = self.forward.spec.activation
+        by_itself = self.score == "probability" and activation != "softmax"
+        kind: ScoreKind = "logit" if by_itself else self.score
         requests = [
-            SweepRequest(x_CHW, int(target), windows, self.fill, self.score)
+            SweepRequest(x_CHW, int(target), windows, self.fill, kind)
             for x_CHW, target in zip(self.forward.x_NCHW, self.target_N, strict=True)
         ]
+        score_NRQ = self._sweeps(windows, requests)
+        return scores_of(score_NRQ, "probability", activation) if by_itself else score_NRQ
+
+    def _similarities(self, n: int, windows: Windows) -> Floats:
+        """(R, Q): cosine similarity of the image with each window filled to the image itself, in embeddings."""
+        scorer = _SimilarityScorer(self.forward, self.forward.x_NCHW[n : n + 1])
+        request = SweepRequest(self.forward.x_NCHW[n], 0, windows, self.fill, "logit")
+        backend = BatchedSweep(scorer)
+        self._note(backend, "")
+        return backend.scores(request, self._advance)
+
+    def _sweeps(self, windows: Windows, requests: Sequence[SweepRequest]) -> Floats:
         if self.precision == "half":
             return np.stack([self._half(n, request) for n, request in enumerate(requests)])
         # Chosen once for all rows: after each run another backend may be the fastest.

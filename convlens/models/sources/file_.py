@@ -16,10 +16,11 @@ from typing import Any
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
+from convlens.models.checkpoints import load_weights
 from convlens.models.model_id import ModelId, ModelName, ModelOptions
 from convlens.models.preprocessing import IMAGENET
 from convlens.models.sources import Source, SourceModel, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict, seeded
+from convlens.models.weights import seeded
 
 _ARCHITECTURE = "architecture.py"
 # What a user's file raises when it is wrong, in practice. Others pass, with a traceback that names the file anyway.
@@ -50,7 +51,7 @@ class File(Source):
     def load(self, model_id: ModelId, options: ModelOptions) -> SourceModel:
         module = self.architecture(model_id, 0)
         if options.weights is not None:
-            apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
+            load_weights(module, options.weights, key=options.weights_key)
         return SourceModel(module, IMAGENET, None)
 
     def architecture(self, model_id: ModelId, classes: int) -> nn.Module:

@@ -13,11 +13,12 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from convlens.errors import ModelError, near_matches
+from convlens.models.checkpoints import load_weights
 from convlens.models.labels import imagenet_labels
 from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, is_pretrained, split_variant
 from convlens.models.preprocessing import Preprocessing, parse_interpolation
 from convlens.models.sources import Source, SourceModel, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict, seeded
+from convlens.models.weights import seeded
 
 _CACHED_FILES = ("model.safetensors", "pytorch_model.bin")
 # timm's modules whose networks mix positions by attention, MLPs, state spaces or recurrence, alone or after
@@ -73,7 +74,7 @@ class Timm(Source):
             return _pretrained(model)
         module = _create(model, num_classes=len(options.labels) if options.labels else None)
         if options.weights is not None:
-            apply_state_dict(module, read_state_dict(options.weights), origin=str(options.weights))
+            load_weights(module, options.weights, key=options.weights_key)
         return module
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import WeightsEnum
 
 from convlens.errors import ModelError, near_matches
+from convlens.models.checkpoints import load_weights
 from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, is_pretrained, split_variant
 from convlens.models.preprocessing import Preprocessing, parse_interpolation
 from convlens.models.sources import Source, SourceModel, model_source
-from convlens.models.weights import apply_state_dict, read_state_dict, seeded
+from convlens.models.weights import seeded
 
 _TRANSFORMERS = ("vit_", "swin_")
 _NO_CLASSIFIER = "IMAGENET1K_FEATURES"  # VGG-16's, whose last layers are NaN
@@ -74,8 +76,7 @@ class Torchvision(Source):
             return _pretrained(model, trained)
         module = self.architecture(model_id, len(options.labels or trained.meta["categories"]))
         if options.weights is not None:
-            state = _renamed(model, read_state_dict(options.weights))
-            apply_state_dict(module, state, origin=str(options.weights))
+            load_weights(module, options.weights, key=options.weights_key, rename=partial(_renamed, model))
         return module
 
 
@@ -138,14 +139,11 @@ def _drop_heads(module: nn.Module) -> None:
         module.AuxLogits = None  # type: ignore[assignment]
 
 
-def _renamed(model: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's names as the network has them today, without the auxiliary heads."""
-    kept = {
-        key: tensor for key, tensor in state.items() if model not in _WITH_HEADS or not key.startswith(_HEAD_PREFIXES)
-    }
-    if not model.startswith("densenet"):
-        return kept
-    return {_OLD_DENSENET.sub(r"\1\2", key): tensor for key, tensor in kept.items()}
+def _renamed(model: str, name: str) -> str | None:
+    """A checkpoint's name as the network has it today; None in an auxiliary head."""
+    if model in _WITH_HEADS and name.startswith(_HEAD_PREFIXES):
+        return None
+    return _OLD_DENSENET.sub(r"\1\2", name) if model.startswith("densenet") else name
 
 
 def _preprocessing(trained: WeightsEnum) -> Preprocessing:
