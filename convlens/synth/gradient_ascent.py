@@ -229,7 +229,8 @@ class AscentRun(SynthesisRun):
             captions.append(caption)
         stems = _stems([objective.name for objective in self.objectives])
         figures = {"sheet": contact_sheet(images, captions)} if len(images) > 1 else {}
-        remarks = {} if self._classifies else {"without_predictions": _only_size(spec)}
+        reason = "it has no classes" if not spec.labels else "" if self._classifies else _only_size(spec)
+        remarks = {"without_predictions": reason} if reason else {}
         all_facts = {"targets": facts, **remarks, **asdict(self._settings)}
         return Outcome(dict(zip(stems, images, strict=True)), figures, all_facts)
 

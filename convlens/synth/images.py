@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convlens import image
 from convlens.errors import RequestError
+from convlens.explain.scores import probabilities
 from convlens.instrument import in_format_of
 from convlens.models import Classifier
 from convlens.runtime.memory import is_out_of_memory
@@ -119,11 +120,13 @@ def takes_size(classifier: Classifier, size: tuple[int, int]) -> bool:
 
 
 def rank_classes(classifier: Classifier, x_1CHW: Tensor) -> Ranking:
-    """All classes by their logit for one normalised input."""
+    """All classes by their logit for one normalised input; none of a network without classes."""
     labels = classifier.spec.labels
+    if not labels:
+        return []
     with torch.no_grad():
-        (logits_K,) = classifier.module(x_1CHW).double().cpu()
-    probability_K = logits_K.softmax(0)
+        logits_1K = classifier.module(x_1CHW).double().cpu()
+    (logits_K,), (probability_K,) = logits_1K, probabilities(logits_1K, classifier.spec.activation)
     # stable: equal logits keep the order of the classes, on every machine
     order = logits_K.argsort(descending=True, stable=True).tolist()
     return [(k, labels[k], float(probability_K[k]), float(logits_K[k])) for k in order]

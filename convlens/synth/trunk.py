@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import RequestError
-from convlens.instrument import find_layer, private_tree
+from convlens.instrument import find_layer, in_format_of, private_tree
 from convlens.models import Classifier
 
 Node = Any  # of autograd's graph
@@ -36,16 +36,16 @@ class TrunkLayer:
 def trunk(classifier: Classifier) -> list[TrunkLayer]:
     """The layers with a map that widen what a unit sees (convolutions, pooling, blocks of them), in running order.
 
-    Every path from the image to the outputs passes through each: in a ResNet the blocks and not the convolutions in
+    Every path from the image to the output passes through each: in a ResNet the blocks and not the convolutions in
     them, in a DenseNet the dense blocks and the transitions. Found by one pass and its gradient graph. Where branches
     run beside each other, so that fewer than half of the resolutions have such a layer (HRNet), all layers count.
     RequestError where there is no map, or no gradient reaches the image.
     """
-    calls, output_nodes, image_node = _record(classifier)
-    articulations = _articulations(output_nodes, image_node)
+    calls, output_node, image_node = _record(classifier)
+    articulations = _articulations(output_node, image_node)
     if not articulations:
         raise RequestError(
-            f"no gradient of {classifier.spec.name}'s outputs reaches the image, and this job needs it", field="model"
+            f"no gradient of {classifier.spec.name}'s output reaches the image, and this job needs it", field="model"
         )
     every_layer = _trunk_layers(classifier.module, calls, {call.node for call in calls.values()})
     layers = _trunk_layers(classifier.module, calls, articulations)
@@ -106,8 +106,8 @@ class _Call:
     node: Node
 
 
-def _record(classifier: Classifier) -> tuple[Mapping[str, _Call], list[Node], Node]:
-    """The calls of layers by name, in the order in which they end; the outputs' nodes, and the image's."""
+def _record(classifier: Classifier) -> tuple[Mapping[str, _Call], Node, Node]:
+    """The calls of layers by name, in the order in which they end; the output's node, and the image's."""
     spec = classifier.spec
     tree, calls = private_tree(classifier.module), dict[str, _Call]()
     for name, layer in tree.named_modules():
@@ -120,8 +120,8 @@ def _record(classifier: Classifier) -> tuple[Mapping[str, _Call], list[Node], No
     # A view's node lies between the image and the network, so that it can be told from the image itself.
     image_NCHW = x_NCHW.view_as(x_NCHW)
     with torch.enable_grad():
-        outputs = list(_tensors(tree(image_NCHW)))
-    return calls, [output.grad_fn for output in outputs if output.grad_fn is not None], image_NCHW.grad_fn
+        output = tree(in_format_of(classifier.module, image_NCHW))
+    return calls, output.grad_fn, image_NCHW.grad_fn
 
 
 def _note(calls: dict[str, _Call], name: str, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -136,44 +136,30 @@ def _map_size(value: Any) -> tuple[int, int] | None:
     return int(value.shape[2]), int(value.shape[3])
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)
-    elif hasattr(output, "__dict__"):  # a dataclass
-        yield from _tensors(vars(output))
-
-
-def _articulations(outputs: list[Node], image: Node) -> set[Node]:
-    """The nodes that lie on every path from the outputs to the image; empty where there is no path."""
-    order = _topological(outputs)
+def _articulations(output: Node, image: Node) -> set[Node]:
+    """The nodes that lie on every path from the output to the image; empty where there is no path."""
+    order = _topological(output)
     place = {node: n for n, node in enumerate(order)}
     reaching = {image} if image in place else set()
     for node in reversed(order):
         if any(following in reaching for following in _next(node)):
             reaching.add(node)
-    # Swept from the outputs: a node that no edge jumps over is on every path.
-    farthest = max((place[node] for node in outputs if node in reaching), default=-1)
-    found = set()
+    # Swept from the output: a node that no edge jumps over is on every path.
+    farthest, found = 0, set()
     for node in order:
         if node not in reaching:
             continue
         if farthest <= place[node]:
             found.add(node)
-        farthest = max(farthest, *(place[following] for following in _next(node) if following in reaching), -1)
+        farthest = max([farthest, *(place[following] for following in _next(node) if following in reaching)])
     return found
 
 
-def _topological(outputs: list[Node]) -> list[Node]:
-    """All nodes behind the outputs, each before those it was computed from."""
+def _topological(output: Node) -> list[Node]:
+    """All nodes behind the output, each before those it was computed from; none without a gradient."""
     ended: list[Node] = []
     begun: set[Node] = set()
-    stack = [(node, False) for node in outputs]
+    stack = [(output, False)] if output is not None else []
     while stack:
         node, complete = stack.pop()
         if complete:

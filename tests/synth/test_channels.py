@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from convlens.synth.deepdream import Dream
 from convlens.synth.feature_inversion import Invert
 from convlens.synth.gradient_ascent import Ascent
 from convlens.synth.gram_texture import Texture
-from convlens.synth.images import to_tensor, to_uint8
+from convlens.synth.images import rank_classes, to_tensor, to_uint8
 
 
 class Net(nn.Module):
@@ -102,6 +103,23 @@ def test_a_class_of_a_network_of_any_number_of_channels_is_maximised(channels: i
     with torch.no_grad():
         logits_K = classifier.module((rounded - 0.5) / 0.25)[0]
     assert outcome.facts["targets"][0]["logit"] == pytest.approx(float(logits_K[1]), abs=1e-4)
+
+
+def test_probabilities_are_those_of_the_network_s_activation() -> None:
+    classifier = of(3)
+    classifier = replace(classifier, spec=replace(classifier.spec, activation="sigmoid"))
+    x_1CHW = to_tensor(pixels(32), classifier.spec, classifier.device)
+    with torch.no_grad():
+        wanted = {k: 1 / (1 + math.exp(-logit)) for k, logit in enumerate(classifier.module(x_1CHW)[0].tolist())}
+    assert {k: p for k, _, p, _ in rank_classes(classifier, x_1CHW)} == pytest.approx(wanted, abs=1e-6)
+
+
+def test_a_network_without_classes_has_its_layers_maximised_and_predicts_nothing() -> None:
+    classifier = of(3)
+    classifier = replace(classifier, spec=replace(classifier.spec, labels=()))
+    facts = run_to_end(Ascent(layer="second", channels=(0,), steps=2).begin(classifier)).facts
+    assert facts["targets"][0]["predicted"] is None
+    assert facts["without_predictions"] == "it has no classes"
 
 
 def test_the_display_channels_are_shown() -> None:
