@@ -33,8 +33,11 @@ def archive(
     store: StoreOption = Path("model_store"),
     version: Annotated[str, typer.Option(help="Version of the archive.")] = "1.0",
     methods: Annotated[
-        str, typer.Option(help="Methods of /explanations by default, comma-separated. Default: those that apply.")
-    ] = "",
+        list[str],
+        typer.Option(
+            help="Methods of /explanations by default, comma-separated; may be repeated. Default: those that apply."
+        ),
+    ] = [],  # noqa: B006 - typer's way; never changed
     sweeps: Annotated[
         Literal["here", "apart"],
         typer.Option(

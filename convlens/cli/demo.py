@@ -52,7 +52,7 @@ def demo(
         typer.Option(help=f"Running server to use instead of starting one; its token is in ${TOKEN_VARIABLE}."),
     ] = "",
     name: Annotated[str, typer.Option(help="Name of the model on that server.")] = NAME,
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated.")] = METHODS,
+    methods: Annotated[list[str], typer.Option(help="Methods, comma-separated; may be repeated.")] = [METHODS],  # noqa: B006
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),
     store: StoreOption = Path("model_store"),
 ) -> None:

@@ -47,11 +47,12 @@ def explain(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     output: ReplacedFolder,
     methods: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help=f"Methods, comma-separated, or `all`. Default: {CLASS_METHODS}; for a neuron {NEURON_METHODS}."
+            help="Methods, comma-separated, or `all`; may be repeated. "
+            f"Default: {CLASS_METHODS}; for a neuron {NEURON_METHODS}."
         ),
-    ] = "",
+    ] = [],  # noqa: B006 - typer's way; never changed
     target: TargetOption = "",
     neuron: NeuronOption = "",
     model: ModelOption = DEFAULT_MODEL,
@@ -59,7 +60,7 @@ def explain(
     graphs: Annotated[
         list[Path],
         typer.Option(help="Graphs of `convlens export` (files or folders) to run occlusion sweeps on; faster."),
-    ] = [],  # noqa: B006 - typer's way; never changed
+    ] = [],  # noqa: B006
     option: MethodSettings = [],  # noqa: B006
     topk: TopKOption = 5,
     device: DeviceOption = "auto",
@@ -68,7 +69,7 @@ def explain(
 ) -> None:
     """Explain images without a server: arrays, overlays and one HTML report."""
     keep_freed_memory()
-    names = parse_methods(methods or (NEURON_METHODS if neuron else CLASS_METHODS))
+    names = parse_methods(methods or [NEURON_METHODS if neuron else CLASS_METHODS])
     params = parse_params(
         {
             "methods": method_params(names, option),

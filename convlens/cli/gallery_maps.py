@@ -60,7 +60,9 @@ def project(
     method: Annotated[
         Method, typer.Option(help="pca: the two directions of largest variance; tsne: neighbours stay together.")
     ] = "tsne",
-    perplexity: Annotated[float, typer.Option(help="t-SNE: effective number of neighbours of each image.")] = 30.0,
+    perplexity: Annotated[
+        float, typer.Option(help="t-SNE: effective number of neighbours of each image; lowered in small galleries.")
+    ] = 30.0,
     seed: Annotated[int, typer.Option(min=0, help="t-SNE: random seed.")] = 0,
 ) -> None:
     """Project a gallery's features to two dimensions: a map as an image and as a page to zoom into."""
@@ -156,7 +158,7 @@ def _facts(gallery: Gallery, projection: Projection) -> list[tuple[str, str]]:
     if projection.method == "pca":
         facts.append(("explained variance", " + ".join(f"{share:.1%}" for share in projection.explained_variance)))
     else:
-        facts.append(("perplexity", f"{projection.options['perplexity']:g}"))
+        facts.append(("perplexity", _perplexity(projection)))
         facts.append(
             (f"variance in {projection.options['dimensions']} dimensions", f"{projection.explained_variance[0]:.1%}")
         )
@@ -167,6 +169,14 @@ def _facts(gallery: Gallery, projection: Projection) -> list[tuple[str, str]]:
     if projection.sample_size < len(gallery):
         facts.append(("measured on", f"{projection.sample_size} of {len(gallery)} images"))
     return facts
+
+
+def _perplexity(projection: Projection) -> str:
+    used, asked = projection.options["perplexity"], projection.options.get("perplexity_asked_for")
+    if asked is None:
+        return f"{used:g}"
+    count = len(projection.coordinates_N2)
+    return f"{used:.3g}, lowered from {asked:g} because {count} images allow no more"
 
 
 def _how_to_read(projection: Projection) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +35,13 @@ PrecisionOption = Annotated[ArithmeticPrecision, typer.Option(callback=_use_prec
 LayerOption = Annotated[
     str, typer.Option(help="Layer by its dotted name; `convlens receptive-field` lists the layers.")
 ]
-LayersOption = Annotated[str, typer.Option(help="Layers by their dotted names, comma-separated. Default: the job's.")]
+# Options that take a list add up wherever they are repeated, and each value may hold several with commas between them.
+LayersOption = Annotated[
+    list[str],
+    typer.Option(
+        help="Layers by their dotted names, comma-separated; may be repeated. Default: chosen from the network."
+    ),
+]
 GraphOption = Annotated[
     Path | None,
     typer.Option(help="Graph of `convlens export embedding` to run instead of the network; twice as fast on CPUs."),
@@ -76,22 +82,22 @@ JobSettings = Annotated[
 ]
 
 
-def parse_methods(text: str) -> list[str]:
-    """The names in a comma-separated list, each known; ``all`` is every method but neighbours, which needs a gallery.
+def parse_methods(values: Sequence[str]) -> list[str]:
+    """The methods of an option's values, each known and once; ``all`` is every method but neighbours, which needs a
+    gallery.
 
     Raises RequestError for an unknown name, with the closest known one.
     """
-    if text.strip() == "all":
-        return [name for name in explain.available_methods() if name != "neighbours"]
-    names = parse_names(text)
-    for name in names:
+    every = [name for name in explain.available_methods() if name != "neighbours"]
+    given = [name for value in parse_names(values) for name in (every if value == "all" else [value])]
+    for name in given:
         explain.get(name)
-    return names
+    return list(dict.fromkeys(given))
 
 
-def parse_names(text: str) -> list[str]:
-    """The names in a comma-separated list, without empty ones."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+def parse_names(values: Sequence[str]) -> list[str]:
+    """The names in an option's values, each of which may hold several with commas between them; empty ones left out."""
+    return [name.strip() for value in values for name in value.split(",") if name.strip()]
 
 
 def method_params(names: Sequence[str], settings: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,19 +111,30 @@ def method_params(names: Sequence[str], settings: Sequence[str]) -> list[dict[st
                 f"--set {setting} should read METHOD.OPTION=VALUE with one of the methods asked for: "
                 f"{', '.join(methods)}"
             )
+        _require_once(methods[name]["options"], key, setting)
         methods[name]["options"][key] = _parse_value(value)
     return list(methods.values())
 
 
 def job_settings(settings: Sequence[str]) -> dict[str, Any]:
     """The options of a job in ``NAME=VALUE`` texts; dashes in names stand for underscores."""
-    options = {}
+    options: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise RequestError(f"--set {setting} should read NAME=VALUE, such as steps=256")
-        options[name.replace("-", "_")] = _parse_value(value)
+        key = name.replace("-", "_")
+        _require_once(options, key, setting)
+        options[key] = _parse_value(value)
     return options
+
+
+def _require_once(options: Mapping[str, Any], key: str, setting: str) -> None:
+    if key in options:
+        raise RequestError(
+            f"--set {setting}: {key} is set to {json.dumps(options[key])} already; set it once, a list as [1, 2]",
+            field=key,
+        )
 
 
 def target_param(target: str, neuron: str) -> dict[str, Any]:
@@ -134,16 +151,19 @@ def parse_class(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def parse_channels(text: str) -> list[int]:
-    """The channels in a text such as ``0,3,8-15``; empty for an empty one."""
+def parse_channels(values: Sequence[str]) -> list[int]:
+    """The channels in an option's values such as ``0,3,8-15``; empty for no value."""
     channels: list[int] = []
-    for part in parse_names(text):
+    text = ",".join(values)
+    for part in parse_names(values):
         match = re.fullmatch(r"([0-9]+)(?:\s*-\s*([0-9]+))?", part)
         if match is None:
             raise RequestError(f"--channels {text} should read like 0,3,8-15", field="channels")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first > 100_000:
-            raise RequestError(f"--channels {text}: {part} is no range; the smaller number comes first")
+            raise RequestError(
+                f"--channels {text}: {part} is no range; the smaller number comes first", field="channels"
+            )
         channels += range(first, last + 1)
     return channels
 

@@ -53,7 +53,9 @@ def patches(
     ],
     layer: LayerOption,
     output: ReplacedFolder,
-    channels: Annotated[str, typer.Option(help="Channels, such as 0,3,8-15. Default: all.")] = "",
+    channels: Annotated[
+        list[str], typer.Option(help="Channels, such as 0,3,8-15; may be repeated. Default: all.")
+    ] = [],  # noqa: B006 - typer's way; never changed
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Patches per channel, at most one from an image.")] = 9,
     backprop: Annotated[
         Backprop, typer.Option(help="Gradient of the patch's own neuron to draw under each crop, by this ReLU rule.")

@@ -38,9 +38,10 @@ def query(
     address: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC inference.")] = "127.0.0.1:7070",
     model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "convlens",
     methods: Annotated[
-        str, typer.Option(help="Methods, comma-separated, or `all`. Default: those set in the archive.")
-    ] = "",
-    option: MethodSettings = [],  # noqa: B006 - typer's way; never changed
+        list[str],
+        typer.Option(help="Methods, comma-separated, or `all`; may be repeated. Default: those set in the archive."),
+    ] = [],  # noqa: B006 - typer's way; never changed
+    option: MethodSettings = [],  # noqa: B006
     target: TargetOption = "",
     neuron: NeuronOption = "",
     topk: TopKOption = 5,
@@ -72,7 +73,9 @@ def query(
         raise typer.Exit(1)
 
 
-def _params(methods: str, settings: Sequence[str], target: dict[str, Any], topk: int, *, with_images: bool) -> Params:
+def _params(
+    methods: Sequence[str], settings: Sequence[str], target: dict[str, Any], topk: int, *, with_images: bool
+) -> Params:
     request: dict[str, Any] = {"topk": topk, "explain": True}
     if names := parse_methods(methods):
         request["methods"] = method_params(names, settings)

@@ -41,7 +41,9 @@ def ascent(
         typer.Argument(metavar="CLASS…", help="Target classes, by label or index; or none, and --layer."),
     ] = None,
     layer: Annotated[str, typer.Option(help="Maximise channels of this layer, or all of it, instead of classes.")] = "",
-    channels: Annotated[str, typer.Option(help="Channels of --layer, such as 0,3,8-15; one image for each.")] = "",
+    channels: Annotated[
+        list[str], typer.Option(help="Channels of --layer, such as 0,3,8-15; may be repeated; one image for each.")
+    ] = [],  # noqa: B006 - typer's way; never changed
     preset: Annotated[str, typer.Option(help="Preset: robust, lucid, simonyan, yosinski1 to yosinski4.")] = "robust",
     steps: Annotated[int | None, typer.Option(help="Optimisation steps. Default: the preset's.")] = None,
     seed: SeedOption = 0,
@@ -67,7 +69,7 @@ def ascent(
 def dream(
     original: Original,
     output: JobFolder,
-    layers: LayersOption = "",
+    layers: LayersOption = [],  # noqa: B006
     guide: Annotated[
         Path | None, typer.Option(help="Guide image: each place grows like the most similar place of the guide.")
     ] = None,
@@ -125,7 +127,7 @@ def fool(
 def invert(
     original: Original,
     output: JobFolder,
-    layers: LayersOption = "",
+    layers: LayersOption = [],  # noqa: B006
     others: Annotated[
         list[Path], typer.Option(help="Other images; the second error is relative to the distances between them.")
     ] = [],  # noqa: B006
@@ -158,7 +160,7 @@ def texture(
         typer.Option(help="gram: Gram matrices of features; quilt: blocks of the sample; efros: pixel by pixel."),
     ] = "gram",
     size: Annotated[str, typer.Option(help="Size of the result in pixels, WIDTHxHEIGHT.")] = "",
-    layers: Annotated[str, typer.Option(help="Layers whose Gram matrices are matched, comma-separated (gram).")] = "",
+    layers: LayersOption = [],  # noqa: B006
     steps: Annotated[int | None, typer.Option(help="Optimisation steps at each scale (gram).")] = None,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,

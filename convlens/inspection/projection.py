@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,14 @@ from convlens.gallery.vectors import nearest_others, sample_rows
 from convlens.types import Bytes8, Floats, Ints
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
+_log = logging.getLogger(__name__)
+
 Method = Literal["pca", "tsne"]
 Colour = tuple[int, int, int]
 _CHUNK = 4096  # vectors in memory at a time, as float64
 _TSNE_DIMENSIONS = 50  # that t-SNE starts from, as usual (van der Maaten & Hinton 2008)
 _NEIGHBOURS = 5  # per point, for trustworthiness and label agreement
+_LEAST = 5  # images: with fewer, the perplexity would be below 1, where each counts a part of a neighbour
 _LARGEST_SAMPLE = 2000  # points that those are measured on
 _SHEET = 1600  # pixels
 _COLOURS, _GREY = 12, (138, 143, 152)
@@ -134,23 +138,29 @@ def project(
     ``pca`` keeps the two directions of largest variance; exact, distances on the map are at most those of the features.
     ``tsne`` keeps neighbours together (van der Maaten & Hinton 2008, by openTSNE): from the first 50 principal
     components, started at the first two, the same for the same ``seed`` and data on one machine; distances between
-    distant groups mean little. ``perplexity`` is about how many neighbours count, below a third of the images.
-    RequestError for fewer than 5 vectors, and for a perplexity that they do not allow.
+    distant groups mean little. ``perplexity`` is about how many neighbours count; where it is above a third of the
+    other images, it is lowered to that, and ``options`` hold both (``perplexity_asked_for``). RequestError for fewer
+    than 5 vectors, and for a perplexity below 1.
     """
     count = len(features_ND)
-    if count < 5:
-        raise RequestError(f"{count} images make no map; use a gallery of 5 or more")
+    if count < _LEAST:
+        raise RequestError(
+            f"{count} {'image makes' if count == 1 else 'images make'} no map; use a gallery of {_LEAST} or more"
+        )
     options: dict[str, Any] = {}
     if method == "pca":
         components = principal_components(features_ND, 2)
         coordinates_N2, explained = components.coordinates_NP, tuple(components.explained_P.tolist())
     else:
-        _require_perplexity(perplexity, count)
+        allowed = _allowed_perplexity(perplexity, count)
         dimensions = min(_TSNE_DIMENSIONS, count - 1, features_ND.shape[1])
         components = principal_components(features_ND, dimensions)
-        coordinates_N2 = _tsne(components.coordinates_NP, perplexity, seed, threads)
+        coordinates_N2 = _tsne(components.coordinates_NP, allowed, seed, threads)
         explained = (float(components.explained_P.sum()),)
-        options = {"perplexity": perplexity, "seed": seed, "dimensions": dimensions}
+        options = {"perplexity": allowed, "seed": seed, "dimensions": dimensions}
+        if allowed < perplexity:
+            options["perplexity_asked_for"] = perplexity
+            _log.warning("perplexity %g is lowered to %.3g: %d images allow no more", perplexity, allowed, count)
     sample_M = sample_rows(count, _LARGEST_SAMPLE)
     return Projection(
         method,
@@ -164,13 +174,11 @@ def project(
     )
 
 
-def _require_perplexity(perplexity: float, count: int) -> None:
-    limit = (count - 1) / 3
-    if not 1 <= perplexity <= limit:
-        raise RequestError(
-            f"perplexity={perplexity:g} with {count} images; use 1..{int(limit)}, a third of them at most",
-            field="perplexity",
-        )
+def _allowed_perplexity(perplexity: float, count: int) -> float:
+    """The perplexity, or the largest that so many images allow: t-SNE looks at three times as many neighbours."""
+    if not (math.isfinite(perplexity) and perplexity >= 1):
+        raise RequestError(f"perplexity={perplexity:g}; use 1 or more, such as 30", field="perplexity")
+    return min(perplexity, (count - 1) / 3)
 
 
 def _tsne(reduced_NP: Floats, perplexity: float, seed: int, threads: int | None) -> Floats:

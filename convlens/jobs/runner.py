@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,20 +62,41 @@ def run_job(
         # The weights are part of the identity, so the model is loaded before the folder is compared with the job.
         classifier = load(job.model, device=device, precision=precision) if job.needs_model else None
         weights = classifier.spec.weights_sha256 if classifier else ""
+        asked, job = job, _resolved(job, classifier)
         job_dir.resume_or_create(out, to_mapping(job), identity(job, weights))
         if not job_dir.is_complete(out):
+            notes = _choices(asked, job)
             with _deterministic(classifier):
-                _run(job, out, classifier, on_progress=on_progress, checkpoint_s=checkpoint_s, video=video)
+                _run(job, out, classifier, notes, on_progress=on_progress, checkpoint_s=checkpoint_s, video=video)
         checkpoints.remove(out)  # also those that a kill right after the manifest left behind
     return out / job_dir.MANIFEST
 
 
+def _resolved(job: Job, classifier: Classifier | None) -> Job:
+    """The job as its folder describes it: with the layers that the network has chosen."""
+    with _arithmetic(classifier):
+        return job.resolved(classifier)
+
+
+def _choices(asked: Job, job: Job) -> list[str]:
+    """What a job leaves to the network, as notes for a person."""
+    before, after = to_mapping(asked), to_mapping(job)
+    return [f"{name}: {', '.join(map(str, after[name]))}" for name in after if after[name] != before[name]]
+
+
 def _run(
-    job: Job, out: Path, classifier: Classifier | None, *, on_progress: OnProgress, checkpoint_s: float, video: bool
+    job: Job,
+    out: Path,
+    classifier: Classifier | None,
+    notes: Sequence[str],
+    *,
+    on_progress: OnProgress,
+    checkpoint_s: float,
+    video: bool,
 ) -> None:
     with _arithmetic(classifier):
         run = job.begin(classifier)
-    steps = _Steps(run, out, on_progress, classifier)
+    steps = _Steps(run, out, on_progress, classifier, notes)
     seconds = steps.run_all(checkpoint_s)
     with _arithmetic(classifier):
         outcome = run.finish()
@@ -102,11 +123,18 @@ def _run(
 class _Steps:
     """The steps of a run, with losses, snapshots and checkpoints in its folder."""
 
-    def __init__(self, run: SynthesisRun, out: Path, on_progress: OnProgress, classifier: Classifier | None) -> None:
+    def __init__(
+        self,
+        run: SynthesisRun,
+        out: Path,
+        on_progress: OnProgress,
+        classifier: Classifier | None,
+        begin_notes: Sequence[str],
+    ) -> None:
         """Puts the run where the last checkpoint left it, if there is one."""
         self._run, self._out, self._on_progress, self._classifier = run, out, on_progress, classifier
         self._earlier_s, steps = 0.0, 0
-        notes: list[str] = []
+        notes = list(begin_notes)
         saved = checkpoints.latest(out, on_damaged=notes.append)
         if saved is not None:
             run.load_state_dict(saved["work"])

@@ -33,7 +33,7 @@ from convlens.synth.base import (
     require_positive,
 )
 from convlens.synth.images import Ranking, rank_classes, read_rgb, resized, to_tensor, top_classes
-from convlens.types import Bytes8, Floats, ModelSpec
+from convlens.types import Box, Bytes8, Floats, ModelSpec
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 _GAMMA = 0.05  # by which share the radius grows or shrinks in a step
@@ -191,34 +191,38 @@ class _Preprocessing:
     def __init__(self, original: Bytes8, classifier: Classifier) -> None:
         self._spec, self._device = classifier.spec, classifier.device
         self._height, self._width = original.shape[:2]
+        _, self._box = image.view(Image.fromarray(original), self._spec)
         std = torch.tensor(classifier.spec.std, device=self._device)[:, None, None]
         self._per_level = 1 / (255 * std)
 
     def forward(self, image_HWC: Bytes8) -> Tensor:
-        view = image.prepare(Image.fromarray(image_HWC), self._spec).view_HWC
-        return to_tensor(view, self._spec, self._device)
+        view_HWC, _ = image.view(Image.fromarray(image_HWC), self._spec)
+        return to_tensor(view_HWC, self._spec, self._device)
 
     def backward(self, grad_NCHW: Tensor) -> Tensor:
         """The gradient by the image's pixels (1, 3, H, W), in levels of 255."""
         # The resizing is linear, so its gradient is the same at any image: zeros do.
         zeros = torch.zeros(1, grad_NCHW.shape[1], self._height, self._width, device=self._device, requires_grad=True)
         with torch.enable_grad():
-            view = _cropped(zeros, self._spec)
+            view = _cropped(zeros, self._box, self._spec)
         (grad,) = torch.autograd.grad(view, zeros, grad_NCHW * self._per_level)
         return grad
 
 
-def _cropped(x_NCHW: Tensor, spec: ModelSpec) -> Tensor:
-    """Resized by the shorter side and cropped in the middle, as ``convlens.image.view`` does."""
-    height, width = x_NCHW.shape[2:]
-    short = spec.resize
-    size = (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+def _cropped(x_NCHW: Tensor, box: Box, spec: ModelSpec) -> Tensor:
+    """The box of the image, resized to the network's input; ``convlens.image.view`` says where it lies."""
+    left, top, right, bottom = box
+    height, width = spec.input_size
+    down, across = height / (bottom - top), width / (right - left)
+    size = (round(x_NCHW.shape[2] * down), round(x_NCHW.shape[3] * across))
     # torch has no Lanczos; bicubic is the nearest to it
     mode = "bicubic" if spec.interpolation in ("bicubic", "lanczos") else "bilinear"
-    if size != (height, width):
+    if size != tuple(x_NCHW.shape[2:]):
         x_NCHW = functional.interpolate(x_NCHW, size=size, mode=mode, align_corners=False, antialias=True)
-    top, left = round((size[0] - spec.crop) / 2.0), round((size[1] - spec.crop) / 2.0)
-    return x_NCHW[:, :, top : top + spec.crop, left : left + spec.crop]
+    # Padding beyond the image, of negative width where the box lies within.
+    first_row, first_column = round(top * down), round(left * across)
+    beyond = (-first_column, first_column + width - size[1], -first_row, first_row + height - size[0])
+    return functional.pad(x_NCHW, beyond)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor
 
@@ -125,6 +125,10 @@ class Job(ABC):
     def inputs(self) -> tuple[str, ...]:
         """Paths of the files that the job reads: where one has changed, an interrupted run is not resumed."""
         return ()
+
+    def resolved(self, classifier: Classifier | None) -> Self:
+        """The same job with the options written out that it leaves to the network; RequestError where it has none."""
+        return self
 
     @abstractmethod
     def begin(self, classifier: Classifier | None) -> SynthesisRun:

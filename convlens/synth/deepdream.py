@@ -7,7 +7,7 @@ Images too large to pass through the network at once go tile by tile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_
 from convlens.synth.images import black_and_white, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
 from convlens.synth.regularisers import sample_jitter
 from convlens.synth.step_gradient import StepGradient
+from convlens.synth.trunk import dream_layers
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
@@ -94,6 +95,7 @@ _GUIDE_SIDE = 224  # pixels of the guide's longer side
 class Dream(Job):
     """Ascend Σ ½‖a‖² of ``layers`` in ``picture``, of any size: the gradient at a layer is set equal to its activation.
 
+    Without ``layers`` it is the last one before the network's coarsest resolution (``trunk.dream_layers``).
     ``strengths`` weigh the layers, all 1 by default. With ``guide``, the path of another image, each place of the layer
     ascends towards the place of the guide's that resembles it most. ``steps`` are made at each of ``octaves`` sizes,
     ``octave_scale`` apart; a step moves pixels by ``rate`` of 255 on average, on an image rolled by up to ``jitter``
@@ -104,7 +106,7 @@ class Dream(Job):
     """
 
     picture: str
-    layers: tuple[str, ...] = ("blocks.4.2",)
+    layers: tuple[str, ...] = ()
     strengths: tuple[float, ...] = ()
     guide: str = ""
     octaves: int = 4
@@ -120,8 +122,8 @@ class Dream(Job):
     frame_steps: int = 2
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise RequestError("dream needs a layer or several", field="layers")
+        if self.strengths and not self.layers:
+            raise RequestError("strengths weigh layers; name those", field="layers")
         if self.strengths and len(self.strengths) != len(self.layers):
             raise RequestError(f"{len(self.layers)} layers need as many strengths", field="strengths")
         require_at_least(1, self, "octaves", "steps", "frame_steps")
@@ -137,8 +139,11 @@ class Dream(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, self.guide) if self.guide else (self.picture,)
 
+    def resolved(self, classifier: Classifier | None) -> Dream:
+        return self if self.layers else replace(self, layers=dream_layers(self.require_model(classifier)))
+
     def begin(self, classifier: Classifier | None) -> DreamRun:
-        return DreamRun(self, self.require_model(classifier))
+        return DreamRun(self.resolved(classifier), self.require_model(classifier))
 
 
 class DreamRun(SynthesisRun):

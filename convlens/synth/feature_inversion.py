@@ -5,7 +5,7 @@ arXiv:1412.0035).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.image import prepare, read
+from convlens.image import read, view
 from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import (
@@ -31,6 +31,7 @@ from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
 from convlens.synth.step_gradient import StepGradient
+from convlens.synth.trunk import inversion_layers
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
@@ -42,10 +43,11 @@ _SHALLOW_TV, _DEEP_TV = 0.001, 20.0  # default weights of total variation
 class Invert(Job):
     """argmin over x of ‖Φ(x) − Φ₀‖² / ‖Φ₀‖² + λα R_α(x) + λ_tv R_Vβ(x), an image for each of ``layers``.
 
-    Φ₀ are the features of ``picture``, preprocessed for the model. The priors are R_α, the mean of |x / b|^``alpha``
-    over pixels and channels (weight ``norm``), b the range of the normalised pixels; and R_Vβ, the mean over pixels of
-    the total variation of x / b to the power ``beta``: means, so that weights are independent of the size. ``tv`` holds
-    R_Vβ's weight for each layer, or one for all; the default rises from .001 in the first to 20 in the last, as the
+    Without ``layers`` they are five from the first to the last (``trunk.inversion_layers``). Φ₀ are the features of
+    ``picture``, preprocessed for the model. The priors are R_α, the mean of |x / b|^``alpha`` over pixels and channels
+    (weight ``norm``), b the range of the normalised pixels; and R_Vβ, the mean over pixels of the total variation of
+    x / b to the power ``beta``: means, so that weights are independent of the size. ``tv`` holds R_Vβ's weight for each
+    layer, or one for all; the default rises from .001 in the first to 20 in the last, as the
     authors' do, because deeper layers determine less of the image.
     ``others`` are paths of other images: the second error is the distance over the mean distance between features of
     different images. ``parameter``: "fourier" optimises Fourier coefficients (as ascent does), which keeps deep layers
@@ -54,7 +56,7 @@ class Invert(Job):
     """
 
     picture: str
-    layers: tuple[str, ...] = ("conv_stem", "blocks.1.1", "blocks.3.1", "blocks.5.1", "blocks.6.0")
+    layers: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     steps: int = 200
     parameter: str = "fourier"
@@ -67,8 +69,8 @@ class Invert(Job):
     start_spread: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise RequestError("invert needs a layer or several", field="layers")
+        if len(self.tv) > 1 and not self.layers:
+            raise RequestError("several weights tv are those of layers; name these", field="layers")
         if len(self.tv) not in (0, 1, len(self.layers)):
             raise RequestError(f"tv should be one weight, or one for each of {len(self.layers)} layers", field="tv")
         require_choice(KINDS, self, "parameter")
@@ -90,8 +92,11 @@ class Invert(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.picture, *self.others)
 
+    def resolved(self, classifier: Classifier | None) -> Invert:
+        return self if self.layers else replace(self, layers=inversion_layers(self.require_model(classifier)))
+
     def begin(self, classifier: Classifier | None) -> InvertRun:
-        return InvertRun(self, self.require_model(classifier))
+        return InvertRun(self.resolved(classifier), self.require_model(classifier))
 
 
 class InvertRun(SynthesisRun):
@@ -223,7 +228,7 @@ def _model_view(path: str, classifier: Classifier, field: str) -> Bytes8:
     """The image resized and cropped as the model sees it."""
     if not Path(path).is_file():
         raise RequestError(f"{field}: no picture {path}", field=field)
-    return prepare(read(path), classifier.spec).view_HWC
+    return view(read(path), classifier.spec)[0]
 
 
 def _caption(layer: str, error: Mapping[str, float | None]) -> str:

@@ -19,7 +19,17 @@ from convlens.errors import RequestError
 from convlens.instrument import RedirectedRelus, require_eval
 from convlens.models import Classifier, find_class
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_between
-from convlens.synth.images import contact_sheet, rank_classes, read_rgb, resized, to_tensor, to_uint8, top_classes
+from convlens.synth.images import (
+    contact_sheet,
+    rank_classes,
+    read_rgb,
+    resized,
+    rounded_to_8_bits,
+    takes_size,
+    to_tensor,
+    to_uint8,
+    top_classes,
+)
 from convlens.synth.objectives import BatchObjective, Objective
 from convlens.synth.parameters import Pixels, make_parameterization, noise
 from convlens.synth.presets import OVERRIDABLE, Settings, settings_of
@@ -140,9 +150,11 @@ class AscentRun(SynthesisRun):
     def __init__(self, job: Ascent, classifier: Classifier) -> None:
         require_eval(classifier.module)
         self._classifier, self._settings = classifier, job.settings
-        side = job.size or classifier.spec.crop
-        self._size = (side, side)
+        self._size = (job.size, job.size) if job.size else classifier.spec.input_size
         self.objectives = job.objectives(classifier.spec)
+        self._classifies = takes_size(classifier, self._size)
+        if job.classes and not self._classifies:
+            raise RequestError(f"{_only_size(classifier.spec)}; leave size out, or maximise a layer", field="size")
         self._objective = BatchObjective(classifier, self.objectives, self._size)
         self._generator = torch.Generator().manual_seed(job.seed)
         settings = self._settings
@@ -201,12 +213,13 @@ class AscentRun(SynthesisRun):
 
     def finish(self) -> Outcome:
         """The images, and what the network says of them as 8-bit images at their own size."""
-        spec, device = self._classifier.spec, self._classifier.device
-        images = to_uint8(self.x_NCHW, spec)
+        spec = self._classifier.spec
+        x_NCHW = self.x_NCHW
+        images = to_uint8(x_NCHW, spec)
         facts, captions = [], []
-        for objective, image_HWC in zip(self.objectives, images, strict=True):
-            ranking = rank_classes(self._classifier, to_tensor(image_HWC, spec, device))
-            fact: dict[str, Any] = asdict(objective) | {"predicted": top_classes(ranking)}
+        for objective, x_1CHW in zip(self.objectives, rounded_to_8_bits(x_NCHW, spec), strict=True):
+            ranking = rank_classes(self._classifier, x_1CHW) if self._classifies else []
+            fact: dict[str, Any] = asdict(objective) | {"predicted": top_classes(ranking) if ranking else None}
             caption = objective.name
             if not objective.layer:
                 rank = next(n for n, entry in enumerate(ranking) if entry[0] == objective.index)
@@ -216,7 +229,10 @@ class AscentRun(SynthesisRun):
             captions.append(caption)
         stems = _stems([objective.name for objective in self.objectives])
         figures = {"sheet": contact_sheet(images, captions)} if len(images) > 1 else {}
-        return Outcome(dict(zip(stems, images, strict=True)), figures, {"targets": facts, **asdict(self._settings)})
+        reason = "it has no classes" if not spec.labels else "" if self._classifies else _only_size(spec)
+        remarks = {"without_predictions": reason} if reason else {}
+        all_facts = {"targets": facts, **remarks, **asdict(self._settings)}
+        return Outcome(dict(zip(stems, images, strict=True)), figures, all_facts)
 
     def _values_and_gradient(self) -> tuple[Tensor, Tensor]:
         """Each row's objective, and the gradient of their regularised sum by the parameterization's values."""
@@ -296,6 +312,10 @@ class AscentRun(SynthesisRun):
             if x_NCHW is not values:
                 values.copy_(x_NCHW)
         pixels.clip()
+
+
+def _only_size(spec: ModelSpec) -> str:
+    return f"the head of {spec.name} takes images of {spec.input_size[0]}×{spec.input_size[1]} only"
 
 
 def _stems(titles: Sequence[str]) -> list[str]:

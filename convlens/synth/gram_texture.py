@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from convlens.synth.images import center_square, read_rgb, require_texture, resi
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import noise
 from convlens.synth.step_gradient import StepGradient
+from convlens.synth.trunk import texture_layers
 from convlens.types import Bytes8
 from convlens.visualization.layout import hstack
 
@@ -73,6 +74,7 @@ class GramLoss:
 class Texture(Job):
     """Match the Gram matrices of ``source`` at ``layers``, with ``weights`` (1 by default), starting from white noise.
 
+    Without ``layers`` they are the first and the last at each resolution down to an eighth (``trunk.texture_layers``).
     The source is resized so that its shorter side is ``source_side`` pixels; its middle square is used. The texture has
     ``height`` × ``width`` pixels, of any size. With several ``scales`` the first are smaller: each has half the size of
     the next, of texture and source, and its result is the next one's start. ``pooling`` "average" replaces max pooling
@@ -80,7 +82,7 @@ class Texture(Job):
     """
 
     source: str
-    layers: tuple[str, ...] = ("conv_stem", "blocks.0.0", "blocks.1.0", "blocks.1.1", "blocks.2.0", "blocks.2.1")
+    layers: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     source_side: int = 256
     height: int = 256
@@ -92,8 +94,8 @@ class Texture(Job):
     rate: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.layers:
-            raise RequestError("texture needs a layer or several", field="layers")
+        if self.weights and not self.layers:
+            raise RequestError("weights are those of layers; name these", field="layers")
         if self.weights and len(self.weights) != len(self.layers):
             raise RequestError(f"{len(self.layers)} layers need as many weights", field="weights")
         if any(not weight > 0 for weight in self.weights):
@@ -112,8 +114,14 @@ class Texture(Job):
     def inputs(self) -> tuple[str, ...]:
         return (self.source,)
 
+    def resolved(self, classifier: Classifier | None) -> Texture:
+        return self if self.layers else replace(self, layers=texture_layers(self._require_model(classifier)))
+
     def begin(self, classifier: Classifier | None) -> TextureRun:
-        return TextureRun(self, self.require_model(classifier, "; quilt and efros need none"))
+        return TextureRun(self.resolved(classifier), self._require_model(classifier))
+
+    def _require_model(self, classifier: Classifier | None) -> Classifier:
+        return self.require_model(classifier, "; quilt and efros need none")
 
 
 class TextureRun(SynthesisRun):

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from convlens import image
 from convlens.errors import RequestError
+from convlens.explain.scores import probabilities
+from convlens.instrument import in_format_of
 from convlens.models import Classifier
+from convlens.runtime.memory import is_out_of_memory
 from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.layout import hstack, text_image, vstack
 
 _GAP, _COLUMNS = 8, 6  # of a contact sheet
+_SIZE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what networks raise for images that they do not fit
 Ranking = list[tuple[int, str, float, float]]
 """Every class as (index, label, probability, logit), the most probable first."""
 
@@ -53,12 +57,36 @@ def require_texture(image_HWC: Bytes8) -> None:
 
 
 def to_tensor(image_HWC: Bytes8, spec: ModelSpec, device: torch.device) -> Tensor:
-    """The network's normalised input (1, 3, H, W)."""
+    """The network's normalised input (1, C, H, W) of an RGB image: its grey for a network of one channel.
+
+    RequestError for a network of another number of channels, which no RGB image fills.
+    """
+    if image_HWC.shape[2] != spec.channels and spec.channels == 1:
+        image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[:, :, None]
+    if image_HWC.shape[2] != spec.channels:
+        raise RequestError(
+            f"{spec.name} takes {spec.channels} channels, and this job reads RGB images; ascent of a class or a layer "
+            "makes images of any number of channels",
+            field="model",
+        )
     return torch.from_numpy(image.normalise(image_HWC, spec))[None].to(device)
 
 
+def rounded_to_8_bits(x_NCHW: Tensor, spec: ModelSpec) -> list[Tensor]:
+    """Each row as its 8-bit image would come back to the network (1, C, H, W), of any number of channels."""
+    return [torch.from_numpy(image.normalise(row, spec))[None].to(x_NCHW) for row in _in_8_bits(x_NCHW, spec)]
+
+
 def to_uint8(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
-    """Each row as RGB, rounded and clipped to black and white; values that are not finite become 0."""
+    """Each row as RGB, rounded and clipped to black and white; values that are not finite become 0.
+
+    Of a network of another number of channels the ``display_channels``, by default the first three or the only one.
+    """
+    shown = spec.display_channels or ((0, 1, 2) if spec.channels >= 3 else (0, 0, 0))
+    return [np.ascontiguousarray(row_HWC[:, :, list(shown)]) for row_HWC in _in_8_bits(x_NCHW, spec)]
+
+
+def _in_8_bits(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
     rows = torch.nan_to_num(x_NCHW.detach().float(), 0.0, 0.0, 0.0).cpu().numpy()
     return [image.denormalise(row, spec) for row in rows]
 
@@ -76,12 +104,29 @@ def half_on_gpus(device: torch.device) -> contextlib.AbstractContextManager[obje
     return contextlib.nullcontext()
 
 
+def takes_size(classifier: Classifier, size: tuple[int, int]) -> bool:
+    """Whether the whole network runs on images of that height and width: a flattened head fits one size only."""
+    if size == classifier.spec.input_size:
+        return True
+    x_NCHW = torch.zeros(1, classifier.spec.channels, *size, device=classifier.device)
+    try:
+        with torch.no_grad():
+            classifier.module(in_format_of(classifier.module, x_NCHW))
+    except _SIZE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return True
+
+
 def rank_classes(classifier: Classifier, x_1CHW: Tensor) -> Ranking:
-    """All classes by their logit for one normalised input."""
+    """All classes by their logit for one normalised input; none of a network without classes."""
     labels = classifier.spec.labels
+    if not labels:
+        return []
     with torch.no_grad():
-        (logits_K,) = classifier.module(x_1CHW).double().cpu()
-    probability_K = logits_K.softmax(0)
+        logits_1K = classifier.module(x_1CHW).double().cpu()
+    (logits_K,), (probability_K,) = logits_1K, probabilities(logits_1K, classifier.spec.activation)
     # stable: equal logits keep the order of the classes, on every machine
     order = logits_K.argsort(descending=True, stable=True).tolist()
     return [(k, labels[k], float(probability_K[k]), float(logits_K[k])) for k in order]

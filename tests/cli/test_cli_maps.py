@@ -75,6 +75,14 @@ def test_a_gallery_becomes_a_map(gallery: Path, tmp_path: Path, method: str) -> 
         assert np.asarray(drawn).std() > 10
 
 
+def test_a_lowered_perplexity_is_said_wherever_the_map_is_shown(gallery: Path, tmp_path: Path) -> None:
+    said = convlens("project", gallery, "-o", tmp_path / "map").output  # 18 images, and 30 by default
+    assert "perplexity: 5.67, lowered from 30 because 18 images allow no more" in said
+    assert "lowered from 30 because 18 images" in (tmp_path / "map" / "map.html").read_text(encoding="utf-8")
+    options = json.loads((tmp_path / "map" / "manifest.json").read_text())["options"]
+    assert options["perplexity"] == pytest.approx(17 / 3) and options["perplexity_asked_for"] == 30
+
+
 def test_a_gallery_without_thumbnails_is_drawn_by_dots(gallery: Path, pictures: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     named = [(path.name, "", image.read(path)) for path in sorted(pictures.iterdir())[:6]]
@@ -108,7 +116,7 @@ def test_a_picture_of_the_gallery_is_not_its_own_neighbour(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("--perplexity", "7"), RequestError, r"use 1\.\.5"),
+        (("--perplexity", "0"), RequestError, "use 1 or more"),
         (("--method", "pca", "-o", "OTHER"), RequestError, "holds other things"),
     ],
 )

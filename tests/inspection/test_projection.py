@@ -78,14 +78,34 @@ def test_label_agreement_counts_by_hand() -> None:
 @pytest.mark.parametrize(
     ("count", "given", "message"),
     [
-        (4, {}, "use a gallery of 5 or more"),
-        (60, {"method": "tsne", "perplexity": 30}, r"use 1\.\.19"),
-        (60, {"method": "tsne", "perplexity": 0.5}, r"use 1\.\.19"),
+        (1, {}, "1 image makes no map; use a gallery of 5 or more"),
+        (2, {"method": "pca"}, "2 images make no map; use a gallery of 5 or more"),
+        (3, {"method": "pca"}, "3 images make no map"),
+        (4, {"method": "tsne"}, "4 images make no map"),
+        (60, {"method": "tsne", "perplexity": 0.5}, "use 1 or more"),
+        (60, {"method": "tsne", "perplexity": float("nan")}, "use 1 or more"),
     ],
 )
 def test_parameters_that_make_no_map_are_refused_with_the_limit(count: int, given: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         project(RANDOM.normal(size=(count, 8)), ["x"] * count, **given)
+
+
+@pytest.mark.parametrize(("count", "used"), [(5, 4 / 3), (6, 5 / 3), (20, 19 / 3), (90, 89 / 3), (91, 30.0)])
+def test_perplexity_is_lowered_to_a_third_of_the_other_images(
+    count: int, used: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = project(RANDOM.normal(size=(count, 8)), ["x"] * count, method="tsne", threads=1)
+    assert result.options["perplexity"] == pytest.approx(used)
+    assert result.options.get("perplexity_asked_for") == (30.0 if count < 91 else None)
+    assert ("perplexity 30 is lowered" in caplog.text) == (count < 91)
+    assert np.isfinite(result.coordinates_N2).all()
+
+
+def test_two_groups_of_a_small_gallery_lie_apart() -> None:
+    near, far = RANDOM.normal(size=(6, 8)), RANDOM.normal(size=(6, 8)) + 40
+    result = project(np.concatenate([near, far]), ["near"] * 6 + ["far"] * 6, method="tsne", threads=1)
+    assert result.agreement_of_map == 1
 
 
 @pytest.mark.slow

@@ -154,8 +154,8 @@ def test_frames_zoom_into_the_dream(saved: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("options", "field", "said"),
     [
-        ({"layers": ()}, "layers", "a layer or several"),
-        ({"strengths": (1.0, 2.0)}, "strengths", "1 layers need as many strengths"),
+        ({"strengths": (1.0,)}, "layers", "strengths weigh layers; name those"),
+        ({"layers": ("a",), "strengths": (1.0, 2.0)}, "strengths", "1 layers need as many strengths"),
         ({"octaves": 0}, "octaves", "1 or more"),
         ({"octave_scale": 1.0}, "octave_scale", "above 1"),
         ({"rate": 0.0}, "rate", "above 0"),
@@ -172,7 +172,7 @@ def test_what_cannot_work_is_refused(options: dict[str, Any], field: str, said: 
 
 def test_missing_pictures_and_layers_are_named(saved: Callable[..., str]) -> None:
     with pytest.raises(RequestError, match=r"picture: no picture /nowhere\.png"):
-        Dream(picture="/nowhere.png").begin(same())
+        Dream(picture="/nowhere.png", layers=("first",)).begin(same())
     with pytest.raises(RequestError, match="did you mean first"):
         Dream(picture=saved(pixels(64, 64)), layers=("firts",), octaves=1).begin(same())
     with pytest.raises(RequestError, match="too small for 4 octaves"):

@@ -151,7 +151,7 @@ def test_lbfgs_steps_are_torch_s_and_cost_fewer_evaluations() -> None:
 @pytest.mark.parametrize(
     ("options", "field", "said"),
     [
-        ({"layers": ()}, "layers", "a layer or several"),
+        ({"tv": (1.0, 2.0)}, "layers", "those of layers; name these"),
         ({"layers": ("a", "b"), "tv": (1.0, 2.0, 3.0)}, "tv", "one for each of 2 layers"),
         ({"parameter": "wavelet"}, "parameter", "there are: fourier, pixels"),
         ({"optimizer": "adam"}, "optimizer", "there are: lbfgs, sgd"),

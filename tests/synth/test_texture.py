@@ -145,8 +145,8 @@ def test_the_center_square_is_cut_from_the_shorter_side() -> None:
 @pytest.mark.parametrize(
     ("options", "field", "said"),
     [
-        ({"layers": ()}, "layers", "a layer or several"),
-        ({"weights": (1.0,)}, "weights", "layers need as many weights"),
+        ({"weights": (1.0,)}, "layers", "those of layers; name these"),
+        ({"layers": ("a", "b"), "weights": (1.0,)}, "weights", "2 layers need as many weights"),
         ({"height": 8}, "height", "from 32 to 4096"),
         ({"scales": 5}, "scales", "5 scales of 256 pixels end below 32"),
         ({"pooling": "mean"}, "pooling", "there are: average, max"),
