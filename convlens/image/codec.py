@@ -35,7 +35,7 @@ from convlens.image.formats import (
     webp_size,
 )
 from convlens.image.modes import to_rgb
-from convlens.image.tiff import orientation, tiff_of_pixels
+from convlens.image.tiff import orientation, read_tiff
 from convlens.types import Bytes8
 
 # Pillow's own warning level for "decompression bombs". Ours must stay below, or Pillow would warn first.
@@ -146,22 +146,22 @@ def read_bytes(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) ->
 # The classes themselves rather than Image.open: that one warns of large sizes before they can be looked at here, tries
 # other formats, and takes some JPEGs for MPO.
 def _read_jpeg(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
-    return _by_pillow(_Jpeg, jpeg_of_pixels(data), limits)
+    return _by_pillow(_Jpeg, io.BytesIO(jpeg_of_pixels(data)), limits)
 
 
 def _read_png(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
-    return _by_pillow(PngImagePlugin.PngImageFile, png_of_pixels(data), limits)
+    return _by_pillow(PngImagePlugin.PngImageFile, io.BytesIO(png_of_pixels(data)), limits)
 
 
 def _read_webp(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
     _check_pixels(webp_size(data), limits)  # Pillow allocates them while it opens the file
-    return _by_pillow(WebPImagePlugin.WebPImageFile, data, limits)
+    return _by_pillow(WebPImagePlugin.WebPImageFile, io.BytesIO(data), limits)
 
 
 def _read_gif(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
     frame = gif_frame(data)
     _check_pixels(frame.screen if frame else None, limits)  # Pillow warns of them while it opens the file
-    rgb, turn = _by_pillow(GifImagePlugin.GifImageFile, data, limits)
+    rgb, turn = _by_pillow(GifImagePlugin.GifImageFile, io.BytesIO(data), limits)
     if frame is not None:
         _whiten_around(rgb, frame.edges)
     return rgb, turn
@@ -170,18 +170,18 @@ def _read_gif(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
 def _read_bmp(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
     header = bmp.read_header(data)
     if header is None:
-        return _by_pillow(BmpImagePlugin.BmpImageFile, data, limits)
+        return _by_pillow(BmpImagePlugin.BmpImageFile, io.BytesIO(data), limits)
     _check_pixels(header.size, limits)
     return bmp.decode(data, header), _AS_IT_IS
 
 
 def _read_tiff(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
-    tiff = tiff_of_pixels(data)
+    tiff = read_tiff(data)
     _check_pixels(tiff.extent, limits)
     tiff.layout.check_brightness()
     if tiff.layout.pillow_reads:
-        return _by_pillow(TiffImagePlugin.TiffImageFile, tiff.data, limits)
-    return tiff_samples.decode(tiff), tiff.orientation
+        return _by_pillow(TiffImagePlugin.TiffImageFile, io.BytesIO(tiff.alone(data)), limits)
+    return tiff_samples.decode(data, tiff), tiff.orientation
 
 
 # Each gives the image as RGB, and the EXIF orientation that it is still to be turned by.
@@ -196,11 +196,12 @@ _READERS: dict[Format, Callable[[bytes, Limits], tuple[Image.Image, int]]] = {
 
 
 def _by_pillow(
-    reader: Callable[[io.BytesIO], ImageFile.ImageFile], data: bytes, limits: Limits
+    reader: Callable[[io.BytesIO], ImageFile.ImageFile], file: io.BytesIO, limits: Limits
 ) -> tuple[Image.Image, int]:
-    with reader(io.BytesIO(data)) as image:
+    with reader(file) as image:
         _check_pixels(image.size, limits)
         image.load()
+        file.close()  # its bytes may be as many as the image's
         turn = orientation(image.info.get("exif") or b"")  # Pillow turns TIFFs by itself and leaves nothing here
         return to_rgb(image), turn
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from convlens.errors import ImageError
-from convlens.image.tiff import TiffLayout
+from convlens.image.tiff_layout import TiffLayout
 from convlens.types import Bytes8
 
 _ALPHA_MODES = {"RGBA", "RGBa", "LA", "La", "PA"}

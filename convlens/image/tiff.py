@@ -1,150 +1,47 @@
-"""The first directory of a TIFF structure: how its pixels lie, what a decoder may see of it, and its orientation.
+"""The first directory of a TIFF structure: what a decoder may see of it, and which way up it says an image is.
 
 Pillow warns of damaged tags through Python's process-wide filters, which no thread can silence for itself. So it gets
-none that it does not need, and damage in those is detected here. Pillow (13.0) also opens some layouts that it reads
-wrong, as a comparison with tifffile over 4,000 showed: ``TiffLayout.pillow_reads`` says which it reads right.
+none that it does not need, and damage in those is detected here.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from convlens.errors import ImageError
 from convlens.image.formats import Size
+from convlens.image.tiff_layout import (
+    BITS,
+    COMPRESSION,
+    EXTRAS,
+    FORMATS,
+    MOST_SAMPLES,
+    PHOTOMETRIC,
+    PLANES,
+    SAMPLES,
+    TiffLayout,
+)
 
 _WIDTH, _HEIGHT, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 274, 322, 323
-_BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANES, _EXTRAS, _FORMATS = 258, 259, 262, 277, 284, 338, 339
+_ROWS = 278
 _OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # of strips, of tiles
+_OFFSETS = {offsets for offsets, _ in _OFFSETS_AND_COUNTS}
+_MOST_STRIPS = 2**17  # each takes Python some 40 µs
 # Tags that Pillow expects one value of; it warns of more.
-_SINGLE = {_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, 266, _ORIENTATION, _SAMPLES, 278, _PLANES, 317,
+_SINGLE = {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, 266, _ORIENTATION, SAMPLES, _ROWS, PLANES, 317,
            _TILE_WIDTH, _TILE_HEIGHT}  # fmt: skip
 # All that describes pixels (TIFF 6.0): layout, compression, colour map, samples, JPEG tables, YCbCr, fax options.
-_PIXEL_TAGS = _SINGLE | {_BITS, 273, 279, 292, 293, 320, 324, 325, 332, _EXTRAS, _FORMATS, 347, *range(512, 522),
+_PIXEL_TAGS = _SINGLE | {BITS, 273, 279, 292, 293, 320, 324, 325, 332, EXTRAS, FORMATS, 347, *range(512, 522),
                          *range(529, 533)}  # fmt: skip
 # Size of a value by the number of its type, BigTIFF's 64-bit ones (16) included.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 _LONG, _LONG8 = 4, 16
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB = 0, 1, 2, 3, 5, 6, 8
-_COLOURS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3, _LAB: 3}
-_UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_STRAIGHT = 2  # the kind of extra sample that is alpha, and colours not multiplied by it
-_MOST_SAMPLES = 6  # four of CMYK and two that mean nothing
-
-
-@dataclass(frozen=True)
-class TiffLayout:
-    """How a TIFF's pixels are stored, in the words and numbers of TIFF 6.0."""
-
-    photometric: int
-    bits: tuple[int, ...]
-    formats: tuple[int, ...]
-    extras: tuple[int, ...]
-    separate: bool
-    compressed: bool
-    little: bool
-
-    @classmethod
-    def of(cls, numbers: Callable[[int], tuple[int, ...]], *, little: bool) -> TiffLayout:
-        """The layout by a function from a tag to its values, () for one that is missing."""
-
-        def first(tag: int, default: int) -> int:
-            return (numbers(tag) or (default,))[0]
-
-        samples = max(1, first(_SAMPLES, 1))
-        bits, formats = numbers(_BITS) or (1,), numbers(_FORMATS) or (_UNSIGNED,)
-        return cls(
-            photometric=first(_PHOTOMETRIC, _WHITE_IS_ZERO),
-            # Some writers give one value for all the samples.
-            bits=bits * samples if len(bits) == 1 and samples <= _MOST_SAMPLES else bits,
-            formats=tuple(set(formats)),
-            extras=numbers(_EXTRAS),
-            separate=samples > 1 and first(_PLANES, 1) == 2,
-            compressed=first(_COMPRESSION, 1) != 1,
-            little=little,
-        )
-
-    @property
-    def colours(self) -> int:
-        """Samples of a pixel that are colour; 0 where the colour model is not known."""
-        return _COLOURS.get(self.photometric, 0)
-
-    @property
-    def white_is_zero(self) -> bool:
-        return self.photometric == _WHITE_IS_ZERO
-
-    @property
-    def is_float(self) -> bool:
-        return self.formats == (_FLOAT,)
-
-    @property
-    def is_cmyk(self) -> bool:
-        return self.photometric == _CMYK
-
-    @property
-    def pillow_reads(self) -> bool:
-        """Whether Pillow reads this layout, and reads it right."""
-        depth, single = self.bits[0], len(self.bits) == 1
-        if self.is_float:
-            # libtiff has swapped the bytes of compressed pixels already when Pillow swaps them.
-            return single and depth == 32 and self.colours == 1 and not (self.compressed and not self.little)
-        if self.formats != (_UNSIGNED,) and self.formats != (4,):  # 4: undefined
-            return False
-        if self.separate:
-            # Alpha is lost of grey, other extra samples confuse it, and uncompressed planes are read as if of 8 bits.
-            is_plain = self.photometric == _RGB and set(self.extras) <= {_STRAIGHT}
-            return is_plain and (depth == 8 or (depth == 16 and self.compressed))
-        if depth == 16:
-            is_grey = single and (self.photometric == _BLACK_IS_ZERO or (self.white_is_zero and self.little))
-            return is_grey or self.photometric in (_RGB, _CMYK)
-        return depth <= 8 or (depth == 12 and single)
-
-    @property
-    def samples_are_known(self) -> bool:
-        """Whether the samples, once unpacked, are grey, RGB or CMYK of 8 or 16 bits or floats, alpha among them."""
-        depths = {_UNSIGNED: (8, 16), _FLOAT: (16, 32, 64)}.get(self.formats[0], ()) if len(self.formats) == 1 else ()
-        return (
-            self.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK)
-            and set(self.bits) <= set(depths)
-            and len(set(self.bits)) == 1
-            and self.colours <= len(self.bits) <= _MOST_SAMPLES
-        )
-
-    def check_brightness(self) -> None:
-        """Raises ImageError for whole numbers of which nobody can say how bright they are."""
-        if _SIGNED in self.formats:
-            raise ImageError(
-                f"a TIFF of signed {self.bits[0]}-bit whole numbers, whose brightness is not known; scale them to "
-                "unsigned 8 or 16 bits, or to floats from 0 to 1"
-            )
-        if self.formats == (_UNSIGNED,) and max(self.bits) > 16:
-            raise ImageError(
-                f"a TIFF of {max(self.bits)}-bit whole numbers, whose brightness is not known; scale them to 8 or 16 "
-                "bits, or to floats from 0 to 1"
-            )
-
-    def __str__(self) -> str:
-        kind = "floats" if self.is_float else "whole numbers"
-        stored = "in separate planes" if self.separate else "side by side"
-        samples = f"{len(self.bits)} sample{'s' if len(self.bits) > 1 else ''}"
-        return f"{samples} of {self.bits[0]}-bit {kind} {stored}, of photometric kind {self.photometric}"
-
-
-@dataclass(frozen=True)
-class TiffPixels:
-    """A TIFF of its first image alone: the rewritten file, the largest extent in it, and what its tags say.
-
-    The extent is that of the image or of one tile, whichever has more pixels.
-    """
-
-    data: bytes
-    size: Size
-    extent: Size
-    orientation: int
-    layout: TiffLayout
 
 
 @dataclass(frozen=True)
@@ -176,13 +73,13 @@ class _Directory:
                 return int.from_bytes(entry.value[: _TYPE_BYTES[entry.kind]], self.order)
         return 0
 
-    def numbers(self, tag: int, data: bytes) -> tuple[int, ...]:
-        """All whole numbers of a tag, which lie in its entry or elsewhere in the file; () where there is none."""
+    def numbers(self, tag: int, data: bytes) -> NDArray[Any]:
+        """All whole numbers of a tag, which lie in its entry or elsewhere in the file; none where it is missing."""
         entry = next((entry for entry in self.entries if entry.tag == tag), None)
         if entry is None or entry.kind not in _TYPE_BYTES:
-            return ()
-        values, width = self.values(entry, data), _TYPE_BYTES[entry.kind]
-        return tuple(int.from_bytes(values[n : n + width], self.order) for n in range(0, len(values), width))
+            return np.zeros(0, np.uint8)
+        sign = "<" if self.order == "little" else ">"
+        return np.frombuffer(self.values(entry, data), f"{sign}u{_TYPE_BYTES[entry.kind]}")
 
     def values(self, entry: _Entry, data: bytes) -> bytes:
         """The bytes of all values of an entry."""
@@ -201,28 +98,64 @@ def orientation(exif: bytes) -> int:
         return 0
 
 
-def tiff_of_pixels(data: bytes) -> TiffPixels:
-    """The same TIFF with only its first directory, and in that only what describes pixels.
+@dataclass(frozen=True)
+class TiffPixels:
+    """What describes the pixels of a TIFF's first image; ``orientation`` is 0 where the file says none."""
 
-    Everything else (EXIF, GPS, colour profile, further pages) is left out, so its damage can neither matter nor be
-    warned of. A BigTIFF becomes a plain one, since Pillow reads no big-endian BigTIFF. Raises ImageError where a tag
-    that is needed, or the pixels that it points at, lie outside the file.
-    """
+    size: Size
+    orientation: int
+    layout: TiffLayout
+    _directory: _Directory
+
+    @property
+    def extent(self) -> Size:
+        """That of the image or of one tile, whichever has more pixels."""
+        return max(self.size, self._tile, key=lambda size: size[0] * size[1])
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Size in memory of its largest strip or tile."""
+        rows = self._directory.number(_ROWS) or self.size[1]
+        width, height = self._tile if any(self._tile) else (self.size[0], min(rows, self.size[1]))
+        return width * height * (self.layout.bits[0] if self.layout.separate else sum(self.layout.bits)) // 8
+
+    @property
+    def _tile(self) -> Size:
+        return self._directory.number(_TILE_WIDTH), self._directory.number(_TILE_HEIGHT)
+
+    def check_inside(self, data: bytes) -> None:
+        """ImageError where a strip or tile lies outside the file."""
+        for of_offsets, of_counts in _OFFSETS_AND_COUNTS:
+            offsets = self._directory.numbers(of_offsets, data).astype(float)
+            counts = self._directory.numbers(of_counts, data)[: len(offsets)]
+            # Without counts (a tag that older writers leave out) nothing is known but where pixels begin.
+            offsets[: len(counts)] += counts
+            end = int(offsets.max(initial=0))
+            if end > len(data):
+                raise _damaged(f"its pixels reach to byte {end}, and it has {len(data)}")
+
+    def alone(self, data: bytes) -> bytes:
+        """The TIFF ``data`` with only its first directory, and in that only what describes pixels.
+
+        Everything else (EXIF, GPS, colour profile, further pages) is left out, so its damage can neither matter nor be
+        warned of. A BigTIFF becomes a plain one, since Pillow reads no big-endian BigTIFF.
+        """
+        return (_as_plain if self._directory.big else _rewritten)(data, self._directory)
+
+
+def read_tiff(data: bytes) -> TiffPixels:
+    """The first directory of a TIFF; ImageError where it, or a tag that is needed, lies outside the file."""
     first = _directory(data)
     # Of a tag that comes twice the first counts, and a directory is sorted by its tags (TIFF 6.0).
     kept = {entry.tag: entry for entry in reversed(first.entries) if _is_needed(entry)}
     entries = tuple(kept[tag] for tag in sorted(kept))
     _check_entries(entries, first.order, len(data))
     directory = _Directory(first.order, first.big, first.at, entries)
-    _check_pixels_lie_inside(directory, data)
-    layout = TiffLayout.of(lambda tag: directory.numbers(tag, data), little=first.order == "little")
-    return TiffPixels(
-        data=_as_plain(data, directory) if first.big else _rewritten(data, directory),
-        size=(directory.number(_WIDTH), directory.number(_HEIGHT)),
-        extent=_extent(directory),
-        orientation=directory.number(_ORIENTATION),
-        layout=layout,
+    layout = TiffLayout.of(
+        lambda tag: tuple(directory.numbers(tag, data)[: MOST_SAMPLES + 1].tolist()), little=first.order == "little"
     )
+    size = directory.number(_WIDTH), directory.number(_HEIGHT)
+    return TiffPixels(size, directory.number(_ORIENTATION), layout, directory)
 
 
 def _directory(data: bytes) -> _Directory:
@@ -255,26 +188,15 @@ def _check_entries(entries: tuple[_Entry, ...], order: Literal["little", "big"],
     for entry in entries:
         if entry.tag in _SINGLE and entry.count != 1:
             raise _damaged(f"tag {entry.tag} has {entry.count} values instead of 1")
+        if entry.tag in _OFFSETS and entry.count > _MOST_STRIPS:
+            raise ImageError(
+                f"a TIFF of {entry.count} strips or tiles; at most {_MOST_STRIPS} are allowed: save it in larger ones"
+            )
         if entry.length <= len(entry.value):
             continue
         total += entry.length
         if int.from_bytes(entry.value, order) + entry.length > size or total > size:
             raise _damaged(f"tag {entry.tag} points past its {size} bytes")
-
-
-def _extent(directory: _Directory) -> Size:
-    image = directory.number(_WIDTH), directory.number(_HEIGHT)
-    tile = directory.number(_TILE_WIDTH), directory.number(_TILE_HEIGHT)
-    return max(image, tile, key=lambda size: size[0] * size[1])
-
-
-def _check_pixels_lie_inside(directory: _Directory, data: bytes) -> None:
-    for of_offsets, of_counts in _OFFSETS_AND_COUNTS:
-        offsets, counts = directory.numbers(of_offsets, data), directory.numbers(of_counts, data)
-        end = max((at + count for at, count in zip(offsets, counts, strict=False)), default=0)
-        # Without counts (a tag that older writers leave out) nothing is known but where pixels begin.
-        if max(end, *offsets, 0) > len(data):
-            raise _damaged(f"its pixels reach to byte {max(end, *offsets)}, and it has {len(data)}")
 
 
 def _rewritten(data: bytes, directory: _Directory) -> bytes:

@@ -6,29 +6,39 @@ Both come with the extra ``convlens[tiff]``; without them such a file is an Imag
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convlens.errors import ImageError
+from convlens.errors import ImageError, ImageTooLargeError
 from convlens.image.modes import on_white, row_bands
-from convlens.image.tiff import TiffLayout, TiffPixels
+from convlens.image.tiff import TiffPixels
+from convlens.image.tiff_layout import TiffLayout
 from convlens.types import Bytes8
 
+_LARGEST_STRIP = 64 * 2**20
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of extra sample that are alpha (TIFF 6.0, ExtraSamples)
 
 
-def decode(tiff: TiffPixels) -> Image.Image:
+def decode(data: bytes, tiff: TiffPixels) -> Image.Image:
     """The image as RGB on white, not yet turned upright; whole numbers are scaled by their range, floats are 0..1.
 
-    Raises ImageError for a layout of another kind, for floats out of range, and where the extra is not installed.
+    Raises ImageError for a layout of another kind, for strips that would need much more memory than the image, for
+    floats out of range, and where the extra is not installed.
     """
     layout = tiff.layout
     if not layout.samples_are_known:
         raise ImageError(f"a TIFF of {layout}, which is not read; save it as RGB with 8 bits a sample, or as PNG")
-    levels_HWC = _levels(tiff)
+    if layout.compressed and tiff.unpacked_bytes > _LARGEST_STRIP:
+        raise ImageTooLargeError(
+            f"a TIFF with strips or tiles of {tiff.unpacked_bytes >> 20} MiB once unpacked; at most "
+            f"{_LARGEST_STRIP >> 20} MiB are allowed: save it in smaller ones"
+        )
+    tiff.check_inside(data)
+    levels_HWC = _levels(data, tiff)
     width, height = tiff.size
     rgb = Image.new("RGB", (width, height))
     for top, bottom in row_bands(tiff.size):
@@ -36,13 +46,13 @@ def decode(tiff: TiffPixels) -> Image.Image:
     return rgb
 
 
-def _levels(tiff: TiffPixels) -> Bytes8:
+def _levels(data: bytes, tiff: TiffPixels) -> Bytes8:
     """The samples that count, colour and alpha, as 0..255: each strip or tile as soon as it is unpacked."""
     kept = tiff.layout.colours + (_alpha(tiff.layout) is not None)
     width, height = tiff.size
     levels_HWC = np.zeros((height, width, kept), np.uint8)
     low, high = np.inf, -np.inf
-    for values_HWC, (plane, top, left) in _segments(tiff):
+    for values_HWC, (plane, top, left) in _segments(data, tiff):
         part_HWC = levels_HWC[top:, left:, plane:][: values_HWC.shape[0], : values_HWC.shape[1], : values_HWC.shape[2]]
         values_HWC = values_HWC[: part_HWC.shape[0], : part_HWC.shape[1], : part_HWC.shape[2]]
         if part_HWC.size:
@@ -66,13 +76,13 @@ def _scaled(values: NDArray[Any]) -> Bytes8:
     return levels
 
 
-def _segments(tiff: TiffPixels) -> Any:
-    """Each unpacked strip or tile as (H, W, C), with its plane, first row and first column."""
+def _segments(data: bytes, tiff: TiffPixels) -> Iterator[tuple[NDArray[Any], tuple[int, int, int]]]:
+    """Bands of each unpacked strip or tile as (H, W, C), with its plane, first row and first column."""
     try:
         import tifffile
     except ImportError as error:
         raise _needs_extra(tiff.layout) from error
-    with tifffile.TiffFile(io.BytesIO(tiff.data)) as file:
+    with tifffile.TiffFile(io.BytesIO(tiff.alone(data))) as file:
         if not file.pages:
             raise ImageError("a damaged TIFF (it has no image); send the whole file")
         page = file.pages.first
@@ -80,7 +90,8 @@ def _segments(tiff: TiffPixels) -> Any:
             for values, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
                 if values is None:
                     raise ImageError("a damaged TIFF (a part of its pixels is empty); send the whole file")
-                yield values[0], (plane, top, left)
+                for first, end in row_bands((values.shape[2], values.shape[1])):
+                    yield values[0, first:end], (plane, top + first, left)
         except ValueError as error:
             if "imagecodecs" in str(error):
                 raise _needs_extra(tiff.layout) from error
