@@ -18,7 +18,7 @@ from convlens.image.tiff_layout import TiffLayout
 from convlens.types import Bytes8
 
 _ALPHA_MODES = {"RGBA", "RGBa", "LA", "La", "PA"}
-_PIXELS_OF_BAND = 2**20
+_PIXELS_OF_BAND = 2**18
 # Tags of TIFF 6.0, and values of theirs.
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _WHITE_IS_ZERO = 0
@@ -50,7 +50,7 @@ def _refuse_misread(image: Image.Image) -> None:
 
 
 def row_bands(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """The first row of each band of about a million pixels, and the row behind its last, from top to bottom."""
+    """The first row of each band of about 260,000 pixels, and the row behind its last, from top to bottom."""
     rows = max(1, _PIXELS_OF_BAND // max(1, size[0]))
     for top in range(0, size[1], rows):
         yield top, min(top + rows, size[1])

@@ -203,7 +203,7 @@ def _rewritten(data: bytes, directory: _Directory) -> bytes:
     """The file with its first directory overwritten in place by fewer entries, and no further directory."""
     count = len(directory.entries).to_bytes(2, directory.order)
     block = count + b"".join(entry.raw for entry in directory.entries) + bytes(4)
-    return b"".join([data[: directory.at], block, memoryview(data)[directory.at + len(block) :]])
+    return b"".join([memoryview(data)[: directory.at], block, memoryview(data)[directory.at + len(block) :]])
 
 
 def _as_plain(data: bytes, directory: _Directory) -> bytes:

@@ -20,6 +20,7 @@ from convlens.image.tiff_layout import TiffLayout
 from convlens.types import Bytes8
 
 _LARGEST_STRIP = 64 * 2**20
+_READ_AT_ONCE = 2**20  # bytes; tifffile's own choice is 256 MiB
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of extra sample that are alpha (TIFF 6.0, ExtraSamples)
 
 
@@ -87,7 +88,7 @@ def _segments(data: bytes, tiff: TiffPixels) -> Iterator[tuple[NDArray[Any], tup
             raise ImageError("a damaged TIFF (it has no image); send the whole file")
         page = file.pages.first
         try:
-            for values, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
+            for values, (plane, _, top, left, _), _ in page.segments(maxworkers=1, buffersize=_READ_AT_ONCE):
                 if values is None:
                     raise ImageError("a damaged TIFF (a part of its pixels is empty); send the whole file")
                 for first, end in row_bands((values.shape[2], values.shape[1])):
