@@ -115,16 +115,28 @@ class TiffPixels:
     @property
     def unpacked_bytes(self) -> int:
         """Size in memory of its largest strip or tile."""
-        rows = self._directory.number(_ROWS) or self.size[1]
-        width, height = self._tile if any(self._tile) else (self.size[0], min(rows, self.size[1]))
+        width, height = self._part
         return width * height * (self.layout.bits[0] if self.layout.separate else sum(self.layout.bits)) // 8
+
+    @property
+    def _part(self) -> Size:
+        """Size of a tile, or of a strip but the last."""
+        rows = self._directory.number(_ROWS) or self.size[1]
+        return self._tile if any(self._tile) else (self.size[0], min(rows, self.size[1]))
 
     @property
     def _tile(self) -> Size:
         return self._directory.number(_TILE_WIDTH), self._directory.number(_TILE_HEIGHT)
 
     def check_inside(self, data: bytes) -> None:
-        """ImageError where a strip or tile lies outside the file."""
+        """ImageError where a strip or tile is missing or lies outside the file."""
+        (width, height), (of_width, of_height) = self.size, self._part
+        if 0 in (width, height, of_width, of_height):
+            raise _damaged(f"its {width} x {height} pixels lie in parts of {of_width} x {of_height}")
+        needed = -(-width // of_width) * -(-height // of_height) * (self.layout.samples if self.layout.separate else 1)
+        given = max(len(self._directory.numbers(offsets, data)) for offsets in _OFFSETS)
+        if given < needed:
+            raise _damaged(f"it has {given} strips or tiles of the {needed} that its size needs")
         for of_offsets, of_counts in _OFFSETS_AND_COUNTS:
             offsets = self._directory.numbers(of_offsets, data).astype(float)
             counts = self._directory.numbers(of_counts, data)[: len(offsets)]

@@ -25,6 +25,7 @@ class TiffLayout:
     """How a TIFF's pixels are stored, in the words and numbers of TIFF 6.0."""
 
     photometric: int
+    samples: int
     bits: tuple[int, ...]
     formats: tuple[int, ...]
     extras: tuple[int, ...]
@@ -43,6 +44,7 @@ class TiffLayout:
         bits, formats = numbers(BITS) or (1,), numbers(FORMATS) or (_UNSIGNED,)
         return cls(
             photometric=first(PHOTOMETRIC, _WHITE_IS_ZERO),
+            samples=samples,
             # Some writers give one value for all the samples.
             bits=bits * samples if len(bits) == 1 and samples <= MOST_SAMPLES else bits,
             formats=tuple(set(formats)),
@@ -95,7 +97,7 @@ class TiffLayout:
             self.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _CMYK)
             and set(self.bits) <= set(depths)
             and len(set(self.bits)) == 1
-            and self.colours <= len(self.bits) <= MOST_SAMPLES
+            and self.colours <= self.samples == len(self.bits) <= MOST_SAMPLES
         )
 
     def check_brightness(self) -> None:

@@ -191,3 +191,19 @@ def test_planes_of_grey_and_alpha_that_pillow_turns_white_keep_their_grey():
     planes = np.array([[[10, 200, 90]], [[255, 51, 0]]], np.uint8)  # grey, alpha; 200 at a fifth is 244
     options = {"photometric": "minisblack", "planarconfig": "separate", "extrasamples": ["unassalpha"]}
     assert grey(tiff(planes, **options)) == [10, 244, 255]
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "reason"),
+    [
+        (278, 1, "it has 1 strips or tiles of the 9 that its size needs"),
+        (277, 60000, "which is not read"),
+        (257, 0, "its 9 x 0 pixels"),
+    ],
+)
+def test_a_layout_that_its_tags_contradict_is_refused_before_anything_is_unpacked(tag, value, reason):
+    data = bytearray(tiff(np.zeros((9, 9, 3), np.float32), photometric="rgb"))
+    at = next(data.index(struct.pack("<HH", tag, kind)) for kind in (3, 4) if struct.pack("<HH", tag, kind) in data) + 8
+    data[at : at + 4] = struct.pack("<L", value)
+    with pytest.raises(ImageError, match=reason):
+        decode(bytes(data))
