@@ -58,6 +58,10 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"\x93numpy", "a numpy array"),
 )
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # all chunks that PNG calls so, by their upper-case first letter
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+# First column and row of the seven parts of an interlaced PNG, and the steps to the next ones.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_UNPACKED_AT_ONCE = 2**18
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _NO_LENGTH = (0x00, 0x01, *range(0xD0, 0xD8))  # bytes of the pixels, a reserved marker, and restarts
 _APP, _COM = range(0xE0, 0xF0), 0xFE
@@ -191,6 +195,34 @@ def png_of_pixels(data: bytes) -> bytes:
         if name == b"IEND":
             return b"".join(kept)
     return b"".join([*kept, data[at:]])
+
+
+def is_interlaced(png: bytes) -> bool:
+    return png[28] != 0
+
+
+def has_all_pixels(png: bytes) -> bool:
+    """Whether the pixel data of a PNG, as made by png_of_pixels, unpacks to as many bytes as its size asks for."""
+    missing, at = _pixel_bytes(png), 8
+    unpacker = zlib.decompressobj()
+    while at + 12 <= len(png) and missing > 0:
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        packed = png[at + 8 : end - 4] if png[at + 4 : at + 8] == b"IDAT" else b""
+        while packed and missing > 0:
+            missing -= len(unpacker.decompress(packed, _UNPACKED_AT_ONCE))
+            packed = unpacker.unconsumed_tail
+        at = end
+    return missing <= 0
+
+
+def _pixel_bytes(png: bytes) -> int:
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack_from(">LL5B", png, 16)
+    bits = depth * _CHANNELS[colour_type]
+    sizes = (
+        (-(-(width - left) // across), -(-(height - top) // down))
+        for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
+    )
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0)
 
 
 def _check_critical(name: bytes, chunk: bytes) -> None:

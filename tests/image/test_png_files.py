@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -89,6 +90,27 @@ def test_a_transparent_colour_of_the_wrong_length_is_left_out_as_by_libpng(body)
 def test_a_critical_chunk_that_png_does_not_know_is_refused_and_named():
     with pytest.raises(ImageError, match="chunk 'CgBI' that PNG does not define"):
         decode(png((2, 1), 8, 0, b"\5\6", chunk(b"CgBI", bytes(4))))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("rows", [1, 5, 8])
+def test_a_complete_stream_of_too_few_rows_is_refused(rows, interlaced):
+    samples = np.random.default_rng(0).integers(0, 256, (9, 7, 3))
+    data = png_of(samples, 8, 2, interlaced=interlaced)
+    at, end = data.index(b"IDAT"), data.index(b"IEND")
+    stream = zlib.decompress(data[at + 4 : end - 8])
+    short = chunk(b"IDAT", zlib.compress(stream[: len(stream) * rows // 9]))
+    with pytest.raises(ImageError, match="pixel data ends before the image is complete"):
+        decode(data[: at - 4] + short + data[end - 4 :])
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("depth", "colour_type"), KINDS)
+def test_an_image_that_ends_in_black_is_whole(depth, colour_type, interlaced):
+    samples = np.zeros((9, 7, CHANNELS[colour_type]), int)
+    extra = [chunk(b"PLTE", bytes(6))] if colour_type == 3 else []
+    black = 255 if colour_type in (4, 6) else 0  # alpha is 0 too, and shows white
+    assert (pixels(png_of(samples, depth, colour_type, *extra, interlaced=interlaced)) == black).all()
 
 
 def test_a_whole_file_whose_pixels_run_out_is_not_called_truncated():
