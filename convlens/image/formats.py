@@ -156,15 +156,14 @@ def jpeg_of_pixels(data: bytes) -> bytes:
             at += 1 if marker == 0xFF else 2
             continue
         length = int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + length
         if marker in _APP or marker == _COM:
-            end = at + 2 + max(2, length)
             name, shortest = _APP_READ.get(marker, (b"", len(data)))
             if length - 2 >= shortest and data.startswith(name, at + 4):
                 kept.append(data[at:end])
         elif length < 2:
             break  # for Pillow to refuse
         else:
-            end = at + 2 + length
             kept.append(data[at:end])
         at = end
     return b"".join([*kept, data[at:]])
