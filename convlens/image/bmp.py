@@ -66,8 +66,7 @@ def decode(data: bytes, bmp: Bmp) -> Image.Image:
 
     Pixels of a run beyond the end of its row are dropped. Raises ImageError where the data ends early.
     """
-    image = _of_runs(data, bmp) if bmp.has_runs else _of_fields(data, bmp)
-    return image if bmp.top_down else image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return _of_runs(data, bmp) if bmp.has_runs else _of_fields(data, bmp)
 
 
 def _masks(data: bytes, header_size: int, bits: int, compression: int) -> tuple[int, int, int, int]:
@@ -94,7 +93,10 @@ def _of_fields(data: bytes, bmp: Bmp) -> Image.Image:
         raw = np.frombuffer(data[start : start + count].ljust(count, b"\0"), f"<u{bmp.bits // 8}")
         codes_HW = raw.reshape(bottom - top, -1)[:, :width]
         levels_HWC = np.stack([field.levels(codes_HW) for field in fields], -1)
-        image.paste(on_white(levels_HWC), (0, top))
+        if bmp.top_down:
+            image.paste(on_white(levels_HWC), (0, top))
+        else:
+            image.paste(on_white(levels_HWC[::-1]), (0, height - bottom))
     return image
 
 
@@ -122,11 +124,12 @@ class _Field:
 
 def _of_runs(data: bytes, bmp: Bmp) -> Image.Image:
     pixels, missing = _unpacked(data, bmp)
-    image = Image.frombytes("P", bmp.size, bytes(pixels))
+    direction = 1 if bmp.top_down else -1
+    image = Image.frombytes("P", bmp.size, pixels, "raw", "P", 0, direction)
     image.putpalette(bmp.palette[: len(bmp.palette) // 4 * 4], "BGRX")
     rgb = image.convert("RGB")
     if any(missing):
-        rgb.paste("white", mask=Image.frombytes("L", bmp.size, bytes(missing)))
+        rgb.paste("white", mask=Image.frombytes("L", bmp.size, missing, "raw", "L", 0, direction))
     return rgb
 
 

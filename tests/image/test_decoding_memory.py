@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import chunk, saved, tiff
+from image_files import bmp_of, chunk, saved, tiff
 from PIL import Image
 
 from convlens.image import Limits
@@ -85,6 +85,9 @@ def test_a_palette_bomb_takes_twice_its_pixels(transparency):
         pytest.param(lambda: turned("JPEG", "CMYK"), id="CMYK JPEG turned"),
         pytest.param(lambda: turned("JPEG", "RGB"), id="JPEG turned"),
         pytest.param(lambda: saved(Image.new("P", SIZE), "GIF", transparency=0), id="GIF"),
+        pytest.param(lambda: bmp_of(SIZE, 8, 1, b"\1\1\0\0" * SIZE[1] + b"\0\1", palette=bytes(8)), id="BMP of runs"),
+        pytest.param(lambda: bmp_of(SIZE, 16, 3, bytes(2 * SIZE[0] * SIZE[1]), masks=(0xF00, 0xF0, 0xF, 0xF000)),
+                     id="BMP of fields"),
         pytest.param(lambda: saved(Image.new("RGB", (2000, 1500)), "TIFF"), id="TIFF"),
         pytest.param(lambda: turned("TIFF", "RGBA", compression="tiff_lzw"), id="RGBA TIFF turned"),
         pytest.param(lambda: tiff(np.zeros((3000, 4000), np.float32), rowsperstrip=64), id="float TIFF"),
