@@ -136,39 +136,42 @@ def _of_runs(data: bytes, bmp: Bmp) -> Image.Image:
 def _unpacked(data: bytes, bmp: Bmp) -> tuple[bytearray, bytearray]:
     """The palette index of each pixel, in the order of the file's rows; and 255 for each that the runs leave out."""
     (width, height), packs_two = bmp.size, bmp.bits == 4
-    pixels, missing = bytearray(width * height), bytearray(b"\xff") * (width * height)
-    at, x, y = bmp.offset, 0, 0
-    while y < height:
-        if at + 2 > len(data):
-            if y == height - 1 and x == width:
-                break
-            raise _ends_early()
+    runs = [bytes([code >> 4, code & 15]) * 128 if packs_two else bytes([code]) * 255 for code in range(256)]
+    pixels, missing = bytearray(width * height), bytearray(width * height)
+    at, end, x, y = bmp.offset, len(data) - 1, 0, 0
+    while y < height and at < end:
         count, value = data[at], data[at + 1]
         at += 2
-        if count:
-            run = (bytes([value >> 4, value & 15]) * 128 if packs_two else bytes([value]) * 255)[:count]
-        elif value == 0:  # end of the row
-            x, y = 0, y + 1
-            continue
-        elif value == 1:  # end of the image
-            break
-        elif value == 2:  # a step right and on
-            if at + 2 > len(data):
-                raise _ends_early()
-            x, y = min(width, x + data[at]), y + data[at + 1]
-            at += 2
-            continue
-        else:  # pixels one by one, filled up to a whole number of 16 bits
+        if count:  # the same pixel, or pair of pixels, again and again
+            if x < width:
+                count = min(count, width - x)
+                start = y * width + x
+                pixels[start : start + count] = runs[value][:count]
+                x += count
+        elif value > 2:  # pixels one by one, filled up to a whole number of 16 bits
             length = (value + 1) // 2 if packs_two else value
-            run = data[at : at + length]
-            if len(run) < length:
+            packed = data[at : at + length]
+            if len(packed) < length:
                 raise _ends_early()
-            run = bytes(half for byte in run for half in (byte >> 4, byte & 15))[:value] if packs_two else run
             at += length + length % 2
-        start, run = y * width + x, run[: width - x]
-        pixels[start : start + len(run)] = run
-        missing[start : start + len(run)] = bytes(len(run))
-        x += len(run)
+            row = bytes(half for byte in packed for half in (byte >> 4, byte & 15))[:value] if packs_two else packed
+            row = row[: width - x]
+            start = y * width + x
+            pixels[start : start + len(row)] = row
+            x += len(row)
+        else:  # on to the next row, to the end, or some pixels right and some rows on
+            before = y * width + x
+            if value == 2:
+                if at >= end:
+                    break
+                x, y = min(width, x + data[at]), y + data[at + 1]
+                at += 2
+            else:
+                x, y = 0, y + 1 if value == 0 else height
+            if skipped := min(y * width + x, width * height) - before:
+                missing[before : before + skipped] = b"\xff" * skipped
+    if y * width + x < width * height:
+        raise _ends_early()
     return pixels, missing
 
 
