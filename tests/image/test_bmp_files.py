@@ -74,8 +74,8 @@ def test_rows_run_from_the_bottom_up_or_from_the_top_down():
         (b"\0\3\1\2\3\0\0\0" b"\3\4\0\1", [[4, 4, 4], [1, 2, 3]]),
         (b"\5\1\0\0" b"\3\2\0\1", [[2, 2, 2], [1, 1, 1]]),  # a run over the row's end
         (b"\0\5\1\2\3\4\4\0\0\0" b"\3\2\0\1", [[2, 2, 2], [1, 2, 3]]),  # pixels over the row's end
-        (b"\5\1\0\0" b"\0\2\2\0\1\2\0\1", [[None, None, 2], [1, 1, 1]]),  # and nothing of it in the next row
-        (b"\3\1\0\0" b"\0\4\2\2\2\2\0\1", [[2, 2, 2], [1, 1, 1]]),
+        (b"\5\1\0\1", [[None, None, None], [1, 1, 1]]),  # and nothing of either in the next row
+        (b"\0\5\1\2\3\4\4\0\0\1", [[None, None, None], [1, 2, 3]]),
         (b"\2\1\0\4\3\4\4\4\0\0" b"\3\2\0\1", [[2, 2, 2], [1, 1, 3]]),  # the same behind a run
         (b"\1\1\0\0" b"\0\2\1\0\1\2\0\1", [[None, 2, None], [1, None, None]]),  # rows cut short, and a step right
         (b"\0\2\0\1\3\2\0\1", [[2, 2, 2], [None, None, None]]),  # a step up
