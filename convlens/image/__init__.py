@@ -1,7 +1,8 @@
-"""Bytes to images, images to what a model sees, and back to bytes. Pillow and numpy only.
+"""Bytes to images, images to what a model sees, and back to bytes. Pillow and numpy, and tifffile for rare TIFFs.
 
 ``codec`` and ``preprocess`` hold the public functions. ``formats`` tells what bytes are, and reads with ``tiff`` what
-must be known before Pillow may open them; ``modes`` makes any Pillow mode RGB.
+must be known before Pillow may open them; ``modes`` makes any Pillow mode RGB. ``bmp`` and ``tiff_samples`` read what
+Pillow refuses or gets wrong; ``tiff_layout`` says which TIFFs these are.
 """
 
 from __future__ import annotations

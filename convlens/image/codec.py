@@ -23,9 +23,21 @@ from PIL import (
 )
 
 from convlens.errors import ImageError, ImageTooLargeError
-from convlens.image.formats import Format, Size, format_of, gif_size, png_of_pixels, webp_size
+from convlens.image import bmp, tiff_samples
+from convlens.image.formats import (
+    Edges,
+    Format,
+    Size,
+    format_of,
+    gif_frame,
+    has_all_pixels,
+    is_interlaced,
+    jpeg_of_pixels,
+    png_of_pixels,
+    webp_size,
+)
 from convlens.image.modes import to_rgb
-from convlens.image.tiff import orientation, tiff_of_pixels
+from convlens.image.tiff import orientation, read_tiff
 from convlens.types import Bytes8
 
 # Pillow's own warning level for "decompression bombs". Ours must stay below, or Pillow would warn first.
@@ -52,17 +64,6 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         """Do nothing: the resolution is of no use here, and reading it warns where EXIF is damaged."""
 
 
-# The classes themselves rather than Image.open: that one warns of large sizes before they can be looked at here, tries
-# other formats, and takes some JPEGs for MPO.
-_READERS: dict[Format, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": _Jpeg,
-    "PNG": PngImagePlugin.PngImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-}
-
 # What Pillow has been seen to raise, or may raise by its source, on damaged files.
 _DAMAGE = (
     OSError,
@@ -82,6 +83,7 @@ _DAMAGE = (
     Warning,  # raised where the process runs with -W error
 )
 
+_AS_IT_IS = 1
 # By EXIF orientation; 1 is upright, and what is not listed here is taken for that.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,23 +99,27 @@ _UPRIGHT = {
 def decode(data: bytes | bytearray | memoryview, *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
     """A JPEG, PNG, WebP, GIF, BMP or TIFF as an RGB image the right way up; of several frames or pages the first.
 
-    Transparent pixels lie on white. 16-bit grey is scaled, not clipped; floats must be 0..1; CMYK JPEGs are taken as
-    Adobe writes them, inverted. Colour profiles and other metadata are ignored, and not passed on. Both limits are
-    checked before pixels are decoded. Raises ImageTooLargeError over a limit, ImageError for anything that is not a
-    whole image.
+    Transparent pixels lie on white, and so does what a GIF's first frame leaves of its screen. 16-bit grey is scaled,
+    not clipped; floats must be 0..1; whole numbers of 32 bits or with a sign are refused; CMYK JPEGs are taken as Adobe
+    writes them, inverted. TIFFs of floats in colour or with alpha, of 16-bit grey with alpha, and of most planes stored
+    apart need the extra ``convlens[tiff]``. Colour profiles and other metadata are ignored, and not passed on. Both
+    limits are checked before pixels are decoded. Raises ImageTooLargeError over a limit, ImageError for anything that
+    is not a whole image.
     """
     if len(data) > limits.bytes:
         raise ImageTooLargeError(f"a body of {len(data)} bytes; at most {limits.bytes} are allowed: send a smaller one")
     data = bytes(data)
     kind = format_of(data)
     try:
-        return _decode(data, kind, limits)
+        rgb, turn = _READERS[kind](data, limits)  # by now nothing but the result is left in memory
     except ImageError:
         raise
     except _DAMAGE as error:
         raise ImageError(
             f"a {kind} that is damaged or of a rare kind ({_reason(error)}); send the whole file, or save it as PNG"
         ) from error
+    rgb.info = {}
+    return rgb.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else rgb
 
 
 def read(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
@@ -139,31 +145,83 @@ def read_bytes(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) ->
     return data
 
 
-def _decode(data: bytes, kind: Format, limits: Limits) -> Image.Image:
-    data, size = _without_metadata(data, kind)
-    _check_pixels(size, limits)
-    with _READERS[kind](io.BytesIO(data)) as image:
+# The classes themselves rather than Image.open: that one warns of large sizes before they can be looked at here, tries
+# other formats, and takes some JPEGs for MPO.
+def _read_jpeg(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+    return _by_pillow(_Jpeg, io.BytesIO(jpeg_of_pixels(data)), limits)
+
+
+def _read_png(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+    rgb, turn = _by_pillow(PngImagePlugin.PngImageFile, io.BytesIO(png_of_pixels(data)), limits)
+    # Pillow leaves pixels 0 that a complete stream lacks. To unpack each stream anew would take half the time again.
+    last_row_HWC = np.asarray(rgb.crop((0, rgb.height - 1, rgb.width, rgb.height)))
+    may_lack_pixels = is_interlaced(data) or (last_row_HWC == last_row_HWC[:, :1]).all()
+    if may_lack_pixels and not has_all_pixels(png_of_pixels(data)):
+        raise ImageError("a PNG whose pixel data ends before the image is complete; send the whole file")
+    return rgb, turn
+
+
+def _read_webp(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+    _check_pixels(webp_size(data), limits)  # Pillow allocates them while it opens the file
+    return _by_pillow(WebPImagePlugin.WebPImageFile, io.BytesIO(data), limits)
+
+
+def _read_gif(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+    frame = gif_frame(data)
+    _check_pixels(frame.screen if frame else None, limits)  # Pillow warns of them while it opens the file
+    rgb, turn = _by_pillow(GifImagePlugin.GifImageFile, io.BytesIO(data), limits)
+    if frame is not None:
+        _whiten_around(rgb, frame.edges)
+    return rgb, turn
+
+
+def _read_bmp(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+    header = bmp.read_header(data)
+    if header is None:
+        return _by_pillow(BmpImagePlugin.BmpImageFile, io.BytesIO(data), limits)
+    _check_pixels(header.size, limits)
+    return bmp.decode(data, header), _AS_IT_IS
+
+
+def _read_tiff(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+    tiff = read_tiff(data)
+    _check_pixels(tiff.extent, limits)
+    tiff.layout.check_brightness()
+    if tiff.layout.pillow_reads:
+        return _by_pillow(TiffImagePlugin.TiffImageFile, io.BytesIO(tiff.alone(data)), limits)
+    return tiff_samples.decode(data, tiff), tiff.orientation
+
+
+# Each gives the image as RGB, and the EXIF orientation that it is still to be turned by.
+_READERS: dict[Format, Callable[[bytes, Limits], tuple[Image.Image, int]]] = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "WebP": _read_webp,
+    "GIF": _read_gif,
+    "BMP": _read_bmp,
+    "TIFF": _read_tiff,
+}
+
+
+def _by_pillow(
+    reader: Callable[[io.BytesIO], ImageFile.ImageFile], file: io.BytesIO, limits: Limits
+) -> tuple[Image.Image, int]:
+    with reader(file) as image:
         _check_pixels(image.size, limits)
         image.load()
+        file.close()  # its bytes may be as many as the image's
         turn = orientation(image.info.get("exif") or b"")  # Pillow turns TIFFs by itself and leaves nothing here
-        rgb = to_rgb(image)
-    rgb.info = {}
-    return rgb.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else rgb
+        return to_rgb(image), turn
 
 
-def _without_metadata(data: bytes, kind: Format) -> tuple[bytes, Size | None]:
-    """The bytes for Pillow, and the size that it would allocate or warn of while it opens them, where it would."""
-    match kind:
-        case "TIFF":
-            return tiff_of_pixels(data)
-        case "PNG":
-            return png_of_pixels(data), None
-        case "GIF":
-            return data, gif_size(data)
-        case "WebP":
-            return data, webp_size(data)
-        case _:
-            return data, None
+def _whiten_around(rgb: Image.Image, edges: Edges) -> None:
+    """White over all that lies outside the edges, which Pillow fills with some colour of the palette."""
+    left, top, right, bottom = edges
+    width, height = rgb.size
+    around = ((0, 0, width, top), (0, bottom, width, height), (0, top, left, bottom), (right, top, width, bottom))
+    for box in around:
+        if box[0] < box[2] and box[1] < box[3]:
+            rgb.paste("white", box)
 
 
 def _check_pixels(size: Size | None, limits: Limits) -> None:
@@ -175,8 +233,14 @@ def _check_pixels(size: Size | None, limits: Limits) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One short line, since messages may end up in HTTP headers."""
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    """One short line, since messages may end up in HTTP headers.
+
+    Pillow calls a file truncated also where it is whole, and its decoder alone has run out of pixels.
+    """
+    words = " ".join(str(error).split())[:120] or type(error).__name__
+    if words.startswith("image file is truncated"):
+        return "its pixel data ends before the image is complete"
+    return "one of its blocks reaches past the end of the file" if words == "Truncated File Read" else words
 
 
 def encode_png(image_HWC: Bytes8, *, level: int = 1) -> bytes:

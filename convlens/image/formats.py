@@ -1,13 +1,15 @@
-"""What some bytes are, by their first ones, and what must be known of a GIF, WebP or PNG before Pillow may open it.
+"""What some bytes are, by their first ones, and what must be known of a file before Pillow may open it.
 
-Pillow allocates a WebP's canvas, and warns of a GIF's size, while opening; and it warns of odd metadata through
-Python's process-wide filters, which no thread can silence for itself. So these headers are read here first.
+Pillow allocates a WebP's canvas, and warns of a GIF's size, while opening; it warns of odd metadata through Python's
+process-wide filters, which no thread can silence for itself; and it takes broken metadata for a broken image, but a
+PNG's broken pixels for sound ones. So these headers are read here first.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Literal
 
 from convlens.errors import ImageError
@@ -15,6 +17,8 @@ from convlens.errors import ImageError
 Format = Literal["JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF"]
 Size = tuple[int, int]
 """Width and height in pixels."""
+Edges = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels; the last two lie outside."""
 
 _ACCEPTED = "JPEG, PNG, WebP, GIF, BMP or TIFF"
 _IMAGES: tuple[tuple[bytes, Format], ...] = (
@@ -53,7 +57,17 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"\x00\x00\x00\x0cjp  ", "a JPEG 2000 image"),
     (b"\x93numpy", "a numpy array"),
 )
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND"}  # of one still image
+_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")  # all chunks that PNG calls so, by their upper-case first letter
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+# First column and row of the seven parts of an interlaced PNG, and the steps to the next ones.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_UNPACKED_AT_ONCE = 2**18
+_SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
+_NO_LENGTH = (0x00, 0x01, *range(0xD0, 0xD8))  # bytes of the pixels, a reserved marker, and restarts
+_APP, _COM = range(0xE0, 0xF0), 0xFE
+# What libjpeg reads of the APPn segments: JFIF and Adobe, each with the shortest length that it takes for one; and
+# EXIF, for its orientation.
+_APP_READ = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}
 # By the brand of an ISO base media file (ftyp box).
 _BRANDS = {b"avif": "an AVIF image", b"avis": "an AVIF image", b"heic": "a HEIC image", b"heix": "a HEIC image",
            b"mif1": "a HEIF image", b"msf1": "a HEIF image"}  # fmt: skip
@@ -82,8 +96,16 @@ def _likely(data: bytes) -> str:
     return f"data of an unknown kind ({len(data)} bytes, beginning {data[:8].hex(' ')})"
 
 
-def gif_size(data: bytes) -> Size | None:
-    """Screen size of a GIF, grown to hold its first frame as Pillow does; None where there is no frame."""
+@dataclass(frozen=True)
+class GifFrame:
+    """The first frame of a GIF: the size of the screen, grown to hold it, and where it lies there."""
+
+    screen: Size
+    edges: Edges
+
+
+def gif_frame(data: bytes) -> GifFrame | None:
+    """A GIF's first frame, on a screen that grows to hold it, as in browsers and Pillow; None where there is none."""
     if len(data) < 13:
         return None
     width, height, flags = struct.unpack_from("<HHB", data, 6)
@@ -92,7 +114,8 @@ def gif_size(data: bytes) -> Size | None:
     while at < len(data) and data[at] != ord(";"):
         if data[at] == ord(",") and at + 9 <= len(data):
             left, top, frame_width, frame_height = struct.unpack_from("<4H", data, at + 1)
-            return max(width, left + frame_width), max(height, top + frame_height)
+            right, bottom = left + frame_width, top + frame_height
+            return GifFrame((max(width, right), max(height, bottom)), (left, top, right, bottom))
         # An extension is a chain of sub-blocks; over any other byte Pillow steps as well.
         at = _after_blocks(data, at + 2) if data[at] == ord("!") else at + 1
     return None
@@ -118,20 +141,107 @@ def webp_size(data: bytes) -> Size | None:
     return None
 
 
+def jpeg_of_pixels(data: bytes) -> bytes:
+    """The same JPEG with only those APPn segments that say how to read its pixels, and EXIF for its orientation.
+
+    libjpeg skips an APPn segment that is too short for its name, also one whose length is below its own two bytes;
+    Pillow would take the file for damaged. What follows the start of the first scan stays as it is.
+    """
+    kept, at = [data[:2]], 2
+    while 0 <= (found := data.find(b"\xff", at)) < len(data) - 3:
+        at, marker = found, data[found + 1]
+        if marker in (_SOI, _EOI, _SOS):
+            break
+        if marker == 0xFF or marker in _NO_LENGTH:  # 0xFF: one that fills up to the marker
+            at += 1 if marker == 0xFF else 2
+            continue
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        end = at + 2 + length
+        if marker in _APP or marker == _COM:
+            name, shortest = _APP_READ.get(marker, (b"", len(data)))
+            if length - 2 >= shortest and data.startswith(name, at + 4):
+                kept.append(data[at:end])
+        elif length < 2:
+            break  # for Pillow to refuse
+        else:
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
 def png_of_pixels(data: bytes) -> bytes:
     """The same PNG with only what describes its one still image, and EXIF for its orientation.
 
-    Text and colour profiles (which may be compressed bombs) and animation are left out. What follows a cut stays as it
-    is, for Pillow to refuse.
+    Text and colour profiles (which may be compressed bombs) and animation are left out. Checksums count as in libpng: a
+    wrong one of a critical chunk is an ImageError, an ancillary chunk with a wrong one is left out. So is an unknown
+    critical chunk an ImageError. What follows a cut stays as it is, for Pillow to refuse.
     """
-    kept, at = [data[:8]], 8
+    kept, at, has_pixels = [data[:8]], 8, False
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        chunk = data[at:end]
-        if chunk[4:8] in _PNG_CHUNKS or end > len(data):
-            kept.append(_in_eight_bits(chunk, *data[24:26]) if chunk[4:8] == b"tRNS" else chunk)
+        name, chunk = data[at + 4 : at + 8], data[at:end]
+        if end > len(data):
+            kept.append(chunk)
+        elif not name[0] & 0x20:
+            _check_critical(name, chunk)
+            kept.append(chunk)
+            has_pixels |= name == b"IDAT"
+        elif name == b"eXIf" and _has_right_crc(chunk):
+            kept.append(chunk)
+        elif name == b"tRNS" and not has_pixels and _has_right_crc(chunk) and _fits_colours(chunk, data[25]):
+            kept.append(_in_eight_bits(chunk, *data[24:26]))
         at = end
+        if name == b"IEND":
+            return b"".join(kept)
     return b"".join([*kept, data[at:]])
+
+
+def is_interlaced(png: bytes) -> bool:
+    return png[28] != 0
+
+
+def has_all_pixels(png: bytes) -> bool:
+    """Whether the pixel data of a PNG, as made by png_of_pixels, unpacks to as many bytes as its size asks for."""
+    missing, at = _pixel_bytes(png), 8
+    unpacker = zlib.decompressobj()
+    while at + 12 <= len(png) and missing > 0:
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        packed = png[at + 8 : end - 4] if png[at + 4 : at + 8] == b"IDAT" else b""
+        while packed and missing > 0:
+            missing -= len(unpacker.decompress(packed, _UNPACKED_AT_ONCE))
+            packed = unpacker.unconsumed_tail
+        at = end
+    return missing <= 0
+
+
+def _pixel_bytes(png: bytes) -> int:
+    width, height, depth, colour_type, _, _, interlaced = struct.unpack_from(">LL5B", png, 16)
+    bits = depth * _CHANNELS[colour_type]
+    sizes = (
+        (-(-(width - left) // across), -(-(height - top) // down))
+        for left, top, across, down in (_ADAM7 if interlaced else ((0, 0, 1, 1),))
+    )
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0)
+
+
+def _check_critical(name: bytes, chunk: bytes) -> None:
+    shown = ascii(name.decode("latin-1"))
+    if name not in _CRITICAL:
+        raise ImageError(
+            f"a PNG with a chunk {shown} that PNG does not define, and that readers may not skip; save it as plain PNG"
+        )
+    if not _has_right_crc(chunk):
+        raise ImageError(f"a damaged PNG (the checksum of its {name.decode()} chunk is wrong); send the whole file")
+
+
+def _fits_colours(transparency: bytes, colour_type: int) -> bool:
+    """Whether a tRNS chunk has as many bytes as its image's colours ask for; libpng skips one that has not."""
+    length = len(transparency) - 12
+    return {0: length == 2, 2: length == 6, 3: 1 <= length <= 256}.get(colour_type, False)
+
+
+def _has_right_crc(chunk: bytes) -> bool:
+    return zlib.crc32(memoryview(chunk)[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
 def _in_eight_bits(chunk: bytes, depth: int, colour_type: int) -> bytes:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from convlens.errors import ImageError, ImageTooLargeError
 from convlens.image import Limits, decode, read
-from convlens.image.tiff import tiff_of_pixels
+from convlens.image.tiff import read_tiff
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_of_several_frames_the_first_is_taken(form):
 def test_of_a_tiff_pillow_sees_the_first_page_and_its_pixels_alone(big):
     pages = [Image.new("RGB", (9, 7), colour) for colour in ("red", "blue")]
     data = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], big_tiff=big, description="secret")
-    with tifffile.TiffFile(io.BytesIO(tiff_of_pixels(data)[0])) as seen:
+    with tifffile.TiffFile(io.BytesIO(read_tiff(data).alone(data))) as seen:
         assert len(seen.pages) == 1
         assert 270 not in seen.pages[0].tags
         assert (seen.asarray() == (255, 0, 0)).all()

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from image_files import saved
+from image_files import bmp_of, chunk, png_of, saved, tiff
 from PIL import Image
 
 from convlens.errors import ImageError
@@ -24,7 +24,18 @@ def files() -> dict[str, bytes]:
     exif[274], exif[305], exif[282] = 6, "software" * 5, 72.0
     exif.get_ifd(0x8769)[36864] = b"0230"
     two = {"save_all": True, "append_images": [rgb.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]}
+    planes = rng.random((2, *SIZE)).astype(np.float32)
+    palette = b"".join(bytes([n, 255 - n, 7, 0]) for n in range(256))
+    runs = b"".join(bytes([24, n, 0, 0]) if n % 2 else bytes([0, 24, *range(24), 0, 0]) for n in range(20)) + b"\0\1"
     return {
+        "bmp runs": bmp_of((24, 20), 8, 1, runs, palette=palette),
+        "bmp fields": bmp_of((24, 20), 16, 3, rng.bytes(960), masks=(0xF00, 0xF0, 0xF, 0xF000)),
+        "png interlaced": png_of(rng.integers(0, 16, (*SIZE, 1)), 4, 3, chunk(b"PLTE", bytes(48)), interlaced=True),
+        "tiff planes": tiff(planes, photometric="minisblack", planarconfig="separate", extrasamples=[2]),
+        "tiff floats": tiff(rng.random((*SIZE, 3)).astype(np.float32), photometric="rgb", tile=(16, 16)),
+        "tiff big-endian big": tiff(
+            rng.integers(0, 255, (*SIZE, 3), np.uint8), photometric="rgb", bigtiff=True, byteorder=">", rowsperstrip=5
+        ),
         "jpeg": saved(rgb, "JPEG", exif=exif),
         "jpeg cmyk": saved(rgb.convert("CMYK"), "JPEG"),
         "png": saved(rgb, "PNG", exif=exif, compress_level=0),

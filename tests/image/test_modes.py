@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from convlens.errors import ImageError
 from convlens.image import decode
+from convlens.image.modes import to_rgb
 
 RAMP = np.array([[0, 100, 32768 // 257, 255]], np.uint8)
 RAMP16 = np.array([[0, 25700, 32768, 65535]], np.uint16)
@@ -54,12 +56,18 @@ def test_sixteen_bit_colour_png():
     assert pixels(png((2, 1), 16, 2, row)).tolist() == [[[0, 100, 255], [117, 0, 0]]]
 
 
-@pytest.mark.parametrize("planes", [np.uint16([[[0, 9]], [[1, 8]], [[2, 7]]])])
-def test_a_tiff_that_pillow_misreads_is_refused(planes):
-    with pytest.raises(ImageError, match="planes stored apart"):
-        decode(tiff(planes, photometric="rgb", planarconfig="separate"))
-    with pytest.raises(ImageError, match="signed bytes"):
-        decode(tiff(np.array([[-1, 5]], np.int8)))
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def test_an_image_that_pillow_has_misread_is_refused():
+    planes = np.uint16([[[0, 9]], [[1, 8]], [[2, 7]]])
+    with pytest.raises(ImageError, match=r"Pillow misreads \(3 samples of 16-bit whole numbers in separate planes"):
+        to_rgb(opened(tiff(planes, photometric="rgb", planarconfig="separate")))
+    with pytest.raises(ImageError, match="signed 8-bit"):
+        to_rgb(opened(tiff(np.array([[-1, 5]], np.int8))))
 
 
 def test_floats_from_zero_to_one_are_scaled_and_others_refused():
@@ -70,12 +78,45 @@ def test_floats_from_zero_to_one_are_scaled_and_others_refused():
         decode(tiff(np.array([[0, np.nan]], np.float32)))
 
 
-def test_whole_numbers_are_taken_as_sixteen_bit_and_refused_beyond():
-    assert grey(tiff(np.array([[0, 25700, 65535]], np.int32))) == [0, 100, 255]
+def test_whole_numbers_in_memory_are_taken_as_sixteen_bit_and_refused_beyond():
+    assert np.asarray(to_rgb(Image.fromarray(np.array([[0, 25700, 65535]], np.int32))))[0, :, 0].tolist() == [
+        0,
+        100,
+        255,
+    ]
     with pytest.raises(ImageError, match=r"from 0 to 70000; only 0\.\.65535"):
-        decode(tiff(np.array([[0, 70000]], np.int32)))
+        to_rgb(Image.fromarray(np.array([[0, 70000]], np.int32)))
     with pytest.raises(ImageError, match="from -1 to 5"):
-        decode(tiff(np.array([[-1, 5]], np.int16)))
+        to_rgb(Image.fromarray(np.array([[-1, 5]], np.int32)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_the_result_is_always_another_image(mode):
+    image = Image.new(mode, (2, 2))
+    assert to_rgb(image) is not image
+
+
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBa", "PA", "I;16", "I", "F"])
+def test_an_image_of_several_bands_of_rows_is_converted_whole(mode):
+    band = 2**18 // 3000  # rows of which the conversion takes at a time
+    height = 2 * band + 5
+    ramp = np.linspace(0, 255, height).round().astype(np.uint8)[:, None].repeat(3000, 1)
+    grey = Image.fromarray(ramp)
+    match mode:
+        case "I;16":
+            image = Image.fromarray(ramp.astype(np.uint16) * 257)
+        case "I":
+            image = Image.fromarray(ramp.astype(np.int32) * 257)
+        case "F":
+            image = Image.fromarray(ramp.astype(np.float32) / 255)
+        case "PA":
+            image = grey.convert("P").convert("PA")
+        case "RGBa":
+            image = grey.convert("RGBA").convert("RGBa")
+        case _:
+            image = grey.convert("LA").convert(mode)
+    assert image.mode == mode
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), ramp[..., None].repeat(3, 2))
 
 
 def test_one_bit_grey_and_palette_images():
