@@ -1,25 +1,42 @@
 """Bytes to images, images to what a model sees, and back to bytes. Pillow and numpy only.
 
 ``codec`` and ``preprocess`` hold the public functions. ``formats`` tells what bytes are, and reads with ``tiff`` what
-must be known before Pillow may open them; ``modes`` makes any Pillow mode RGB.
+must be known before Pillow may open them; ``modes`` makes any Pillow mode RGB. ``channels`` reads images of other
+channels than RGB, and chooses what is shown of them.
 """
 
 from __future__ import annotations
 
+from convlens.image.channels import (
+    ChannelImage,
+    Picture,
+    decode_channels,
+    display_image,
+    displayed,
+    encode_npy,
+    read_channels,
+)
 from convlens.image.codec import Limits, decode, encode_jpeg, encode_png, read, read_bytes, thumbnail
 from convlens.image.preprocess import Prepared, denormalise, normalise, prepare, view
 
 __all__ = [
+    "ChannelImage",
     "Limits",
+    "Picture",
     "Prepared",
     "decode",
+    "decode_channels",
     "denormalise",
+    "display_image",
+    "displayed",
     "encode_jpeg",
+    "encode_npy",
     "encode_png",
     "normalise",
     "prepare",
     "read",
     "read_bytes",
+    "read_channels",
     "thumbnail",
     "view",
 ]
