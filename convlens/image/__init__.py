@@ -13,8 +13,10 @@ from convlens.image.channels import (
     decode_channels,
     display_image,
     displayed,
+    displayed_mean,
     encode_npy,
     read_channels,
+    read_shown,
 )
 from convlens.image.codec import Limits, decode, encode_jpeg, encode_png, read, read_bytes, thumbnail
 from convlens.image.preprocess import Prepared, denormalise, normalise, prepare, view
@@ -29,6 +31,7 @@ __all__ = [
     "denormalise",
     "display_image",
     "displayed",
+    "displayed_mean",
     "encode_jpeg",
     "encode_npy",
     "encode_png",
@@ -37,6 +40,7 @@ __all__ = [
     "read",
     "read_bytes",
     "read_channels",
+    "read_shown",
     "thumbnail",
     "view",
 ]

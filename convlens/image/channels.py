@@ -103,6 +103,30 @@ def read_channels(path: str | PathLike[str], channels: int, *, limits: Limits = 
         raise type(error)(f"{path}: {error.message}") from error
 
 
+def read_shown(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+    """A file to be looked at where the model is not at hand: RGB, or the first channels of a TIFF or .npy file.
+
+    Deep values are shown from the image's smallest to its largest.
+    """
+    data = read_bytes(path, limits=limits)
+    try:
+        if not data.startswith((NPY, *_TIFFS)):
+            return decode(data, limits=limits)
+        try:
+            return decode(data, limits=limits)
+        except ImageTooLargeError:
+            raise
+        except ImageError:  # of channels that Pillow has no mode for
+            values_HWC = (_read_npy if data.startswith(NPY) else _read_tiff)(data, None, limits)
+    except ImageError as error:
+        raise type(error)(f"{path}: {error.message}") from error
+    shown_HWC = values_HWC[..., [0, 1, 2] if values_HWC.shape[2] >= 3 else [0, 0, 0]]
+    if shown_HWC.dtype != np.uint8:
+        low, high = float(shown_HWC.min()), float(shown_HWC.max())
+        shown_HWC = np.rint((shown_HWC - low) * (255 / ((high - low) or 1.0))).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(shown_HWC))
+
+
 def require_channels(picture: Picture, spec: ModelSpec) -> None:
     """ImageError for an image that is not of the model's channels; RGB images are taken for grey ones as well."""
     if isinstance(picture, ChannelImage):
@@ -136,6 +160,12 @@ def displayed(values_HWC: NDArray[Any], spec: ModelSpec) -> Bytes8:
     return np.ascontiguousarray(np.broadcast_to(shown_HWC, (*shown_HWC.shape[:2], 3)))
 
 
+def displayed_mean(spec: ModelSpec) -> tuple[int, ...]:
+    """The training mean as it is shown in 8 bits: red, green, blue."""
+    levels = [round(255 * spec.mean[channel]) for channel in shown_channels(spec)]
+    return tuple(levels * (3 // len(levels)))
+
+
 def display_image(picture: Picture, spec: ModelSpec) -> Bytes8:
     """The whole image (H, W, 3) as it is shown: grey for a model of one channel."""
     if isinstance(picture, ChannelImage):
@@ -159,7 +189,9 @@ def encode_npy(values: NDArray[Any]) -> bytes:
         return file.getvalue()
 
 
-def _needed(channels: int) -> str:
+def _needed(channels: int | None) -> str:
+    if channels is None:
+        return "send one of height, width and channels"
     if channels == 1:
         return "send a grey or RGB image, or a .npy file of (H, W) or (H, W, 1)"
     if channels == 3:
@@ -183,16 +215,16 @@ def _checked(values_HWC: NDArray[Any], kind: str) -> ChannelImage:
     return ChannelImage(np.ascontiguousarray(values_HWC, np.float32))
 
 
-def _read_npy(data: bytes, channels: int, limits: Limits) -> NDArray[Any]:
+def _read_npy(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any]:
     try:
         shape, fortran_order, dtype, start = _npy_header(data)
     except _DAMAGE as error:
         raise ImageError(f"a damaged npy file ({_reason(error)}); write it by numpy.save") from error
-    if channels == 1 and len(shape) == 2:
+    if channels in (1, None) and len(shape) == 2:
         shape = (*shape, 1)
         if fortran_order:
             raise ImageError("an npy file in Fortran order; write it by numpy.save(file, numpy.ascontiguousarray(x))")
-    if len(shape) != 3 or 0 in shape or shape[2] != channels:
+    if len(shape) != 3 or 0 in shape or shape[2] != (channels or shape[2]):
         raise ImageError(f"an npy file of shape {shape}; {_needed(channels)}")
     _check_pixels(shape[1], shape[0], limits)
     count = shape[0] * shape[1] * shape[2]
@@ -220,13 +252,13 @@ def _npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]
     return shape, fortran_order, dtype, file.tell()
 
 
-def _read_tiff(data: bytes, channels: int, limits: Limits) -> NDArray[Any]:
+def _read_tiff(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any]:
     try:
         import tifffile
     except ModuleNotFoundError as error:
         raise ImageError(
-            f"a TIFF for a model of {channels} channels, which needs the package tifffile; install it by "
-            f"pip install 'convlens[tiff]', or send a .npy file of (H, W, {channels})"
+            "a TIFF of other channels than RGB needs the package tifffile; install it by pip install 'convlens[tiff]', "
+            "or send a .npy file of (H, W, channels)"
         ) from error
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -236,18 +268,18 @@ def _read_tiff(data: bytes, channels: int, limits: Limits) -> NDArray[Any]:
     except (*_DAMAGE, tifffile.TiffFileError) as error:
         raise ImageError(
             f"a TIFF that is damaged or of a rare kind ({_reason(error)}); send the whole file, or a .npy file of "
-            f"(H, W, {channels})"
+            "(H, W, channels)"
         ) from error
 
 
-def _tiff_values(file: Any, channels: int, limits: Limits) -> NDArray[Any]:
+def _tiff_values(file: Any, channels: int | None, limits: Limits) -> NDArray[Any]:
     """(H, W, C) of the first page, or of as many grey pages as there are channels."""
     first = file.pages.first
     _check_pixels(first.imagewidth, first.imagelength, limits)
     samples, pages = first.samplesperpixel, len(file.pages)
-    if samples == channels:
+    if samples == channels or (channels is None and (samples > 1 or pages == 1)):
         return _channels_last(first.asarray(), first.axes)
-    if samples == 1 and pages == channels:
+    if samples == 1 and pages == (channels or pages):
         if any(page.shape != first.shape or page.dtype != first.dtype for page in file.pages):
             raise ImageError(f"a TIFF of {pages} pages of different kinds; {_needed(channels)}")
         return np.stack([_channels_last(page.asarray(), page.axes)[..., 0] for page in file.pages], axis=-1)

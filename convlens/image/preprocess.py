@@ -42,7 +42,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class ResizePlan:
     """``size`` (width, height) to resize to; ``left`` and ``top`` of the view in that, negative for a border."""
 
     size: tuple[int, int]
@@ -69,7 +69,7 @@ def prepare(image: Picture, spec: ModelSpec) -> Prepared:
 def view(image: Picture, spec: ModelSpec) -> tuple[NDArray[Any], Box]:
     """``view_HWC`` and ``box`` of :func:`prepare`, for callers that normalise elsewhere."""
     require_channels(image, spec)
-    (height, width), plan = spec.input_size, _plan(image.size, spec)
+    (height, width), plan = spec.input_size, resize_plan(image.size, spec)
     box = _source_box(image.size, plan.size, (plan.left, plan.top, plan.left + width, plan.top + height))
     middle_only = spec.crop_mode == "center" and plan.size[0] * plan.size[1] > _LARGEST_RESIZED
     planes = _planes(image, spec)
@@ -98,7 +98,8 @@ def _fills(planes: list[Image.Image], spec: ModelSpec) -> list[Any]:
     return list(spec.mean if planes[0].mode == "F" else levels)
 
 
-def _plan(size: tuple[int, int], spec: ModelSpec) -> _Plan:
+def resize_plan(size: tuple[int, int], spec: ModelSpec) -> ResizePlan:
+    """What becomes of an image of ``size`` (width, height); ModelError as :func:`prepare` raises it."""
     (crop_height, crop_width), (resize_height, resize_width) = spec.input_size, spec.resize_size
     if spec.crop_mode != "border" and (resize_height < crop_height or resize_width < crop_width):
         raise ModelError(
@@ -114,7 +115,7 @@ def _plan(size: tuple[int, int], spec: ModelSpec) -> _Plan:
         # As timm's ResizeKeepRatio: all of the target covered, or the image within it.
         ratio = min(ratios) if spec.crop_mode == "center" else max(ratios)
         width, height = (max(1, round(side / ratio)) for side in size)
-    return _Plan((width, height), _offset(width, crop_width), _offset(height, crop_height))
+    return ResizePlan((width, height), _offset(width, crop_width), _offset(height, crop_height))
 
 
 def _offset(length: int, crop: int) -> int:
@@ -122,7 +123,7 @@ def _offset(length: int, crop: int) -> int:
     return -((crop - length) // 2) if crop > length else round((length - crop) / 2.0)
 
 
-def _framed(plane: Image.Image, plan: _Plan, fill: Any, spec: ModelSpec) -> Image.Image:
+def _framed(plane: Image.Image, plan: ResizePlan, fill: Any, spec: ModelSpec) -> Image.Image:
     """The plane resized, and its view cut out, with ``fill`` where the view reaches beyond it."""
     resized = plane.resize(plan.size, _FILTERS[spec.interpolation])
     height, width = spec.input_size

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from convlens import image
 from convlens.errors import RequestError
+from convlens.image.preprocess import resize_plan
 from convlens.instrument import require_eval
 from convlens.models import Classifier, find_class
 from convlens.synth.base import (
@@ -38,6 +39,7 @@ from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 _GAMMA = 0.05  # by which share the radius grows or shrinks in a step
 _AMPLIFICATION = 10  # of the difference that the figure shows
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
 @job("fool")
@@ -193,6 +195,11 @@ class _Preprocessing:
         self._height, self._width = original.shape[:2]
         std = torch.tensor(classifier.spec.std, device=self._device)[:, None, None]
         self._per_level = 1 / (255 * std)
+        if classifier.spec.channels not in (1, 3):
+            raise RequestError(
+                f"{classifier.spec.name} takes {classifier.spec.channels} channels; a fooling picture is an RGB image, "
+                "for a network of colours or of grey"
+            )
 
     def forward(self, image_HWC: Bytes8) -> Tensor:
         view = image.prepare(Image.fromarray(image_HWC), self._spec).view_HWC
@@ -205,20 +212,22 @@ class _Preprocessing:
         with torch.enable_grad():
             view = _cropped(zeros, self._spec)
         (grad,) = torch.autograd.grad(view, zeros, grad_NCHW * self._per_level)
-        return grad
+        # What a network of one channel sees is the luma of the three.
+        return grad if grad.shape[1] == 3 else grad * torch.tensor(_LUMA, device=grad.device)[:, None, None]
 
 
 def _cropped(x_NCHW: Tensor, spec: ModelSpec) -> Tensor:
-    """Resized by the shorter side and cropped in the middle, as ``convlens.image.view`` does."""
+    """Resized, and cropped or bordered (by zeros), as ``convlens.image.view`` does."""
     height, width = x_NCHW.shape[2:]
-    short = spec.resize
-    size = (int(short * height / width), short) if width <= height else (short, int(short * width / height))
+    plan = resize_plan((width, height), spec)
+    size = plan.size[1], plan.size[0]
     # torch has no Lanczos; bicubic is the nearest to it
     mode = "bicubic" if spec.interpolation in ("bicubic", "lanczos") else "bilinear"
     if size != (height, width):
         x_NCHW = functional.interpolate(x_NCHW, size=size, mode=mode, align_corners=False, antialias=True)
-    top, left = round((size[0] - spec.crop) / 2.0), round((size[1] - spec.crop) / 2.0)
-    return x_NCHW[:, :, top : top + spec.crop, left : left + spec.crop]
+    bottom, right = plan.top + spec.input_size[0], plan.left + spec.input_size[1]
+    # A negative padding cuts off.
+    return functional.pad(x_NCHW, (-plan.left, right - size[1], -plan.top, bottom - size[0]))
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -19,7 +19,16 @@ from convlens.errors import RequestError
 from convlens.instrument import RedirectedRelus, require_eval
 from convlens.models import Classifier, find_class
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_between
-from convlens.synth.images import contact_sheet, rank_classes, read_rgb, resized, to_tensor, to_uint8, top_classes
+from convlens.synth.images import (
+    contact_sheet,
+    rank_classes,
+    read_rgb,
+    resized,
+    shown,
+    to_tensor,
+    to_uint8,
+    top_classes,
+)
 from convlens.synth.objectives import BatchObjective, Objective
 from convlens.synth.parameters import Pixels, make_parameterization, noise
 from convlens.synth.presets import OVERRIDABLE, Settings, settings_of
@@ -140,8 +149,7 @@ class AscentRun(SynthesisRun):
     def __init__(self, job: Ascent, classifier: Classifier) -> None:
         require_eval(classifier.module)
         self._classifier, self._settings = classifier, job.settings
-        side = job.size or classifier.spec.crop
-        self._size = (side, side)
+        self._size = (job.size, job.size) if job.size else classifier.spec.input_size
         self.objectives = job.objectives(classifier.spec)
         self._objective = BatchObjective(classifier, self.objectives, self._size)
         self._generator = torch.Generator().manual_seed(job.seed)
@@ -197,7 +205,8 @@ class AscentRun(SynthesisRun):
         self.done = state["done"]
 
     def snapshot(self) -> Bytes8:
-        return hstack(to_uint8(self.x_NCHW[:_SHOWN], self._classifier.spec), gap=4)
+        spec = self._classifier.spec
+        return hstack(shown(to_uint8(self.x_NCHW[:_SHOWN], spec), spec), gap=4)
 
     def finish(self) -> Outcome:
         """The images, and what the network says of them as 8-bit images at their own size."""
@@ -214,6 +223,7 @@ class AscentRun(SynthesisRun):
                 caption = f"{objective.name}: p = {ranking[rank][2]:.3f}"
             facts.append(fact)
             captions.append(caption)
+        images = shown(images, spec)
         stems = _stems([objective.name for objective in self.objectives])
         figures = {"sheet": contact_sheet(images, captions)} if len(images) > 1 else {}
         return Outcome(dict(zip(stems, images, strict=True)), figures, {"targets": facts, **asdict(self._settings)})

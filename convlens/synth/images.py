@@ -53,14 +53,29 @@ def require_texture(image_HWC: Bytes8) -> None:
 
 
 def to_tensor(image_HWC: Bytes8, spec: ModelSpec, device: torch.device) -> Tensor:
-    """The network's normalised input (1, 3, H, W)."""
+    """The network's normalised input (1, C, H, W) of an image in its channels, or of an RGB image that it sees as grey.
+
+    RequestError for an RGB image where the network takes other channels.
+    """
+    if spec.channels == 1 and image_HWC.shape[2] == 3:
+        image_HWC = np.asarray(Image.fromarray(image_HWC).convert("L"))[..., None]
+    if image_HWC.shape[2] != spec.channels:
+        raise RequestError(
+            f"an RGB picture, and {spec.name} takes {spec.channels} channels: only what starts from noise can be made "
+            "for it"
+        )
     return torch.from_numpy(image.normalise(image_HWC, spec))[None].to(device)
 
 
 def to_uint8(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
-    """Each row as RGB, rounded and clipped to black and white; values that are not finite become 0."""
+    """Each row (H, W, C) rounded and clipped to black and white; values that are not finite become 0."""
     rows = torch.nan_to_num(x_NCHW.detach().float(), 0.0, 0.0, 0.0).cpu().numpy()
     return [image.denormalise(row, spec) for row in rows]
+
+
+def shown(images: Sequence[Bytes8], spec: ModelSpec) -> list[Bytes8]:
+    """Images in the network's channels as they are shown (H, W, 3); RGB images stay as they are."""
+    return [image_HWC if image_HWC.shape[2] == 3 else image.displayed(image_HWC, spec) for image_HWC in images]
 
 
 def black_and_white(spec: ModelSpec, device: torch.device) -> tuple[Tensor, Tensor]:

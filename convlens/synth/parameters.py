@@ -31,7 +31,7 @@ class Parameterization(ABC):
     values: Tensor
 
     def images(self, rows: slice = slice(None)) -> Tensor:
-        """Normalised images (N, 3, H, W) of these rows."""
+        """Normalised images (N, C, H, W) of these rows."""
         return self.to_images(self.values[rows])
 
     @abstractmethod
@@ -66,8 +66,9 @@ class Pixels(Parameterization):
 class Fourier(Parameterization):
     """Fourier coefficients of decorrelated colours; a sigmoid keeps pixels between black and white.
 
-    ``values`` (N, 3, H, W // 2 + 1, 2) hold real and imaginary parts. Each is divided by its frequency to the power
-    ``smoothness``: 1 lets all scales move alike, more favours coarse ones.
+    Only red, green and blue are decorrelated: other channels are each by itself. ``values`` (N, C, H, W // 2 + 1, 2)
+    hold real and imaginary parts. Each is divided by its frequency to the power ``smoothness``: 1 lets all scales move
+    alike, more favours coarse ones.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Fourier(Parameterization):
     ) -> None:
         height, width = size
         self._size = size
-        self.values = torch.zeros(count, 3, height, width // 2 + 1, 2, device=device, requires_grad=True)
+        self.values = torch.zeros(count, spec.channels, height, width // 2 + 1, 2, device=device, requires_grad=True)
         frequency = (
             torch.fft.fftfreq(height, device=device)[:, None] ** 2 + torch.fft.rfftfreq(width, device=device) ** 2
         )
@@ -93,15 +94,15 @@ class Fourier(Parameterization):
         self._scale_HW1 = scale[..., None]
         colours = torch.tensor(_COLOURS, device=device)
         colours = colours / colours.norm(dim=0).max()
-        self._colours = colours if decorrelated else torch.eye(3, device=device)
+        rgb = decorrelated and spec.channels == 3
+        self._colours = colours if rgb else torch.eye(spec.channels, device=device)
         self._mean, self._std = (torch.tensor(part, device=device)[:, None, None] for part in (spec.mean, spec.std))
 
     def to_images(self, values: Tensor) -> Tensor:
         spectrum = torch.view_as_complex(values * self._scale_HW1)
         decorrelated_NCHW = torch.fft.irfft2(spectrum, s=self._size)
-        count, channels, height, width = decorrelated_NCHW.shape
         # A product of matrices, because einsum took four times as long.
-        rgb = torch.matmul(self._colours, decorrelated_NCHW.reshape(count, channels, -1)).view(count, 3, height, width)
+        rgb = torch.matmul(self._colours, decorrelated_NCHW.flatten(2)).view_as(decorrelated_NCHW)
         return (rgb.sigmoid() - self._mean) / self._std
 
     def set_images(self, x_NCHW: Tensor) -> None:
@@ -123,14 +124,12 @@ def make_parameterization(
 ) -> Parameterization:
     """Of ``count`` grey images of ``size`` (height, width).
 
-    RequestError for an unknown kind, and for Fourier coefficients of images that are not RGB.
+    RequestError for an unknown kind.
     """
     if kind == "pixels":
         return Pixels(count, size, spec, device)
     if kind != "fourier":
         raise RequestError(f"no parameterisation {kind!r}; there are: {', '.join(KINDS)}", field="parameter")
-    if len(spec.mean) != 3:
-        raise RequestError(f"{spec.name} takes {len(spec.mean)} channels; use parameter=pixels", field="parameter")
     return Fourier(count, size, spec, device, decorrelated=decorrelated, smoothness=smoothness)
 
 
