@@ -86,11 +86,11 @@ def decode_channels(data: bytes | bytearray | memoryview, channels: int, *, limi
         raise ImageTooLargeError(f"a body of {len(data)} bytes; at most {limits.bytes} are allowed: send a smaller one")
     data = bytes(data)
     if data.startswith(NPY):
-        return _checked(_read_npy(data, channels, limits), "npy file")
+        return _checked(_read_npy(data, channels, limits), "an npy file")
     if channels == 1:
         return decode(data, limits=limits)
     if data.startswith(_TIFFS):
-        return _checked(_read_tiff(data, channels, limits), "TIFF")
+        return _checked(_read_tiff(data, channels, limits), "a TIFF")
     raise ImageError(f"the model takes {channels} channels, which a {format_of(data)} has not; {_needed(channels)}")
 
 
@@ -208,10 +208,10 @@ def _checked(values_HWC: NDArray[Any], kind: str) -> ChannelImage:
     if values_HWC.dtype == np.uint16:
         return ChannelImage(np.asarray(values_HWC, np.float32) / np.float32(65535))
     if values_HWC.dtype.kind != "f":
-        raise ImageError(f"a {kind} of {values_HWC.dtype}; values may be uint8, uint16 or floats of 0..1: convert them")
+        raise ImageError(f"{kind} of {values_HWC.dtype}; values may be uint8, uint16 or floats of 0..1: convert them")
     low, high = float(values_HWC.min()), float(values_HWC.max())
     if not (low >= 0 and high <= 1):  # so that NaN is refused as well
-        raise ImageError(f"a {kind} of floats from {low:g} to {high:g}; only 0..1 is known: scale it to that")
+        raise ImageError(f"{kind} of floats from {low:g} to {high:g}; only 0..1 is known: scale it to that")
     return ChannelImage(np.ascontiguousarray(values_HWC, np.float32))
 
 
@@ -284,7 +284,7 @@ def _tiff_values(file: Any, channels: int | None, limits: Limits) -> NDArray[Any
             raise ImageError(f"a TIFF of {pages} pages of different kinds; {_needed(channels)}")
         return np.stack([_channels_last(page.asarray(), page.axes)[..., 0] for page in file.pages], axis=-1)
     many = f" on {pages} pages" if pages > 1 else ""
-    raise ImageError(f"a TIFF of {samples} channels{many}; {_needed(channels)}")
+    raise ImageError(f"a TIFF of {samples} channel{'s' * (samples > 1)}{many}; {_needed(channels)}")
 
 
 def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
