@@ -67,8 +67,9 @@ class ImageReader:
         id, path = item
         try:
             # Read once and hashed from memory: the file may change between two reads.
-            data = image.read_bytes(path)
-            decoded = image.decode_channels(data, self.spec.channels)
+            limits = image.file_limits(self.spec.channels)
+            data = image.read_bytes(path, limits=limits)
+            decoded = image.decode_channels(data, self.spec.channels, limits=limits)
             return self.prepare(id, decoded, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         except ImageError as error:
             return UnreadableImage(id, error.message.removeprefix(f"{path}: "))

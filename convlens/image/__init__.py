@@ -15,6 +15,7 @@ from convlens.image.channels import (
     displayed,
     displayed_mean,
     encode_npy,
+    file_limits,
     read_channels,
     read_shown,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "encode_jpeg",
     "encode_npy",
     "encode_png",
+    "file_limits",
     "normalise",
     "prepare",
     "read",

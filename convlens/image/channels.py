@@ -21,6 +21,7 @@ from convlens.image.formats import format_of
 from convlens.types import Bytes8, ModelSpec
 
 NPY = b"\x93NUMPY"
+_LARGEST_FILE = 2**28  # bytes
 _TIFFS = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b")
 # A deep image is shown from this many standard deviations of the training images below their mean to as many above;
 # with ImageNet's numbers that is -0.1 to 1.0.
@@ -94,8 +95,14 @@ def decode_channels(data: bytes | bytearray | memoryview, channels: int, *, limi
     raise ImageError(f"the model takes {channels} channels, which a {format_of(data)} has not; {_needed(channels)}")
 
 
-def read_channels(path: str | PathLike[str], channels: int, *, limits: Limits = DEFAULT_LIMITS) -> Picture:
-    """:func:`decode_channels` of a file; every error names the path."""
+def file_limits(channels: int) -> Limits:
+    """How large a local file may be: arrays and TIFFs of many channels are larger than photographs."""
+    return DEFAULT_LIMITS if channels in (1, 3) else Limits(bytes=_LARGEST_FILE)
+
+
+def read_channels(path: str | PathLike[str], channels: int, *, limits: Limits | None = None) -> Picture:
+    """:func:`decode_channels` of a file, by default within ``file_limits``; every error names the path."""
+    limits = limits or file_limits(channels)
     data = read_bytes(path, limits=limits)
     try:
         return decode_channels(data, channels, limits=limits)
@@ -103,11 +110,12 @@ def read_channels(path: str | PathLike[str], channels: int, *, limits: Limits = 
         raise type(error)(f"{path}: {error.message}") from error
 
 
-def read_shown(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+def read_shown(path: str | PathLike[str]) -> Image.Image:
     """A file to be looked at where the model is not at hand: RGB, or the first channels of a TIFF or .npy file.
 
     Deep values are shown from the image's smallest to its largest.
     """
+    limits = Limits(bytes=_LARGEST_FILE)
     data = read_bytes(path, limits=limits)
     try:
         if not data.startswith((NPY, *_TIFFS)):
@@ -135,8 +143,8 @@ def require_channels(picture: Picture, spec: ModelSpec) -> None:
                 f"an image of {picture.channels} channels; {spec.name} takes {spec.channels}: {_needed(spec.channels)}"
             )
         return
-    if picture.mode != "RGB":
-        raise ValueError(f"image has mode {picture.mode}; prepare needs RGB")
+    if picture.mode != "RGB" and (picture.mode, spec.channels) != ("L", 1):
+        raise ValueError(f"image has mode {picture.mode}; prepare needs RGB, or L for a model of grey")
     if spec.channels not in (1, 3):
         raise ImageError(f"an RGB image; {spec.name} takes {spec.channels} channels: {_needed(spec.channels)}")
 
@@ -226,7 +234,7 @@ def _read_npy(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any]
             raise ImageError("an npy file in Fortran order; write it by numpy.save(file, numpy.ascontiguousarray(x))")
     if len(shape) != 3 or 0 in shape or shape[2] != (channels or shape[2]):
         raise ImageError(f"an npy file of shape {shape}; {_needed(channels)}")
-    _check_pixels(shape[1], shape[0], limits)
+    _check_size(shape[1], shape[0], shape[2], limits)
     count = shape[0] * shape[1] * shape[2]
     # numpy would reserve what the header claims before it looks whether there is as much.
     if dtype.hasobject or dtype.kind not in "uif" or len(data) - start != count * dtype.itemsize:
@@ -275,8 +283,8 @@ def _read_tiff(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any
 def _tiff_values(file: Any, channels: int | None, limits: Limits) -> NDArray[Any]:
     """(H, W, C) of the first page, or of as many grey pages as there are channels."""
     first = file.pages.first
-    _check_pixels(first.imagewidth, first.imagelength, limits)
     samples, pages = first.samplesperpixel, len(file.pages)
+    _check_size(first.imagewidth, first.imagelength, samples if samples > 1 else channels or pages, limits)
     if samples == channels or (channels is None and (samples > 1 or pages == 1)):
         return _channels_last(first.asarray(), first.axes)
     if samples == 1 and pages == (channels or pages):
@@ -296,11 +304,12 @@ def _channels_last(values: NDArray[Any], axes: str) -> NDArray[Any]:
     return np.ascontiguousarray(values if axes == "YXS" else values.transpose(1, 2, 0))
 
 
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.pixels:
+def _check_size(width: int, height: int, channels: int, limits: Limits) -> None:
+    """Of many channels there may be as many values in all as an RGB image of the most pixels has."""
+    if width * height > limits.pixels or width * height * channels > 3 * limits.pixels:
         raise ImageTooLargeError(
-            f"an image of {width} x {height} = {width * height} pixels; at most {limits.pixels} are allowed: "
-            "send a smaller one"
+            f"an image of {width} x {height} pixels in {channels} channels; at most {limits.pixels} pixels and "
+            f"{3 * limits.pixels} values are allowed: send a smaller one"
         )
 
 

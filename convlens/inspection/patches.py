@@ -126,14 +126,16 @@ class Patches:
         """
         # Compared by hash: a crop of a changed file would not show what excited the neuron.
         path, sha256 = self.files[patch.image_id]
+        limits = image.file_limits(classifier.spec.channels)
         changed = RequestError(f"{path} has changed since its patches were found; start again")
         try:
-            data = image.read_bytes(path)
+            data = image.read_bytes(path, limits=limits)
         except ImageError as error:
             raise changed from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise changed
-        prepared = image.prepare(image.decode_channels(data, classifier.spec.channels), classifier.spec)
+        decoded = image.decode_channels(data, classifier.spec.channels, limits=limits)
+        prepared = image.prepare(decoded, classifier.spec)
         return prepared.display_HWC, prepared.x_CHW
 
 

@@ -71,8 +71,8 @@ def test_an_image_of_other_channels_is_refused_by_name(model, tmp_path, monkeypa
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 def test_the_view_of_a_servers_reply_is_what_the_model_saw(crop_mode, tmp_path):
-    spec = ModelSpec("m", 40, 40, "bicubic", (128 / 255,) * 3, (0.25,) * 3, ("a",), "fc", "features", "conv", "0" * 64,
-                     crop_mode=crop_mode, crop_width=60, resize_width=60)  # fmt: skip
+    spec = ModelSpec("m", 40, 44, "bicubic", (128 / 255,) * 3, (0.25,) * 3, ("a",), "fc", "features", "conv", "0" * 64,
+                     crop_mode=crop_mode, crop_width=60, resize_width=66)  # fmt: skip
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 30, 3), dtype=np.uint8))
     picture = noise.resize((300, 90), Image.Resampling.BICUBIC)
     picture.save(tmp_path / "wide.png")

@@ -110,6 +110,17 @@ def test_a_graph_with_preprocessing_takes_every_channel_in_8_bits(model, tmp_pat
         np.testing.assert_allclose(logits_NK, model.module(x_CHW[None]), atol=1e-6)
 
 
+def test_features_by_a_graph_of_another_size_are_of_images_of_that_size(model, tmp_path):
+    report = export(model, "embedding", tmp_path / "embedding.onnx", input_size=(16, 48))
+    embedder = graph_embedder(model, report.path)
+    assert (embedder.spec.input_size, embedder.spec.resize_size) == ((16, 48), (16, 48))
+    values_HWC = np.random.default_rng(1).integers(0, 256, (16, 48, CHANNELS), dtype=np.uint8)
+    pixels = ImageReader(embedder.spec, normalised=True).prepare("image", ChannelImage(values_HWC)).pixels
+    x_CHW = torch.tensor((values_HWC / 255 - 0.5) / 0.25, dtype=torch.float32).permute(2, 0, 1)
+    with torch.no_grad():
+        np.testing.assert_allclose(embedder.embed(pixels[None])[0], model.module(x_CHW[None]), atol=1e-6)
+
+
 def test_a_deep_image_is_refused_where_a_graph_takes_8_bits(model):
     deep = ChannelImage(np.random.default_rng(1).random((50, 50, CHANNELS), np.float32))
     with pytest.raises(ImageError, match="more than 8 bits"):

@@ -177,8 +177,8 @@ def test_what_does_not_fit_is_refused(data, told):
 
 def test_an_npy_header_that_claims_more_than_there_is_reserves_nothing():
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"shape": (7000, 7000, 6), "fortran_order": False, "descr": "<f8"})
-    with pytest.raises(ImageError, match="with 0 bytes of values"):  # 2.4 GB claimed
+    np.lib.format.write_array_header_1_0(file, {"shape": (4900, 4900, 6), "fortran_order": False, "descr": "<f8"})
+    with pytest.raises(ImageError, match="with 0 bytes of values"):  # 1.2 GB claimed
         decode_channels(file.getvalue(), 6)
 
 
@@ -195,6 +195,23 @@ def test_limits_are_checked_before_pixels_are_read(encode, limits):
     options = {"photometric": "minisblack", "planarconfig": "contig"} if encode is tiff else {}
     with pytest.raises(ImageTooLargeError):
         decode_channels(encode(noise(6), **options), 6, limits=limits)
+
+
+@pytest.mark.parametrize("encode", [saved, tiff], ids=["npy", "tiff"])
+def test_many_channels_may_have_as_many_values_as_a_colour_image_of_the_most_pixels(encode):
+    options = {"photometric": "minisblack", "planarconfig": "contig"} if encode is tiff else {}
+    data, pixels = encode(noise(6), **options), HEIGHT * WIDTH
+    assert decode_channels(data, 6, limits=Limits(pixels=2 * pixels)).size == (WIDTH, HEIGHT)
+    with pytest.raises(ImageTooLargeError, match="in 6 channels"):
+        decode_channels(data, 6, limits=Limits(pixels=2 * pixels - 1))
+
+
+def test_a_local_file_of_many_channels_may_be_larger_than_what_is_sent(tmp_path):
+    values = np.zeros((1000, 1000, 13), np.uint16)  # 26 MB
+    np.save(tmp_path / "scene.npy", values)
+    assert read_channels(tmp_path / "scene.npy", 13).size == (1000, 1000)
+    with pytest.raises(ImageTooLargeError, match="26000128 bytes; at most 20971520"):
+        decode_channels(saved(values), 13)
 
 
 def test_without_tifffile_a_tiff_is_refused_with_how_to_get_it(monkeypatch):

@@ -72,6 +72,11 @@ def test_grey_models_see_pillows_luma_as_timm_prepares_it(mode, interpolation):
     np.testing.assert_array_equal(prepared.display_HWC, np.repeat(prepared.view_HWC, 3, axis=2))
 
 
+def test_a_grey_image_in_memory_is_taken_for_what_it_is():
+    grey, options = noise(50, 40).convert("L"), spec((40, 50), 1.0, mean=(0.5,))
+    np.testing.assert_array_equal(prepare(grey, options).view_HWC[..., 0], np.asarray(grey))
+
+
 def test_a_plain_resize_without_crop_is_squash_to_the_size_itself():
     image, options = noise(431, 377), spec((50, 80), 1.0, "squash")
     expected = np.asarray(image.resize((80, 50), Image.Resampling.BICUBIC))
