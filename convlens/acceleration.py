@@ -132,7 +132,7 @@ def _open(folder: Path, classifier: Classifier) -> GraphSet:
 def _agrees(graphs: GraphSet, classifier: Classifier) -> bool:
     """Whether the graph gives what the network gives now: the weights' hash does not see an edited forward pass."""
     (runtime,), spec = graphs.all(_KIND), classifier.spec
-    x_NCHW = np.random.default_rng(0).standard_normal((1, len(spec.mean), spec.crop, spec.crop), dtype=np.float32)
+    x_NCHW = np.random.default_rng(0).standard_normal((1, spec.channels, *spec.input_size), dtype=np.float32)
     runtime_by_torch = TorchRuntime(classifier.module, spec.embedding_layer, classifier.device, precision="float32")
     expected = runtime_by_torch.logits_and_embeddings(x_NCHW)
     return all(

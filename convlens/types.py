@@ -159,10 +159,10 @@ class Meta:
 class Attribution:
     """Raw, signed maps, one a row, before any reduction or drawing.
 
-    ``values_NCHW`` lives on the model's input grid (C is 3 for gradients, 1 for maps per pixel). ``score_N`` is the
-    target's score (of ``meta.target_kind``) on the unchanged image. ``extras`` holds what a method returns beside the
-    map, such as occlusion's ``grid_NRQ`` of raw drops. Where neurons are explained and no classes, ``neurons_N`` holds
-    them, one a row, ``target_N`` is -1 and the score is their activation.
+    ``values_NCHW`` lives on the model's input grid (C is the model's for gradients, 1 for maps per pixel). ``score_N``
+    is the target's score (of ``meta.target_kind``) on the unchanged image. ``extras`` holds what a method returns
+    beside the map, such as occlusion's ``grid_NRQ`` of raw drops. Where neurons are explained and no classes,
+    ``neurons_N`` holds them, one a row, ``target_N`` is -1 and the score is their activation.
     """
 
     values_NCHW: Floats

@@ -72,7 +72,9 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("--model", default=DEFAULT, help="model name, e.g. torchvision:resnet50 (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.onnx", help="graph to write")
     parser.add_argument("--opset", type=int, default=OPSET, help="ONNX opset (default: %(default)s)")
-    parser.add_argument("--input-size", type=int, help="side of the images in pixels (default: the model's)")
+    parser.add_argument(
+        "--input-size", type=_sides, metavar="SIDE|HxW", help="size of the images in pixels (default: the model's)"
+    )
     if kind not in GRADIENTS:
         parser.add_argument("--half", action="store_true", help="float16 weights")
     parser.add_argument("--preprocessing", action="store_true", help="take uint8 RGB images instead of normalised ones")
@@ -93,6 +95,14 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         )
     else:
         parser.add_argument("--static-batch", action="store_true", help="fix the batch size to --batch")
+
+
+def _sides(text: str) -> int | tuple[int, int]:
+    """``224``, or ``128x256`` as height and width."""
+    sides = [int(side) for side in text.split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:

@@ -62,7 +62,7 @@ def export(
     batch: int = 8,
     opset: int = OPSET,
     dynamic_batch: bool = True,
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
     half: bool = False,
     preprocessing: bool = False,
     tolerance: float | None = None,
@@ -75,10 +75,10 @@ def export(
 
     ``window`` and ``stride`` are in pixels and fixed in an occlusion graph, which computes ``batch`` windows at a time.
     In other graphs ``batch`` matters only without ``dynamic_batch``, or where a network's gradient cannot be traced for
-    a dynamic batch: then it is the graph's batch size. ``input_size`` is the side of the images in pixels (default: the
-    model's). ``half`` stores weights as float16 (not in gradients). With ``preprocessing`` the graph takes uint8 RGB;
-    gradients are still by the normalised image. ``tolerance`` bounds max |torch - onnx| / max |torch| (default 1e-4,
-    with ``half`` 5e-2); for gradients see ``verification``.
+    a dynamic batch: then it is the graph's batch size. ``input_size`` is the side of the images in pixels, or height
+    and width (default: the model's). ``half`` stores weights as float16 (not in gradients). With ``preprocessing`` the
+    graph takes uint8 RGB; gradients are still by the normalised image. ``tolerance`` bounds max |torch - onnx| / max
+    |torch| (default 1e-4, with ``half`` 5e-2); for gradients see ``verification``.
 
     ``strategy="incremental"`` makes an occlusion graph that recomputes for each window only what it changes, with the
     same scores (docs/occlusion.md, also on a patent); where that is not expected to be faster it writes a full sweep,
@@ -127,6 +127,9 @@ def _contract(traced: TracedGraph, spec: ModelSpec, options: ExportOptions) -> G
         tolerance=options.tolerance,
         versions=_versions(),
         sweep=traced.sweep,
+        crop_mode=spec.crop_mode,
+        crop_width=spec.crop_width,
+        resize_width=spec.resize_width,
     )
 
 

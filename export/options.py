@@ -112,13 +112,24 @@ def _require_file_size(classifier: Classifier, *, half: bool) -> None:
         )
 
 
-def resize_spec(spec: ModelSpec, side: int | None) -> ModelSpec:
-    """The spec with images of another side, at the model's own proportion of crop to resize."""
-    if side is None or side == spec.crop:
+def resize_spec(spec: ModelSpec, size: int | tuple[int, int] | None) -> ModelSpec:
+    """The spec with images of another side, or height and width, at the model's own proportion of crop to resize."""
+    height, width = spec.input_size if size is None else (size, size) if isinstance(size, int) else size
+    if (height, width) == spec.input_size:
         return spec
-    if side < 1:
-        raise RequestError(f"input_size={side} is no side of a picture; use 1 or more pixels", field="input_size")
-    return replace(spec, crop=side, resize=max(side, round(spec.resize * side / spec.crop)))
+    if min(height, width) < 1:
+        raise RequestError(f"input_size={size} is no side of a picture; use 1 or more pixels", field="input_size")
+    resize = [
+        max(side, round(long * side / crop)) if spec.crop_mode != "border" else round(long * side / crop)
+        for side, long, crop in zip((height, width), spec.resize_size, spec.input_size, strict=True)
+    ]
+    return replace(
+        spec,
+        crop=height,
+        resize=resize[0],
+        crop_width=None if width == height else width,
+        resize_width=None if resize[1] == resize[0] else resize[1],
+    )
 
 
 def _require_output_path(path: Path) -> None:

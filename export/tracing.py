@@ -68,7 +68,7 @@ def trace(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> Tr
     _strip_metadata(proto)
     if options.kind != "occlusion":
         return TracedGraph(proto)
-    windows = Windows(spec.crop, spec.crop, options.window, options.stride)
+    windows = Windows(*spec.input_size, options.window, options.stride)
     sweep = _sweep(proto, windows, chunk_size(windows, options.batch), options.strategy)
     geometry = SweepGeometry(options.window, options.stride, options.batch, sweep.strategy, sweep.note)
     return TracedGraph(sweep.proto, geometry, sweep.speed_up)
@@ -117,13 +117,13 @@ def _gradient(classifier: Classifier, spec: ModelSpec, options: ExportOptions, k
 
 def _require_runs(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> None:
     """RequestError for a layer that does not run or returns no tensor, which would fail obscurely in the exporter."""
-    x_NCHW = torch.zeros(1, len(spec.mean), spec.crop, spec.crop, device=classifier.device)
+    x_NCHW = torch.zeros(1, spec.channels, *spec.input_size, device=classifier.device)
     with torch.inference_mode(), tapped(classifier.module, outputs=options.layers) as tap:
         try:
             tap.module(x_NCHW)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise RequestError(
-                f"the network fails on pictures of {spec.crop}×{spec.crop}: {error}", field="input_size"
+                f"the network fails on pictures of {'×'.join(map(str, spec.input_size))}: {error}", field="input_size"
             ) from error
 
 
@@ -134,13 +134,13 @@ def _with_preprocessing(graph: nn.Module, spec: ModelSpec, options: ExportOption
 def _pixels(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> dict[str, Tensor]:
     count = 1 if options.kind == "occlusion" else _TRACED_BATCH if options.dynamic_batch else options.batch
     if options.preprocessing:
-        shape = (count, spec.crop, spec.crop, len(spec.mean))
+        shape = (count, *spec.input_size, spec.channels)
         return {PICTURE: torch.zeros(shape, dtype=torch.uint8, device=classifier.device)}
-    return {PIXELS: torch.zeros(count, len(spec.mean), spec.crop, spec.crop, device=classifier.device)}
+    return {PIXELS: torch.zeros(count, spec.channels, *spec.input_size, device=classifier.device)}
 
 
 def _sweep_inputs(spec: ModelSpec, options: ExportOptions, device: torch.device) -> dict[str, Tensor]:
-    windows = Windows(spec.crop, spec.crop, options.window, options.stride)
+    windows = Windows(*spec.input_size, options.window, options.stride)
     corner_B = torch.zeros(chunk_size(windows, options.batch), dtype=torch.int64, device=device)
     target, fill = torch.tensor(0, device=device), torch.tensor(0.0, device=device)
     return {TARGET: target, FILL: fill, TOPS: corner_B, LEFTS: corner_B.clone()}

@@ -131,7 +131,7 @@ def _gradients(
 def _sweeps(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
     geometry = runtime.contract.sweep
     assert geometry is not None, "an occlusion graph without its windows"
-    windows = Windows(spec.crop, spec.crop, geometry.window, geometry.stride)
+    windows = Windows(*spec.input_size, geometry.window, geometry.stride)
     sample = np.unique(np.linspace(0, len(windows) - 1, _SAMPLED_WINDOWS).round().astype(int))
     for image_HWC, fill, extreme in zip(_noise(2, spec), _FILLS, (np.argmax, np.argmin), strict=True):
         x_CHW = image.normalise(image_HWC, spec)
@@ -158,7 +158,7 @@ def _runtime(classifier: Classifier, spec: ModelSpec) -> TorchRuntime:
 
 
 def _noise(count: int, spec: ModelSpec, attempt: int = 0) -> Bytes8:
-    shape = (count, spec.crop, spec.crop, len(spec.mean))
+    shape = (count, *spec.input_size, spec.channels)
     return np.random.default_rng((count, attempt)).integers(0, 256, shape, dtype=np.uint8)
 
 

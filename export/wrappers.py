@@ -79,7 +79,7 @@ class OccludedScores(nn.Module):
 
 
 class WithPreprocessing(nn.Module):
-    """Takes uint8 RGB images (N, H, W, 3), already resized and cropped, and normalises them as ``image.normalise``."""
+    """Takes uint8 images (N, H, W, C), already resized and cropped, and normalises them as ``image.normalise``."""
 
     mean_C11: Tensor
     std_C11: Tensor

@@ -91,8 +91,9 @@ def _network_methods(classifier: Classifier) -> tuple[str, ...]:
 
 def _is_defined(classifier: Classifier, method: str) -> bool:
     """Whether the method runs on a grey image: only a run shows activations that a ReLU rule does not cover."""
-    side = classifier.spec.crop
-    grey_NCHW = np.zeros((1, 3, side, side), np.float32)
+    spec = classifier.spec
+    grey_NCHW = np.zeros((1, spec.channels, *spec.input_size), np.float32)
+    side = max(spec.input_size)
     options = {"window": side, "stride": side} if method == "occlusion" else {}
     try:
         run(method, ForwardPass(classifier, grey_NCHW), options=options)

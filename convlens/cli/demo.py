@@ -142,7 +142,7 @@ def _explain_all(
             reply = client.explain(path, **params)
             if reply.weights_sha256 != classifier.spec.weights_sha256:
                 raise RequestError(f"{client} serves other weights than {classifier.source}; name its model by --model")
-            view_HWC = image.prepare(image.read(path), classifier.spec).view_HWC
+            view_HWC = image.prepare(image.read_channels(path, classifier.spec.channels), classifier.spec).display_HWC
             results.append(ImageResult(path.name, image.encode_png(view_HWC), reply, parse_params(params)))
             bar.advance(bar.task_ids[0])
     return results

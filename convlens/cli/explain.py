@@ -135,13 +135,13 @@ def _explain_batch(
     requests: dict[Path, Request] = {}
     for path in paths:
         try:
-            requests[path] = Request(image.read(path), params)
+            requests[path] = Request(image.read_channels(path, engine.model.spec.channels), params)
         except ConvLensError as error:
             yield path, error
     replies = engine.run(list(requests.values()), on_step=on_step)
     for (path, request), reply in zip(requests.items(), replies, strict=True):
         if isinstance(reply, Reply):
-            view_HWC = image.prepare(request.image, engine.model.spec).view_HWC
+            view_HWC = image.prepare(request.image, engine.model.spec).display_HWC
             yield path, ImageResult(path.name, image.encode_png(view_HWC), reply, params)
         else:
             yield path, reply

@@ -128,7 +128,9 @@ def query(
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
     opened.require_weights(classifier.spec.weights_sha256)
-    x_NCHW = np.stack([image.prepare(image.read(path), classifier.spec).x_CHW for path in images])
+    x_NCHW = np.stack(
+        [image.prepare(image.read_channels(path, classifier.spec.channels), classifier.spec).x_CHW for path in images]
+    )
     runtime = TorchRuntime(
         classifier.module, classifier.spec.embedding_layer, classifier.device, precision=classifier.precision
     )

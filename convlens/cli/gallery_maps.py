@@ -99,11 +99,11 @@ def neighbours(
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
     opened.require_weights(classifier.spec.weights_sha256)
-    queries = [image.read(path) for path in images]
+    queries = [image.read_channels(path, classifier.spec.channels) for path in images]
     names = [path.name for path in images]
     rows = list(_compare(opened, classifier, names, queries, k=k, folder=folder, keep_self=keep_self))
     space = "directions of the features" if opened.feature_space == "unit" else "features"
-    views = f"what the network sees, {classifier.spec.crop} pixels a side" if folder else "thumbnails"
+    views = f"what the network sees, {_sides(classifier.spec.input_size)}" if folder else "thumbnails"
     caption = (
         f"Euclidean distances. Above: {space} at {opened.embedding_layer} of {opened.model}. "
         f"Below: pixel values 0..255 of {views}."
@@ -212,7 +212,7 @@ def _compare(
     gallery: Gallery,
     classifier: Classifier,
     names: Sequence[str],
-    queries: Sequence[Image.Image],
+    queries: Sequence[image.Picture],
     *,
     k: int,
     folder: Path | None,
@@ -230,7 +230,9 @@ def _compare(
         excluded = [frozenset[int]() if keep_self else _same_image(neighbours, row) for neighbours in nearest]
         if folder is None:
             side = _thumbnail_side(gallery)
-            pixels = [thumbnail_view(query, side) for query in queries]
+            pixels = [
+                thumbnail_view(Image.fromarray(image.display_image(query, classifier.spec)), side) for query in queries
+            ]
             views = views_of_thumbnails(gallery)
         else:
             pixels, views = [item.view_HWC for item in prepared], views_of_files(gallery, folder, classifier.spec)
@@ -240,7 +242,7 @@ def _compare(
         entries = [gallery.entries[item.row] for item in by_pixels[n]]
         yield Comparison(
             name,
-            prepared[n].view_HWC,
+            prepared[n].display_HWC,
             [NearImage(item.label or item.id, item.distance, item.thumbnail) for item in by_features],
             [
                 NearImage(entry.label or entry.id, item.distance, entry.thumbnail)
@@ -252,6 +254,11 @@ def _compare(
 def _same_image(neighbours: Sequence[Neighbour], row: dict[str, int]) -> frozenset[int]:
     """The nearest neighbour's row if that is the query image itself, else none."""
     return frozenset(row[item.id] for item in neighbours[:1] if item.distance < _SAME_IMAGE)
+
+
+def _sides(size: tuple[int, int]) -> str:
+    height, width = size
+    return f"{height} pixels a side" if height == width else f"{width}×{height} pixels"
 
 
 def _thumbnail_side(gallery: Gallery) -> int:

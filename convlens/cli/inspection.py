@@ -103,11 +103,11 @@ def activations(
     require_replaceable(output, marker=RANKING, contents="activations")
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
-    prepared = image.prepare(image.read(path), classifier.spec)
+    prepared = image.prepare(image.read_channels(path, classifier.spec.channels), classifier.spec)
     result = activations_of(classifier, prepared.x_CHW, layer=layer)
     enlarged = int(result.ranking[0]) if channel is None else channel
     with replace_folder(output) as draft:
-        _write_activations(draft, result, enlarged, prepared.view_HWC, path.name)
+        _write_activations(draft, result, enlarged, prepared.display_HWC, path.name)
     _show_ranking(result)
     print_result(f"images: {output}")
 

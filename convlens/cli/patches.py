@@ -107,7 +107,7 @@ def _write(
 def _sheets(result: Patches, classifier: Classifier, gradients: PatchGradients | None) -> Iterator[tuple[int, Bytes8]]:
     """Channel by channel, so that no more than one channel's images are in memory."""
     # The normalised mean is 0, which is what zero padding is to the network.
-    padding = [round(255 * mean) for mean in classifier.spec.mean]
+    padding = image.displayed_mean(classifier.spec)
     for channel, best in result.by_channel.items():
         views, inputs = zip(*(result.read(patch, classifier) for patch in best), strict=True)
         boxes = [visible_box(patch.box, result.receptive_field.image_size) for patch in best]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from PIL import Image
+from PIL import Image, ImageOps
 
 from convlens import client, image
 from convlens.cli.console import print_error, print_result, progress_bar
@@ -103,9 +104,15 @@ def _query_all(
 
 def _view(path: Path, reply: Reply) -> bytes:
     """What the model saw of the image, as PNG of the maps' size: the reply's ``placement`` says which part that was."""
-    original = image.read(path)
+    original = image.read_shown(path)
     box = reply.placement.box if reply.placement else (0.0, 0.0, *original.size)
     shapes = [item.result.values_NCHW.shape for item in reply.explanations if isinstance(item.result, Attribution)]
     height, width = shapes[0][2:] if shapes else (_VIEW_SIDE, _VIEW_SIDE)
+    # A model with a border sees grey around the image.
+    left, top = math.ceil(max(0.0, -box[0])), math.ceil(max(0.0, -box[1]))
+    right, bottom = (math.ceil(max(0.0, box[2 + n] - original.size[n])) for n in (0, 1))
+    if left or top or right or bottom:
+        original = ImageOps.expand(original, (left, top, right, bottom), fill=(128, 128, 128))
+        box = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
     view = original.resize((width, height), Image.Resampling.BICUBIC, box=box)
     return image.encode_png(np.asarray(view))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from convlens import image
@@ -23,11 +25,12 @@ from convlens.protocol.responses import parse_reply
 from convlens.types import Reply
 from convlens.utils.concurrency import ordered_map
 
-ImageSource = str | PathLike[str] | bytes | Image.Image
+ImageSource = str | PathLike[str] | bytes | Image.Image | NDArray[Any]
 Form = Literal["safetensors", "json"]
 
 PROBE_PNG = image.encode_png(np.full((8, 8, 3), 128, np.uint8))
 _MEDIA: Mapping[str, Media] = {"safetensors": SAFETENSORS, "json": JSON}
+_CHANNELS = re.compile(r"the model takes (\d{1,4}) channels")  # how images of others are refused
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Parameters of a request that the client itself sets, and what its caller does instead.
 _SET_BY_CLIENT = {
@@ -62,7 +65,8 @@ class BaseClient(ABC):
     def explain(self, picture: ImageSource, **params: Unpack[RequestParams]) -> Reply:
         """Predictions and explanations of one image; without ``methods`` those that the archive names.
 
-        ``picture``: a path, the bytes of an image file, or an opened Pillow image. Maps are what the library gives:
+        ``picture``: a path, the bytes of an image file, an opened Pillow image, or an array (H, W, C) for a model of
+        other channels than RGB. Maps are what the library gives:
         ``values_NCHW`` of shape (1, C, H, W), in float32 unless ``dtype`` says otherwise.
         """
         return parse_reply(self._request(picture, _checked(params), explain=True, accept=self._media))
@@ -121,7 +125,7 @@ class BaseClient(ABC):
         """
         # TorchServe's /ping says 200 before a model is loaded.
         try:
-            self._send(ClientRequest(PROBE_PNG, {"topk": 1}, explain=False, accept=JSON), timeout_s=timeout_s)
+            self._probe(PROBE_PNG, timeout_s=timeout_s)
         except RemoteError as error:
             if error.status < 500:
                 raise
@@ -129,6 +133,17 @@ class BaseClient(ABC):
         except ServerError:
             return False
         return True
+
+    def _probe(self, data: bytes, *, timeout_s: float) -> None:
+        """Asks for one class of the image or, where the model takes other channels, of as many as it names."""
+        try:
+            self._send(ClientRequest(data, {"topk": 1}, explain=False, accept=JSON), timeout_s=timeout_s)
+        except RemoteError as error:
+            named = _CHANNELS.search(error.message)
+            if named is None or data != PROBE_PNG:
+                raise
+            grey_HWC = np.full((8, 8, int(named[1])), 128, np.uint8)
+            self._probe(image.encode_npy(grey_HWC), timeout_s=timeout_s)
 
     @abstractmethod
     def close(self) -> None:
@@ -153,7 +168,8 @@ class BaseClient(ABC):
 
 
 def image_bytes(source: ImageSource) -> bytes:
-    """The bytes to send: a file's and encoded bytes as they are, an opened image as PNG, upright by its EXIF.
+    """The bytes to send: a file's and encoded bytes as they are, an opened image as PNG, upright by its EXIF, an array
+    as .npy.
 
     Raises ImageError for a file that cannot be read, ImageTooLargeError for one that no server takes.
     """
@@ -161,6 +177,8 @@ def image_bytes(source: ImageSource) -> bytes:
         return source
     if isinstance(source, Image.Image):
         return image.encode_png(np.asarray(_upright_rgb(source)))
+    if isinstance(source, np.ndarray):
+        return image.encode_npy(source)
     return image.read_bytes(source)
 
 

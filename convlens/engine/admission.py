@@ -32,25 +32,26 @@ CostOf = Callable[[MethodCall], float]
 class AdmissionController:
     """Admits the requests that stay within the engine's limits, and tells the others what would.
 
-    ``side`` is the model's input in pixels; ``calibrate`` measures a forward pass; ``sweeps`` gives the engine's sweep
-    backends, on which the pace of occlusion depends.
+    ``size`` is the height and width of the model's input; ``calibrate`` measures a forward pass; ``sweeps`` gives the
+    engine's sweep backends, on which the pace of occlusion depends.
     """
 
     def __init__(
         self,
         options: EngineOptions,
-        side: int,
+        size: tuple[int, int],
         costs: CostModel,
         *,
         calibrate: Callable[[], None],
         sweeps: Callable[[], SweepAutotuner],
     ) -> None:
-        self._options, self._side, self._costs = options, side, costs
+        self._options, self._size, self._costs = options, size, costs
+        self._pixels = size[0] * size[1]
         self._calibrate, self._sweeps = calibrate, sweeps
 
     def key(self, call: MethodCall) -> Key:
         """Under which the cost model knows it, by the sweep backend that it would use now."""
-        return call.method.name, call.method.rate_key(call.options, self._side, self._sweeps())
+        return call.method.name, call.method.rate_key(call.options, self._size, self._sweeps())
 
     def call_seconds(self, call: MethodCall) -> float:
         """What the method takes for one image; 0 before anything was measured."""
@@ -61,8 +62,8 @@ class AdmissionController:
         if self._costs.age == float("inf"):
             self._calibrate()
         drawings = sum(call.method.drawing != "thumbnails" for call in calls)
-        overlays = drawings * (pixels if params.size == "original" else self._side**2) * ("overlay" in params.output)
-        heatmaps = drawings * self._side**2 * ("heatmap" in params.output)
+        overlays = drawings * (pixels if params.size == "original" else self._pixels) * ("overlay" in params.output)
+        heatmaps = drawings * self._pixels * ("heatmap" in params.output)
         work = self._costs.forward_seconds() + sum(map(self.call_seconds, calls))
         return work + (overlays + heatmaps) * _DRAWING_S
 
@@ -129,7 +130,7 @@ class AdmissionController:
 
         def fits(value: int) -> bool:
             options = {**call.options, option: value}
-            return cost_of(with_cost(replace(call, options=options), self._side)) <= limit
+            return cost_of(with_cost(replace(call, options=options), self._size)) <= limit
 
         # The values go from the next cheaper one to the cheapest, so ``fits`` is False up to a point and True beyond.
         at = bisect.bisect_left(values, True, key=fits)

@@ -79,17 +79,17 @@ def warm_up(model: Model, sweeps: SweepAutotuner, batch_size: int) -> None:
     # Elsewhere the first pass is hardly slower than the next.
     if isinstance(model, GraphModel) or model.device.type != "cuda":
         return
-    side, passes = model.spec.crop, captured_of(model)
+    shape, passes = (model.spec.channels, *model.spec.input_size), captured_of(model)
     if passes is not None:
         for size in _sizes(batch_size):
-            x_NCHW = torch.zeros((size, 3, side, side), device=model.device)
+            x_NCHW = torch.zeros((size, *shape), device=model.device)
             rows = torch.arange(size, device=model.device)
             with passes.lock:
                 captured = passes.capture(x_NCHW)
                 if captured is not None:
                     for rule in RULES:
                         captured.gradient(rule, x_NCHW, rows, torch.zeros_like(rows), owner=captured)
-    forward = forward_of(model, np.zeros((1, 3, side, side), np.float32), sweeps=sweeps, gallery=None, on_step=no_op)
+    forward = forward_of(model, np.zeros((1, *shape), np.float32), sweeps=sweeps, gallery=None, on_step=no_op)
     # Each backend in float32 compiles, captures, and is timed; then the fastest is known.
     for _ in range(3 * len([backend for backend in sweeps.backends if backend.precision == "float32"])):
         run("occlusion", forward, [0], {"precision": "float32"})

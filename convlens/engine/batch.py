@@ -45,7 +45,8 @@ OnRow = Callable[[RequestRecord], None]
 class Row:
     """One request on its way through the engine: what it needs, then what came of it.
 
-    ``seconds`` is what it is expected to take, 0 where no limit of time applies.
+    ``seconds`` is what it is expected to take, 0 where no limit of time applies; ``view_HWC`` is the model's view as it
+    is shown.
     """
 
     request: Request

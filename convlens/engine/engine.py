@@ -24,7 +24,7 @@ from convlens.gallery import Gallery
 from convlens.instrument import arithmetic
 from convlens.protocol.params import Params
 from convlens.protocol.requests import Request
-from convlens.types import Floats, Placement, Reply, no_op
+from convlens.types import Box, Floats, ModelSpec, Placement, Reply, no_op
 from convlens.utils.concurrency import concurrent_map
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Engine:
         self.sweeps = sweeps_for(self.model, graphs)
         self._costs = CostModel()
         self._admission = AdmissionController(
-            self.options, model.spec.crop, self._costs, calibrate=self.calibrate, sweeps=lambda: self.sweeps
+            self.options, model.spec.input_size, self._costs, calibrate=self.calibrate, sweeps=lambda: self.sweeps
         )
         for name in self.options.default_methods:
             if explain.get(name).needs == "embedding" and gallery is None:
@@ -133,13 +133,14 @@ class Engine:
 
         RequestError for what this engine does not answer.
         """
-        calls, _ = entry_calls(params, self.options, self.model.spec.crop)
-        return self._admission.seconds(calls, params, self.model.spec.crop**2)
+        height, width = size = self.model.spec.input_size
+        calls, _ = entry_calls(params, self.options, size)
+        return self._admission.seconds(calls, params, height * width)
 
     def _blank(self) -> Floats:
         """One mean-grey image (1, C, H, W): what a pass takes does not depend on the pixels."""
         spec = self.model.spec
-        return np.zeros((1, len(spec.mean), spec.crop, spec.crop), np.float32)
+        return np.zeros((1, spec.channels, *spec.input_size), np.float32)
 
     def _forward(self, x_NCHW: Floats, on_step: OnStep) -> Forward:
         return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
@@ -147,7 +148,7 @@ class Engine:
     def _check(self, request: Request, deadline: Deadline, *, timed: bool) -> _Checked:
         """Refuses all that can be refused before the image is touched and the model runs."""
         deadline.require(0.0)
-        calls, warnings = entry_calls(request.params, self.options, self.model.spec.crop)
+        calls, warnings = entry_calls(request.params, self.options, self.model.spec.input_size)
         calls = [with_target(call, self.model) for call in calls]
         self._admission.require_cost(calls)
         seconds = self._admission.require_seconds(request, deadline, calls) if timed else 0.0
@@ -171,7 +172,7 @@ class Engine:
             checked.calls,
             checked.seconds,
             prepared.x_CHW,
-            prepared.view_HWC,
+            prepared.display_HWC,
             placement,
         )
         row.warnings += [
@@ -179,9 +180,8 @@ class Engine:
             *([checked.deadline.warning] if checked.deadline.warning else []),
             *checked.warnings,
         ]
-        if min(original.size) < spec.crop:
-            size = "×".join(map(str, original.size))
-            row.warnings.append(f"the picture is {size} pixels, smaller than the model's {spec.crop}: it was enlarged")
+        if warning := _enlarged(original.size, prepared.box, spec):
+            row.warnings.append(warning)
         return row
 
     def _reply(self, row: Row, timing_ms: dict[str, float]) -> Reply:
@@ -200,6 +200,17 @@ class Engine:
             timing_ms=timing_ms,
             placement=row.placement,
         )
+
+
+def _enlarged(size: tuple[int, int], box: Box, spec: ModelSpec) -> str:
+    """A warning where the image has fewer pixels than the network sees of it."""
+    height, width = spec.input_size
+    # Within a border the image may be short of one side and still be reduced.
+    across, down = (box[2] - box[0], box[3] - box[1]) if spec.crop_mode == "border" else size
+    if across >= width and down >= height:
+        return ""
+    own = str(height) if height == width else f"{width}×{height}"
+    return f"the picture is {'×'.join(map(str, size))} pixels, smaller than the model's {own}: it was enlarged"
 
 
 def _ms(start: float, end: float) -> float:

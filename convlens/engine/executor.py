@@ -184,8 +184,7 @@ class BatchExecutor:
         """Draw a row's result; ``seconds`` is its part of the call that so many rows shared."""
         started = time.perf_counter()
         with isolate_errors() as isolation:
-            labels = forward.spec.labels
-            row.explanations[call.id] = explanation(row, call, result, labels, round(seconds * 1e3, 3))
+            row.explanations[call.id] = explanation(row, call, result, forward.spec, round(seconds * 1e3, 3))
         row.error = isolation.error
         row.methods.append(self._record(call, seconds + time.perf_counter() - started, shared))
 

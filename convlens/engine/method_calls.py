@@ -100,14 +100,14 @@ def _unique_ids(items: Iterable[MethodParams]) -> list[str]:
 # --- what an engine's model, options and entry make of them -----------------------------------------------------------
 
 
-def entry_calls(params: Params, options: EngineOptions, side: int) -> tuple[list[MethodCall], list[str]]:
-    """The calls that this model entry answers, with their costs for images of ``side`` pixels; and warnings.
+def entry_calls(params: Params, options: EngineOptions, size: tuple[int, int]) -> tuple[list[MethodCall], list[str]]:
+    """The calls that this model entry answers, with their costs for images of that height and width; and warnings.
 
     RequestError for a call that another entry answers: where sweeps have an entry of their own, those among the default
     methods are left out with a warning, and those that the request names are refused.
     """
     calls, warnings = _without_class_methods(method_calls(params, options.default_methods))
-    calls = [with_cost(_in_precision(call, params, options), side) for call in calls]
+    calls = [with_cost(_in_precision(call, params, options), size) for call in calls]
     entry = options.sweeps_at
     if not entry:
         return calls, warnings
@@ -123,10 +123,10 @@ def entry_calls(params: Params, options: EngineOptions, side: int) -> tuple[list
     return [call for call in calls if not call.heavy], warnings
 
 
-def with_cost(call: MethodCall, side: int) -> MethodCall:
-    """The call with what its options cost on an image of ``side`` pixels."""
+def with_cost(call: MethodCall, size: tuple[int, int]) -> MethodCall:
+    """The call with what its options cost on an image of that height and width."""
     with field_prefix(call.place):
-        return replace(call, cost=call.method.cost(call.options, side))
+        return replace(call, cost=call.method.cost(call.options, size))
 
 
 def with_target(call: MethodCall, model: Model) -> MethodCall:

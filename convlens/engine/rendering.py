@@ -10,7 +10,7 @@ from convlens.engine.method_calls import MethodCall
 from convlens.explain.forward import Forward
 from convlens.explain.registry import Drawing
 from convlens.explain.scores import scores_of
-from convlens.types import Attribution, Bytes8, Explanation, Floats, Prediction, Result
+from convlens.types import Attribution, Bytes8, Explanation, Floats, ModelSpec, Prediction, Result
 
 
 def top_predictions(forward: Forward, count: int) -> tuple[Prediction, ...]:
@@ -25,9 +25,7 @@ def top_predictions(forward: Forward, count: int) -> tuple[Prediction, ...]:
     return tuple(Prediction(int(k), labels[k], float(probability_K[k]), float(logits_K[k])) for k in best)
 
 
-def explanation(
-    row: Row, call: MethodCall, result: Result, labels: tuple[str, ...], milliseconds: float
-) -> Explanation:
+def explanation(row: Row, call: MethodCall, result: Result, spec: ModelSpec, milliseconds: float) -> Explanation:
     """The result of this row alone, with the drawings that the request asks for, as PNG."""
     if not isinstance(result, Attribution):
         return Explanation(call.id, call.method.name, result, "", milliseconds)
@@ -36,9 +34,9 @@ def explanation(
         call.id,
         call.method.name,
         result,
-        _target_label(result, labels),
+        _target_label(result, spec.labels),
         milliseconds,
-        image.encode_png(_overlay(row, result, drawing)) if "overlay" in output else b"",
+        image.encode_png(_overlay(row, result, drawing, spec)) if "overlay" in output else b"",
         image.encode_png(_heatmap(result, drawing)) if "heatmap" in output else b"",
     )
 
@@ -49,7 +47,7 @@ def _target_label(result: Attribution, labels: tuple[str, ...]) -> str:
     return labels[int(result.target_N[0])] if labels else "similarity"
 
 
-def _overlay(row: Row, attribution: Attribution, drawing: Drawing) -> Bytes8:
+def _overlay(row: Row, attribution: Attribution, drawing: Drawing, spec: ModelSpec) -> Bytes8:
     """(H, W, 3): over what the model saw, or at its place in the whole image, of which the model saw a part."""
     map_HW, signed = _pixel_map(attribution, drawing), drawing == "signed"
     # Gradients per channel are a scatter of single pixels, hard to see on a photograph unless slightly spread.
@@ -59,13 +57,13 @@ def _overlay(row: Row, attribution: Attribution, drawing: Drawing) -> Bytes8:
     # Smoothed first: sigma is in pixels of the model's grid.
     smooth_HW = visualization.smoothed(map_HW, sigma=sigma)
     placed_HW = visualization.place_in_image(smooth_HW[None], size=row.placement.size, box=row.placement.box)[0]
-    return visualization.overlay(np.asarray(row.request.image), placed_HW, signed=signed)
+    return visualization.overlay(image.display_image(row.request.image, spec), placed_HW, signed=signed)
 
 
 def _heatmap(attribution: Attribution, drawing: Drawing) -> Bytes8:
     """The attribution alone, in the colours of its kind; (H, W, 3) of the model's grid."""
     if drawing == "gradient":
-        return visualization.gradient_image(attribution.values_NCHW[0])
+        return visualization.draw_gradient(attribution.values_NCHW[0])
     map_HW = _pixel_map(attribution, drawing)
     return visualization.diverging(map_HW) if drawing == "signed" else visualization.sequential(map_HW)
 

@@ -19,8 +19,8 @@ from convlens.utils.registry import Registry
 Needs = Literal["gradient", "scores", "embedding", "model"]
 Drawing = Literal["magnitude", "signed", "gradient", "thumbnails"]
 Explainer = Callable[..., Result]
-CostEstimate = Callable[[Mapping[str, Any], int], float]
-RateKey = Callable[[Mapping[str, Any], int, SweepAutotuner], str]
+CostEstimate = Callable[[Mapping[str, Any], tuple[int, int]], float]
+RateKey = Callable[[Mapping[str, Any], tuple[int, int], SweepAutotuner], str]
 CheaperValues = Callable[[Mapping[str, Any]], tuple[str, range]]
 
 
@@ -30,11 +30,11 @@ _TF32 = (
 )
 
 
-def _forward_and_backward(_: Mapping[str, Any], __: int) -> float:
+def _forward_and_backward(_: Mapping[str, Any], __: tuple[int, int]) -> float:
     return 3.0  # the gradient by the input took 1.9 to 2.1 forward passes
 
 
-def _one_rate(_: Mapping[str, Any], __: int, ___: SweepAutotuner) -> str:
+def _one_rate(_: Mapping[str, Any], __: tuple[int, int], ___: SweepAutotuner) -> str:
     return ""
 
 
@@ -47,8 +47,8 @@ class Method:
     """One explanation method and what the engine, the command line and the report need to know of it.
 
     ``needs`` says what can be shared between the rows of a batch, ``drawing`` how raw values become an image.
-    ``cost(options, side)`` estimates the work on one image of ``side`` pixels, in forward passes. Calls with the same
-    ``rate_key(options, side, sweeps)`` take about the same seconds per forward pass of that estimate.
+    ``cost(options, size)`` estimates the work on one image of that height and width, in forward passes. Calls with the
+    same ``rate_key(options, size, sweeps)`` take about the same seconds per forward pass of that estimate.
     ``cheaper_values(options)`` names the option that lowers the cost, and its values from the next cheaper one to the
     cheapest.
     """

@@ -9,17 +9,20 @@ from pathlib import Path, PurePath
 from convlens.errors import RequestError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+_ARRAYS = frozenset({".npy"})  # of models that take other channels than RGB
 
 
 def find_images(paths: Sequence[Path]) -> dict[str, Path]:
     """id -> file: the lines of a list (a single file without an image's suffix), else as ``image_files``."""
-    if len(paths) == 1 and paths[0].is_file() and paths[0].suffix.lower() not in _SUFFIXES:
+    if len(paths) == 1 and paths[0].is_file() and paths[0].suffix.lower() not in _SUFFIXES | _ARRAYS:
         return read_image_list(paths[0])
     return image_files(paths)
 
 
 def image_files(paths: Path | Sequence[Path]) -> dict[str, Path]:
     """id -> file, sorted by id. Folders are walked; hidden files and folders and other suffixes are skipped.
+
+    Arrays (.npy) count only where no other image is found: other folders hold features and the like in such files.
 
     An id is the path relative to the root, with forward slashes. The root is the only folder, or the deepest folder
     that holds all of several paths. Raises RequestError for a path that does not exist, and where there is no image.
@@ -33,7 +36,9 @@ def image_files(paths: Path | Sequence[Path]) -> dict[str, Path]:
     # Absolute, so that an image that is named in two spellings is there once.
     absolute = [_absolute(path) for path in paths]
     root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in absolute]))
-    files = {_id(file.relative_to(root)): file for path in absolute for file in _walk(path)}
+    walked = [file for path in absolute for file in _walk(path, _SUFFIXES)]
+    walked = walked or [file for path in absolute for file in _walk(path, _ARRAYS)]
+    files = {_id(file.relative_to(root)): file for file in walked}
     if not files:
         looked_for = ", ".join(sorted(_SUFFIXES))
         raise RequestError(f"no images in {', '.join(map(str, paths[:3]))}; looked for {looked_for}")
@@ -85,12 +90,12 @@ def _id(path: PurePath) -> str:
     return path.as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _walk(path: Path) -> Iterable[Path]:
+def _walk(path: Path, suffixes: frozenset[str]) -> Iterable[Path]:
     if not path.is_dir():
         return [path]
-    return [file for file in path.rglob("*") if _is_image(file, path)]
+    return [file for file in path.rglob("*") if _is_image(file, path, suffixes)]
 
 
-def _is_image(file: Path, folder: Path) -> bool:
+def _is_image(file: Path, folder: Path, suffixes: frozenset[str]) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and file.suffix.lower() in _SUFFIXES and file.is_file()
+    return not hidden and file.suffix.lower() in suffixes and file.is_file()

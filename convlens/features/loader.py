@@ -67,17 +67,26 @@ class ImageReader:
         id, path = item
         try:
             # Read once and hashed from memory: the file may change between two reads.
-            data = image.read_bytes(path)
-            decoded = image.decode(data)
+            limits = image.file_limits(self.spec.channels)
+            data = image.read_bytes(path, limits=limits)
+            decoded = image.decode_channels(data, self.spec.channels, limits=limits)
+            return self.prepare(id, decoded, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         except ImageError as error:
             return UnreadableImage(id, error.message.removeprefix(f"{path}: "))
-        return self.prepare(id, decoded, size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def prepare(self, id: str, decoded: Image.Image, *, size: int = 0, sha256: str = "") -> LoadedImage:
-        """An RGB image that is in memory already."""
+    def prepare(self, id: str, decoded: image.Picture, *, size: int = 0, sha256: str = "") -> LoadedImage:
+        """An image that is in memory already: RGB, or of the model's channels.
+
+        ImageError for other channels, and for a deep image where a graph takes 8 bits.
+        """
         view_HWC, _ = image.view(decoded, self.spec)
+        if not self.normalised and view_HWC.dtype != np.uint8:
+            raise ImageError("an image of more than 8 bits, and the graph takes uint8; export it without preprocessing")
         pixels = image.normalise(view_HWC, self.spec) if self.normalised else view_HWC
-        thumbnail = image.thumbnail(decoded, side=self.thumbnail_side) if self.thumbnail_side else b""
+        thumbnail = b""
+        if self.thumbnail_side:
+            shown = Image.fromarray(image.display_image(decoded, self.spec))
+            thumbnail = image.thumbnail(shown, side=self.thumbnail_side)
         return LoadedImage(id, pixels, decoded.width, decoded.height, size, sha256, thumbnail)
 
 

@@ -66,6 +66,10 @@ def run_settings(
         "interpolation": spec.interpolation,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        # Left out where they say nothing new, so that earlier runs are found again.
+        **({"crop_mode": spec.crop_mode} if spec.crop_mode != "center" else {}),
+        **({"crop_width": spec.crop_width} if spec.crop_width else {}),
+        **({"resize_width": spec.resize_width} if spec.resize_width else {}),
         "versions": _versions(embedder),
         "shard_rows": shard_rows,
     }

@@ -26,15 +26,16 @@ from convlens.gallery.index import IndexChoice, kind_for
 from convlens.gallery.vectors import FeatureSpace, find_flaws, require_space, to_feature_space
 from convlens.gallery.versions import require_ours
 from convlens.gallery.writer import EmbeddingSource, Part, write_parts
+from convlens.image import Picture
 from convlens.models import Classifier
-from convlens.types import Floats, no_op
+from convlens.types import Floats, ModelSpec, no_op
 from convlens.utils.concurrency import batched
 
 EXTRACTION = ".extraction"  # hidden in the gallery's folder; stays there after a kill, so that the build can resume
 _FEATURES = "features.npy"
 _CHUNK = 4096  # rows in memory at a time
 
-NamedImage = tuple[str, str, Image.Image]
+NamedImage = tuple[str, str, Picture]
 OnStep = Callable[[int, int | None], None]
 _Failures = tuple[tuple[str, str], ...]
 
@@ -140,7 +141,7 @@ def build_from(
     batch: int = BATCH_SIZE,
     on_step: OnStep = no_op,
 ) -> BuildReport:
-    """A gallery of (id, label, RGB image) in that order, made at once and not resumed; otherwise as ``build``."""
+    """A gallery of (id, label, image) in that order, made at once and not resumed; otherwise as ``build``."""
     embedding = _Embedding(classifier, feature_space, graph, batch, None, thumbnail_side, on_step)
     embedder = embedding.open()
     reader = ImageReader(embedder.spec, not embedder.normalises, thumbnail_side)
@@ -210,13 +211,20 @@ class _Embedding:
         embedder, spec = open_embedder(self.classifier, self.graph, batch=self.batch), self.classifier.spec
         # Queries come from the model itself, so the gallery's vectors must be the ones it would have made.
         if embedder.spec != spec or embedder.precision == "half":
-            graph = f"crop={embedder.spec.crop}, resize={embedder.spec.resize}, precision={embedder.precision}"
+            graph = f"{_preprocessing(embedder.spec)}, precision={embedder.precision}"
             raise GalleryError(
-                f"{self.graph} ({graph}) sees images otherwise than {spec.name} (crop={spec.crop}, "
-                f"resize={spec.resize}, precision=float32), which will ask the gallery; export it without another size "
-                "and without half"
+                f"{self.graph} ({graph}) sees images otherwise than {spec.name} ({_preprocessing(spec)}, "
+                "precision=float32), which will ask the gallery; export it without another size and without half"
             )
         return embedder
+
+
+def _preprocessing(spec: ModelSpec) -> str:
+    crop, resize = (
+        str(size[0]) if size[0] == size[1] else f"{size[0]}×{size[1]}" for size in (spec.input_size, spec.resize_size)
+    )
+    mode = f", crop_mode={spec.crop_mode}" if spec.crop_mode != "center" else ""
+    return f"crop={crop}, resize={resize}{mode}"
 
 
 @dataclass(frozen=True)

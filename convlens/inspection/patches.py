@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens import image
-from convlens.errors import ModelError, RequestError
+from convlens.errors import ImageError, ModelError, RequestError
 from convlens.explain.neurons import NeuronGraph
 from convlens.features.loader import ImageReader, LoadedImage, UnreadableImage
 from convlens.inspection.receptive_field import Box, ReceptiveField, receptive_field
@@ -25,7 +26,7 @@ from convlens.instrument import PartialForward, ReluRule, arithmetic, find_layer
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints, Neuron, no_op
 from convlens.utils.concurrency import batched, cores, ordered_map
-from convlens.visualization import gradient_image
+from convlens.visualization import draw_gradient
 from convlens.visualization.layout import enlarge, hstack, vstack
 
 _BATCH = 16
@@ -119,16 +120,23 @@ class Patches:
     files: Mapping[str, tuple[Path, str]]
 
     def read(self, patch: Patch, classifier: Classifier) -> tuple[Bytes8, Floats]:
-        """The patch's image once more: the network's input as RGB (H, W, C), and normalised (C, H, W).
+        """The patch's image once more: the network's input as it is shown (H, W, 3), and normalised (C, H, W).
 
         RequestError where the file has changed since.
         """
         # Compared by hash: a crop of a changed file would not show what excited the neuron.
         path, sha256 = self.files[patch.image_id]
-        loaded = ImageReader(classifier.spec, normalised=False).read_file((patch.image_id, path))
-        if isinstance(loaded, UnreadableImage) or loaded.sha256 != sha256:
-            raise RequestError(f"{path} has changed since its patches were found; start again")
-        return loaded.pixels, image.normalise(loaded.pixels, classifier.spec)
+        limits = image.file_limits(classifier.spec.channels)
+        changed = RequestError(f"{path} has changed since its patches were found; start again")
+        try:
+            data = image.read_bytes(path, limits=limits)
+        except ImageError as error:
+            raise changed from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise changed
+        decoded = image.decode_channels(data, classifier.spec.channels, limits=limits)
+        prepared = image.prepare(decoded, classifier.spec)
+        return prepared.display_HWC, prepared.x_CHW
 
 
 def find_patches(
@@ -275,8 +283,8 @@ class PatchGradients:
 
 def _partial_forward(classifier: Classifier, layer: str) -> tuple[PartialForward, torch.Tensor]:
     """The network cut behind the layer, and a black example of its input."""
-    side = classifier.spec.crop
-    example_NCHW = torch.zeros(1, 3, side, side, device=classifier.device)
+    spec = classifier.spec
+    example_NCHW = torch.zeros(1, spec.channels, *spec.input_size, device=classifier.device)
     return PartialForward(classifier.module, [layer], example_NCHW), example_NCHW
 
 
@@ -321,7 +329,7 @@ def draw_channel_sheet(crops: Sequence[Bytes8], gradients: Sequence[Floats]) -> 
     """Crops in a row, strongest first; below each its gradient, if given, drawn to a scale of its own."""
     rows = [hstack([_tile(each) for each in crops], gap=4)]
     if gradients:
-        rows.append(hstack([_tile(gradient_image(each)) for each in gradients], gap=4))
+        rows.append(hstack([_tile(draw_gradient(each)) for each in gradients], gap=4))
     return vstack(rows, gap=4)
 
 

@@ -7,8 +7,10 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from convlens import image
@@ -27,23 +29,23 @@ _SMALL, _SIZE = 12, 15  # letters
 
 @dataclass(frozen=True)
 class PixelNeighbour:
-    """``row`` in the gallery; ``distance`` is the Euclidean one between all uint8 values of two images."""
+    """``row`` in the gallery; ``distance`` is the Euclidean one between all values, 0..255, of two images."""
 
     row: int
     distance: float
 
 
-def views_of_files(gallery: Gallery, folder: Path, spec: ModelSpec) -> Iterator[Bytes8]:
-    """The network's view of each of the gallery's images, in its order, read again from their folder.
+def views_of_files(gallery: Gallery, folder: Path, spec: ModelSpec) -> Iterator[NDArray[Any]]:
+    """The network's view of each of the gallery's images, in its order, all channels, read again from their folder.
 
     RequestError for an image that is missing or can no longer be read.
     """
 
-    def read(id: str) -> Bytes8:
+    def read(id: str) -> NDArray[Any]:
         path = folder / id
         if not path.is_file():
             raise RequestError(f"{path} is not there, but the gallery names it; give the folder it was built from")
-        return image.view(image.read(path), spec)[0]
+        return image.view(image.read_channels(path, spec.channels), spec)[0]
 
     with contextlib.closing(ordered_map(read, (e.id for e in gallery.entries), workers=cores(), ahead=16)) as views:
         yield from views
@@ -65,7 +67,7 @@ def thumbnail_view(picture: Image.Image, side: int) -> Bytes8:
 
 
 def nearest_by_pixels(
-    queries: Sequence[Bytes8], views: Iterable[Bytes8], *, k: int, excluded: Sequence[frozenset[int]]
+    queries: Sequence[NDArray[Any]], views: Iterable[NDArray[Any]], *, k: int, excluded: Sequence[frozenset[int]]
 ) -> list[list[PixelNeighbour]]:
     """For each query its ``k`` nearest views by L2 over all values, nearest first; equal ones in the gallery's order.
 
@@ -79,10 +81,17 @@ def nearest_by_pixels(
     return neighbours
 
 
-def _squared_distance(query_HWC: Bytes8, view_HWC: Bytes8) -> int:
+def _squared_distance(query_HWC: NDArray[Any], view_HWC: NDArray[Any]) -> float:
+    if np.float32 in (query_HWC.dtype, view_HWC.dtype):  # deep images, of 0..1
+        difference_HWC = _in_levels(query_HWC) - _in_levels(view_HWC)
+        return float(np.einsum("hwc,hwc->", difference_HWC, difference_HWC))
     # Whole numbers are exact: uint8 differences would wrap around, and float32 sums round.
     difference = query_HWC.astype(np.int32) - view_HWC
-    return int(np.einsum("hwc,hwc->", difference, difference, dtype=np.int64))
+    return float(np.einsum("hwc,hwc->", difference, difference, dtype=np.int64))
+
+
+def _in_levels(view_HWC: NDArray[Any]) -> NDArray[np.float64]:
+    return view_HWC * 255.0 if view_HWC.dtype == np.float32 else np.asarray(view_HWC, np.float64)
 
 
 def _decode(data: bytes) -> Bytes8:

@@ -118,7 +118,7 @@ def receptive_fields(classifier: Classifier, size: int | tuple[int, int] | None 
     except (RuntimeError, ValueError, AssertionError, LookupError, TypeError) as error:
         raise RequestError(
             f"{classifier.spec.name} failed on images of {height}×{width} pixels, in {recorder.where}: "
-            f"{str(error).strip().partition(chr(10))[0]}; its own size is {classifier.spec.crop}",
+            f"{str(error).strip().partition(chr(10))[0]}; its own size is {_sides(classifier.spec.input_size)}",
             field="size",
         ) from error
     return recorder.fields
@@ -207,7 +207,11 @@ def _boxes(sides_4YX: Floats) -> Ints:
 
 
 def _image_size(classifier: Classifier, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    height, width = size if isinstance(size, tuple) else (size or classifier.spec.crop,) * 2
+    height, width = size if isinstance(size, tuple) else (size, size) if size else classifier.spec.input_size
     if min(height, width) < 1:
         raise RequestError(f"an image of {height}×{width} pixels is empty; use 1 or more", field="size")
     return height, width
+
+
+def _sides(size: tuple[int, int]) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}×{size[1]}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Classifier:
     """A network in eval mode, in float32, none of its parameters requiring a gradient.
 
-    ``module`` maps normalised images (N, 3, crop, crop) to logits (N, K). ``source`` is the full name that it was
+    ``module`` maps normalised images (N, C, H, W) to logits (N, K). ``source`` is the full name that it was
     loaded by, local folders included (after ``unpack`` the name of its architecture alone); ``spec.name`` has no
     folders and may be shown to anybody. ``precision`` is what its passes multiply float32 in: None leaves torch's flags
     alone, which allow TF32 for convolutions on a GPU. ``graphs`` are exported from ``module`` as it is

@@ -12,12 +12,13 @@ from urllib.parse import unquote
 
 from convlens.errors import ModelError, near_matches
 from convlens.models.labels import read_labels
-from convlens.types import Activation
+from convlens.types import Activation, CropMode
 
 UNTRAINED = "untrained"
 MEMORY = "memory"
 """The source in the name of a network that was wrapped in memory: ``memory:CLASS``."""
 _LARGEST_SIDE = 4096  # pixels
+_MOST_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ def _query_options(text: str, query: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """``weights`` and ``labels`` are files; ``size`` and ``resize`` pixels; ``mean`` and ``std`` on the 0..1 scale.
+    """``weights`` and ``labels`` are files; ``mean`` and ``std`` on the 0..1 scale, one number for all channels or as
+    many as there are.
 
     ``weights_key`` chooses among the state dicts of a file that holds several, such as ``model_ema``.
+    ``size`` and ``resize`` are height and width in pixels, ``channels`` how many the input has, ``display_channels``
+    those shown as red, green and blue, or the one shown as grey.
     ``output`` names the entry of the network's output, ``activation`` what makes probabilities of logits;
     ``unrepeatable`` is "refuse" or "allow". None: as the model's source has it, or as is found out.
     """
@@ -88,8 +92,11 @@ class ModelOptions:
     weights: Path | None = None
     weights_key: str | None = None
     labels: tuple[str, ...] | None = None
-    size: int | None = None
-    resize: int | None = None
+    size: tuple[int, int] | None = None
+    resize: tuple[int, int] | None = None
+    crop_mode: CropMode | None = None
+    channels: int | None = None
+    display_channels: tuple[int, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str | None = None
@@ -120,6 +127,9 @@ def parse_options(model_id: ModelId) -> ModelOptions:
         labels=read_labels(options["labels"]) if "labels" in options else None,
         size=_pixels(model_id, "size"),
         resize=_pixels(model_id, "resize"),
+        crop_mode=_choice(model_id, "crop_mode", get_args(CropMode)),
+        channels=_count(model_id, "channels"),
+        display_channels=_channel_numbers(model_id, "display_channels"),
         mean=_channels(model_id, "mean"),
         std=_channels(model_id, "std"),
         interpolation=options.get("interpolation"),
@@ -129,6 +139,12 @@ def parse_options(model_id: ModelId) -> ModelOptions:
         gradcam_layer=options.get("gradcam_layer"),
         unrepeatable=_choice(model_id, "unrepeatable", ("refuse", "allow")) or "refuse",
     )
+
+
+def input_channels(model_id: ModelId) -> int | None:
+    """How many channels the options of a name ask for, by ``channels``, ``mean`` or ``std``; None: they do not say."""
+    given = [_channels(model_id, key) for key in ("mean", "std")]
+    return _count(model_id, "channels") or next((len(values) for values in given if values and len(values) > 1), None)
 
 
 def _choice(model_id: ModelId, key: str, choices: tuple[str, ...]) -> Any:
@@ -141,14 +157,40 @@ def _choice(model_id: ModelId, key: str, choices: tuple[str, ...]) -> Any:
     return text
 
 
-def _pixels(model_id: ModelId, key: str) -> int | None:
+def _pixels(model_id: ModelId, key: str) -> tuple[int, int] | None:
+    """Height and width of ``224`` or ``128x256``."""
     text = model_id.options.get(key)
     if text is None:
         return None
-    # isascii: isdigit and int alone take digits of every script.
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _LARGEST_SIDE):
-        raise ModelError(f"{model_id.text!r}: {key}={text} should be a whole number of pixels, 1..{_LARGEST_SIDE}")
-    return int(text)
+    sides = text.replace("×", "x").split("x")
+    if len(sides) > 2 or not all(_is_whole(side, 1, _LARGEST_SIDE) for side in sides):
+        raise ModelError(
+            f"{model_id.text!r}: {key}={text} should be a whole number of pixels, 1..{_LARGEST_SIDE}, or two as "
+            "HEIGHTxWIDTH"
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def _count(model_id: ModelId, key: str) -> int | None:
+    text = model_id.options.get(key)
+    if text is not None and not _is_whole(text, 1, _MOST_CHANNELS):
+        raise ModelError(f"{model_id.text!r}: {key}={text} should be a whole number, 1..{_MOST_CHANNELS}")
+    return None if text is None else int(text)
+
+
+def _channel_numbers(model_id: ModelId, key: str) -> tuple[int, ...] | None:
+    text = model_id.options.get(key)
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(_is_whole(part, 0, _MOST_CHANNELS) for part in parts):
+        raise ModelError(f"{model_id.text!r}: {key}={text} should be one or three channels from 0 on, such as 3,2,1")
+    return tuple(map(int, parts))
+
+
+def _is_whole(text: str, first: int, last: int) -> bool:
+    # isascii: isdigit and int alone take digits of every script. Longer numbers are none, and slow to read.
+    return text.isascii() and text.isdigit() and len(text) < 10 and first <= int(text) <= last
 
 
 def _channels(model_id: ModelId, key: str) -> tuple[float, ...] | None:
@@ -156,11 +198,12 @@ def _channels(model_id: ModelId, key: str) -> tuple[float, ...] | None:
     if text is None:
         return None
     values = _floats(text)
-    if len(values) not in (1, 3) or not all(map(math.isfinite, values)) or (key == "std" and min(values) <= 0):
+    if not values or not all(map(math.isfinite, values)) or (key == "std" and min(values) <= 0):
         raise ModelError(
-            f"{model_id.text!r}: {key}={text} should be three numbers, such as .5,.5,.5, or one for all channels"
+            f"{model_id.text!r}: {key}={text} should be a number for each channel, such as .5,.5,.5, or one for all; "
+            "each std above 0"
         )
-    return values if len(values) == 3 else values * 3
+    return values
 
 
 def _floats(text: str) -> tuple[float, ...]:

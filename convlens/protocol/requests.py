@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
 from convlens import image
 from convlens.errors import ImageError, MediaTypeError, NotAcceptableError, RequestError, near_matches
 from convlens.protocol.kserve import NO_ENVELOPE, Envelope, unwrap_body
@@ -26,12 +24,12 @@ _DEFAULT_OUTPUT: dict[Media, list[Output]] = {PNG: ["overlay"], SAFETENSORS: ["a
 
 @dataclass(frozen=True)
 class Request:
-    """A decoded image (RGB) and its parameters.
+    """A decoded image, RGB or of the model's channels, and its parameters.
 
     ``sent_at`` is when the client sent it, in seconds since 1970, None where the client does not say.
     """
 
-    image: Image.Image
+    image: image.Picture
     params: Params
     sent_at: float | None = None
 
@@ -50,12 +48,13 @@ class ApiRequest:
 
 @dataclass(frozen=True)
 class _Route:
-    """What the URL and the headers add to the body."""
+    """What the URL and the headers add to the body, and how many channels the model takes."""
 
     explain: bool
     method: str
     accept: str
     sent_at: float | None
+    channels: int
 
 
 def parse_request(
@@ -65,13 +64,15 @@ def parse_request(
     explain: bool = False,
     path_method: str = "",
     limits: image.Limits | None = None,
+    channels: int = 3,
 ) -> ApiRequest:
     """The call that these body parts and headers make.
 
     ``parts`` is either ``{"body": …}`` alone with the whole body (image bytes, or the object of a JSON body, which
     may be KServe's), or the fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations,
-    ``path_method`` names one in the URL's path. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError
-    (413), MediaTypeError (415) or RequestError (422) saying what to send instead.
+    ``path_method`` names one in the URL's path. ``channels`` are the model's: images of other channels than RGB are
+    TIFF or npy files. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError (413), MediaTypeError (415)
+    or RequestError (422) saying what to send instead.
     """
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
@@ -81,7 +82,8 @@ def parse_request(
     if set(parts) == {"body"}:
         parts = _whole_body(parts["body"], content_type)
     envelope, images = unwrap_body(parts)
-    route = _Route(explain, path_method, _header(headers, "accept"), _sent_at(_header(headers, "x-request-start")))
+    sent_at = _sent_at(_header(headers, "x-request-start"))
+    route = _Route(explain, path_method, _header(headers, "accept"), sent_at, channels)
     requests = []
     for place, image_parts in images:
         with field_prefix(place):
@@ -102,7 +104,8 @@ def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> R
             "no image in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data"
         )
     params = _with_route(_params_object(parts.get("params")), route)
-    return Request(image.decode(_image_bytes(parts["data"]), limits=limits), params, params.sent_at or route.sent_at)
+    decoded = image.decode_channels(_image_bytes(parts["data"]), route.channels, limits=limits)
+    return Request(decoded, params, params.sent_at or route.sent_at)
 
 
 def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:

@@ -13,9 +13,12 @@ from typing import Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from convlens.errors import ModelError
-from convlens.types import Interpolation
+from convlens.types import CropMode, Interpolation
 
-_FORMAT = "1"
+# Graphs whose images are prepared otherwise than by a square centre crop are of format 2, which readers of the first
+# refuse; all others are written as before.
+_FORMAT, _OTHER_IMAGES = "1", "2"
+_ADDED = ("crop_mode", "crop_width", "resize_width")
 _FORMAT_KEY, _CONTRACT_KEY = "convlens.format", "convlens.contract"
 
 Kind = Literal["scores", "features", "embedding", "occlusion", "saliency", "guided_backprop", "deconvnet"]
@@ -61,8 +64,9 @@ class SweepGeometry:
 class GraphContract:
     """The metadata of a graph that ConvLens exported.
 
-    ``crop`` is the side of its images, ``mean`` and ``std`` what they are normalised by: beforehand, or in the graph
-    itself where ``preprocessing`` (its input then is uint8 RGB, channels last). ``layers`` are those whose outputs
+    ``crop`` is the height of its images, ``crop_width`` the width where that is another, and so ``resize`` and
+    ``resize_width``, all as in ``ModelSpec``; ``mean`` and ``std`` what they are normalised by: beforehand, or in the
+    graph itself where ``preprocessing`` (its input then is uint8, channels last). ``layers`` are those whose outputs
     (``features``) or whose pooled input (``embedding``) it returns. ``tolerance`` is the largest relative difference
     from torch that its export let pass; ``versions`` names the libraries that made it.
     """
@@ -85,6 +89,14 @@ class GraphContract:
     tolerance: float
     versions: Mapping[str, str]
     sweep: SweepGeometry | None = None
+    crop_mode: CropMode = "center"
+    crop_width: int | None = None
+    resize_width: int | None = None
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of its images."""
+        return self.crop, self.crop_width or self.crop
 
     @property
     def batch(self) -> int | None:
@@ -102,7 +114,9 @@ class GraphContract:
 
     def metadata(self) -> dict[str, str]:
         """The two entries of the graph's metadata."""
-        return {_FORMAT_KEY: _FORMAT, _CONTRACT_KEY: _ADAPTER.dump_json(self).decode()}
+        usual = {name for name in _ADDED if getattr(self, name) == getattr(GraphContract, name)}
+        format = _FORMAT if len(usual) == len(_ADDED) else _OTHER_IMAGES
+        return {_FORMAT_KEY: format, _CONTRACT_KEY: _ADAPTER.dump_json(self, exclude=usual).decode()}
 
 
 _ADAPTER: TypeAdapter[GraphContract] = TypeAdapter(GraphContract)
@@ -117,9 +131,10 @@ def read_contract(metadata: Mapping[str, str], *, graph: str) -> GraphContract:
         raise ModelError(
             f"{graph} was not exported by ConvLens: it has no contract in its metadata; use `python -m export`"
         )
-    if metadata[_FORMAT_KEY] != _FORMAT:
+    if metadata[_FORMAT_KEY] not in (_FORMAT, _OTHER_IMAGES):
         raise ModelError(
-            f"{graph} has format version {metadata[_FORMAT_KEY]!r}; this ConvLens reads {_FORMAT}: export it again"
+            f"{graph} has format version {metadata[_FORMAT_KEY]!r}; this ConvLens reads {_FORMAT} and {_OTHER_IMAGES}: "
+            "export it again"
         )
     try:
         return _ADAPTER.validate_json(metadata[_CONTRACT_KEY])

@@ -57,9 +57,9 @@ _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "uint8": "te
 class OnnxRuntime:
     """One graph in a session; safe to use from several threads.
 
-    Images are float32 (N, C, crop, crop), normalised; for graphs with preprocessing folded in uint8 (N, crop, crop, 3)
-    RGB. Torch tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider runs it,
-    ``precision`` what it multiplies in: float32, tf32 or half.
+    Images are float32 (N, C, H, W), normalised; for graphs with preprocessing folded in uint8 (N, H, W, C). Torch
+    tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider runs it, ``precision``
+    what it multiplies in: float32, tf32 or half.
     """
 
     def __init__(

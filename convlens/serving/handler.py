@@ -103,10 +103,17 @@ class BatchHandler:
                 explain=str(headers.get("explain", "")).lower() == "true",
                 path_method=str(headers.get("url_path", "")).strip("/"),
                 limits=self.limits,
+                channels=self._channels,
             )
             for request in call.requests:
-                require_sendable(request, self._default_methods, max_bytes=self.max_reply_bytes)
+                require_sendable(
+                    request, self._default_methods, max_bytes=self.max_reply_bytes, channels=self._channels
+                )
         return isolation.error or call
+
+    @property
+    def _channels(self) -> int:
+        return self.engine.model.spec.channels if self.engine else 3
 
     @property
     def _default_methods(self) -> tuple[str, ...]:
@@ -144,19 +151,22 @@ def _body(outcome: ApiResponse | ConvLensError, request_id: str, context: Any, n
 # --- what cannot be sent ----------------------------------------------------------------------------------------------
 
 
-def require_sendable(request: Request, default_methods: Iterable[str], *, max_bytes: int) -> None:
+def require_sendable(request: Request, default_methods: Iterable[str], *, max_bytes: int, channels: int = 3) -> None:
     """Refuse, before any work, a reply that could not be sent. Raises RequestError.
 
-    That is a PNG of several images or of none, or maps in the size of an image that would pass ``max_bytes``.
+    That is a PNG of several images or of none, or maps in the size of an image that would pass ``max_bytes``;
+    gradients have ``channels``, the model's.
     """
     methods = [call.method for call in method_calls(request.params, default_methods)]
     if request.params.accept == PNG:
         _require_one_image(request.params, [method.name for method in methods if method.drawing != "thumbnails"])
     if request.params.size == "original":
-        channels = [
-            3 if method.drawing in ("magnitude", "gradient") else 1 for method in methods if method.needs != "embedding"
+        of_each = [
+            channels if method.drawing in ("magnitude", "gradient") else 1
+            for method in methods
+            if method.needs != "embedding"
         ]
-        size = _original_bytes(request, channels)
+        size = _original_bytes(request, of_each)
         if size > max_bytes:
             raise reply_too_large(size, max_bytes, why="size 'original'")
 

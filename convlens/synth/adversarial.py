@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from convlens import image
 from convlens.errors import RequestError
+from convlens.image.preprocess import resize_plan
 from convlens.instrument import require_eval
 from convlens.models import Classifier, find_class
 from convlens.synth.base import (
@@ -33,11 +34,12 @@ from convlens.synth.base import (
     require_positive,
 )
 from convlens.synth.images import Ranking, rank_classes, read_rgb, resized, to_tensor, top_classes
-from convlens.types import Box, Bytes8, Floats, ModelSpec
+from convlens.types import Bytes8, Floats, ModelSpec
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 _GAMMA = 0.05  # by which share the radius grows or shrinks in a step
 _AMPLIFICATION = 10  # of the difference that the figure shows
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
 @job("fool")
@@ -191,9 +193,13 @@ class _Preprocessing:
     def __init__(self, original: Bytes8, classifier: Classifier) -> None:
         self._spec, self._device = classifier.spec, classifier.device
         self._height, self._width = original.shape[:2]
-        _, self._box = image.view(Image.fromarray(original), self._spec)
         std = torch.tensor(classifier.spec.std, device=self._device)[:, None, None]
         self._per_level = 1 / (255 * std)
+        if classifier.spec.channels not in (1, 3):
+            raise RequestError(
+                f"{classifier.spec.name} takes {classifier.spec.channels} channels; a fooling picture is an RGB image, "
+                "for a network of colours or of grey"
+            )
 
     def forward(self, image_HWC: Bytes8) -> Tensor:
         view_HWC, _ = image.view(Image.fromarray(image_HWC), self._spec)
@@ -204,25 +210,24 @@ class _Preprocessing:
         # The resizing is linear, so its gradient is the same at any image: zeros do.
         zeros = torch.zeros(1, grad_NCHW.shape[1], self._height, self._width, device=self._device, requires_grad=True)
         with torch.enable_grad():
-            view = _cropped(zeros, self._box, self._spec)
+            view = _cropped(zeros, self._spec)
         (grad,) = torch.autograd.grad(view, zeros, grad_NCHW * self._per_level)
-        return grad
+        # What a network of one channel sees is the luma of the three.
+        return grad if grad.shape[1] == 3 else grad * torch.tensor(_LUMA, device=grad.device)[:, None, None]
 
 
-def _cropped(x_NCHW: Tensor, box: Box, spec: ModelSpec) -> Tensor:
-    """The box of the image, resized to the network's input; ``convlens.image.view`` says where it lies."""
-    left, top, right, bottom = box
-    height, width = spec.input_size
-    down, across = height / (bottom - top), width / (right - left)
-    size = (round(x_NCHW.shape[2] * down), round(x_NCHW.shape[3] * across))
+def _cropped(x_NCHW: Tensor, spec: ModelSpec) -> Tensor:
+    """Resized, and cropped or bordered (by zeros), as ``convlens.image.view`` does."""
+    height, width = x_NCHW.shape[2:]
+    plan = resize_plan((width, height), spec)
+    size = plan.size[1], plan.size[0]
     # torch has no Lanczos; bicubic is the nearest to it
     mode = "bicubic" if spec.interpolation in ("bicubic", "lanczos") else "bilinear"
     if size != tuple(x_NCHW.shape[2:]):
         x_NCHW = functional.interpolate(x_NCHW, size=size, mode=mode, align_corners=False, antialias=True)
-    # Padding beyond the image, of negative width where the box lies within.
-    first_row, first_column = round(top * down), round(left * across)
-    beyond = (-first_column, first_column + width - size[1], -first_row, first_row + height - size[0])
-    return functional.pad(x_NCHW, beyond)
+    bottom, right = plan.top + spec.input_size[0], plan.left + spec.input_size[1]
+    # A negative padding cuts off.
+    return functional.pad(x_NCHW, (-plan.left, right - size[1], -plan.top, bottom - size[0]))
 
 
 def _rms(x: Tensor) -> Tensor:

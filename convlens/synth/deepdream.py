@@ -18,7 +18,7 @@ from convlens.errors import RequestError
 from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_positive
-from convlens.synth.images import black_and_white, half_on_gpus, read_rgb, resized, to_tensor, to_uint8
+from convlens.synth.images import black_and_white, half_on_gpus, read_rgb, resized, shown, to_tensor, to_uint8
 from convlens.synth.regularisers import sample_jitter
 from convlens.synth.step_gradient import StepGradient
 from convlens.synth.trunk import dream_layers
@@ -184,7 +184,7 @@ class DreamRun(SynthesisRun):
         self._x = torch.clamp(self._x + change, self._black, self._white)
         self.done += 1
         if self.done > self._octave_steps and (self.done - self._octave_steps) % self._job.frame_steps == 0:
-            self._frames += to_uint8(self._x, self._classifier.spec)
+            self._frames.append(self._shown(self._x))
         return {"objective": self._energy / rolled[0, 0].numel()}
 
     def state_dict(self) -> State:
@@ -202,12 +202,16 @@ class DreamRun(SynthesisRun):
         self._frames = [frame.numpy() for frame in state["frames"]]
 
     def snapshot(self) -> Bytes8:
-        return to_uint8(self._x, self._classifier.spec)[0]
+        return self._shown(self._x)
+
+    def _shown(self, x_1CHW: Tensor) -> Bytes8:
+        spec = self._classifier.spec
+        return shown(to_uint8(x_1CHW, spec), spec)[0]
 
     def finish(self) -> Outcome:
         """The last image, and the layers' energy before and after (of the first frame, where there are frames)."""
         result = self.snapshot()
-        (before,) = to_uint8(self._original, self._classifier.spec)
+        before = self._shown(self._original)
         energy_before, energy_after = (
             self._mean_energy(to_tensor(image_HWC, self._classifier.spec, self._classifier.device))
             for image_HWC in (before, self._frames[0] if self._frames else result)

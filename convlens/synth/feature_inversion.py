@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from convlens.errors import RequestError
-from convlens.image import read, view
+from convlens.image import prepare, read_channels
 from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import (
@@ -26,7 +27,7 @@ from convlens.synth.base import (
     require_choice,
     require_positive,
 )
-from convlens.synth.images import contact_sheet, to_tensor, to_uint8
+from convlens.synth.images import contact_sheet, shown, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import KINDS, make_parameterization, noise
 from convlens.synth.regularisers import total_variation
@@ -142,7 +143,7 @@ class InvertRun(SynthesisRun):
             self._x, self._velocity = (state["moving"][name].to(self._target) for name in ("x", "velocity"))
 
     def snapshot(self) -> Bytes8:
-        return hstack(self._images(), gap=4)
+        return hstack(shown(self._images(), self._classifier.spec), gap=4)
 
     def finish(self) -> Outcome:
         images = self._images()
@@ -152,7 +153,8 @@ class InvertRun(SynthesisRun):
         facts: dict[str, Any] = {
             "layers": [{"layer": layer, **error} for layer, error in zip(self._layers, errors, strict=True)]
         }
-        figure = contact_sheet([self._view, *images], ["the picture", *captions])
+        view_HWC, *images = shown([self._view, *images], self._classifier.spec)
+        figure = contact_sheet([view_HWC, *images], ["the picture", *captions])
         return Outcome(dict(zip(names, images, strict=True)), {"shallow-to-deep": figure}, facts)
 
     @property
@@ -228,7 +230,10 @@ def _model_view(path: str, classifier: Classifier, field: str) -> Bytes8:
     """The image resized and cropped as the model sees it."""
     if not Path(path).is_file():
         raise RequestError(f"{field}: no picture {path}", field=field)
-    return view(read(path), classifier.spec)[0]
+    spec = classifier.spec
+    view_HWC = prepare(read_channels(path, spec.channels), spec).view_HWC
+    # What is compared with it, and what is saved, has 8 bits as well.
+    return view_HWC if view_HWC.dtype == np.uint8 else np.rint(view_HWC * 255).astype(np.uint8)
 
 
 def _caption(layer: str, error: Mapping[str, float | None]) -> str:

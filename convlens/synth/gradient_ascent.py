@@ -25,6 +25,7 @@ from convlens.synth.images import (
     read_rgb,
     resized,
     rounded_to_8_bits,
+    shown,
     takes_size,
     to_tensor,
     to_uint8,
@@ -209,7 +210,8 @@ class AscentRun(SynthesisRun):
         self.done = state["done"]
 
     def snapshot(self) -> Bytes8:
-        return hstack(to_uint8(self.x_NCHW[:_SHOWN], self._classifier.spec), gap=4)
+        spec = self._classifier.spec
+        return hstack(shown(to_uint8(self.x_NCHW[:_SHOWN], spec), spec), gap=4)
 
     def finish(self) -> Outcome:
         """The images, and what the network says of them as 8-bit images at their own size."""
@@ -227,6 +229,7 @@ class AscentRun(SynthesisRun):
                 caption = f"{objective.name}: p = {ranking[rank][2]:.3f}"
             facts.append(fact)
             captions.append(caption)
+        images = shown(images, spec)
         stems = _stems([objective.name for objective in self.objectives])
         figures = {"sheet": contact_sheet(images, captions)} if len(images) > 1 else {}
         reason = "it has no classes" if not spec.labels else "" if self._classifies else _only_size(spec)

@@ -27,7 +27,7 @@ from convlens.synth.base import (
     require_choice,
     require_positive,
 )
-from convlens.synth.images import center_square, read_rgb, require_texture, resized, to_tensor, to_uint8
+from convlens.synth.images import center_square, read_rgb, require_texture, resized, shown, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import noise
 from convlens.synth.step_gradient import StepGradient
@@ -167,7 +167,8 @@ class TextureRun(SynthesisRun):
             self._adam.load_state_dict(state["moving"]["adam"])
 
     def snapshot(self) -> Bytes8:
-        return to_uint8(self._x, self._classifier.spec)[0]
+        spec = self._classifier.spec
+        return shown(to_uint8(self._x, spec), spec)[0]
 
     def finish(self) -> Outcome:
         """The texture, and the loss of the 8-bit image beside that of noise of its size."""

@@ -74,21 +74,18 @@ def to_tensor(image_HWC: Bytes8, spec: ModelSpec, device: torch.device) -> Tenso
 
 def rounded_to_8_bits(x_NCHW: Tensor, spec: ModelSpec) -> list[Tensor]:
     """Each row as its 8-bit image would come back to the network (1, C, H, W), of any number of channels."""
-    return [torch.from_numpy(image.normalise(row, spec))[None].to(x_NCHW) for row in _in_8_bits(x_NCHW, spec)]
+    return [torch.from_numpy(image.normalise(row, spec))[None].to(x_NCHW) for row in to_uint8(x_NCHW, spec)]
 
 
 def to_uint8(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
-    """Each row as RGB, rounded and clipped to black and white; values that are not finite become 0.
-
-    Of a network of another number of channels the ``display_channels``, by default the first three or the only one.
-    """
-    shown = spec.display_channels or ((0, 1, 2) if spec.channels >= 3 else (0, 0, 0))
-    return [np.ascontiguousarray(row_HWC[:, :, list(shown)]) for row_HWC in _in_8_bits(x_NCHW, spec)]
-
-
-def _in_8_bits(x_NCHW: Tensor, spec: ModelSpec) -> list[Bytes8]:
+    """Each row (H, W, C) rounded and clipped to black and white; values that are not finite become 0."""
     rows = torch.nan_to_num(x_NCHW.detach().float(), 0.0, 0.0, 0.0).cpu().numpy()
     return [image.denormalise(row, spec) for row in rows]
+
+
+def shown(images: Sequence[Bytes8], spec: ModelSpec) -> list[Bytes8]:
+    """Images in the network's channels as they are shown (H, W, 3); RGB images stay as they are."""
+    return [image_HWC if image_HWC.shape[2] == 3 else image.displayed(image_HWC, spec) for image_HWC in images]
 
 
 def black_and_white(spec: ModelSpec, device: torch.device) -> tuple[Tensor, Tensor]:

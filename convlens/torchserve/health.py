@@ -12,11 +12,12 @@ import base64
 import http.client
 import json
 import math
+import re
 import struct
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -29,6 +30,7 @@ URL, MODEL, TIMEOUT_S = "http://127.0.0.1:8080", "convlens", 5.0
 PARAMS: dict[str, object] = {"topk": 1, "request_id": "probe"}
 # Where TorchServe and `convlens serve` write the tokens, seen from the folder that they were started in.
 _KEY_FILES = (Path("key_file.json"), Path(".convlens/server/key_file.json"))
+_CHANNELS = re.compile(rb"the model takes (\d{1,4}) channels")  # how images of others are refused
 _LARGEST = 1_000_000  # bytes of an answer; one class and no map are a few hundred
 
 
@@ -82,7 +84,7 @@ def probe_all(
 
 
 def probe(url: str, model: str, *, tokens: TokenAuth, timeout_s: float = TIMEOUT_S) -> None:
-    """Asks the model entry over REST for the class of a grey image of 8×8 pixels.
+    """Asks the model entry over REST for the class of a grey image of 8×8 pixels, in the channels that it takes.
 
     Raises ConvLensError where the answer is not there within ``timeout_s``, no 200, or without finite predictions.
     """
@@ -92,17 +94,29 @@ def probe(url: str, model: str, *, tokens: TokenAuth, timeout_s: float = TIMEOUT
         headers["Authorization"] = token
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=timeout_s)
-    body = json.dumps({"data": {"b64": base64.b64encode(grey_png()).decode()}, "params": PARAMS})
-    try:
-        connection.request("POST", f"{parts.path.rstrip('/')}/predictions/{quote(model, safe='')}", body, headers)
+    path = f"{parts.path.rstrip('/')}/predictions/{quote(model, safe='')}"
+
+    def ask(data: bytes) -> tuple[int, bytes]:
+        body = json.dumps({"data": {"b64": base64.b64encode(data).decode()}, "params": PARAMS})
+        connection.request("POST", path, body, headers)
         answer = connection.getresponse()
-        require_predictions(answer.status, _read(answer, url, timeout_s=timeout_s, ends=ends))
+        return answer.status, _read(answer, url, timeout_s=timeout_s, ends=ends)
+
+    try:
+        require_predictions(*ask_in_channels(ask))
     except TimeoutError as error:
         raise timed_out(url, timeout_s) from error
     except (OSError, http.client.HTTPException) as error:
         raise unreachable(url, str(error)) from error
     finally:
         connection.close()
+
+
+def ask_in_channels(ask: Callable[[bytes], tuple[int, bytes]]) -> tuple[int, bytes]:
+    """Status and body of the answer to a grey PNG or, where the model refuses it, to as many channels as it names."""
+    status, body = ask(grey_png())
+    named = _CHANNELS.search(body[:_LARGEST]) if status == 400 else None
+    return ask(grey_npy(int(named[1]))) if named else (status, body)
 
 
 def default_tokens(address: str, key_file: Path | None) -> TokenAuth:
@@ -134,6 +148,12 @@ def grey_png() -> bytes:
     rows = (b"\0" + b"\x80" * 8) * 8  # each begins with its filter: none
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, data) for name, data in chunks)
+
+
+def grey_npy(channels: int) -> bytes:
+    """8×8 pixels of mid-grey in so many channels, as numpy.save writes them (numpy's NEP 1)."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': (8, 8, {channels}), }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + b"\x80" * (64 * channels)
 
 
 def _png_chunk(name: bytes, data: bytes) -> bytes:

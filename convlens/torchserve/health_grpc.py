@@ -12,22 +12,28 @@ from convlens.client.errors import error_object
 from convlens.client.grpc_errors import error_from_rpc
 from convlens.client.protocol.inference_pb2 import PredictionResponse, PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
-from convlens.torchserve.health import PARAMS, grey_png, require_predictions
+from convlens.torchserve.health import PARAMS, ask_in_channels, require_predictions
 
 
 def probe_grpc(address: str, model: str, *, tokens: TokenAuth, timeout_s: float) -> None:
     """As ``health.probe``, at a gRPC inference address such as 127.0.0.1:7070, without TLS."""
     options = [("grpc.enable_http_proxy", int(not is_loopback(address.rpartition(":")[0])))]
     token = tokens.header()
-    request = PredictionsRequest(model_name=model, input={"data": grey_png(), "params": json.dumps(PARAMS).encode()})
     with grpc.insecure_channel(address, options=options) as channel:
         started = time.monotonic()
-        try:
+
+        def ask(data: bytes) -> tuple[int, bytes]:
+            request = PredictionsRequest(model_name=model, input={"data": data, "params": json.dumps(PARAMS).encode()})
             answer: PredictionResponse = InferenceAPIsServiceStub(channel).Predictions(
-                request, metadata=(("authorization", token),) if token else (), timeout=timeout_s
+                request,
+                metadata=(("authorization", token),) if token else (),
+                timeout=max(0.001, timeout_s - (time.monotonic() - started)),
             )
+            # An error of the handler comes as an answer like any other, with its code inside.
+            return int(error_object(answer.prediction).get("code", 200)), answer.prediction
+
+        try:
+            status, body = ask_in_channels(ask)
         except grpc.RpcError as error:
             raise error_from_rpc(error, address, after_s=time.monotonic() - started, timeout_s=timeout_s) from error
-    # An error of the handler comes as an answer like any other, with its code inside.
-    code = error_object(answer.prediction).get("code", 200)
-    require_predictions(int(code), answer.prediction)
+    require_predictions(status, body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from convlens.visualization.colormaps import diverging, sequential
 from convlens.visualization.heatmaps import abs_max, place_in_image, resize_map, scale, signed_sum, smoothed
-from convlens.visualization.overlays import gradient_image, grid, overlay
+from convlens.visualization.overlays import draw_gradient, gradient_image, grid, overlay
 
 # As version 0.1.0 called them.
 gradient_picture, placed = gradient_image, place_in_image
@@ -17,6 +17,7 @@ gradient_picture, placed = gradient_image, place_in_image
 __all__ = [
     "abs_max",
     "diverging",
+    "draw_gradient",
     "gradient_image",
     "gradient_picture",
     "grid",

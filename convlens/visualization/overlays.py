@@ -8,7 +8,7 @@ import numpy as np
 
 from convlens.types import Bytes8, Floats
 from convlens.visualization.colormaps import diverging, sequential
-from convlens.visualization.heatmaps import Map, divide_by_limit, scale, smoothed
+from convlens.visualization.heatmaps import Map, abs_max, divide_by_limit, scale, smoothed
 
 # Gradients have long tails: drawn by their 99.9th percentile, as the plain colour maps are, these images stay faint.
 _QUANTILE = 0.99
@@ -28,6 +28,14 @@ def gradient_image(values_CHW: Floats, *, limit: float | None = None) -> Bytes8:
     rows = values_CHW.reshape(-1, values_CHW.shape[2])
     part_CHW = divide_by_limit(rows, _limit(rows, limit)).reshape(values_CHW.shape)
     return np.asarray(128 + np.rint(127 * part_CHW)).astype(np.uint8).transpose(1, 2, 0)
+
+
+def draw_gradient(values_CHW: Floats) -> Bytes8:
+    """Signed values as :func:`gradient_image` where there are three channels, else the largest magnitude of a pixel's.
+
+    Only three channels make colours.
+    """
+    return gradient_image(values_CHW) if len(values_CHW) == 3 else sequential(abs_max(values_CHW))
 
 
 def overlay(

@@ -49,7 +49,7 @@ def require_rule(classifier: Classifier, spec: ModelSpec, kind: GradientKind) ->
     if kind == "saliency":
         return
     dtype = next(classifier.module.parameters()).dtype
-    x_NCHW = torch.zeros(1, len(spec.mean), spec.crop, spec.crop, device=classifier.device, dtype=dtype)
+    x_NCHW = torch.zeros(1, spec.channels, *spec.input_size, device=classifier.device, dtype=dtype)
     with torch.enable_grad(), RuledRelus():
         logits_NK = classifier.module(x_NCHW.requires_grad_())
     require_relu_network(logits_NK, method=kind)

@@ -22,7 +22,7 @@ from convlens.engine.rendering import top_predictions
 from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, GraphForward, GraphModel, run
 from convlens.gallery import build_from
-from convlens.image import prepare
+from convlens.image import ChannelImage, prepare
 from convlens.models import Classifier, wrap
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import Attribution, Neighbourhood
@@ -159,11 +159,9 @@ def test_grad_cam_is_the_weighted_sum_of_the_last_maps(name: str) -> None:
 
 
 def pictures(count: int, channels: int) -> list[Any]:
-    """Noise, as Pillow has it, or (H, W, C) for channels that Pillow does not have."""
+    """Noise, as Pillow has it, or of channels that Pillow does not have."""
     pixels = np.random.default_rng(1).integers(0, 256, (count, 24, 24, channels), dtype=np.uint8)
-    return [
-        Image.fromarray(each[:, :, 0] if channels == 1 else each) if channels in (1, 3) else each for each in pixels
-    ]
+    return [Image.fromarray(each) if channels == 3 else ChannelImage(each) for each in pixels]
 
 
 EMBEDDINGS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {

@@ -18,8 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convlens import image
+from convlens.errors import ImageError
+from convlens.protocol.responses import dumps, error_json
 from convlens.torchserve import health
-from convlens.torchserve.health import grey_png
+from convlens.torchserve.health import ask_in_channels, grey_npy, grey_png
 
 GOOD = b'{"predictions": [{"index": 1, "label": "x", "probability": 0.25}]}'
 HEAVY = {"torch", "numpy", "pydantic", "httpx", "grpc", "PIL"}
@@ -79,6 +82,29 @@ def test_the_picture_is_8_by_8_of_mid_grey() -> None:
     picture.load()
     assert picture.size == (8, 8)
     np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.full((8, 8, 3), 128))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6, 1024])
+def test_the_picture_of_other_channels_is_read_by_numpy(channels: int) -> None:
+    values = np.load(io.BytesIO(grey_npy(channels)), allow_pickle=False)
+    np.testing.assert_array_equal(values, np.full((8, 8, channels), 128, np.uint8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_a_model_is_asked_in_the_channels_that_it_takes(channels: int) -> None:
+    read: list[image.Picture] = []
+
+    def ask(data: bytes) -> tuple[int, bytes]:
+        """What a server says of the image: the real decoder, and the error as it goes out."""
+        try:
+            read.append(image.decode_channels(data, channels))
+        except ImageError as error:
+            return error.status, dumps(error_json(error)).encode()
+        return 200, GOOD
+
+    assert ask_in_channels(ask) == (200, GOOD)
+    (picture,) = read
+    assert picture.size == (8, 8)
 
 
 def test_every_entry_is_asked_and_one_that_answers_is_well(capsys: pytest.CaptureFixture[str]) -> None:

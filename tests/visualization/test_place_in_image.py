@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from convlens import image
+from convlens.types import ModelSpec
 from convlens.visualization import place_in_image
 
 
@@ -65,8 +66,7 @@ def test_a_mark_in_the_view_lies_over_the_same_mark_in_the_image() -> None:
     """A white dot, found in what the model saw, is put back onto the dot in the original."""
     pixels = np.zeros((300, 480, 3), np.uint8)
     pixels[190:202, 300:312] = 255
-    spec = type("Spec", (), {"name": "m", "crop": 224, "resize": 256, "interpolation": "bilinear"})()
-    spec.mean, spec.std = (0.5,) * 3, (0.25,) * 3
+    spec = ModelSpec("m", 224, 256, "bilinear", (0.5,) * 3, (0.25,) * 3, ("a",), "fc", "features", "conv", "0" * 64)
     prepared = image.prepare(Image.fromarray(pixels), spec)
     seen = prepared.view_HWC[..., 0].astype(np.float32)[None] / 255
     found = place_in_image(seen, size=(480, 300), box=prepared.box)[0]

@@ -29,15 +29,15 @@ def _sizes(window: int | Sequence[int]) -> tuple[int, ...]:
     return (window,) if isinstance(window, int) else tuple(window)
 
 
-def _cost(options: Mapping[str, Any], side: int) -> float:
-    return sum(len(Windows(side, side, size, options["stride"])) for size in _sizes(options["window"]))
+def _cost(options: Mapping[str, Any], size: tuple[int, int]) -> float:
+    return sum(len(Windows(*size, window, options["stride"])) for window in _sizes(options["window"]))
 
 
-def _rate_key(options: Mapping[str, Any], side: int, sweeps: SweepAutotuner) -> str:
+def _rate_key(options: Mapping[str, Any], size: tuple[int, int], sweeps: SweepAutotuner) -> str:
     """The backends that would be used now: some are many times faster than others."""
     names = []
-    for size in _sizes(options["window"]):
-        windows = Windows(side, side, size, options["stride"])
+    for window in _sizes(options["window"]):
+        windows = Windows(*size, window, options["stride"])
         backend = sweeps.choose(windows, strategy=options["strategy"], precision=options["precision"])
         names.append(f"{backend.name} {backend.kind}" if backend else "")
     return ", ".join(dict.fromkeys(names))

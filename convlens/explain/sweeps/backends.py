@@ -185,7 +185,7 @@ class GraphSweep:
         geometry = runtime.contract.sweep
         assert geometry is not None, "the contract of an occlusion graph holds its windows"
         self._runtime, self._geometry = runtime, geometry
-        self._side = runtime.contract.crop
+        self._size = runtime.contract.input_size
         self.name, self.note = runtime.name, geometry.note
         # The exporter writes a full graph where an incremental one would be slower, and says so in a note; such a
         # graph answers requests for either strategy.
@@ -196,7 +196,7 @@ class GraphSweep:
 
     def supports(self, windows: Windows) -> bool:
         geometry = (windows.window, windows.stride, windows.height, windows.width)
-        return geometry == (self._geometry.window, self._geometry.stride, self._side, self._side)
+        return geometry == (self._geometry.window, self._geometry.stride, *self._size)
 
     def is_set_up(self, request: SweepRequest) -> bool:
         return True

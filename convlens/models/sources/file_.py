@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from convlens.errors import ModelError, near_matches
 from convlens.models.checkpoints import load_weights
 from convlens.models.model_id import ModelId, ModelName, ModelOptions
-from convlens.models.preprocessing import IMAGENET
+from convlens.models.preprocessing import IMAGENET, require_normalisation
 from convlens.models.sources import Source, SourceModel, model_source
 from convlens.models.weights import seeded
 
@@ -42,7 +43,7 @@ _CODE_ERRORS = (
 class File(Source):
     """PATH is a ``.py`` that stands alone (its neighbours cannot be imported), FACTORY a function without arguments
     that returns an ``nn.Module``. The file's code runs. Images are prepared as for ImageNet unless the options say
-    otherwise.
+    otherwise; networks whose first convolution takes other channels than three need ``mean`` and ``std``.
     """
 
     def names(self) -> Iterable[ModelName]:
@@ -52,7 +53,9 @@ class File(Source):
         module = self.architecture(model_id, 0)
         if options.weights is not None:
             load_weights(module, options.weights, key=options.weights_key)
-        return SourceModel(module, IMAGENET, None)
+        channels = options.channels or _channels(module)
+        mean, std = require_normalisation(options, channels)
+        return SourceModel(module, replace(IMAGENET, mean=mean, std=std), None)
 
     def architecture(self, model_id: ModelId, classes: int) -> nn.Module:
         path, factory = _path_and_factory(model_id)
@@ -80,6 +83,11 @@ class File(Source):
     def locate_architecture(self, recorded: ModelId, folder: Path) -> str:
         _, factory = _path_and_factory(recorded)
         return f"file:{folder / _ARCHITECTURE}:{factory}"
+
+
+def _channels(module: nn.Module) -> int:
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    return first.in_channels if first else 3
 
 
 def _path_and_factory(model_id: ModelId) -> tuple[Path, str]:

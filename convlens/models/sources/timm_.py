@@ -15,8 +15,16 @@ from torch import nn
 from convlens.errors import ModelError, near_matches
 from convlens.models.checkpoints import load_weights
 from convlens.models.labels import imagenet_labels
-from convlens.models.model_id import UNTRAINED, ModelId, ModelName, ModelOptions, is_pretrained, split_variant
-from convlens.models.preprocessing import Preprocessing, parse_interpolation
+from convlens.models.model_id import (
+    UNTRAINED,
+    ModelId,
+    ModelName,
+    ModelOptions,
+    input_channels,
+    is_pretrained,
+    split_variant,
+)
+from convlens.models.preprocessing import Preprocessing, parse_crop_mode, parse_interpolation, require_normalisation
 from convlens.models.sources import Source, SourceModel, model_source
 from convlens.models.weights import seeded
 
@@ -39,8 +47,9 @@ _ATTENTION_PREFIXES = ("caformer_", "mobilenetv4_hybrid_")  # in modules of conv
 class Timm(Source):
     """``timm:NAME.TAG``: TAG names the weights (``timm:resnet50.a1_in1k``); without it, timm's first choice.
 
-    Images are prepared as timm's data config says, always with a centre crop. With ``?weights=FILE`` or ``:untrained``
-    the network has as many classes as labels.
+    Images are prepared as timm's data config says, in its crop mode. With ``?weights=FILE`` or ``:untrained`` the
+    network has as many classes as labels. ``?channels=6``, or as many means, makes one for images of six channels, of
+    which timm spreads trained weights of a first layer.
     """
 
     def names(self) -> Iterable[ModelName]:
@@ -57,22 +66,25 @@ class Timm(Source):
                 "labels=FILE"
             )
         # timm carries no class names; 1,000 classes are ImageNet's, in their usual order.
-        return SourceModel(module, _preprocessing(model_id, module), imagenet_labels() if classes == 1000 else None)
+        preprocessing = _preprocessing(module, options, input_channels(model_id))
+        return SourceModel(module, preprocessing, imagenet_labels() if classes == 1000 else None)
 
     def architecture(self, model_id: ModelId, classes: int) -> nn.Module:
         model, variant = split_variant(model_id)
         _check_model(model, variant)
-        return _create(model, num_classes=classes)
+        return _create(model, num_classes=classes, channels=input_channels(model_id))
 
     def pack_architecture(self, model_id: ModelId, folder: Path) -> str:
-        return f"timm:{split_variant(model_id)[0]}:{UNTRAINED}"
+        channels = input_channels(model_id)
+        return f"timm:{split_variant(model_id)[0]}:{UNTRAINED}" + (f"?channels={channels}" if channels else "")
 
     def _module(self, model_id: ModelId, options: ModelOptions) -> nn.Module:
         model, variant = split_variant(model_id)
         _check_model(model, variant)
         if is_pretrained(model_id, options):
-            return _pretrained(model)
-        module = _create(model, num_classes=len(options.labels) if options.labels else None)
+            return _pretrained(model, input_channels(model_id))
+        classes = len(options.labels) if options.labels else None
+        module = _create(model, num_classes=classes, channels=input_channels(model_id))
         if options.weights is not None:
             load_weights(module, options.weights, key=options.weights_key)
         return module
@@ -103,20 +115,20 @@ def _check_model(model: str, variant: str) -> None:
         )
 
 
-def _create(model: str, *, num_classes: int | None = None) -> nn.Module:
+def _create(model: str, *, num_classes: int | None = None, channels: int | None = None) -> nn.Module:
     with seeded():
-        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes)
+        module: nn.Module = timm.create_model(model, pretrained=False, num_classes=num_classes, in_chans=channels)
     return module
 
 
-def _pretrained(model: str) -> nn.Module:
+def _pretrained(model: str, channels: int | None) -> nn.Module:
     if not timm.models.is_model_pretrained(model):
         raise ModelError(
             f"timm has no weights for {model!r}; use timm:{model}?weights=FILE or timm:{model}:{UNTRAINED}"
         )
     try:
         with seeded():
-            module: nn.Module = timm.create_model(model, pretrained=True)
+            module: nn.Module = timm.create_model(model, pretrained=True, in_chans=channels)
     except (OSError, RuntimeError) as error:  # huggingface_hub's own errors are OSErrors
         config = timm.get_pretrained_cfg(model)
         location = (config.hf_hub_id or config.url) if config else model
@@ -127,16 +139,25 @@ def _pretrained(model: str) -> nn.Module:
     return module
 
 
-def _preprocessing(model_id: ModelId, module: nn.Module) -> Preprocessing:
+def _preprocessing(module: nn.Module, options: ModelOptions, channels: int | None) -> Preprocessing:
     config: Any = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
-    channels, height, width = config["input_size"]
-    if channels != 3 or height != width:
-        raise ModelError(
-            f"{model_id.text!r} wants images of {channels}×{height}×{width}; ConvLens feeds square RGB ones"
-        )
-    resize = math.floor(height / config["crop_pct"])  # as timm's own evaluation does it
-    interpolation = parse_interpolation(config["interpolation"])
-    return Preprocessing(height, resize, interpolation, tuple(config["mean"]), tuple(config["std"]))
+    own_channels, height, width = config["input_size"]
+    channels = channels or own_channels
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    if len(mean) != channels:
+        mean, std = require_normalisation(options, channels)
+    # As timm's own evaluation does it.
+    resize_height, resize_width = (math.floor(side / config["crop_pct"]) for side in (height, width))
+    return Preprocessing(
+        height,
+        resize_height,
+        parse_interpolation(config["interpolation"]),
+        mean,
+        std,
+        parse_crop_mode(config["crop_mode"] or "center"),
+        None if width == height else width,
+        None if resize_width == resize_height else resize_width,
+    )
 
 
 def _cached() -> set[str]:
