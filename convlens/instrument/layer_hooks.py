@@ -31,11 +31,18 @@ def private_tree(module: nn.Module) -> nn.Module:
     """
     copies: dict[int, nn.Module] = {}
     tree = _copied(module, copies)
+    rebind_functions(tree, copies)
+    return tree
+
+
+def rebind_functions(tree: nn.Module, copies: Mapping[int, nn.Module]) -> None:
+    """Let the functions among the attributes of ``tree`` run the copies of modules, which are given by the id of each
+    original.
+    """
     for part in tree.modules():
         if not isinstance(part, torch.jit.ScriptModule):
             functions = {name: value for name, value in vars(part).items() if callable(value)}
             vars(part).update({name: _rebound(value, copies) for name, value in functions.items()})
-    return tree
 
 
 def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:

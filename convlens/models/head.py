@@ -14,8 +14,8 @@ The steps are words, so that a packed model's manifest can hold them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
 from typing import Any
 
@@ -82,23 +82,26 @@ def _with_steps(network: type[nn.Module], steps: Sequence[str], calls: Sequence[
         def forward(self, x_NCHW: Tensor) -> Any:
             if OWN_INPUT in steps:
                 x_NCHW = x_NCHW.clone()
-            if OWN_OUTPUT in steps:
-                _forget_gradients(self)
-            with _LeftOut(calls[0]) if calls else nullcontext():
-                output = inner(self)(x_NCHW)
-            return reduce(_take, behind, output)
+            own_buffers = _buffers_without_gradients(self) if OWN_OUTPUT in steps else nullcontext()
+            with own_buffers, _LeftOut(calls[0]) if calls else nullcontext():
+                return reduce(_take, behind, inner(self)(x_NCHW))
 
     WithHead.__name__ = WithHead.__qualname__ = network.__name__
     return WithHead
 
 
-def _forget_gradients(network: nn.Module) -> None:
-    """Let go of what an earlier pass has written into buffers, and its recorded graph with it."""
-    for part in network.modules():
-        if not isinstance(part, torch.jit.ScriptModule):
-            part._buffers.update(
-                {name: None if each is None else each.detach() for name, each in part._buffers.items()}
-            )
+@contextmanager
+def _buffers_without_gradients(network: nn.Module) -> Iterator[None]:
+    """Inside, what the pass writes into buffers is written there, and the graph that it records is not kept by them."""
+    own = [part for part in network.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    before = [dict(part._buffers) for part in own]
+    for part in own:
+        part._buffers.update({name: None if each is None else each.detach() for name, each in part._buffers.items()})
+    try:
+        yield
+    finally:
+        for part, buffers in zip(own, before, strict=True):
+            part._buffers.update(buffers)
 
 
 class _LeftOut(TorchFunctionMode):

@@ -5,7 +5,6 @@ Half precision is used only where it is faster, and states how far its scores ar
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from convlens.errors import RequestError
 from convlens.explain.sweeps.backends import OnWindows, SweepBackend, SweepRequest
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import memory_format
+from convlens.instrument import copy_of, memory_format
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, no_op
@@ -151,7 +150,7 @@ class HalfPrecisionScorer:
 
     @functools.cached_property
     def _copy(self) -> nn.Module:
-        return copy.deepcopy(self.module).to(self.dtype)
+        return copy_of(self.module).to(self.dtype)
 
 
 @dataclass(frozen=True)
