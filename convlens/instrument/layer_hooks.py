@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import ModelError, RequestError, near_matches
+from convlens.errors import ModelError, RequestError, UnsupportedModelError, near_matches
 
 OUTPUT = ":output"
 """Behind the name of a layer whose output is meant where names otherwise mean inputs."""
@@ -101,14 +101,21 @@ def require_eval(module: nn.Module) -> None:
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:
-    """The layer of that dotted name; RequestError with near matches for an unknown one."""
+    """The layer of that dotted name; RequestError with near matches for an unknown one.
+
+    UnsupportedModelError for an empty name, which stands for a layer that the network does not show.
+    """
     layers: dict[str, nn.Module] = dict(module.named_modules())
-    if not name or name not in layers:
-        raise RequestError(
-            f"no layer {name!r}{near_matches(name, layers) or '; its first are ' + ', '.join(list(layers)[1:6])}",
-            field="layer",
-        )
-    return layers[name]
+    if name and name in layers:
+        return layers[name]
+    scripted = any(isinstance(layer, torch.jit.ScriptModule) for layer in layers.values())
+    hidden = "; parts of the network are scripted or traced, and the layers in them cannot be seen" if scripted else ""
+    if not name:
+        raise UnsupportedModelError(f"this network shows no layer to take by default; name one{hidden}", field="layer")
+    raise RequestError(
+        f"no layer {name!r}{near_matches(name, layers) or '; its first are ' + ', '.join(list(layers)[1:6])}{hidden}",
+        field="layer",
+    )
 
 
 def _find_hookable(module: nn.Module, name: str) -> nn.Module:

@@ -37,7 +37,9 @@ class TorchRuntime:
 
     def logits(self, x_NCHW: Tensor | Floats) -> Floats:
         """Logits (N, K) of normalised images (N, C, H, W)."""
-        with torch.inference_mode(), arithmetic(self.precision, self.device), fast_convolutions(self.device):
+        # Not inference_mode: what a network keeps of this pass, a grid for this size of batch, say, would be of no use
+        # to a later one with gradients.
+        with torch.no_grad(), arithmetic(self.precision, self.device), fast_convolutions(self.device):
             parts = [self.module(part) for part in self._batches(x_NCHW)]
             return _numpy(torch.cat(parts))
 
@@ -45,7 +47,7 @@ class TorchRuntime:
         """Logits (N, K) and embeddings (N, D) from the same forward passes."""
         logits, embeddings = [], []
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             arithmetic(self.precision, self.device),
             fast_convolutions(self.device),
             tapped(self.module, inputs=[self.embedding_layer]) as tap,
