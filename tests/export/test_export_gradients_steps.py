@@ -67,7 +67,38 @@ LAYERS: dict[str, nn.Module] = {
     "SiLU": nn.SiLU(),
     "Hardswish": nn.Hardswish(),
     "GELU": nn.GELU(),
+    "Softplus": nn.Softplus(),
+    "PReLU": nn.PReLU(4),
+    "ELU": nn.ELU(),
+    "LeakyReLU": nn.LeakyReLU(),
+    "Tanh": nn.Tanh(),
+    "instance norm": nn.InstanceNorm2d(4),
+    "instance norm with weights": nn.InstanceNorm2d(4, affine=True),
+    "instance norm with running statistics": nn.InstanceNorm2d(4, track_running_stats=True),
+    "group norm": nn.GroupNorm(2, 4),
+    "layer norm": nn.LayerNorm([4, 11, 11]),
+    "layer norm over channels": nets.Call(lambda x: over_channels(x)),
+    "local response norm": nn.LocalResponseNorm(3, alpha=1.0),
+    "local response norm, even": nn.LocalResponseNorm(2, alpha=1.0),
+    "pixel shuffle": nn.PixelShuffle(2),
+    "pixel unshuffle": nets.Call(lambda x: F.pixel_unshuffle(x[:, :, 1:, 1:], 2)),
+    "channel shuffle": nn.ChannelShuffle(2),
+    "nearest, larger": nn.Upsample(scale_factor=2),
+    "bilinear, larger": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "bilinear, corners aligned": nn.Upsample(size=(7, 9), mode="bilinear", align_corners=True),
+    "area": nets.Call(lambda x: F.interpolate(x, size=(4, 3), mode="area")),
+    "adaptive max pool to one": nn.AdaptiveMaxPool2d(1),
+    "adaptive max pool of equal windows": nets.Call(lambda x: F.adaptive_max_pool2d(x[:, :, 1:, 1:], (5, 2))),
+    "global mean of a map that is channels last": nets.Call(lambda x: F.adaptive_avg_pool2d(over_channels(x), 1)),
+    "reflection padding": nn.ReflectionPad2d(2),
+    "replication padding": nn.ReplicationPad2d((2, 1, 0, 3)),
+    "cropped by padding": nn.ReplicationPad2d((-2, 1, 1, -1)),
 }
+
+
+def over_channels(x_NCHW: Tensor) -> Tensor:
+    """A layer norm of each pixel, as in ConvNeXt."""
+    return F.layer_norm(x_NCHW.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)
 
 
 # Their forward pass already comes out otherwise in ONNX: torch's exporter drops the divisor, and ONNX Runtime counts
