@@ -104,6 +104,21 @@ def over_channels(x_NCHW: Tensor) -> Tensor:
 # Their forward pass already comes out otherwise in ONNX: torch's exporter drops the divisor, and ONNX Runtime counts
 # windows that begin in the padding.
 NOT_IN_ONNX = {"average pool, divisor", "average pool, ceil and padded"}
+# Made of operators that are in the graph already, or of many small ones of torch's own making.
+NOT_AGAIN = {
+    "ELU",
+    "LeakyReLU",
+    "Tanh",
+    "local response norm, even",
+    "pixel unshuffle",
+    "channel shuffle",
+    "nearest, larger",
+    "bilinear, larger",
+    "bilinear, corners aligned",
+    "area",
+    "reflection padding",
+    "cropped by padding",
+}
 
 
 class Branches(nn.Module):
@@ -111,7 +126,8 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(part) for name, part in LAYERS.items() if name not in NOT_IN_ONNX)
+        left_out = NOT_IN_ONNX | NOT_AGAIN
+        self.layers = nn.ModuleList(copy.deepcopy(part) for name, part in LAYERS.items() if name not in left_out)
         self.first, self.head = nn.Conv2d(3, 4, 1), nn.Linear(len(self.layers), 3)
         for part in self.modules():
             if isinstance(part, nn.BatchNorm2d):
