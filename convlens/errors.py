@@ -26,7 +26,8 @@ from collections.abc import Iterable, Sequence
 class ConvLensError(Exception):
     """Base of all errors; ``message`` says what was given, what is possible and what to do.
 
-    ``field`` is the request parameter at fault, such as ``options.stride``; None where there is none.
+    ``field`` is the request parameter at fault, such as ``options.stride``; None where there is none. ``detail`` is
+    what only the user of this process may read of an internal error: its own words and its place.
     """
 
     status = 500
@@ -34,6 +35,7 @@ class ConvLensError(Exception):
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
         self.message = message
+        self.detail = ""
         self.field = field
 
 

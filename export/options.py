@@ -8,7 +8,7 @@ from typing import get_args
 
 from convlens.errors import RequestError, UnsupportedModelError, near_matches
 from convlens.instrument import find_layer, require_eval
-from convlens.models import Classifier
+from convlens.models import Classifier, is_scripted
 from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
 
@@ -49,6 +49,7 @@ def require_exportable(options: ExportOptions, classifier: Classifier, path: Pat
     _require_layers(options, classifier)
     _require_output_path(path)
     require_eval(classifier.module)
+    _require_seen(classifier)
     _require_file_size(classifier, half=options.half)
 
 
@@ -101,6 +102,16 @@ def _require_layers(options: ExportOptions, classifier: Classifier) -> None:
         raise RequestError(f"a layer is named twice in {', '.join(options.layers)}", field="layers")
     for layer in options.layers:
         find_layer(classifier.module, layer)
+
+
+def _require_seen(classifier: Classifier) -> None:
+    """UnsupportedModelError for a network that shows no operators."""
+    if is_scripted(classifier.module):
+        raise UnsupportedModelError(
+            f"{classifier.spec.name} is scripted or traced, wholly or in part, and torch's exporter cannot look into "
+            "that; export the network that it was made from",
+            field="kind",
+        )
 
 
 def _require_file_size(classifier: Classifier, *, half: bool) -> None:

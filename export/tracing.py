@@ -5,17 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import onnx
 import torch
+from onnx_ir.passes import InvariantError
 from torch import Tensor, nn
 from torch.onnx.errors import OnnxExporterError
 
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import tapped
+from convlens.instrument import copy_of, tapped
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import (
     EMBEDDING,
@@ -32,14 +32,17 @@ from convlens.runtime.graph_contract import (
     Strategy,
     SweepGeometry,
 )
+from convlens.runtime.memory import is_out_of_memory
 from convlens.types import ModelSpec
 from export.gradients.custom_ops import TRANSLATIONS
-from export.gradients.tracing import RULES, Gradient, has_dynamic_batch, require_rule, unroll
+from export.gradients.tracing import RULES, TRACE_ERRORS, Gradient, has_dynamic_batch, require_rule, unroll
 from export.incremental.builder import Sweep, incremental_sweep
 from export.options import ExportOptions
 from export.sweep_loop import LEFTS, TOPS, chunk_size, loop_over_windows
 from export.wrappers import Embedding, Features, OccludedScores, Scores, WithPreprocessing
 
+# What torch's exporter and its optimiser raise for a network that they cannot write.
+EXPORT_ERRORS = (OnnxExporterError, InvariantError, *TRACE_ERRORS)
 # Not 1, which the exporter would treat as a constant, and none of the batch sizes that the graph is then compared at.
 _TRACED_BATCH = 2
 
@@ -83,7 +86,7 @@ def _sweep(chunk: onnx.ModelProto, windows: Windows, size: int, strategy: Strate
 @contextmanager
 def _plan(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> Iterator[_Plan]:
     # Only half precision copies the weights; otherwise the user's own module is traced.
-    network = deepcopy(classifier.module).half() if options.half else classifier.module
+    network = copy_of(classifier.module).half() if options.half else classifier.module
     pixels, is_dynamic = _pixels(classifier, spec, options), options.dynamic_batch
     _require_runs(classifier, spec, options)
     if options.kind == "scores":
@@ -164,10 +167,22 @@ def _run_exporter(plan: _Plan, options: ExportOptions) -> onnx.ModelProto:
                 dynamo=True,
                 verbose=False,
             )
-    except OnnxExporterError as error:
+    except EXPORT_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
         raise UnsupportedModelError(f"torch cannot export this network: {_first_line(error)}") from error
     assert program is not None, "torch.onnx.export gives None for the older exporter only"
+    _require_known_types(program.model_proto)
     return program.model_proto
+
+
+def _require_known_types(proto: onnx.ModelProto) -> None:
+    """UnsupportedModelError for a network that computes in bfloat16 somewhere inside."""
+    if any(value.type.tensor_type.elem_type == onnx.TensorProto.BFLOAT16 for value in proto.graph.value_info):
+        raise UnsupportedModelError(
+            "this network computes in bfloat16 inside, as under torch.autocast, and ONNX Runtime has no such kernels "
+            "on a CPU; export it without autocast"
+        )
 
 
 def _strip_metadata(proto: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from convlens import image
-from convlens.cli.console import print_error, print_result, progress_bar, spinner
+from convlens.cli.console import print_error, print_result, print_warning, progress_bar, spinner
 from convlens.cli.models import accelerated, open_model, open_sweep_graphs, wants_sweeps
 from convlens.cli.options import (
     DEFAULT_MODEL,
@@ -28,7 +29,7 @@ from convlens.cli.options import (
     target_param,
 )
 from convlens.cli.results import REPORT, ImageResult, show_table, write_results
-from convlens.engine.engine import Engine
+from convlens.engine.engine import Engine, EngineOptions
 from convlens.errors import ConvLensError
 from convlens.features.image_list import image_files
 from convlens.gallery import Gallery
@@ -69,6 +70,8 @@ def explain(
 ) -> None:
     """Explain images without a server: arrays, overlays and one HTML report."""
     keep_freed_memory()
+    # Its tracebacks are for a server's log; here each error is said in a sentence of its own.
+    logging.getLogger("convlens.engine").addHandler(logging.NullHandler())
     names = parse_methods(methods or [NEURON_METHODS if neuron else CLASS_METHODS])
     params = parse_params(
         {
@@ -84,7 +87,8 @@ def explain(
         opened = Gallery.open(gallery) if gallery else None
     if isinstance(network, Classifier):
         network = accelerated(network, wanted=accelerate and not graphs and wants_sweeps(params, "full"))
-    engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params))
+    options = EngineOptions(shows_details=True)
+    engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params), options=options)
     results, failures = _explain_all(engine, paths, params)
     if results:
         write_results(output, results, model=network.spec.name)
@@ -92,8 +96,21 @@ def explain(
         print_result(f"report: {output / REPORT}")
     for path, error in failures:
         print_error(f"not explained: {path}: {error.message}")
-    if failures:
+    missing = list(_left_out(results, names))
+    for line in missing:
+        print_warning(line)
+    if failures or (methods and missing):
         raise typer.Exit(1)
+
+
+def _left_out(results: Sequence[ImageResult], names: Sequence[str]) -> Iterator[str]:
+    """A line for each method that the model could not do, with the reason, and with the images where not for all."""
+    for name in names:
+        without = [result for result in results if all(item.id != name for item in result.reply.explanations)]
+        reasons = [line for result in without for line in result.reply.warnings if line.startswith(f"{name} is left")]
+        for reason in dict.fromkeys(reasons):
+            images = [result.name for result in without if reason in result.reply.warnings]
+            yield reason if len(images) == len(results) else f"{', '.join(images[:5])}: {reason}"
 
 
 def _image_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -34,9 +34,10 @@ class EngineOptions:
     ``max_cost`` bounds the work on one request in forward passes; ``max_seconds`` bounds what it is expected to take
     and what a whole batch may take; None for no such bound. What would exceed them is refused before it starts; a batch
     that takes a tenth longer all the same is stopped, so set it well below the time after which a server kills the
-    worker. ``sweeps_at``: the name of the model entry that answers what has many windows or samples; this one then
-    refuses that. ``precision`` is as for ``convlens.load``; None is the model's own. Raises ModelError for impossible
-    values.
+    worker. ``shows_details``: internal errors are told in their own words, for whoever asks is the user of this process
+    and no client. ``sweeps_at``: the name of the model entry that answers what has many windows or samples; this one
+    then refuses that. ``precision`` is as for ``convlens.load``; None is the model's own. Raises ModelError for
+    impossible values.
     """
 
     name: str = "convlens"
@@ -45,6 +46,7 @@ class EngineOptions:
     max_cost: float = 2_000.0
     max_seconds: float | None = None  # TorchServe's responseTimeout kills a worker together with its whole batch
     sweeps_at: str = ""
+    shows_details: bool = False
     precision: ArithmeticPrecision | None = None
 
     def __post_init__(self) -> None:

@@ -9,18 +9,22 @@ from dataclasses import dataclass, field
 
 from convlens.engine.deadline import Deadline
 from convlens.engine.method_calls import MethodCall
-from convlens.errors import ConvLensError
+from convlens.errors import ConvLensError, ModelError, UnsupportedModelError
 from convlens.protocol.requests import Request
 from convlens.types import Bytes8, Explanation, Floats, Neuron, Placement, Prediction
 
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """One method that was called for a request: its share of the seconds, and how many windows it hid in turn."""
+    """One method that was called for a request: its share of the seconds, and how many windows it hid in turn.
+
+    ``error``: why it gave nothing, where it failed and the request's other methods did not.
+    """
 
     method: str
     seconds: float
     windows: int
+    error: ConvLensError | None = None
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ OnRow = Callable[[RequestRecord], None]
 class Row:
     """One request on its way through the engine: what it needs, then what came of it.
 
-    ``seconds`` is what it is expected to take, 0 where no limit of time applies; ``view_HWC`` is the model's view as it
-    is shown.
+    ``failures`` holds the errors of calls that leave the others their results, by the id of the call. ``seconds`` is
+    what it is expected to take, 0 where no limit of time applies; ``view_HWC`` is the model's view as it is shown.
     """
 
     request: Request
@@ -61,7 +65,26 @@ class Row:
     predictions: tuple[Prediction, ...] = ()
     explanations: dict[str, Explanation] = field(default_factory=dict)
     methods: list[MethodRecord] = field(default_factory=list)
+    failures: dict[str, ConvLensError] = field(default_factory=dict)
     error: ConvLensError | None = None
+
+    def fail(self, call: MethodCall, error: ConvLensError) -> None:
+        """Note that this call failed: where the model is the reason, it alone, and otherwise the request.
+
+        What the client can mend, and what a later try may bring, is an error of the whole request: half an answer
+        would hide it.
+        """
+        if isinstance(error, UnsupportedModelError | ModelError) or type(error) is ConvLensError:
+            self.failures[call.id] = error
+        else:
+            self.error = error
+
+    @property
+    def outcome_error(self) -> ConvLensError | None:
+        """What the request is answered with instead of a reply: also where none of its methods gave anything."""
+        if self.error is None and self.failures and not self.explanations:
+            return next(iter(self.failures.values()))
+        return self.error
 
     @property
     def wants_gradient(self) -> bool:
@@ -79,6 +102,11 @@ class BatchEntry:
 
     n: int
     call: MethodCall
+
+
+def left_out(id_: str, error: ConvLensError) -> str:
+    """The warning for a call that failed alone; it begins with the call's id."""
+    return f"{id_} is left out: {error.message}"
 
 
 def by_gradient(rows: Iterable[Row]) -> list[list[Row]]:

@@ -12,7 +12,7 @@ import numpy as np
 from convlens import explain, image
 from convlens.engine.admission import AdmissionController, TimeBudget
 from convlens.engine.backend import EngineOptions, Model, forward_of, sweeps_for, warm_up
-from convlens.engine.batch import OnRow, RequestRecord, Row
+from convlens.engine.batch import OnRow, RequestRecord, Row, left_out
 from convlens.engine.cost_model import CostModel
 from convlens.engine.deadline import Deadline, deadline_of
 from convlens.engine.executor import BatchExecutor, isolate_errors
@@ -81,9 +81,10 @@ class Engine:
         """The answer to each request, in their order: a Reply, or the error that its row ran into.
 
         Nothing is answered before the whole batch is; so rows are let in only as far as the batch stays within
-        ``max_seconds``, cheap ones first. A row that fails leaves its neighbours alone. Calls ``on_step`` as each stage
-        begins ("predictions", then the methods' names) and in sweeps after each batch of windows; calls ``on_row`` once
-        for each request, at the end.
+        ``max_seconds``, cheap ones first. A row that fails leaves its neighbours alone, and a method that the model
+        cannot do leaves the row's others: a warning in the reply says why. Calls ``on_step`` as each stage begins
+        ("predictions", then the methods' names) and in sweeps after each batch of windows; calls ``on_row`` once for
+        each request, at the end.
         """
         # Rows that want a gradient share one recorded forward pass, the others one without a graph: cheaper than to
         # drag them through everybody's backward passes. Each ReLU rule then takes one backward pass for all its rows.
@@ -105,7 +106,11 @@ class Engine:
         ).execute(rows)
         ended = time.perf_counter()
         timing_ms = {"prepare": _ms(started, explaining), "explain": _ms(explaining, ended)}
-        answers = [(row.error or self._reply(row, timing_ms)) if isinstance(row, Row) else row for row in prepared]
+        for item in prepared:
+            self._show_details(item)
+        answers = [
+            (row.outcome_error or self._reply(row, timing_ms)) if isinstance(row, Row) else row for row in prepared
+        ]
         for request, deadline, item, answer in zip(requests, deadlines, prepared, answers, strict=True):
             methods = tuple(item.methods) if isinstance(item, Row) else ()
             error = answer if isinstance(answer, ConvLensError) else None
@@ -184,6 +189,14 @@ class Engine:
             row.warnings.append(warning)
         return row
 
+    def _show_details(self, item: Row | ConvLensError) -> None:
+        """Put what happened in place of where it can be read."""
+        if not self.options.shows_details:
+            return
+        for error in (item.error, *item.failures.values()) if isinstance(item, Row) else (item,):
+            if error is not None and error.detail:
+                error.message = f"internal error: {error.detail}"
+
     def _reply(self, row: Row, timing_ms: dict[str, float]) -> Reply:
         """One row out."""
         return Reply(
@@ -195,8 +208,8 @@ class Engine:
             runtime=row.runtime,
             activation=self.model.spec.activation,
             predictions=row.predictions,
-            explanations=tuple(row.explanations[call.id] for call in row.calls),
-            warnings=tuple(row.warnings),
+            explanations=tuple(row.explanations[call.id] for call in row.calls if call.id not in row.failures),
+            warnings=(*row.warnings, *(left_out(id_, error) for id_, error in row.failures.items())),
             timing_ms=timing_ms,
             placement=row.placement,
         )

@@ -6,8 +6,9 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from convlens.engine.batch import BatchEntry, MethodRecord, Row, by_gradient, he
 from convlens.engine.cost_model import CostModel
 from convlens.engine.method_calls import MethodCall
 from convlens.engine.rendering import explanation, top_predictions
-from convlens.errors import ConvLensError, DeadlineError, OutOfMemoryError, OverloadError, RequestError
+from convlens.errors import (
+    ConvLensError,
+    DeadlineError,
+    OutOfMemoryError,
+    OverloadError,
+    RequestError,
+    UnsupportedModelError,
+)
 from convlens.explain.forward import Forward, OnStep
 from convlens.protocol.params import field_prefix
 from convlens.runtime.memory import free_gpu_cache, is_out_of_memory
@@ -56,9 +64,18 @@ def isolate_errors() -> Iterator[Isolation]:
             _log.exception("a request failed")
             message = "internal error while answering this request; the server's log has the details"
             isolation.error = ConvLensError(message)
+            isolation.error.detail = _in_words(error)
         _let_go(error)
     if isinstance(isolation.error, OutOfMemoryError):
         free_gpu_cache()
+
+
+def _in_words(error: Exception) -> str:
+    """``ValueError: bad size (in forward, net.py:12)``"""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    lines = str(error).strip().splitlines()
+    said = f": {lines[0][:300]}" if lines else ""
+    return f"{type(error).__name__}{said} (in {frame.name}, {Path(frame.filename).name}:{frame.lineno})"
 
 
 def _let_go(error: Exception) -> None:
@@ -122,7 +139,10 @@ class BatchExecutor:
         started = time.perf_counter()
         forward = self._forward(rows)
         if rows[0].wants_gradient:
-            forward.record()  # before anything else is computed: predictions and gradients then share one pass
+            # Before anything else is computed: predictions and gradients then share one pass. Where that is not
+            # possible the methods say so themselves, and predictions need none.
+            with suppress(UnsupportedModelError):
+                forward.record()
         forward.compute()  # where it fails, no row is to blame yet
         if not rows[0].wants_gradient:
             self._costs.learn_forward((time.perf_counter() - started) / len(rows))
@@ -169,8 +189,8 @@ class BatchExecutor:
         final = len(entries) == 1 and isinstance(error, RequestError | DeadlineError | OverloadError)
         if len(rows) == 1 or final:
             row = rows[entries[0].n]
-            row.error = error
-            row.methods.append(self._record(entries[0].call, seconds, 1))
+            row.fail(entries[0].call, error)
+            row.methods.append(self._record(entries[0].call, seconds, 1, row.failures.get(entries[0].call.id)))
             return
         for entry in entries:
             row = rows[entry.n]
@@ -185,12 +205,14 @@ class BatchExecutor:
         started = time.perf_counter()
         with isolate_errors() as isolation:
             row.explanations[call.id] = explanation(row, call, result, forward.spec, round(seconds * 1e3, 3))
-        row.error = isolation.error
-        row.methods.append(self._record(call, seconds + time.perf_counter() - started, shared))
+        if isolation.error is not None:
+            row.fail(call, isolation.error)
+        ended = time.perf_counter()
+        row.methods.append(self._record(call, seconds + ended - started, shared, row.failures.get(call.id)))
 
-    def _record(self, call: MethodCall, seconds: float, shared: int) -> MethodRecord:
+    def _record(self, call: MethodCall, seconds: float, shared: int, error: ConvLensError | None) -> MethodRecord:
         sweeps = call.method.needs == "scores"
-        return MethodRecord(call.method.name, seconds, self._step.done // shared if sweeps else 0)
+        return MethodRecord(call.method.name, seconds, self._step.done // shared if sweeps else 0, error)
 
     # --- time -------------------------------------------------------------------------------------------------------
 

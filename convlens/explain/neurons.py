@@ -12,10 +12,12 @@ from torch import Tensor
 
 from convlens.errors import ModelError, RequestError, UnsupportedModelError
 from convlens.explain.forward import Forward
+from convlens.explain.input_gradient import input_gradient, require_reached
 from convlens.explain.registry import available_methods, get
 from convlens.explain.registry import run as run_method
 from convlens.explain.torch_forward import ForwardPass
 from convlens.instrument import PartialForward, ReluRule, RuledRelus, arithmetic, require_relu_network
+from convlens.runtime.torch_runtime import widened
 from convlens.types import Attribution, Floats, Ints, Meta, Neuron, Result, ScoreKind
 
 
@@ -65,11 +67,12 @@ class NeuronGraph:
     def __init__(self, partial_forward: PartialForward, x_NCHW: Tensor, neurons: Sequence[Neuron]) -> None:
         (self.layer,) = {neuron.layer for neuron in neurons}
         self._rules, self._guarded = RuledRelus(), False
+        self._module = partial_forward.module
         self._x_NCHW = x_NCHW.detach().clone().requires_grad_()
         with torch.enable_grad(), self._rules:
             self._out = partial_forward(self._x_NCHW)[self.layer]
         self.neurons = [_placed(neuron, row) for neuron, row in zip(neurons, self._out.detach(), strict=True)]
-        self.activation_N: Floats = self._values(self._out.detach()).cpu().numpy()
+        self.activation_N: Floats = widened(self._values(self._out.detach())).cpu().numpy()
         self.backwards = 0
         if not np.isfinite(self.activation_N).all():
             raise ModelError(f"layer {self.layer!r} gave NaN or infinity for this image; the weights may be damaged")
@@ -80,6 +83,7 @@ class NeuronGraph:
 
     def gradient(self, rule: ReluRule, *, method: str) -> Tensor:
         """d neuron / d image (N, C, H, W); UnsupportedModelError, naming ``method``, where the rule is not defined."""
+        require_reached(self._out, method=method)
         if rule != "plain" and not self._guarded:
             # No ReLU at all is fine here: before the first one every rule is the plain gradient.
             require_relu_network(self._out, method=method, even_none=True)
@@ -89,8 +93,7 @@ class NeuronGraph:
             total = self._values(self._out).sum()
         self._rules.set(rule)
         self.backwards += 1
-        (grad_NCHW,) = torch.autograd.grad(total, self._x_NCHW, retain_graph=True)
-        return grad_NCHW
+        return input_gradient(total, self._x_NCHW, module=self._module, method=method, keep=True)
 
     def _values(self, out: Tensor) -> Tensor:
         return torch.stack([row[_index(neuron)] for neuron, row in zip(self.neurons, out, strict=True)])

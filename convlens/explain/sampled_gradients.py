@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convlens.explain.batch_size import cpu_gradient_batch
+from convlens.explain.input_gradient import differentiating, input_gradient
 from convlens.explain.torch_forward import ForwardPass
 from convlens.instrument import fast_convolutions, in_format_of
 from convlens.runtime.memory import with_smaller_batch
@@ -30,7 +31,8 @@ def summed_gradients(
 
     ``points()`` begins anew (with the first noise, say) and gives a function of point numbers (B,), asked for in their
     order; that gives a function of rows (R,), whose result are these rows' points (R, B, C, H, W). So several rows
-    share a batch: with one row alone, few points would make small and slow ones. Reports ``stage`` before each batch.
+    share a batch: with one row alone, few points would make small and slow ones. Reports ``stage``, the
+    method's name, before each batch.
     """
     module, x_NCHW = forward.classifier.module, forward.x_NCHW
     most = cpu_gradient_batch(module, x_NCHW) if x_NCHW.device.type == "cpu" else _GPU_BATCH
@@ -55,16 +57,17 @@ def _summed(
         for rows in torch.split(torch.arange(len(x_NCHW), device=device), batch // len(numbers)):
             forward.on_step(Step(stage, done, count * len(x_NCHW)))
             at_RPCHW = points_of(rows)
-            gradient = _input_gradient(module, at_RPCHW.flatten(0, 1), targets[rows].repeat_interleave(len(numbers)))
+            target_B = targets[rows].repeat_interleave(len(numbers))
+            gradient = _input_gradient(module, at_RPCHW.flatten(0, 1), target_B, stage)
             weighted = gradient.reshape(at_RPCHW.shape) * weights_P[numbers, None, None, None]
             total[rows] += weighted.sum(1)
             done += len(gradient)
     return total
 
 
-def _input_gradient(module: torch.nn.Module, x_NCHW: Tensor, targets: Tensor) -> Tensor:
+def _input_gradient(module: torch.nn.Module, x_NCHW: Tensor, targets: Tensor, method: str) -> Tensor:
     """d logit(target) / d x (N, C, H, W), each row by its own target (N,)."""
     x_NCHW = in_format_of(module, x_NCHW).detach().requires_grad_()
-    with torch.enable_grad(), fast_convolutions(x_NCHW.device):
+    with differentiating(method), torch.enable_grad(), fast_convolutions(x_NCHW.device):
         score = module(x_NCHW).gather(1, targets[:, None]).sum()
-    return torch.autograd.grad(score, x_NCHW)[0]
+    return input_gradient(score, x_NCHW, module=module, method=method)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.captured_forward import Replay, computed, run_network
 from convlens.explain.forward import Forward, OnStep
+from convlens.explain.input_gradient import differentiating, input_gradient, require_reached
 from convlens.explain.network_sweeps import torch_sweeps
 from convlens.explain.scores import probabilities, require_finite, scores_of
 from convlens.explain.sweeps.autotune import SweepAutotuner
@@ -27,12 +28,14 @@ from convlens.instrument import (
     require_relu_network,
     tapped,
 )
-from convlens.models import Classifier
-from convlens.runtime.torch_runtime import TorchRuntime, as_input, embedding
+from convlens.models import Classifier, is_scripted
+from convlens.runtime.torch_runtime import TorchRuntime, as_input, embedding, widened
 from convlens.types import Floats, Ints, ScoreKind, no_op
 
 # Images of one pass of Grad-CAM on two CPU cores: of 16 the default model took 1.5 times as long, ResNet-50 1.04.
 _CPU_BATCH = 4
+
+_SCRIPTED = ", for it is scripted or traced, and what flows through such a layer cannot be caught"
 
 
 class ForwardPass(Forward):
@@ -86,7 +89,9 @@ class ForwardPass(Forward):
         embedding_ND = self._shared.embedding_ND[self._rows]
         if not embedding_ND.shape[1]:
             raise UnsupportedModelError(
-                "this network shows no layer whose input is an embedding; name one: embedding_layer=", field="method"
+                "this network shows no layer whose input is an embedding"
+                f"{_SCRIPTED if is_scripted(self.classifier.module) else ''}; name one: embedding_layer=",
+                field="method",
             )
         return embedding_ND
 
@@ -197,7 +202,7 @@ class _SharedPass:
                 self._record_graph()
             x_NCHW, logits_NK = computed(self._graph)
             self._guard(rule, logits_NK, method)
-            return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind))
+            return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind, method))
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self._classifier.precision, self._classifier.device)
@@ -207,6 +212,13 @@ class _SharedPass:
 
     def layer_gradient(self, layer: str, x_NCHW: Tensor, target_N: Ints, *, keep: bool) -> tuple[Tensor, Tensor]:
         """``keep``: the rows are all of the batch, so the logits serve whoever asks for them next."""
+        if not layer:
+            scripted = _SCRIPTED if is_scripted(self._classifier.module) else ""
+            raise UnsupportedModelError(
+                f"grad_cam needs a layer that gives a map, and this network shows none{scripted}; use saliency or "
+                "occlusion",
+                field="method",
+            )
         targets: Tensor = torch.as_tensor(target_N, device=x_NCHW.device)
         at_once = len(x_NCHW) if x_NCHW.is_cuda else _CPU_BATCH
         starts = range(0, len(x_NCHW), at_once)
@@ -229,8 +241,10 @@ class _SharedPass:
         maps = cut.require_maps(layer)
         with torch.enable_grad():
             score = logits_NK.gather(1, targets[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, maps)
-        return maps.detach(), gradient, logits_NK.detach(), embedding_ND
+        gradient = input_gradient(
+            score, maps, module=self._classifier.module, method="grad_cam", place=f"maps of layer {layer!r}"
+        )
+        return widened(maps.detach()), widened(gradient), logits_NK.detach(), embedding_ND
 
     def _cut_forward(self, layer: str, x_NCHW: Tensor, cut: _Cut) -> tuple[Tensor, Tensor]:
         """Logits and embeddings of a forward pass whose graph begins behind the layer."""
@@ -250,6 +264,7 @@ class _SharedPass:
 
     def _guard(self, rule: ReluRule, logits_NK: Tensor, method: str) -> None:
         if rule != "plain" and not self._guarded:
+            require_reached(logits_NK, method=method)
             require_relu_network(logits_NK, method=method)
             self._guarded = True
 
@@ -268,7 +283,14 @@ class _SharedPass:
         return torch.cat(parts)[torch.as_tensor(order, device=device)]
 
     def _backward(
-        self, rule: ReluRule, x_NCHW: Tensor, logits_NK: Tensor, kind: ScoreKind, rows: Tensor, targets: Tensor
+        self,
+        rule: ReluRule,
+        x_NCHW: Tensor,
+        logits_NK: Tensor,
+        kind: ScoreKind,
+        method: str,
+        rows: Tensor,
+        targets: Tensor,
     ) -> Tensor:
         with torch.enable_grad():
             # One backward pass for all rows: a row's logit does not depend on the other rows, so neither does its
@@ -276,16 +298,13 @@ class _SharedPass:
             scores_NK = probabilities(logits_NK, self._activation) if kind == "probability" else logits_NK
             score = scores_NK[rows, targets].sum()
         self.rules.set(rule)
-        # autograd.grad and never backward(): that would compute, and fill, the gradients of all weights as well, and
-        # took 2.6 to 5.3 forward passes against 1.9 to 2.1.
-        # retain_graph: further rules and targets go back through the same graph.
-        (grad_NCHW,) = torch.autograd.grad(score, x_NCHW, retain_graph=True)
-        return grad_NCHW[rows]
+        # keep: further rules and targets go back through the same graph.
+        return input_gradient(score, x_NCHW, module=self._classifier.module, method=method, keep=True)[rows]
 
     def _record_graph(self) -> None:
         # A clone, so that the caller's tensor keeps its own requires_grad.
         x_NCHW = self._x_NCHW.detach().clone().requires_grad_()
-        with torch.enable_grad(), self.rules:
+        with differentiating(), torch.enable_grad(), self.rules:
             self._graph = x_NCHW, self._forward(x_NCHW)
 
     def _forward(self, x_NCHW: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from numpy.typing import NDArray
 
-from convlens.errors import ModelError
+from convlens.errors import ModelError, UnsupportedModelError
 from convlens.instrument import arithmetic_of
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import EMBEDDING, LOGITS, GraphContract, labels_sha256
@@ -42,6 +42,11 @@ class Embedder:
 def torch_embedder(classifier: Classifier, *, batch: int) -> Embedder:
     """The model's own forward."""
     device, precision = classifier.device, classifier.precision
+    if not classifier.spec.embedding_layer:
+        raise UnsupportedModelError(
+            f"{classifier.spec.name} shows no layer whose input is an embedding (of a scripted network nothing can be "
+            "seen); load it with embedding_layer=, or load the network that it was made from"
+        )
     runtime = TorchRuntime(classifier.module, classifier.spec.embedding_layer, device, batch=batch, precision=precision)
     multiplies_in = arithmetic_of(precision, device)
     return Embedder(runtime.logits_and_embeddings, classifier.spec, False, runtime.name, str(device), multiplies_in)

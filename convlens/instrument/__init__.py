@@ -19,7 +19,7 @@ from convlens.instrument.precision import (
     require_precision,
     use_precision,
 )
-from convlens.instrument.relu_guard import require_relu_network
+from convlens.instrument.relu_guard import graph_nodes, require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "find_layer",
     "find_memory_format",
     "float32_flags",
+    "graph_nodes",
     "in_format_of",
     "memory_format",
     "precision_was_chosen",

@@ -7,14 +7,16 @@ layers it returns.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import ModelError, RequestError, near_matches
+from convlens.errors import ModelError, RequestError, UnsupportedModelError, near_matches
 
 OUTPUT = ":output"
 """Behind the name of a layer whose output is meant where names otherwise mean inputs."""
@@ -23,20 +25,36 @@ OUTPUT = ":output"
 def private_tree(module: nn.Module) -> nn.Module:
     """A copy of the tree of modules that shares every parameter and buffer; a few milliseconds, no weights copied.
 
-    Hooks on the copy fire for nobody else: threads that use ``module`` itself never see them. Modules kept in plain
-    attributes, outside ``named_children``, stay those of the original.
+    Hooks on the copy fire for nobody else: threads that use ``module`` itself never see them. Functions among the
+    attributes, such as a ``forward`` that was put there by hand, run the copies. Modules kept in plain attributes,
+    outside ``named_children``, stay those of the original, and so do scripted ones, which call no hooks.
     """
-    return _copied(module, {})
+    copies: dict[int, nn.Module] = {}
+    tree = _copied(module, copies)
+    rebind_functions(tree, copies)
+    return tree
+
+
+def rebind_functions(tree: nn.Module, copies: Mapping[int, nn.Module]) -> None:
+    """Let the functions among the attributes of ``tree`` run the copies of modules, which are given by the id of each
+    original.
+    """
+    for part in tree.modules():
+        if not isinstance(part, torch.jit.ScriptModule):
+            functions = {name: value for name, value in vars(part).items() if callable(value)}
+            vars(part).update({name: _rebound(value, copies) for name, value in functions.items()})
 
 
 def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
     # A module that is used at two places must stay one module.
     if id(module) in copies:
         return copies[id(module)]
-    # Without __init__, whose arguments nobody knows here.
-    copy = copies[id(module)] = module.__new__(type(module))
-    # Tables of hooks, parameters and the like are copied, one level deep; everything else is shared. By update and not
-    # by assignment: the __setattr__ of a scripted module would ask for what is not there yet.
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    # Without __init__, whose arguments nobody knows here; and by object's own, for that of a graph module makes an
+    # empty class for each.
+    copy = copies[id(module)] = object.__new__(type(module))
+    # Tables of hooks, parameters and the like are copied, one level deep; everything else is shared.
     copy.__dict__.update({k: v.copy() if isinstance(v, dict) else v for k, v in module.__dict__.items()})
     children: dict[str, Any] = module._modules
     # Asked for None and not for truth: an empty nn.Sequential, many networks' shortcut, is false.
@@ -44,6 +62,38 @@ def _copied(module: nn.Module, copies: dict[int, nn.Module]) -> nn.Module:
         name: None if child is None else _copied(child, copies) for name, child in children.items()
     }
     return copy
+
+
+def _rebound(value: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """A function with the copies in place of the modules that it is bound to, was given beforehand, or closes over."""
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, nn.Module | type):
+        return value
+    # What torch.compile makes of a function remembers it.
+    value = getattr(value, "_torchdynamo_orig_callable", value)
+    if isinstance(value, types.MethodType):
+        return types.MethodType(_rebound(value.__func__, copies), _rebound(value.__self__, copies))
+    if isinstance(value, functools.partial):
+        given = {name: _rebound(each, copies) for name, each in value.keywords.items()}
+        return functools.partial(_rebound(value.func, copies), *(_rebound(a, copies) for a in value.args), **given)
+    if isinstance(value, types.FunctionType) and value.__closure__:
+        cells = tuple(_rebound_cell(cell, copies) for cell in value.__closure__)
+        if any(new is not old for new, old in zip(cells, value.__closure__, strict=True)):
+            copy = types.FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+            copy.__kwdefaults__ = value.__kwdefaults__
+            return copy
+    return value
+
+
+def _rebound_cell(cell: types.CellType, copies: Mapping[int, nn.Module]) -> types.CellType:
+    try:
+        held = cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return cell
+    # Not into functions of functions without end: a wrapper may close over itself.
+    is_bound = id(held) in copies or isinstance(held, types.MethodType | functools.partial)
+    return types.CellType(_rebound(held, copies)) if is_bound else cell
 
 
 def require_eval(module: nn.Module) -> None:
@@ -54,14 +104,21 @@ def require_eval(module: nn.Module) -> None:
 
 
 def find_layer(module: nn.Module, name: str) -> nn.Module:
-    """The layer of that dotted name; RequestError with near matches for an unknown one."""
+    """The layer of that dotted name; RequestError with near matches for an unknown one.
+
+    UnsupportedModelError for an empty name, which stands for a layer that the network does not show.
+    """
     layers: dict[str, nn.Module] = dict(module.named_modules())
-    if not name or name not in layers:
-        raise RequestError(
-            f"no layer {name!r}{near_matches(name, layers) or '; its first are ' + ', '.join(list(layers)[1:6])}",
-            field="layer",
-        )
-    return layers[name]
+    if name and name in layers:
+        return layers[name]
+    scripted = any(isinstance(layer, torch.jit.ScriptModule) for layer in layers.values())
+    hidden = "; parts of the network are scripted or traced, and the layers in them cannot be seen" if scripted else ""
+    if not name:
+        raise UnsupportedModelError(f"this network shows no layer to take by default; name one{hidden}", field="layer")
+    raise RequestError(
+        f"no layer {name!r}{near_matches(name, layers) or '; its first are ' + ', '.join(list(layers)[1:6])}{hidden}",
+        field="layer",
+    )
 
 
 def _find_hookable(module: nn.Module, name: str) -> nn.Module:
@@ -144,7 +201,7 @@ class PartialForward:
     """
 
     def __init__(self, module: nn.Module, layers: Sequence[str], example_NCHW: Tensor) -> None:
-        self._tree = private_tree(module)
+        self.module = self._tree = private_tree(module)
         self._layers = tuple(dict.fromkeys(layers))
         self._calls = dict.fromkeys(self._layers, 0)
         self._last_call: dict[str, int] = {}

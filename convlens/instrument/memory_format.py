@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from convlens.instrument.layer_hooks import rebind_functions
 
 
 def find_memory_format(module: nn.Module, x_NCHW: Tensor) -> Tensor | None:
@@ -32,7 +35,10 @@ def memory_format(module: nn.Module) -> torch.memory_format:
 
 def copy_of(module: nn.Module) -> nn.Module:
     """A deep copy, which takes its images in the same order."""
-    copied = copy.deepcopy(module)
+    memo: dict[int, Any] = {}
+    copied = copy.deepcopy(module, memo)
+    # Functions are no part of a deep copy: a forward that closes over its module would run the original.
+    rebind_functions(copied, {id(part): memo[id(part)] for part in module.modules() if id(part) in memo})
     if module in _CHANNELS_FIRST:
         _CHANNELS_FIRST.add(copied)
     return copied

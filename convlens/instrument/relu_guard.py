@@ -69,7 +69,7 @@ def require_relu_network(output: Tensor, *, method: str, even_none: bool = False
     without any non-linearity passes too, as there is none before a first convolution.
     """
     ruled = 0
-    for node in _nodes(output):
+    for node in graph_nodes(output):
         ruled += node.name() == _RULED
         reason = _objection(node)
         if reason:
@@ -83,7 +83,7 @@ def require_relu_network(output: Tensor, *, method: str, even_none: bool = False
         )
 
 
-def _nodes(output: Tensor) -> Iterator[Any]:
+def graph_nodes(output: Tensor) -> Iterator[Any]:
     """Every node of the recorded graph, once."""
     seen: set[Any] = set()
     waiting = [output.grad_fn]

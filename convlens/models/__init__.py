@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from convlens.models.labels import find_class
     from convlens.models.loader import DEFAULT, listing, load
     from convlens.models.model_id import ModelName
+    from convlens.models.network import is_scripted
     from convlens.models.package import pack, unpack
     from convlens.models.weights import weights_sha256
     from convlens.models.wrapping import wrap
@@ -24,6 +25,7 @@ _HOMES = {
     "weights_sha256": "weights",
     "find_class": "labels",
     "DEFAULT": "loader",
+    "is_scripted": "network",
     "listing": "loader",
     "load": "loader",
     "ModelName": "model_id",
@@ -38,6 +40,7 @@ __all__ = [
     "ModelName",
     "choose_device",
     "find_class",
+    "is_scripted",
     "listing",
     "load",
     "pack",

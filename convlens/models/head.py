@@ -2,6 +2,8 @@
 
 The steps are words, so that a packed model's manifest can hold them:
 
+    own-input      the network gets a copy of its images, which it overwrites
+    own-output     what the network returns lies in memory that it keeps, and is copied
     item:KEY       one entry of a mapping, field of an object, or place in a tuple
     before:LAYER   that layer, a softmax or sigmoid at the end, is left out
     before-call:N  the same for the N-th call of such a function, counted from 1
@@ -12,8 +14,9 @@ The steps are words, so that a packed model's manifest can hold them:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -25,8 +28,9 @@ from convlens.errors import ModelError, near_matches
 from convlens.instrument import private_tree
 from convlens.types import Activation
 
-BOTH_SIGNS = "both-signs"
+BOTH_SIGNS, OWN_INPUT, OWN_OUTPUT = "both-signs", "own-input", "own-output"
 _ITEM, _BEFORE, _BEFORE_CALL, _FLATTEN, _FLOAT32 = "item:", "before:", "before-call:", "flatten", "float32"
+_BY_HAND = "_convlens_forward"  # an attribute
 _LOGITS = ("logits", "out", "output", "outputs", "scores", "pred", "prediction")  # fields, the likeliest first
 
 ACTIVATIONS: Mapping[Callable[..., Any], Activation] = {
@@ -51,6 +55,8 @@ def adapted(module: nn.Module, steps: Sequence[str]) -> nn.Module:
         if step.startswith(_BEFORE):
             _leave_out(tree, step.removeprefix(_BEFORE))
     calls = [int(step.removeprefix(_BEFORE_CALL)) for step in steps if step.startswith(_BEFORE_CALL)]
+    if "forward" in vars(tree):
+        vars(tree)[_BY_HAND] = vars(tree).pop("forward")
     tree.__class__ = _with_steps(type(tree), [step for step in steps if not step.startswith("before")], calls)
     return tree
 
@@ -66,17 +72,36 @@ def _leave_out(tree: nn.Module, layer: str) -> None:
 
 def _with_steps(network: type[nn.Module], steps: Sequence[str], calls: Sequence[int]) -> type[nn.Module]:
     """A subclass whose forward pass takes the steps. A module around it would change every layer's name."""
+    behind = [step for step in steps if step != OWN_INPUT]
+
+    def inner(module: nn.Module) -> Callable[..., Any]:
+        # A forward that was put on the module by hand, which ``adapted`` has moved aside.
+        return vars(module).get(_BY_HAND) or partial(network.forward, module)
 
     class WithHead(network):  # type: ignore[misc, valid-type]  # a class made at run time
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            if not calls:
-                return reduce(_take, steps, super().forward(*args, **kwargs))
-            with _LeftOut(calls[0]):
-                output = super().forward(*args, **kwargs)
-            return reduce(_take, steps, output)
+        def forward(self, x_NCHW: Tensor) -> Any:
+            if OWN_INPUT in steps:
+                x_NCHW = x_NCHW.clone()
+            own_buffers = _buffers_without_gradients(self) if OWN_OUTPUT in steps else nullcontext()
+            with own_buffers, _LeftOut(calls[0]) if calls else nullcontext():
+                return reduce(_take, behind, inner(self)(x_NCHW))
 
     WithHead.__name__ = WithHead.__qualname__ = network.__name__
     return WithHead
+
+
+@contextmanager
+def _buffers_without_gradients(network: nn.Module) -> Iterator[None]:
+    """Inside, what the pass writes into buffers is written there, and the graph that it records is not kept by them."""
+    own = [part for part in network.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    before = [dict(part._buffers) for part in own]
+    for part in own:
+        part._buffers.update({name: None if each is None else each.detach() for name, each in part._buffers.items()})
+    try:
+        yield
+    finally:
+        for part, buffers in zip(own, before, strict=True):
+            part._buffers.update(buffers)
 
 
 class _LeftOut(TorchFunctionMode):
@@ -99,6 +124,8 @@ class _LeftOut(TorchFunctionMode):
 def _take(output: Any, step: str) -> Any:
     if step.startswith(_ITEM):
         return _item(output, step.removeprefix(_ITEM))
+    if step == OWN_OUTPUT:
+        return output.clone()
     if step == _FLATTEN:
         return output.reshape(len(output), -1)
     if step == _FLOAT32:

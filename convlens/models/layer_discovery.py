@@ -14,16 +14,22 @@ from torch.overrides import TorchFunctionMode
 
 from convlens.errors import ModelError
 from convlens.instrument import OUTPUT, private_tree
-from convlens.models.head import ACTIVATIONS, BOTH_SIGNS, step_before, step_before_call, steps_to_tensor
+from convlens.models.head import (
+    ACTIVATIONS,
+    BOTH_SIGNS,
+    OWN_INPUT,
+    OWN_OUTPUT,
+    step_before,
+    step_before_call,
+    steps_to_tensor,
+)
+from convlens.models.network import FORWARD_ERRORS, holds
 from convlens.models.preprocessing import Preprocessing
 from convlens.types import Activation
 
 _LINEAR = (functional.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.addmm, torch.einsum)
 _FEW = 16  # times as many values as outputs: larger tensors of probabilities are gates and attention
-_CONVOLUTIONS = (functional.conv2d, torch.conv2d)
-
-# What the layers of a network that does not fit its input raise, in practice (timm asserts sizes).
-_FORWARD_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+_CONVOLUTIONS = (functional.conv2d, torch.conv2d, torch.ops.aten.conv2d.default)
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,11 @@ def discover_layers(
     # is brighter and stronger: of two alike, a batch norm without statistics of its own makes the same as of one.
     noise_NCHW = torch.randn(2, len(preprocessing.mean), height, width, generator=torch.Generator().manual_seed(0))
     noise_NCHW[1] = 2 * noise_NCHW[1] + 0.5
-    watch, output = _record(private_tree(module).eval(), noise_NCHW)
+    tree, given_NCHW = private_tree(module).eval(), noise_NCHW.clone()
+    watch, output = _record(tree, given_NCHW)
     first_convolution = _first_convolution(watch)
     steps, result_ND = steps_to_tensor(output, options.output, rows=2)
+    steps = (*_own_memory(tree, noise_NCHW, given_NCHW, result_ND), *steps)
     if options.features or (options.features is None and _ends_in_identity(watch.events, result_ND)):
         return DiscoveredLayers(
             0, OUTPUT, _gradcam(watch, options), first_convolution, "none", steps, noise_NCHW, output
@@ -96,6 +104,12 @@ def discover_layers(
         noise_NCHW,
         output,
     )
+
+
+def _own_memory(tree: nn.Module, noise_NCHW: Tensor, given_NCHW: Tensor, result_ND: Tensor) -> tuple[str, ...]:
+    """The steps that keep a network from writing into its caller's images, and into what it has returned before."""
+    own_input = () if torch.equal(noise_NCHW, given_NCHW) else (OWN_INPUT,)
+    return (*own_input, *((OWN_OUTPUT,) if holds(tree, result_ND) else ()))
 
 
 @dataclass(frozen=True)
@@ -132,11 +146,12 @@ class _Watch(TorchFunctionMode):
         self.events: list[_Call] = []
         self.activations: list[_Probability] = []
         self.convolves = False
-        self.has_layers = False
+        self.has_scripted = False
         for name, layer in tree.named_modules():
             # A scripted layer takes hooks, and does not call them.
-            if layer is not tree and not isinstance(layer, torch.jit.ScriptModule):
-                self.has_layers = True
+            if isinstance(layer, torch.jit.ScriptModule):
+                self.has_scripted = True
+            elif layer is not tree:
                 layer.register_forward_hook(partial(self._note, name))
 
     def _note(self, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -161,7 +176,7 @@ def _record(tree: nn.Module, noise_NCHW: Tensor) -> tuple[_Watch, Any]:
     try:
         with torch.no_grad(), watch:
             return watch, tree(noise_NCHW)
-    except _FORWARD_ERRORS as error:
+    except FORWARD_ERRORS as error:
         shape = "×".join(map(str, noise_NCHW.shape))
         raise ModelError(
             f"the network failed on a batch of images of {shape}: {type(error).__name__}: {error}"
@@ -243,7 +258,7 @@ def _first_convolution(watch: _Watch) -> str:
     for call in watch.events:
         if isinstance(call.layer, nn.Conv2d):
             return call.name
-    if watch.convolves or not watch.has_layers:
+    if watch.convolves or watch.has_scripted:
         return ""  # it convolves by functions, or is scripted and shows nothing of what is in it
     raise ModelError("not a convolutional network: no nn.Conv2d was called")
 
@@ -284,6 +299,7 @@ def _gradcam(watch: _Watch, options: OutputOptions) -> str:
     for call in reversed(watch.events):
         if call.shape is not None and len(call.shape) == 4 and min(call.shape[2:]) > 1:
             return call.name
-    if not watch.has_layers:
+    # What torch.export gives runs functions and no layers.
+    if watch.has_scripted or not any(call.shape is not None and len(call.shape) == 4 for call in watch.events):
         return ""
     raise ModelError("no layer gave a map larger than 1×1 pixel, so there is no place to look at; give a larger size=")

@@ -13,6 +13,7 @@ from convlens.models.classifier import Classifier, choose_device
 from convlens.models.head import BOTH_SIGNS, adapted
 from convlens.models.layer_discovery import DiscoveredLayers, OutputOptions, discover_layers
 from convlens.models.model_id import ModelId, ModelName, ModelOptions, parse_model_id, parse_options
+from convlens.models.network import for_inference
 from convlens.models.preprocessing import Preprocessing
 from convlens.models.repeatability import ALLOWED, check_repeatable
 from convlens.models.sources import find_source, source_names
@@ -70,12 +71,6 @@ def listing(source: str | None = None) -> tuple[ModelName, ...]:
     """
     sources = source_names() if source is None else (source,)
     return tuple(entry for each in sources for entry in find_source(each).names())
-
-
-def for_inference(module: nn.Module) -> nn.Module:
-    """The same module in eval mode, in float32, without gradients for its parameters."""
-    # Gradients are by the image: those of the parameters would only cost time and memory.
-    return module.eval().float().requires_grad_(False)
 
 
 def describe(

@@ -12,9 +12,9 @@ from convlens.errors import ModelError
 from convlens.instrument import find_memory_format, require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.head import adapted
-from convlens.models.loader import for_inference
 from convlens.models.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from convlens.models.model_id import MEMORY, parse_model_id
+from convlens.models.network import for_inference
 from convlens.models.sources import find_source
 from convlens.models.weights import apply_state_dict, read_state_dict, weights_sha256
 from convlens.types import ArithmeticPrecision, ModelSpec

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ModelError
 from convlens.instrument import find_memory_format, in_format_of, private_tree
+from convlens.models.network import FORWARD_ERRORS
 
 # Of the largest logit. Sums in another order moved it by up to 3e-7 (benchmarks/load_checks.py: twenty families).
 _TOLERANCE = 1e-3
@@ -22,9 +23,7 @@ def check_repeatable(module: nn.Module, x_NCHW: Tensor, logits_NK: Tensor, *, al
     It also finds out the network's memory format. Returns warnings for every result, of a network that is allowed to
     differ. Otherwise raises ModelError with the layer where answers begin to differ, and what to do.
     """
-    alone_1K = find_memory_format(module, x_NCHW[:1])
-    if alone_1K is None:
-        alone_1K = _run(module, x_NCHW[:1])
+    alone_1K = _alone(module, x_NCHW[:1])
     if _close(alone_1K, logits_NK[:1]):
         return ()
     by_chance = not _close(_run(module, x_NCHW), _run(module, x_NCHW))
@@ -34,6 +33,18 @@ def check_repeatable(module: nn.Module, x_NCHW: Tensor, logits_NK: Tensor, *, al
     other_NCHW, rows = (x_NCHW, 2) if by_chance else (x_NCHW[:1], 1)
     place = _first_difference(module, x_NCHW, other_NCHW, rows)
     raise ModelError(_by_chance(place) if by_chance else _by_batch(place))
+
+
+def _alone(module: nn.Module, x_1CHW: Tensor) -> Tensor:
+    try:
+        logits_1K = find_memory_format(module, x_1CHW)
+        return _run(module, x_1CHW) if logits_1K is None else logits_1K
+    except FORWARD_ERRORS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise ModelError(
+            f"the network takes two images at once and fails on one alone ({reason}); make it, or export it, for "
+            "batches of any size"
+        ) from error
 
 
 def _by_chance(place: str) -> str:

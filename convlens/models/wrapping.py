@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from convlens.errors import ModelError
-from convlens.instrument import private_tree, require_precision
+from convlens.instrument import require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.layer_discovery import OutputOptions
 from convlens.models.loader import describe
 from convlens.models.model_id import MEMORY
+from convlens.models.network import private_copy, require_computable, unwrapped
 from convlens.models.preprocessing import IMAGENET, Preprocessing, parse_crop_mode, parse_interpolation
 from convlens.types import Activation, ArithmeticPrecision
 
@@ -56,6 +56,7 @@ def wrap(
     """
     require_precision(precision)
     inner = unwrapped(module)
+    require_computable(inner)
     chosen = choose_device(device if device is not None else _device_of(inner))
     height, width = _pair(size)
     private = private_copy(inner)
@@ -86,57 +87,6 @@ def wrap(
     except ModelError as error:
         raise ModelError(f"{title}: {error.message}") from error
     return Classifier(private.to(chosen), spec, chosen, title, precision=precision)
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network within DataParallel, DistributedDataParallel, torch.compile or AveragedModel."""
-    while True:
-        within = getattr(module, "_orig_mod", None)
-        if within is None and isinstance(
-            module,
-            nn.DataParallel | nn.parallel.DistributedDataParallel | torch.optim.swa_utils.AveragedModel,
-        ):
-            within = module.module
-        if not isinstance(within, nn.Module):
-            return module
-        module = within
-
-
-def private_copy(module: nn.Module) -> nn.Module:
-    """The network in eval mode, in float32, none of its parameters requiring a gradient; weights are shared.
-
-    Only weights of another width, or on another device than the CPU, are copied.
-    """
-    if isinstance(module, torch.jit.ScriptModule):
-        # A scripted tree cannot be taken apart: it is copied whole.
-        return Scripted(module)
-    tree = private_tree(module)
-    shared: dict[int, nn.Parameter] = {}
-    for part in tree.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                # Of a weight that is used at two places there must stay one.
-                own = shared.setdefault(
-                    id(parameter), nn.Parameter(parameter.detach().cpu().float(), requires_grad=False)
-                )
-                part._parameters[name] = own
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                buffer = buffer.detach().cpu()
-                part._buffers[name] = buffer.float() if buffer.is_floating_point() else buffer
-    return tree.eval()
-
-
-class Scripted(nn.Module):
-    """A scripted or traced network: what is in it cannot be seen."""
-
-    def __init__(self, network: torch.jit.ScriptModule) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network).eval().float().cpu().requires_grad_(False)
-
-    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
-        logits_NK: torch.Tensor = self.network(x_NCHW)
-        return logits_NK
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -37,7 +37,9 @@ class TorchRuntime:
 
     def logits(self, x_NCHW: Tensor | Floats) -> Floats:
         """Logits (N, K) of normalised images (N, C, H, W)."""
-        with torch.inference_mode(), arithmetic(self.precision, self.device), fast_convolutions(self.device):
+        # Not inference_mode: what a network keeps of this pass, a grid for this size of batch, say, would be of no use
+        # to a later one with gradients.
+        with torch.no_grad(), arithmetic(self.precision, self.device), fast_convolutions(self.device):
             parts = [self.module(part) for part in self._batches(x_NCHW)]
             return _numpy(torch.cat(parts))
 
@@ -45,7 +47,7 @@ class TorchRuntime:
         """Logits (N, K) and embeddings (N, D) from the same forward passes."""
         logits, embeddings = [], []
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             arithmetic(self.precision, self.device),
             fast_convolutions(self.device),
             tapped(self.module, inputs=[self.embedding_layer]) as tap,
@@ -62,15 +64,19 @@ class TorchRuntime:
 
 def as_input(x_NCHW: Tensor | Floats, module: nn.Module, device: torch.device) -> Tensor:
     """The images on that device, in the model's dtype and memory format."""
-    dtype = next(module.parameters()).dtype
+    weight = next(module.parameters(), None)  # a frozen scripted network has constants in their place
+    dtype = torch.float32 if weight is None else weight.dtype
     return torch.as_tensor(x_NCHW).to(device=device, dtype=dtype, memory_format=memory_format(module))
 
 
 def embedding(caught: Tensor | None, rows: int) -> Tensor:
     """The embeddings (N, D) of what was caught at the layer; D is 0 for a network without one."""
-    features = torch.empty(rows, 0) if caught is None else pooled(caught)
-    # A network under autocast gives bfloat16, which numpy has not.
-    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+    return torch.empty(rows, 0) if caught is None else widened(pooled(caught))
+
+
+def widened(x: Tensor) -> Tensor:
+    """float32 in place of bfloat16, which layers under autocast give and numpy has not, and of half."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def pooled(features: Tensor) -> Tensor:

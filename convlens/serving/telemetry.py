@@ -95,18 +95,21 @@ def samples(records: Iterable[RequestRecord], *, reply_bytes: int = 0) -> Iterat
     """
     counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
     for record in records:
-        code, outcome = str(record.error.status if record.error else 200), _outcome(record.error)
-        for method, seconds, windows in _methods(record):
-            counts["convlens_requests_total", (method, code)] += 1
+        for method, seconds, windows, error in _methods(record):
+            counts["convlens_requests_total", (method, _code(error))] += 1
             counts["convlens_windows_total", (method,)] += windows
-            yield Sample("convlens_seconds", (method, outcome), seconds)
-        yield Sample("convlens_request_seconds", (outcome,), record.seconds)
+            yield Sample("convlens_seconds", (method, _outcome(error)), seconds)
+        yield Sample("convlens_request_seconds", (_outcome(record.error),), record.seconds)
         if record.queue_wait_s is not None:
             yield Sample("convlens_queue_wait_seconds", (), record.queue_wait_s)
         if record.error is not None:
-            counts["convlens_errors_total", (error_type(record.error), code)] += 1
+            counts["convlens_errors_total", (error_type(record.error), _code(record.error))] += 1
     counts["convlens_reply_bytes_total", ()] += reply_bytes
     yield from (Sample(metric, labels, count) for (metric, labels), count in counts.items() if count)
+
+
+def _code(error: ConvLensError | None) -> str:
+    return str(error.status if error else 200)
 
 
 def _outcome(error: ConvLensError | None) -> str:
@@ -116,16 +119,18 @@ def _outcome(error: ConvLensError | None) -> str:
     return "refused" if error.status < 500 else "failed"
 
 
-def _methods(record: RequestRecord) -> Iterator[tuple[str, float, int]]:
-    """Each method with its seconds and windows; without any, predictions with the seconds of the whole request."""
+def _methods(record: RequestRecord) -> Iterator[tuple[str, float, int, ConvLensError | None]]:
+    """Each method with its seconds, its windows, and the request's error or its own; without any method, predictions
+    with the seconds of the whole request.
+    """
     known = explain.available_methods()
-    totals: dict[str, tuple[float, int]] = {}
+    totals: dict[str, tuple[float, int, ConvLensError | None]] = {}
     for call in record.methods:
         name = call.method if call.method in known else _OTHER
-        seconds, windows = totals.get(name, (0.0, 0))
-        totals[name] = seconds + call.seconds, windows + call.windows
-    for name, (seconds, windows) in (totals or {_PREDICT: (record.seconds, 0)}).items():
-        yield name, seconds, windows
+        seconds, windows, error = totals.get(name, (0.0, 0, record.error))
+        totals[name] = seconds + call.seconds, windows + call.windows, error or call.error
+    for name, total in (totals or {_PREDICT: (record.seconds, 0, record.error)}).items():
+        yield name, *total
 
 
 def unreadable_request(error: ConvLensError, seconds: float) -> RequestRecord:

@@ -67,12 +67,58 @@ LAYERS: dict[str, nn.Module] = {
     "SiLU": nn.SiLU(),
     "Hardswish": nn.Hardswish(),
     "GELU": nn.GELU(),
+    "Softplus": nn.Softplus(),
+    "PReLU": nn.PReLU(4),
+    "ELU": nn.ELU(),
+    "LeakyReLU": nn.LeakyReLU(),
+    "Tanh": nn.Tanh(),
+    "instance norm": nn.InstanceNorm2d(4),
+    "instance norm with weights": nn.InstanceNorm2d(4, affine=True),
+    "instance norm with running statistics": nn.InstanceNorm2d(4, track_running_stats=True),
+    "group norm": nn.GroupNorm(2, 4),
+    "layer norm": nn.LayerNorm([4, 11, 11]),
+    "layer norm over channels": nets.Call(lambda x: over_channels(x)),
+    "local response norm": nn.LocalResponseNorm(3, alpha=1.0),
+    "local response norm, even": nn.LocalResponseNorm(2, alpha=1.0),
+    "pixel shuffle": nn.PixelShuffle(2),
+    "pixel unshuffle": nets.Call(lambda x: F.pixel_unshuffle(x[:, :, 1:, 1:], 2)),
+    "channel shuffle": nn.ChannelShuffle(2),
+    "nearest, larger": nn.Upsample(scale_factor=2),
+    "bilinear, larger": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "bilinear, corners aligned": nn.Upsample(size=(7, 9), mode="bilinear", align_corners=True),
+    "area": nets.Call(lambda x: F.interpolate(x, size=(4, 3), mode="area")),
+    "adaptive max pool to one": nn.AdaptiveMaxPool2d(1),
+    "adaptive max pool of equal windows": nets.Call(lambda x: F.adaptive_max_pool2d(x[:, :, 1:, 1:], (5, 2))),
+    "global mean of a map that is channels last": nets.Call(lambda x: F.adaptive_avg_pool2d(over_channels(x), 1)),
+    "reflection padding": nn.ReflectionPad2d(2),
+    "replication padding": nn.ReplicationPad2d((2, 1, 0, 3)),
+    "cropped by padding": nn.ReplicationPad2d((-2, 1, 1, -1)),
 }
+
+
+def over_channels(x_NCHW: Tensor) -> Tensor:
+    """A layer norm of each pixel, as in ConvNeXt."""
+    return F.layer_norm(x_NCHW.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2)
 
 
 # Their forward pass already comes out otherwise in ONNX: torch's exporter drops the divisor, and ONNX Runtime counts
 # windows that begin in the padding.
 NOT_IN_ONNX = {"average pool, divisor", "average pool, ceil and padded"}
+# Made of operators that are in the graph already, or of many small ones of torch's own making.
+NOT_AGAIN = {
+    "ELU",
+    "LeakyReLU",
+    "Tanh",
+    "local response norm, even",
+    "pixel unshuffle",
+    "channel shuffle",
+    "nearest, larger",
+    "bilinear, larger",
+    "bilinear, corners aligned",
+    "area",
+    "reflection padding",
+    "cropped by padding",
+}
 
 
 class Branches(nn.Module):
@@ -80,7 +126,8 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(copy.deepcopy(part) for name, part in LAYERS.items() if name not in NOT_IN_ONNX)
+        left_out = NOT_IN_ONNX | NOT_AGAIN
+        self.layers = nn.ModuleList(copy.deepcopy(part) for name, part in LAYERS.items() if name not in left_out)
         self.first, self.head = nn.Conv2d(3, 4, 1), nn.Linear(len(self.layers), 3)
         for part in self.modules():
             if isinstance(part, nn.BatchNorm2d):

@@ -5,7 +5,6 @@ Half precision is used only where it is faster, and states how far its scores ar
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import RequestError
+from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.sweeps.backends import OnWindows, SweepBackend, SweepRequest
 from convlens.explain.sweeps.windows import Windows
-from convlens.instrument import memory_format
+from convlens.instrument import copy_of, memory_format
+from convlens.models import is_scripted
 from convlens.runtime.graph_contract import Precision, Strategy
 from convlens.runtime.memory import MAYBE_OUT_OF_MEMORY, free_gpu_cache, is_out_of_memory
 from convlens.types import Floats, no_op
@@ -146,12 +146,22 @@ class HalfPrecisionScorer:
     def logits(self, x_NCHW: Tensor | Floats) -> Floats:
         """Logits (N, K), float32."""
         x = torch.as_tensor(x_NCHW).to(device=self.device, dtype=self.dtype, memory_format=memory_format(self.module))
-        with torch.inference_mode():
-            return np.asarray(self._copy(x).float().cpu().numpy())
+        with torch.no_grad():
+            try:
+                logits_NK: Tensor = self._copy(x)
+            except RuntimeError as error:
+                if is_out_of_memory(error) or not is_scripted(self.module):
+                    raise
+                raise UnsupportedModelError(
+                    "this network is scripted with weights that cannot be narrowed, as torch.jit.freeze leaves them; "
+                    "use precision=float32",
+                    field="options.precision",
+                ) from error
+            return np.asarray(logits_NK.float().cpu().numpy())
 
     @functools.cached_property
     def _copy(self) -> nn.Module:
-        return copy.deepcopy(self.module).to(self.dtype)
+        return copy_of(self.module).to(self.dtype)
 
 
 @dataclass(frozen=True)

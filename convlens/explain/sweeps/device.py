@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
 from collections import OrderedDict
@@ -21,6 +20,7 @@ from convlens.instrument import (
     Convolution,
     FoldedBatchNorms,
     WatchedConvolutions,
+    copy_of,
     fast_convolutions,
     float32_flags,
     memory_format,
@@ -208,7 +208,7 @@ class DeviceSweep:
 
     @cached_property
     def _half_copy(self) -> nn.Module:
-        return copy.deepcopy(self._own_module).to(self._half)
+        return copy_of(self._own_module).to(self._half)
 
     @property
     def _own_module(self) -> nn.Module:

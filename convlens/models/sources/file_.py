@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import shutil
@@ -24,6 +25,10 @@ from convlens.models.sources import Source, SourceModel, model_source
 from convlens.models.weights import seeded
 
 _ARCHITECTURE = "architecture.py"
+_ALONE = (
+    "put the code into the one file, or make a package of it that is installed, here and where it is served, or pack "
+    "its graphs: export.bundle(classifier, FOLDER)"
+)
 # What a user's file raises when it is wrong, in practice. Others pass, with a traceback that names the file anyway.
 _CODE_ERRORS = (
     SyntaxError,
@@ -76,6 +81,7 @@ class File(Source):
 
     def pack_architecture(self, model_id: ModelId, folder: Path) -> str:
         path, factory = _path_and_factory(model_id)
+        _require_alone(path)
         if path.resolve() != (folder / _ARCHITECTURE).resolve():
             shutil.copyfile(path, folder / _ARCHITECTURE)
         return f"file:{_ARCHITECTURE}:{factory}"
@@ -107,6 +113,39 @@ def _import(path: Path) -> ModuleType:
     return sys.modules[unique] if unique in sys.modules else _execute(path, unique, code)
 
 
+def _require_alone(path: Path) -> None:
+    """ModelError for a file that imports another one of its folder, which would not be packed with it."""
+    neighbours = _neighbours(path)
+    if neighbours:
+        raise ModelError(
+            f"{path} imports {', '.join(neighbours)} from its own folder, and one file is packed; {_ALONE}"
+        )
+
+
+def _neighbours(path: Path) -> list[str]:
+    """What the file imports of its own folder: modules and packages beside it, as far as they are named in it."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []  # whoever imports the file says so better
+    names: dict[str, None] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update((alias.name.partition(".")[0], None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                names[f"{'.' * node.level}{node.module or ''}"] = None
+            else:
+                names[(node.module or "").partition(".")[0]] = None
+    return [name for name in names if name.startswith(".") or _is_beside(path, name)]
+
+
+def _is_beside(path: Path, name: str) -> bool:
+    folder = path.resolve().parent
+    # A package without __init__.py is one too, unless it is a folder of something else.
+    return (folder / f"{name}.py").is_file() or any((folder / name).glob("*.py"))
+
+
 class _Uncached(InspectLoader):
     """Runs the source that was read, and keeps nothing compiled."""
 
@@ -133,6 +172,12 @@ def _execute(path: Path, unique: str, code: bytes) -> ModuleType:
         loader.exec_module(module)
     except _CODE_ERRORS as error:
         del sys.modules[unique]
+        neighbours = _neighbours(path) if isinstance(error, ImportError) else []
+        if neighbours:
+            raise ModelError(
+                f"the model's file {path} imports {', '.join(neighbours)} from its own folder ({error}), and a model's "
+                f"file stands alone; {_ALONE}"
+            ) from error
         raise ModelError(f"the model's file {path} failed to import: {type(error).__name__}: {error}") from error
     return module
 
