@@ -114,7 +114,9 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     scripted = any(isinstance(layer, torch.jit.ScriptModule) for layer in layers.values())
     hidden = "; parts of the network are scripted or traced, and the layers in them cannot be seen" if scripted else ""
     if not name:
-        raise UnsupportedModelError(f"this network shows no layer to take by default; name one{hidden}", field="layer")
+        raise UnsupportedModelError(
+            f"no layer '': the network shows none to take by default; name one{hidden}", field="layer"
+        )
     raise RequestError(
         f"no layer {name!r}{near_matches(name, layers) or '; its first are ' + ', '.join(list(layers)[1:6])}{hidden}",
         field="layer",
