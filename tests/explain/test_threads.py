@@ -20,6 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothgrad": {"samples": 3},
     "integrated_gradients": {"steps": 3},
     "occlusion": {"window": 4, "stride": 4},
+    "rise": {"masks": 20, "cells": 4},
+    "gradient_shap": {"samples": 3},
 }
 
 

@@ -14,6 +14,7 @@ from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass
 from convlens.instrument import RescaledSteps, fast_convolutions, in_format_of, require_rescaled_network
 from convlens.runtime.memory import with_smaller_batch
+from convlens.runtime.torch_runtime import to_host
 from convlens.types import Attribution, Floats, Ints
 
 _GPU_BATCH = 16  # images of one forward and backward pass
@@ -35,7 +36,7 @@ def deep_lift(
     """Multipliers by the rescale rule, times the difference to ``baseline`` (Shrikumar et al. 2017, arXiv:1704.02685).
 
     Values (N, C, H, W) are signed, in units of the logit: over C, H, W they sum to logit(x) − logit(baseline) up to
-    rounding, which ``extras["gap_N"]`` states. ``baseline`` is in normalised units, 0 is grey. Raises
+    rounding; where they do not, there is a warning. ``baseline`` is in normalised units, 0 is grey. Raises
     UnsupportedModelError for networks of other steps than ReLU, max pooling and linear layers: gates, say.
     """
     started = time.perf_counter()
@@ -44,10 +45,9 @@ def deep_lift(
     most = cpu_gradient_batch(forward.classifier.module, x_NCHW) // 2 if on_cpu else _GPU_BATCH
     multiplier_NCHW, rise_N = with_smaller_batch(lambda batch: _multipliers(forward, target_N, baseline, batch), most)
     values_NCHW = multiplier_NCHW * (x_NCHW - baseline)
-    gap_N = (values_NCHW.double().flatten(1).sum(1) - rise_N.double()).cpu().numpy()
-    meta = forward.meta("logit", started=started, warnings=_warnings(gap_N, rise_N.double().cpu().numpy()))
-    extras = {"gap_N": gap_N}
-    return forward.attribution("deep_lift", values_NCHW, target_N, {"baseline": baseline}, meta, extras)
+    gap_N = values_NCHW.double().flatten(1).sum(1) - rise_N.double()
+    meta = forward.meta("logit", started=started, warnings=_warnings(to_host(gap_N), to_host(rise_N.double())))
+    return forward.attribution("deep_lift", values_NCHW, target_N, {"baseline": baseline}, meta)
 
 
 def _multipliers(forward: ForwardPass, target_N: Ints, baseline: float, batch: int) -> tuple[Tensor, Tensor]:
