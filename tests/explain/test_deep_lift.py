@@ -173,6 +173,7 @@ REFUSED = {
     "group normalisation": (lambda: nets.Sequential(nn.GroupNorm(2, 4)), "GroupNorm"),
     "instance normalisation": (lambda: nets.Sequential(nn.InstanceNorm2d(4)), "BatchNorm"),
     "a quotient": (lambda: nets.Sequential(nets.Call(lambda x: 1 / (x + 9))), "Reciprocal"),
+    "division by the image": (lambda: nets.Sequential(nets.Call(lambda x: torch.ones_like(x) / (x + 9))), "divides by"),
     "division by a mean": (lambda: nets.Sequential(nets.Call(lambda x: x / x.mean((2, 3), keepdim=True))), "divides"),
     "adaptive max pooling": (lambda: nets.Sequential(nn.AdaptiveMaxPool2d(2)), "AdaptiveMaxPool2D"),
     "indices of max pooling": (

@@ -66,8 +66,9 @@ def _of_batch(forward: ForwardPass, x_NCHW: Tensor, targets_N: Tensor, baseline:
     with torch.enable_grad(), fast_convolutions(both.device), RescaledSteps():
         logits = module(both)
         score_N, baseline_N = (part.gather(1, targets_N[:, None])[:, 0] for part in logits.chunk(2))
+        total = score_N.sum()
     require_rescaled_network(logits, both, method="deep_lift")
-    (multiplier,) = torch.autograd.grad(score_N.sum(), both)
+    (multiplier,) = torch.autograd.grad(total, both)
     return multiplier[:count], (score_N - baseline_N).detach()
 
 

