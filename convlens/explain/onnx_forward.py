@@ -88,7 +88,9 @@ class GraphModel:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the explanation methods that these graphs support."""
-        return (*(kind for kind in _GRADIENT_GRAPHS.values() if self.graphs.first(kind)), "occlusion", "neighbours")
+        kinds = [kind for kind in _GRADIENT_GRAPHS.values() if self.graphs.first(kind)]
+        of_saliency = ["input_x_gradient"] if "saliency" in kinds else []
+        return (*kinds, *of_saliency, "occlusion", "rise", "neighbours")
 
 
 class GraphForward(Forward):

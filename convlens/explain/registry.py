@@ -79,12 +79,8 @@ class Method:
                 "--runtime torch",
                 field="method",
             )
-        if forward.explains_classes and not forward.spec.classes and self.needs in ("gradient", "model"):
-            raise UnsupportedModelError(
-                f"{self.name} explains a class, and this network gives embeddings and has none; use occlusion, which "
-                "explains how similar the image stays to itself, or neighbours",
-                field="method",
-            )
+        if forward.explains_classes and self.needs in ("gradient", "model"):
+            require_classes(forward, self.name)
         with arithmetic(forward.precision, forward.device):
             if self.needs == "gradient":
                 # Before targets() reads the logits: that alone would make a forward pass without a graph, and the
@@ -126,6 +122,16 @@ def explainer(
         return function
 
     return register
+
+
+def require_classes(forward: Forward, method: str) -> None:
+    """UnsupportedModelError where the network has no classes to explain."""
+    if not forward.spec.classes:
+        raise UnsupportedModelError(
+            f"{method} explains a class, and this network gives embeddings and has none; use occlusion, which "
+            "explains how similar the image stays to itself, or neighbours",
+            field="method",
+        )
 
 
 def available_methods() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,15 @@ from convlens.types import Ints, Step
 
 _GPU_BATCH = 16  # images of one forward and backward pass
 
-PointsOfRows = Callable[[Tensor], Tensor]
+
+class Points(NamedTuple):
+    """B points of R rows, and what the gradients at them are multiplied with before they are summed."""
+
+    at_RBCHW: Tensor
+    factor_RBCHW: Tensor | None = None
+
+
+PointsOfRows = Callable[[Tensor], Points]
 
 
 def summed_gradients(
@@ -27,12 +36,11 @@ def summed_gradients(
     *,
     stage: str,
 ) -> Tensor:
-    """Σ weights_P · d logit(target) / d x at each row's P points; (N, C, H, W).
+    """Σ weights_P · d logit(target) / d x at each row's P points, times the points' factors; (N, C, H, W).
 
     ``points()`` begins anew (with the first noise, say) and gives a function of point numbers (B,), asked for in their
-    order; that gives a function of rows (R,), whose result are these rows' points (R, B, C, H, W). So several rows
-    share a batch: with one row alone, few points would make small and slow ones. Reports ``stage``, the
-    method's name, before each batch.
+    order; that gives a function of rows (R,), whose result are these rows' points. So several rows share a batch: with
+    one row alone, few points would make small and slow ones. Reports ``stage``, the method's name, before each batch.
     """
     module, x_NCHW = forward.classifier.module, forward.x_NCHW
     most = cpu_gradient_batch(module, x_NCHW) if x_NCHW.device.type == "cpu" else _GPU_BATCH
@@ -56,10 +64,12 @@ def _summed(
         points_of = points(numbers)
         for rows in torch.split(torch.arange(len(x_NCHW), device=device), batch // len(numbers)):
             forward.on_step(Step(stage, done, count * len(x_NCHW)))
-            at_RPCHW = points_of(rows)
+            at_RBCHW, factor_RBCHW = points_of(rows)
             target_B = targets[rows].repeat_interleave(len(numbers))
-            gradient = _input_gradient(module, at_RPCHW.flatten(0, 1), target_B, stage)
-            weighted = gradient.reshape(at_RPCHW.shape) * weights_P[numbers, None, None, None]
+            gradient = _input_gradient(module, at_RBCHW.flatten(0, 1), target_B, stage)
+            weighted = gradient.reshape(at_RBCHW.shape) * weights_P[numbers, None, None, None]
+            if factor_RBCHW is not None:
+                weighted = weighted * factor_RBCHW
             total[rows] += weighted.sum(1)
             done += len(gradient)
     return total

@@ -350,7 +350,7 @@ class _Cut:
             )
         given = str(tuple(self.other.shape)) if isinstance(self.other, Tensor) else f"a {type(self.other).__name__}"
         raise RequestError(
-            f"layer {layer!r} has no map: it gives {given}, and Grad-CAM needs (N, C, H, W); choose an earlier one",
+            f"layer {layer!r} has no map: it gives {given}, and this method needs (N, C, H, W); choose an earlier one",
             field="options.layer",
         )
 

@@ -21,6 +21,7 @@ from convlens.instrument.precision import (
 )
 from convlens.instrument.relu_guard import graph_nodes, require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
+from convlens.instrument.rescale_rules import RescaledSteps, require_rescaled_network
 
 __all__ = [
     "OUTPUT",
@@ -32,6 +33,7 @@ __all__ = [
     "PartialForward",
     "RedirectedRelus",
     "ReluRule",
+    "RescaledSteps",
     "RuledRelus",
     "Tap",
     "WatchedConvolutions",
@@ -51,6 +53,7 @@ __all__ = [
     "require_eval",
     "require_precision",
     "require_relu_network",
+    "require_rescaled_network",
     "tapped",
     "use_precision",
 ]

@@ -44,6 +44,9 @@ class RuledRelus(TorchFunctionMode):
     # And every thread that uses the module meets them: 60 of 60 saliency maps were wrong while a guided call ran in
     # another thread. Modes see every spelling, and are local to their thread.
 
+    keeps_input = False
+    """Whether ``passed`` needs the ReLU's input, where the output would otherwise do."""
+
     def __init__(self) -> None:
         super().__init__()
         # In this object, which the graph's nodes hold, and not in a context variable: on CUDA the backward pass runs
@@ -71,7 +74,7 @@ class RuledRelus(TorchFunctionMode):
         if call is None:
             return func(*args, **kwargs)
         self.calls += 1
-        return _apply(call, self)
+        return _apply(replace(call, output_stays=False) if self.keeps_input else call, self)
 
 
 class RedirectedRelus(RuledRelus):

@@ -103,7 +103,7 @@ class Params(BaseModel):
     explain: bool = False
     topk: int = Field(default=5, ge=1, le=100)
     target: Target | None = None
-    methods: Annotated[list[_NameOrMethod], Field(max_length=16)] | None = None
+    methods: Annotated[list[_NameOrMethod], Field(max_length=32)] | None = None
     output: Annotated[list[Output], Field(max_length=3)] = Field(default=["array", "overlay"])
     dtype: Dtype = "<f4"
     reduce: Reduce = "none"

@@ -135,10 +135,12 @@ def require_predictions(status: int, body: bytes) -> None:
     if status != 200:
         raise error_from_body(status, body)
     try:
-        probabilities = [float(prediction["probability"]) for prediction in json.loads(body)["predictions"]]
+        reply = json.loads(body)
+        probabilities = [float(prediction["probability"]) for prediction in reply["predictions"]]
+        has_classes = bool(probabilities) or reply.get("activation") != "none"  # embeddings alone have no predictions
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ServerError("an answer that is no reply of a ConvLens model; are model and address right?") from error
-    if not probabilities or not all(map(math.isfinite, probabilities)):
+    if has_classes and not (probabilities and all(map(math.isfinite, probabilities))):
         raise ServerError(f"an answer with the probabilities {probabilities[:5]}; are the weights damaged?")
 
 

@@ -31,6 +31,9 @@ FEW: dict[str, dict[str, Any]] = {
     "occlusion": {"window": 64, "stride": 40},
     "integrated_gradients": {"steps": 4},
     "smoothgrad": {"samples": 3, "seed": 5},
+    "score_cam": {"top": 4},
+    "rise": {"masks": 4, "seed": 5},
+    "gradient_shap": {"samples": 3, "seed": 5},
 }
 METHODS = [{"method": name, "options": FEW.get(name, {})} for name in explain.available_methods()]
 

@@ -40,6 +40,7 @@ def test_no_tensor_of_a_pass_reaches_32_mb_while_4_images_are_left(channels: int
         ("smoothgrad", {"samples": 5}),
         ("smoothgrad", {"samples": 11}),
         ("integrated_gradients", {"steps": 3}),
+        ("gradient_shap", {"samples": 5}),
     ],
 )
 def test_of_more_images_than_a_pass_takes_each_gets_its_own_answer(method: str, options: dict[str, int]) -> None:

@@ -17,14 +17,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothgrad": {"samples": 20},
     "integrated_gradients": {"steps": 20},
     "occlusion": {"window": 4, "stride": 2},
+    "rise": {"masks": 20, "cells": 4},
+    "gradient_shap": {"samples": 20},
 }
-# Where a backward pass comes by; Grad-CAM's stops at its layer, before the other two places.
+# Their backward pass stops at their layer, behind two of the three places.
+CAMS = ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "score_cam")
+# Where a backward pass comes by.
 BACKWARD = [
     (name, place)
     for name in available_methods()
     if get(name).needs in ("gradient", "model")
     for place in ("early", "middle", "late")
-    if name != "grad_cam" or place == "late"
+    if name not in CAMS or place == "late"
 ]
 # Methods that run the model again after the forward that predicts.
 FORWARD_AGAIN = [name for name in available_methods() if get(name).needs in ("scores", "model")]

@@ -27,11 +27,13 @@ from convlens.models import Classifier
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import ArithmeticPrecision, Neuron, Reply
 
-GRADIENTS = ("saliency", "guided_backprop", "deconvnet", "grad_cam", "integrated_gradients", "smoothgrad")
+GRADIENTS = [name for name in available_methods() if name not in ("occlusion", "rise", "neighbours")]
 OPTIONS: dict[str, dict[str, Any]] = {
     "occlusion": {"window": 4, "stride": 4},
     "smoothgrad": {"samples": 3},
     "integrated_gradients": {"steps": 3},
+    "rise": {"masks": 20, "cells": 4},
+    "gradient_shap": {"samples": 3},
 }
 
 

@@ -10,6 +10,7 @@ import nets
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from convlens.explain import ForwardPass, available_methods, run
 from convlens.types import Attribution, Result
@@ -20,6 +21,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothgrad": {"samples": 3},
     "integrated_gradients": {"steps": 3},
     "occlusion": {"window": 4, "stride": 4},
+    "rise": {"masks": 20, "cells": 4},
+    "gradient_shap": {"samples": 3},
 }
 
 
@@ -44,12 +47,17 @@ def numbers(result: Result) -> np.ndarray:
 def test_eight_threads_with_different_images_and_methods_get_what_one_thread_gets() -> None:
     # trained by nobody, with in-place, functional and reused ReLUs; parameters that want gradients, as users leave them
     classifier = nets.classifier(nets.seeded(nets.Mixed).float(), classes=4, gradcam_layer="third")
+    # DeepLIFT has no rule for the gate in that one
+    gateless = nets.classifier(
+        nets.seeded(lambda: nets.Sequential(nn.ReLU(inplace=True), classes=4)).float(), classes=4
+    )
     pictures_NCHW = nets.pictures(THREADS, 3, 8, 8, dtype=torch.float32)
     names = available_methods()
 
     def explain(picture: int, name: str) -> np.ndarray:
         x_NCHW = pictures_NCHW[picture : picture + 1]
-        forward = ForwardPass(classifier, x_NCHW, gallery=nets.StubGallery())
+        network = gateless if name == "deep_lift" else classifier
+        forward = ForwardPass(network, x_NCHW, gallery=nets.StubGallery())
         return numbers(run(name, forward, [picture % 4], OPTIONS.get(name)))
 
     alone = {(picture, name): explain(picture, name) for picture in range(THREADS) for name in names}

@@ -63,7 +63,7 @@ def test_it_predicts_and_embeds_as_the_network_does(model: GraphModel) -> None:
     np.testing.assert_array_equal(by_graph.targets(None), by_torch.targets(None))
 
 
-@pytest.mark.parametrize("method", ["saliency", "guided_backprop"])
+@pytest.mark.parametrize("method", ["saliency", "guided_backprop", "input_x_gradient"])
 def test_it_explains_each_row_for_its_own_target(model: GraphModel, method: str) -> None:
     targets = [2, 0, 1]
     by_graph = run(method, GraphForward(model, pictures(3)), targets)
@@ -115,6 +115,21 @@ def test_it_sweeps_in_its_graph_where_that_has_these_windows_and_no_runs_go_side
     assert isinstance(by_torch, Attribution)
     np.testing.assert_allclose(by_graph.extras["grid_NRQ"], by_torch.extras["grid_NRQ"], atol=1e-6)
     assert (by_graph.meta.runtime, by_graph.meta.sweep) == (PROVIDER, sweep)
+
+
+def test_it_masks_at_random_as_the_network_does(model: GraphModel) -> None:
+    options = {"masks": 24, "cells": 3, "score": "probability"}
+    by_graph = run("rise", GraphForward(model, pictures(2)), [1, 2], options)
+    by_torch = run("rise", ForwardPass(small(), pictures(2)), [1, 2], options)
+    assert isinstance(by_graph, Attribution)
+    assert isinstance(by_torch, Attribution)
+    np.testing.assert_allclose(by_graph.values_NCHW, by_torch.values_NCHW, atol=1e-6)
+    assert by_graph.meta.runtime == PROVIDER
+
+
+def test_it_names_the_methods_that_it_has_graphs_for(model: GraphModel) -> None:
+    expected = {"saliency", "guided_backprop", "input_x_gradient", "occlusion", "rise", "neighbours"}
+    assert set(model.methods) == expected
 
 
 def test_it_refuses_what_no_graph_gives(model: GraphModel) -> None:

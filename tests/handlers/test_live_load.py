@@ -36,6 +36,9 @@ def kinds(side: int) -> list[str]:
         "occlusion": {"window": side // 2, "stride": side // 2},
         "smoothgrad": {"samples": 2},
         "integrated_gradients": {"steps": 3},
+        "score_cam": {"top": 4},
+        "rise": {"masks": 4},
+        "gradient_shap": {"samples": 2},
     }
     alone = [
         {"methods": [{"method": name, "options": cheap.get(name, {})}], "seed": 7}

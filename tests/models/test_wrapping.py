@@ -344,7 +344,7 @@ def test_occlusion_of_an_embedding_is_by_its_similarity_to_itself() -> None:
 
 def test_methods_and_targets_that_need_a_class_are_refused_where_there_is_none() -> None:
     forward = ForwardPass(wrapped(features(nn.Identity())), images(1))
-    for method in ("saliency", "guided_backprop", "grad_cam"):
+    for method in ("saliency", "guided_backprop", "grad_cam", "rise", "score_cam"):
         with pytest.raises(UnsupportedModelError, match="gives embeddings and has none; use occlusion"):
             run(method, forward)
     with pytest.raises(TargetError, match="has no classes; leave target out"):

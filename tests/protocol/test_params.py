@@ -104,7 +104,7 @@ def test_an_id_is_a_plain_name_because_files_are_made_of_it(name: str) -> None:
         ({"methods": ["saliency", ""]}, "methods.1.method", "''"),
         ({"methods": [{"method": "saliency", "id": 4}]}, "methods.0.id", "4"),
         ({"methods": [{"method": "saliency", "options": []}]}, "methods.0.options", "[]"),
-        ({"methods": ["saliency"] * 17}, "methods", "saliency"),
+        ({"methods": ["saliency"] * 33}, "methods", "saliency"),
         ({"output": "array"}, "output", "'array'"),
         ({"output": ["array", "arrays"]}, "output.1", "'arrays'"),
         ({"output": ["array"] * 4}, "output", "array"),

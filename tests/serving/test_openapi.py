@@ -102,7 +102,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "an unknown method": body(methods=[{"method": "occlude"}]),
     "an unknown option": body(methods=[{"method": "saliency", "options": {"window": 3}}]),
     "an option out of bounds": body(methods=[{"method": "occlusion", "options": {"window": 0}}]),
-    "too many methods": body(methods=["saliency"] * 17),
+    "too many methods": body(methods=["saliency"] * 33),
     "no data": {"params": {}},
     "no instances": {"instances": []},
     "a float tensor": {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": ["a"]}]},

@@ -163,8 +163,8 @@ def methods() -> dict[str, BadRequest]:
         "a method without its name": bad_params(
             "methods.0.method", "field required", {"methods": [{"name": "saliency"}]}
         ),
-        "17 methods": bad_params("methods", "at most 16", {"methods": ["saliency"] * 17}),
-        "200 methods": bad_params("methods", "at most 16", {"methods": many}),
+        "33 methods": bad_params("methods", "at most 32", {"methods": ["saliency"] * 33}),
+        "200 methods": bad_params("methods", "at most 32", {"methods": many}),
         "one id twice": bad_params("methods", "give each its own", {"methods": twice}),
         "an id that is a path": bad_params(
             "methods.0.id", "match pattern", {"methods": [{"method": "saliency", "id": "../../etc/passwd"}]}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 
-from torch import Tensor
-from torch.nn import functional
-
+from convlens.explain.cam import cam_attribution, grad_cam_map, layer_maps
 from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass
-from convlens.runtime.torch_runtime import to_host
 from convlens.types import Attribution, Ints
 
 
@@ -29,12 +26,7 @@ def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: boo
     map. ``relu=False`` keeps the evidence against the class as well.
     """
     started = time.perf_counter()
-    name = layer or forward.spec.gradcam_layer
-    features_NCHW, gradient_NCHW = forward.layer_gradient(name, target_N)
-    weight_NC11 = gradient_NCHW.to(forward.x_NCHW.dtype).mean((2, 3), keepdim=True)  # bfloat16, in a network's autocast
-    cam_N1HW: Tensor = (weight_NC11 * features_NCHW).sum(1, keepdim=True)
-    cam_N1HW = cam_N1HW.relu() if relu else cam_N1HW
-    stretched = functional.interpolate(cam_N1HW, tuple(forward.x_NCHW.shape[-2:]), mode="bilinear")
-    meta = forward.meta("logit", started=started, layer=name)
-    extras = {"map_NCHW": to_host(cam_N1HW)}
-    return forward.attribution("grad_cam", stretched, target_N, {"layer": name, "relu": relu}, meta, extras)
+    maps = layer_maps(forward, target_N, layer)
+    cam_N1HW = grad_cam_map(maps).relu() if relu else grad_cam_map(maps)
+    options = {"layer": maps.layer, "relu": relu}
+    return cam_attribution(forward, "grad_cam", maps.layer, cam_N1HW, target_N, options, started=started)

@@ -11,7 +11,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from convlens.explain.registry import explainer
-from convlens.explain.sampled_gradients import PointsOfRows, summed_gradients
+from convlens.explain.sampled_gradients import Points, PointsOfRows, summed_gradients
 from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Floats, Ints
 
@@ -47,7 +47,7 @@ def integrated_gradients(
     shares_P, difference = torch.as_tensor((nodes + 1) / 2).to(x_NCHW), x_NCHW - baseline  # nodes are on [-1, 1]
 
     def on_path(numbers: Tensor) -> PointsOfRows:
-        return lambda rows: baseline + shares_P[numbers, None, None, None] * difference[rows, None]
+        return lambda rows: Points(baseline + shares_P[numbers, None, None, None] * difference[rows, None])
 
     mean = summed_gradients(
         forward, target_N, torch.as_tensor(weights / 2), lambda: on_path, stage="integrated_gradients"

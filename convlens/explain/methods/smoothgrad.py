@@ -11,7 +11,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from convlens.explain.registry import explainer
-from convlens.explain.sampled_gradients import PointsOfRows, summed_gradients
+from convlens.explain.sampled_gradients import Points, PointsOfRows, summed_gradients
 from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Ints
 
@@ -50,7 +50,7 @@ def smoothgrad(
 
         def numbered(numbers: Tensor) -> PointsOfRows:
             drawn = torch.stack([torch.randn(x_NCHW.shape[1:], generator=generator) for _ in numbers]).to(x_NCHW.device)
-            return lambda rows: x_NCHW[rows, None] + deviation_N[rows, None, None, None, None] * drawn
+            return lambda rows: Points(x_NCHW[rows, None] + deviation_N[rows, None, None, None, None] * drawn)
 
         return numbered
 
