@@ -72,7 +72,7 @@ SERVED = {
         _log_odds,
     ),
     "wide": Served(
-        own_networks.rectangle, png(3, (24, 40)), "size=24x40&crop_mode=squash&mean=.5&std=.25", "softmax",
+        own_networks.rectangle, png(3, (24, 40)), "size=24x40&resize=24x40&crop_mode=squash&mean=.5&std=.25", "softmax",
         lambda out: out.softmax(1),
     ),
 }  # fmt: skip
