@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from convlens.errors import ConvLensError
 from convlens.models import DEFAULT, load
@@ -49,6 +50,16 @@ def main(arguments: Sequence[str] | None = None, *, show_steps: ShowSteps = prin
         return 2
 
 
+class _AddUp(argparse.Action):
+    """The values of an option that is repeated, all of them; the first ones take the default's place."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if earlier is self.default else earlier), *values])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convlens export",
@@ -61,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_bundle(commands.add_parser("bundle", help="write all graphs of an archive, and model.json, into a folder"))
     table = commands.add_parser("table", help="export model families as all kinds and print how well they agree")
     table.add_argument(
-        "--models", nargs="+", default=FAMILIES, metavar="NAME", help="models (default: twenty families)"
+        "--models", nargs="+", action=_AddUp, default=FAMILIES, metavar="NAME", help="models (default: twenty families)"
     )
-    table.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS, help="kinds of graphs (default: all)")
+    table.add_argument(
+        "--kinds", nargs="+", action=_AddUp, default=KINDS, choices=KINDS, help="kinds of graphs (default: all)"
+    )
     table.add_argument("-o", "--output", type=Path, help="also write the rows as JSON")
     return parser
 
@@ -83,7 +96,9 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
         "--batch", type=int, default=8, help="windows per iteration, or the fixed batch size (default: 8)"
     )
     if kind == "features":
-        parser.add_argument("--layers", nargs="+", required=True, metavar="LAYER", help="layers by their dotted names")
+        parser.add_argument(
+            "--layers", nargs="+", action=_AddUp, required=True, metavar="LAYER", help="layers by their dotted names"
+        )
     if kind == "occlusion":
         parser.add_argument("--window", type=int, default=32, help="side in pixels (default: 32)")
         parser.add_argument("--stride", type=int, default=16, help="pixels between windows (default: 16)")
@@ -108,7 +123,8 @@ def _sides(text: str) -> int | tuple[int, int]:
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT, help="model name, e.g. torchvision:resnet50 (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="FOLDER")
-    parser.add_argument("--kinds", nargs="+", default=ALONE, choices=[kind for kind in KINDS if kind != "features"])
+    alone = [kind for kind in KINDS if kind != "features"]
+    parser.add_argument("--kinds", nargs="+", action=_AddUp, default=ALONE, choices=alone)
     parser.add_argument("--window", type=int, default=32, help="side in pixels (default: 32)")
     parser.add_argument("--stride", type=int, default=16, help="pixels between windows (default: 16)")
     parser.add_argument(

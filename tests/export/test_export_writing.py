@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ import export as export_package
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier, load
 from convlens.runtime.graph_contract import labels_sha256
-from export.__main__ import main
+from export.__main__ import _parser, main
+from export.bundle import ALONE
 from export.compatibility import Row, markdown
 from export.exporter import OnStep, export
 from export.verification import relative
@@ -286,3 +287,23 @@ def test_the_table_has_a_line_a_model_and_a_column_a_kind(tmp_path: Path, capsys
 def test_what_does_not_export_is_a_row_of_the_table_and_not_the_end_of_it() -> None:
     found = [Row("good", "scores", 1e-6, 1.0), Row("bad", "scores", None, 0.0, "why")]
     assert markdown(found).splitlines()[2:] == ["| good | 1.0e-06 |", "| bad | failed |"]
+
+
+@pytest.mark.parametrize(
+    "spelling", [["--layers", "stages.0", "conv_stem"], ["--layers", "stages.0", "--layers", "conv_stem"]]
+)
+def test_a_repeated_option_adds_up(spelling: list[str]) -> None:
+    options = _parser().parse_args(["features", "-o", "graph.onnx", *spelling])
+    assert options.layers == ["stages.0", "conv_stem"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        ([], ALONE),
+        (["--kinds", "embedding"], ["embedding"]),
+        (["--kinds", "embedding", "--kinds", "saliency"], ["embedding", "saliency"]),
+    ],
+)
+def test_repeated_kinds_add_up_in_place_of_the_default(given: list[str], kinds: Sequence[str]) -> None:
+    assert _parser().parse_args(["bundle", "-o", "folder", *given]).kinds == kinds
