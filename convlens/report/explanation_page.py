@@ -109,7 +109,7 @@ class _Wording:
 
 @dataclass(frozen=True)
 class _Target:
-    """The class a map is about, and its score on the unchanged image."""
+    """The class a map is about, and its score on the unchanged image; ``kind`` "cosine" of networks without classes."""
 
     label: str
     score: float
@@ -206,7 +206,10 @@ def _target(explanation: Explanation) -> _Target | None:
     result = explanation.result
     if isinstance(result, Neighbourhood):
         return None
-    return _Target(explanation.target_label, float(result.score_N[0]), result.meta.target_kind)
+    of_embedding = int(result.target_N[0]) < 0 and not result.neurons_N
+    return _Target(
+        explanation.target_label, float(result.score_N[0]), "cosine" if of_embedding else result.meta.target_kind
+    )
 
 
 def _neighbours(result: Result) -> tuple[_Neighbour, ...]:
