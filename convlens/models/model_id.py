@@ -15,6 +15,7 @@ from convlens.models.labels import read_labels
 from convlens.types import Activation, CropMode
 
 UNTRAINED = "untrained"
+UNREPEATABLE = ("refuse", "allow")
 MEMORY = "memory"
 """The source in the name of a network that was wrapped in memory: ``memory:CLASS``."""
 _LARGEST_SIDE = 4096  # pixels
@@ -137,7 +138,7 @@ def parse_options(model_id: ModelId) -> ModelOptions:
         activation=_choice(model_id, "activation", get_args(Activation)),
         embedding_layer=options.get("embedding_layer"),
         gradcam_layer=options.get("gradcam_layer"),
-        unrepeatable=_choice(model_id, "unrepeatable", ("refuse", "allow")) or "refuse",
+        unrepeatable=_choice(model_id, "unrepeatable", UNREPEATABLE) or "refuse",
     )
 
 

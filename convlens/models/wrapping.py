@@ -12,7 +12,7 @@ from convlens.instrument import require_precision
 from convlens.models.classifier import Classifier, choose_device
 from convlens.models.layer_discovery import OutputOptions
 from convlens.models.loader import describe
-from convlens.models.model_id import MEMORY
+from convlens.models.model_id import MEMORY, UNREPEATABLE
 from convlens.models.network import private_copy, require_computable, unwrapped
 from convlens.models.preprocessing import IMAGENET, Preprocessing, parse_crop_mode, parse_interpolation
 from convlens.types import Activation, ArithmeticPrecision
@@ -55,6 +55,8 @@ def wrap(
     ``load`` does.
     """
     require_precision(precision)
+    if unrepeatable not in UNREPEATABLE:
+        raise ModelError(f"unrepeatable={unrepeatable!r} is not known; there are: {', '.join(UNREPEATABLE)}")
     inner = unwrapped(module)
     require_computable(inner)
     chosen = choose_device(device if device is not None else _device_of(inner))
@@ -105,7 +107,7 @@ def _normalisation(
     channels = first.in_channels if first else 3
     if mean is None and std is None and (channels == 3 or _takes_rgb(module, size)):
         return IMAGENET.mean, IMAGENET.std
-    if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+    if not mean or not std or len(mean) != len(std) or min(std) <= 0:
         raise ModelError(
             f"the network takes {channels} channels; give mean= and std= of as many numbers, on the 0..1 scale, each "
             "std above 0"

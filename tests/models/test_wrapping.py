@@ -422,6 +422,11 @@ def test_it_may_be_allowed_and_then_every_result_bears_a_warning() -> None:
     assert "other images of a batch" in wrapped(without_statistics(), unrepeatable="allow").spec.warnings[0]
 
 
+def test_an_unknown_word_for_it_is_refused() -> None:
+    with pytest.raises(ModelError, match="unrepeatable='Allow' is not known; there are: refuse, allow"):
+        wrapped(net(3), unrepeatable="Allow")
+
+
 # ---- modules around the network, other widths, other channels
 
 
@@ -471,6 +476,8 @@ def test_any_number_of_channels_with_mean_and_std_of_each(channels: int) -> None
     module = net(3, channels=channels)
     with pytest.raises(ModelError, match=f"takes {channels} channels; give mean= and std="):
         wrapped(module)
+    with pytest.raises(ModelError, match=f"takes {channels} channels; give mean= and std="):
+        wrapped(module, mean=[], std=[])
     classifier = wrapped(module, mean=[0.5] * channels, std=[0.2] * channels)
     require_like_plain_torch(classifier, module, images(2, channels), 1, lambda out: out[:, 1])
 
