@@ -33,6 +33,11 @@ def decode(data: bytes, tiff: TiffPixels) -> Image.Image:
     layout = tiff.layout
     if not layout.samples_are_known:
         raise ImageError(f"a TIFF of {layout}, which is not read; save it as RGB with 8 bits a sample, or as PNG")
+    if layout.colours == 1 and layout.samples > 2:
+        raise ImageError(
+            f"a TIFF of {layout.samples} channels that are no colours; a model of as many reads it, for another "
+            "save three of them as RGB"
+        )
     if layout.compressed and tiff.unpacked_bytes > _LARGEST_STRIP:
         raise ImageTooLargeError(
             f"a TIFF with strips or tiles of {tiff.unpacked_bytes >> 20} MiB once unpacked; at most "

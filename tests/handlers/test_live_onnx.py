@@ -134,7 +134,7 @@ def test_an_explanation_without_a_graph_is_refused_alone(both: Both) -> None:
     assert (said["type"], said["field"]) == ("UnsupportedModelError", "methods.0.method")
     assert "needs the network itself" in said["message"]
     said = both.answer(ONNX, photograph(), {"methods": ["deconvnet"]}, status=422)
-    assert "there are: saliency, guided_backprop, occlusion, neighbours" in said["message"]
+    assert "there are: saliency, guided_backprop, input_x_gradient, occlusion, rise, neighbours" in said["message"]
     said = both.answer(
         ONNX, photograph(), {"methods": [{"method": "saliency", "options": {"score": "probability"}}]}, status=422
     )

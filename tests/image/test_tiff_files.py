@@ -207,3 +207,10 @@ def test_a_layout_that_its_tags_contradict_is_refused_before_anything_is_unpacke
     data[at : at + 4] = struct.pack("<L", value)
     with pytest.raises(ImageError, match=reason):
         decode(bytes(data))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_bands_of_a_scene_are_not_taken_for_grey(planar: str) -> None:
+    values = np.zeros((6, 9, 9) if planar == "separate" else (9, 9, 6), np.uint16)
+    with pytest.raises(ImageError, match="6 channels that are no colours"):
+        decode(tiff(values, photometric="minisblack", planarconfig=planar))

@@ -73,7 +73,7 @@ def damaged() -> dict[str, bytes]:
         **heads,
         "a PNG without pixels": SIGNED + header(8, 8) + end(),
         "a PNG of no size": SIGNED + header(0, 0) + png[33:],
-        "a PNG with a false checksum": png[:40] + bytes([png[40] ^ 255]) + png[41:],
+        "a PNG with a false checksum": png[:32] + bytes([png[32] ^ 255]) + png[33:],  # of its header
         "a PNG of rubble": SIGNED + header(64, 64) + chunk(b"IDAT", bytes(range(256))) + end(),
         "a TIFF whose directory is elsewhere": b"II*\0" + struct.pack("<L", 2**31) + bytes(100),
         "a TIFF of four billion tags": tiff_by_hand((256, 4, 2**32 - 1, 0)),

@@ -151,7 +151,7 @@ def params() -> dict[str, BadRequest]:
 
 
 def methods() -> dict[str, BadRequest]:
-    there_are = "there are: deconvnet, grad_cam"
+    there_are = "there are: deconvnet, deep_lift"
     twice = [{"method": "saliency", "id": "a"}, {"method": "grad_cam", "id": "a"}]
     sixteen = [{"method": "smoothgrad", "id": str(n), "options": {"samples": 1000}} for n in range(16)]
     many = [{"method": "saliency", "id": str(n)} for n in range(200)]
