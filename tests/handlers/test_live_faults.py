@@ -95,7 +95,8 @@ def test_pitfall_8_a_killed_worker_costs_the_requests_in_flight_and_is_back_in_t
     told = [(round(one.begun - killed, 2), round(one.ended - killed, 2), one.status) for one in failed]
     assert back_s < 10
     # TorchServe says 507, "Worker died.", of what was in the worker's hands; what came later waited and was answered.
-    assert {one.status for one in failed} <= {507} and len(failed) <= 8, told
+    # What it was just handing over it may lose, on a busy machine: then nothing is said (0) until the client gives up.
+    assert {one.status for one in failed} <= {507, 0} and len(failed) <= 8, told
     assert all(one.begun < killed + 0.2 for one in failed), told
     later = [one for one in found if one.begun > killed + 0.2]
     assert len(later) > 8

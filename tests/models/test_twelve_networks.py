@@ -204,6 +204,21 @@ def test_graphs_give_what_plain_torch_gives(name: str, exported: GraphCache) -> 
     np.testing.assert_allclose(given_NCHW, gradient, atol=2e-5)
 
 
+@pytest.mark.parametrize("name", ["binary, grey", "dictionary"])
+def test_all_kinds_of_graphs_give_what_the_methods_give(name: str, exported: GraphCache) -> None:
+    given, target_N = case(name), np.array([1, 1])
+    for kind in ("guided_backprop", "deconvnet"):
+        graph = OnnxRuntime(exported(given.classifier, kind), providers="cpu")
+        gradient_NCHW, _ = graph.gradient(given.x_NCHW, target_N)
+        np.testing.assert_allclose(gradient_NCHW, explained(given, kind, 1).values_NCHW, atol=1e-6)
+    scores = OnnxRuntime(exported(given.classifier, "scores"), providers="cpu").logits(given.x_NCHW)
+    with torch.no_grad():
+        np.testing.assert_allclose(scores, given.logits_NK(torch.tensor(given.x_NCHW)), atol=1e-6)
+    sweep = OnnxRuntime(exported(given.classifier, "occlusion", window=4, stride=4), providers="cpu")
+    drops = explained(given, "occlusion", 1, window=4, stride=4).extras["grid_NRQ"]
+    np.testing.assert_allclose(scores[0, 1] - sweep.sweep(given.x_NCHW[0], 1), drops[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["saliency", "guided_backprop", "deconvnet", "occlusion"])
 def test_graphs_of_a_class_are_refused_for_a_network_without_classes(kind: str, tmp_path: Path) -> None:
     from export.exporter import export
