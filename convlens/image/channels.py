@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens.errors import ImageError, ImageTooLargeError
-from convlens.image.codec import DEFAULT_LIMITS, Limits, decode, read_bytes
+from convlens.image.codec import DAMAGE, DEFAULT_LIMITS, Limits, decode, read_bytes
 from convlens.image.formats import format_of
 from convlens.types import Bytes8, ModelSpec
 
@@ -26,22 +24,6 @@ _TIFFS = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b")
 # A deep image is shown from this many standard deviations of the training images below their mean to as many above;
 # with ImageNet's numbers that is -0.1 to 1.0.
 _SHOWN_STD = 2.5
-# What numpy and tifffile have been seen to raise, or may raise by their source, on damaged files.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -226,7 +208,7 @@ def _checked(values_HWC: NDArray[Any], kind: str) -> ChannelImage:
 def _read_npy(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any]:
     try:
         shape, fortran_order, dtype, start = _npy_header(data)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(f"a damaged npy file ({_reason(error)}); write it by numpy.save") from error
     if channels in (1, None) and len(shape) == 2:
         shape = (*shape, 1)
@@ -273,7 +255,7 @@ def _read_tiff(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any
             return _tiff_values(file, channels, limits)
     except ImageError:
         raise
-    except (*_DAMAGE, tifffile.TiffFileError) as error:
+    except (*DAMAGE, tifffile.TiffFileError) as error:
         raise ImageError(
             f"a TIFF that is damaged or of a rare kind ({_reason(error)}); send the whole file, or a .npy file of "
             "(H, W, channels)"

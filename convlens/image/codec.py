@@ -64,8 +64,8 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         """Do nothing: the resolution is of no use here, and reading it warns where EXIF is damaged."""
 
 
-# What Pillow has been seen to raise, or may raise by its source, on damaged files.
-_DAMAGE = (
+# What Pillow, numpy and tifffile have been seen to raise, or may raise by their source, on damaged files.
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -79,6 +79,9 @@ _DAMAGE = (
     MemoryError,
     struct.error,
     zlib.error,
+)
+_DAMAGE = (
+    *DAMAGE,
     Image.DecompressionBombError,
     Warning,  # raised where the process runs with -W error
 )
