@@ -105,12 +105,13 @@ class _Sums:
     def _scores(self, row: int, masks_B1HW: Tensor) -> Floats:
         """The target's score of the row's image behind each mask; (B,)."""
         forward, x_CHW = self._forward, self._forward.x_NCHW[row]
-        done, score_B = self._masks * len(forward) + row * len(masks_B1HW), []
+        done = self._masks * len(forward) + row * len(masks_B1HW)
+        score_B: list[float] = []
         outputs = forward.outputs_in_parts(len(masks_B1HW), lambda first, last: x_CHW * masks_B1HW[first:last])
         with closing(outputs):
             for outputs_BK in outputs:
-                forward.on_step(Step("rise", done + len(score_B), self._total * len(forward)))
                 score_B += scores_of(outputs_BK, self._score, forward.spec.activation)[:, self._target_N[row]].tolist()
+                forward.on_step(Step("rise", done + len(score_B), self._total * len(forward)))
         return np.asarray(score_B, np.float64)
 
 

@@ -66,8 +66,8 @@ def _logits(forward: ForwardPass, row: int, target: int, maps_CHW: Tensor) -> Fl
 
     with closing(forward.outputs_in_parts(count, seen_through)) as outputs:
         for logits_NK in outputs:
-            forward.on_step(Step("score_cam", row * count + len(logits), count * len(forward)))
             logits += logits_NK[:, target].tolist()
+            forward.on_step(Step("score_cam", row * count + len(logits), count * len(forward)))
     return np.asarray(logits)
 
 
