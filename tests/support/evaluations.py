@@ -32,10 +32,15 @@ def interval(mean: float, half_width: float | None, n: int) -> dict[str, Any]:
     return {"mean": mean, "low": low, "high": high, "n": n}
 
 
+def difference(value: float, half_width: float | None, n: int) -> dict[str, Any]:
+    ends = interval(value, half_width, n)
+    return {"difference": value, "low": ends["low"], "high": ends["high"], "n": n}
+
+
 def curve(start: float, end: float, bend: float, half_width: float | None) -> dict[str, Any]:
     span = end - start
     mean = [start + span * (1 - math.exp(-bend * x)) / (1 - math.exp(-bend)) for x in FRACTIONS]
-    low = [None if half_width is None else value - half_width for value in mean]
+    low = [None if half_width is None else max(value - half_width, 0.0) for value in mean]
     high = [None if half_width is None else value + half_width for value in mean]
     return {"mean": mean, "low": low, "high": high}
 
@@ -81,15 +86,10 @@ def method_summary(name: str, *, pictures: int = 200, intervals: bool = True) ->
         "best": list(PICTURES[:3]),
         "worst": list(PICTURES[:-4:-1]),
         "failed": {"count": 0, "reason": ""},
-        "against_best": {"difference": to_best, "low": to_best - 0.05, "high": to_best + 0.05, "n": pictures}
-        if intervals
-        else {"difference": to_best, "low": None, "high": None, "n": pictures},
+        "against_best": difference(to_best, 0.05 if intervals and to_best else 0.0 if intervals else None, pictures),
         "against_baseline": {
             "baseline": "centre",
-            "difference": to_centre,
-            "low": to_centre - 0.05 if intervals else None,
-            "high": to_centre + 0.05 if intervals else None,
-            "n": pictures,
+            **difference(to_centre, 0.05 if intervals else None, pictures),
         },
     }
 
