@@ -37,6 +37,7 @@ Methods = Iterable[str] | Mapping[str, Mapping[str, Any]]
 class Evaluation:
     """What came of it: the settings, a record for each image, and what they say together (docs/evaluation.md)."""
 
+    plan: EvaluationPlan
     settings: Mapping[str, Any]
     records: Sequence[Record]
     summary: Mapping[str, Any]
@@ -143,7 +144,7 @@ class _Run:
             reasons = "".join(f"; {record['id']}: {record['error']}" for record in records[:3])
             raise RequestError(f"none of {len(records)} images could be used{reasons}")
         summary = summarise(records, self.settings)
-        return Evaluation(self.settings, records, summary, verdict(summary))
+        return Evaluation(self.plan, self.settings, records, summary, verdict(summary))
 
 
 def _as_list(images: Path | str | Sequence[Path | str]) -> Sequence[Path | str]:

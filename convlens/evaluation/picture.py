@@ -151,6 +151,8 @@ class PictureEvaluator:
         mapped = _Map(forward, target, values_CHW, map_HW, order, explain)
         values: dict[str, float] = {}
         curves = self._curves(mapped, values)
+        if "sparseness" in plan.metrics:
+            values["sparseness"] = gini(map_HW)
         return {"values": values, **({"curves": curves} if curves else {})}
 
     def _curves(self, mapped: _Map, values: dict[str, float]) -> Record:
@@ -167,6 +169,15 @@ class PictureEvaluator:
             kind: {"probability": _rounded(curve.probability_S), "logit": _rounded(curve.logit_S)}
             for kind, curve in curves.items()
         }
+
+
+def gini(map_HW: Floats) -> float:
+    value = np.sort(np.abs(map_HW).reshape(-1).astype(np.float64))
+    total = value.sum()
+    if not total:
+        return 0.0
+    rank = np.arange(1, value.size + 1)
+    return float(((2 * rank - value.size - 1) * value).sum() / (value.size * total))
 
 
 def _rounded(values: Floats) -> list[float]:

@@ -32,7 +32,7 @@ _FRACTIONS = {
     1000: "a thousandth",
 }
 _MULTIPLES = {1.5: "one and a half times", 2: "twice"} | dict(
-    enumerate((f"{word} times" for word in "three four five six seven eight nine ten".split()), start=3)
+    enumerate((f"{word} times" for word in ["three", "four", "five", "six", "seven", "eight", "nine", "ten"]), start=3)
 )
 
 
