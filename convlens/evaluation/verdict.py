@@ -172,8 +172,10 @@ def _no_better(summary: Summary, name: str, unbeaten: Sequence[str]) -> str:
     against = summary["methods"][name]["against_baselines"]
     strongest = next(each for each in summary["ranking"] if each in unbeaten)
     reference = f" against {method_name(strongest)}" if len(unbeaten) > 1 else ""
+    # So few pictures show of hardly any method that it is better: that is no finding about the method.
+    how = "no better" if main["n"] >= FEW else "not shown to be better"
     return (
-        f"{capitalised(method_name(name))} {verb(name, 'is', 'are')} no better than "
+        f"{capitalised(method_name(name))} {verb(name, 'is', 'are')} {how} than "
         f"{wording.listing([method_name(each) for each in unbeaten], 'or')} {_where(summary, main['n'])} "
         f"({estimate(main)}; {difference(against[strongest])}{reference})"
     )
