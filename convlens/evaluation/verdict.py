@@ -49,7 +49,7 @@ def _ranked_methods(summary: Summary) -> list[str]:
 
 def _is_ranked(summary: Summary) -> bool:
     main = summary["main_metric"]
-    return bool(main and metric(main).group in _FAITHFUL and summary["ranking"])
+    return bool(main and metric(main).group in _FAITHFUL)
 
 
 def _main(summary: Summary, name: str) -> dict[str, Any]:
@@ -86,6 +86,8 @@ def _no_recommendation(summary: Summary) -> str:
             "Nothing that was measured tells how well the maps find what the score rests on (insertion, deletion, road "
             "and infidelity do): no method is ranked or recommended."
         )
+    if not measured:
+        return "No method has a map of any picture, so there is no verdict."
     if pictures == 1:
         return f"One picture allows no verdict; evaluate at least {FEW}, better {_ENOUGH}."
     if measured < FEW:
@@ -172,8 +174,10 @@ def _no_better(summary: Summary, name: str, unbeaten: Sequence[str]) -> str:
     against = summary["methods"][name]["against_baselines"]
     strongest = next(each for each in summary["ranking"] if each in unbeaten)
     reference = f" against {method_name(strongest)}" if len(unbeaten) > 1 else ""
+    # So few pictures show of hardly any method that it is better: that is no finding about the method.
+    how = "no better" if main["n"] >= FEW else "not shown to be better"
     return (
-        f"{capitalised(method_name(name))} {verb(name, 'is', 'are')} no better than "
+        f"{capitalised(method_name(name))} {verb(name, 'is', 'are')} {how} than "
         f"{wording.listing([method_name(each) for each in unbeaten], 'or')} {_where(summary, main['n'])} "
         f"({estimate(main)}; {difference(against[strongest])}{reference})"
     )
@@ -275,8 +279,9 @@ def _because(failed: Mapping[str, Any]) -> str:
 
 def _notes(summary: Summary) -> list[str]:
     pictures, measured, failures = summary["pictures"], _measured(summary), len(summary["failures"])
+    ranked = _is_ranked(summary) and measured > 0
     notes = []
-    if _is_ranked(summary):
+    if ranked:
         main = metric(summary["main_metric"])
         direction = "less" if main.better == "lower" else "more"
         notes.append(f"Ranked by {main.title}, where {direction} is better ({main.source}).")
@@ -285,9 +290,9 @@ def _notes(summary: Summary) -> list[str]:
             "± is half the width of a 95 % bootstrap interval over the pictures; differences are taken on the same "
             "pictures."
         )
-    if _is_ranked(summary) and 1 < measured < FEW:
+    if ranked and 1 < measured < FEW:
         notes.append(f"{measured} pictures are few: their intervals are rough.")
-    if _is_ranked(summary) and measured > 1 and len(_ranked_methods(summary)) > 1:
+    if ranked and measured > 1 and len(_ranked_methods(summary)) > 1:
         notes.append("The best method is chosen on the same pictures, which favours it a little.")
     if failures:
         notes.append(f"{failures} picture{'s' if failures > 1 else ''} could not be evaluated.")

@@ -31,9 +31,18 @@ _FRACTIONS = {
     500: "a five-hundredth",
     1000: "a thousandth",
 }
-_MULTIPLES = {1.5: "one and a half times", 2: "twice"} | dict(
-    enumerate((f"{word} times" for word in ["three", "four", "five", "six", "seven", "eight", "nine", "ten"]), start=3)
-)
+_MULTIPLES = {
+    1.5: "one and a half times",
+    2: "twice",
+    3: "three times",
+    4: "four times",
+    5: "five times",
+    6: "six times",
+    7: "seven times",
+    8: "eight times",
+    9: "nine times",
+    10: "ten times",
+}
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
