@@ -41,8 +41,7 @@ class _Settings(BaseModel):
 
 class _Verdict(BaseModel):
     recommended: list[str]
-    headline: str = ""
-    notes: list[str] = []
+    headline: str
 
 
 class _Evaluation(BaseModel):
@@ -96,9 +95,9 @@ def read_recommendation(folder: Path) -> Recommendation:
     evaluation = _read(folder)
     settings, summary, verdict = evaluation.settings, evaluation.summary, evaluation.verdict
     if not verdict.recommended:
-        reason = " ".join(text for text in (verdict.headline, *verdict.notes) if text) or "it gives no reason"
         raise RequestError(
-            f"the evaluation in {folder} recommends no method: {reason} Name methods by --methods", field="methods"
+            f"the evaluation in {folder} recommends no method: {verdict.headline} Name the methods by --methods",
+            field="methods",
         )
     for name in verdict.recommended:
         explain.get(name)

@@ -60,14 +60,12 @@ def _method_row(summary: Mapping[str, Any], name: str, names: Sequence[str]) -> 
     for each in names:
         value = method["metrics"].get(each) or {}
         yield from (value.get(part) for part in ("mean", "low", "high", "n"))
-    yield method.get("seconds")
+    yield method["seconds"]
     yield from _difference_cells(method.get("against_best") or {})
     against_baseline = method.get("against_baseline") or {}
     yield against_baseline.get("baseline")
     yield from _difference_cells(against_baseline)
-    failed = method.get("failed") or {}
-    yield failed.get("count", 0)
-    yield failed.get("reason")
+    yield from (method["failed"]["count"], method["failed"]["reason"])
 
 
 def _picture_rows(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[list[_Cell]]:

@@ -67,7 +67,7 @@ def shared_scale(curves: Sequence[_Curve]) -> Scale:
 
 
 def draw_panel(title: str, curves: Sequence[_Curve | None], behind: Sequence[_Curve | None], scale: Scale) -> Panel:
-    """The curves, None for one that is missing, before thin ones to compare with."""
+    """At most two curves, None for one that is missing, before thin ones to compare with."""
     return Panel(
         title,
         _label(title, curves),
@@ -78,8 +78,12 @@ def draw_panel(title: str, curves: Sequence[_Curve | None], behind: Sequence[_Cu
 
 
 def _label(title: str, curves: Sequence[_Curve | None]) -> str:
-    ends = [f"from {_brief(curve['mean'][0])} to {_brief(curve['mean'][-1])}" if curve else "none" for curve in curves]
-    return f"{title}: solid line {ends[0]}, dashed line {ends[1]}"
+    said = [
+        f"{line} line from {_brief(curve['mean'][0])} to {_brief(curve['mean'][-1])}"
+        for line, curve in zip(("solid", "dashed"), curves, strict=False)
+        if curve
+    ]
+    return f"{title}: {', '.join(said)}"
 
 
 def _brief(value: float | None) -> str:

@@ -11,31 +11,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
-from convlens.evaluation.metrics import Better, Metric, metric
-from convlens.evaluation.tables import summarised_metrics
 from convlens.report.curves import Panel, Scale, draw_panel, shared_scale
+from convlens.report.evaluation_table import Json, Naming, build_table, by_main_metric, known_metric, number
 from convlens.report.explanation_page import write
-from convlens.report.html import asset, csp_hash, environment, milliseconds
+from convlens.report.html import asset, csp_hash, environment
 
 PAGE = "index.html"
 _MOST_FAILURES = 100  # listed on the page; all are in evaluation.json
 _NO_TITLES: Mapping[str, str] = MappingProxyType({})
 _NO_MAPS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
-_Json = Mapping[str, Any]
 
 
 def write_evaluation_page(
     folder: Path,
     *,
-    settings: _Json,
-    summary: _Json,
-    verdict: _Json,
-    records: Iterable[_Json],
+    settings: Json,
+    summary: Json,
+    verdict: Json,
+    records: Iterable[Json],
     maps: Mapping[str, Mapping[str, str]] = _NO_MAPS,
     titles: Mapping[str, str] = _NO_TITLES,
 ) -> Path:
@@ -53,16 +50,16 @@ def write_evaluation_page(
 
 def render_evaluation(
     *,
-    settings: _Json,
-    summary: _Json,
-    verdict: _Json,
-    records: Iterable[_Json],
+    settings: Json,
+    summary: Json,
+    verdict: Json,
+    records: Iterable[Json],
     maps: Mapping[str, Mapping[str, str]] = _NO_MAPS,
     titles: Mapping[str, str] = _NO_TITLES,
 ) -> str:
     """The page's text; arguments as for ``write_evaluation_page``."""
-    naming = _Naming(titles)
-    order = _by_main_metric(summary)
+    naming = Naming(titles)
+    order = by_main_metric(summary)
     return (
         environment()
         .get_template("evaluation.html.j2")
@@ -72,12 +69,12 @@ def render_evaluation(
             headline=verdict["headline"],
             notes=verdict["notes"],
             recommended=[naming.of(name) for name in verdict["recommended"]],
-            table=_table(summary, verdict["recommended"], order, naming),
+            table=build_table(summary, verdict["recommended"], order, naming),
             verdicts=_verdicts(verdict, order, naming),
             chart_sets=list(_chart_sets(summary, order, naming)),
             strips=list(_strips(settings, summary, order, naming)),
             galleries=_galleries(summary, order, naming, {record["id"]: record for record in records}, maps),
-            main_title=_metric(summary["main_metric"]).title,
+            main_title=known_metric(summary["main_metric"]).title,
             facts=list(_protocol(settings)),
             options=list(_options(settings, naming)),
             failures=summary["failures"][:_MOST_FAILURES],
@@ -87,166 +84,6 @@ def render_evaluation(
             csp_hash=csp_hash,
         )
     )
-
-
-# ---- names and numbers
-
-
-@dataclass(frozen=True)
-class _Naming:
-    titles: Mapping[str, str]
-
-    def of(self, method: str) -> str:
-        words = method.replace("_", " ").strip()
-        return self.titles.get(method) or words[:1].upper() + words[1:]
-
-
-def _metric(name: str) -> Metric:
-    """The metric of that name; one without a description for a name that is not known, as of a newer version."""
-    try:
-        return metric(name)
-    except KeyError:
-        return Metric(name, "", name.replace("_", " "), "", "", "")
-
-
-def _number(value: float, decimals: int = 2) -> str:
-    """``.46``, ``−.02``, ``9.25``, ``4.1 × 10⁻⁵``: without a zero before the point, with a true minus sign."""
-    if 0 < abs(value) < 0.5 * 10**-decimals:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
-    text = f"{value:.{decimals}f}"
-    if text.startswith(("0.", "-0.")):
-        text = text.replace("0.", ".", 1)
-    return text.replace("-", "−")
-
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _with_interval(mean: float, low: float | None, high: float | None) -> tuple[str, str]:
-    """The mean and its ``± half width``, which is empty without an interval."""
-    if low is None or high is None:
-        return _number(mean), ""
-    half_width = (high - low) / 2
-    decimals = 3 if 0 < half_width < 0.005 and abs(mean) < 10 else 2
-    return _number(mean, decimals), f"± {_number(half_width, decimals)}"
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "0" if value == 0 else milliseconds(1000 * value) if value < 1 else f"{value:.3g} s"
-
-
-def _by_main_metric(summary: _Json) -> list[str]:
-    """All methods and baselines, the best by the main metric first, those without a value last."""
-    name = summary["main_metric"]
-    sign = -1 if _metric(name).better == "higher" else 1 if _metric(name).better == "lower" else 0
-
-    def rank(method: str) -> tuple[bool, float]:
-        value = summary["methods"][method]["metrics"].get(name)
-        return value is None, sign * value["mean"] if value else 0.0
-
-    ranking = [method for method in summary["ranking"] if method in summary["methods"]]
-    return sorted(dict.fromkeys([*ranking, *summary["methods"]]), key=rank)
-
-
-# ---- the table
-
-
-@dataclass(frozen=True)
-class _Column:
-    title: str
-    better: Better
-    shows: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """``value`` is what the column is sorted by; None where nothing was measured."""
-
-    value: float | None = None
-    text: str = ""
-    interval: str = ""
-    note: str = ""
-    is_best: bool = False
-
-
-@dataclass(frozen=True)
-class _Row:
-    title: str
-    is_baseline: bool
-    is_recommended: bool
-    failed: str
-    cells: tuple[_Cell, ...]
-
-
-@dataclass(frozen=True)
-class _Table:
-    columns: tuple[_Column, ...]
-    rows: tuple[_Row, ...]
-
-
-def _table(summary: _Json, recommended: Sequence[str], order: Sequence[str], naming: _Naming) -> _Table:
-    names = summarised_metrics(summary)
-    metrics = [_metric(name) for name in names]
-    columns = [_Column(each.title, each.better, each.shows, each.source) for each in metrics]
-    columns.insert(1, _Column("to the best", "higher", "paired difference to the method that ranks first"))
-    columns.append(_Column("time a picture", "lower", "median seconds per picture"))
-    best = {each.name: _best(summary, each) for each in metrics}
-    rows = []
-    for name in order:
-        method = summary["methods"][name]
-        cells = [_metric_cell(method, each, is_best=best[each] == name) for each in names]
-        cells.insert(1, _difference_cell(method.get("against_best")))
-        cells.append(_Cell(method.get("seconds"), _seconds(method.get("seconds"))))
-        is_baseline = name in summary["baselines"]
-        rows.append(_Row(naming.of(name), is_baseline, name in recommended, _failed(method), tuple(cells)))
-    return _Table(tuple(columns), tuple(rows))
-
-
-def _best(summary: _Json, of: Metric) -> str:
-    """The method with the best mean, baselines left out; empty where none is the best."""
-    means = {
-        name: method["metrics"][of.name]["mean"]
-        for name, method in summary["methods"].items()
-        if of.name in method["metrics"] and name not in summary["baselines"]
-    }
-    # Of the sanity checks none is the best: whether a map changes is the question, a correlation below 0 no virtue.
-    if not means or not of.better or of.group == "randomisation":
-        return ""
-    return (max if of.better == "higher" else min)(means, key=means.__getitem__)
-
-
-def _metric_cell(method: _Json, name: str, *, is_best: bool) -> _Cell:
-    value = method["metrics"].get(name)
-    if value is None:
-        return _Cell()
-    text, interval = _with_interval(value["mean"], value["low"], value["high"])
-    return _Cell(value["mean"], text, interval, is_best=is_best)
-
-
-def _difference_cell(against: _Json | None) -> _Cell:
-    if not against or against.get("difference") is None:
-        return _Cell()
-    if against["difference"] == 0 and not against["low"] and not against["high"]:
-        return _Cell(0.0, "the best")
-    text, interval = _with_interval(against["difference"], against["low"], against["high"])
-    if not interval:
-        return _Cell(against["difference"], text)
-    holds_zero = against["low"] <= 0 <= against["high"]
-    return _Cell(against["difference"], text, interval, "no difference shown" if holds_zero else "")
-
-
-def _failed(method: _Json) -> str:
-    failed = method.get("failed") or {}
-    count = failed.get("count", 0)
-    if not count:
-        return ""
-    return f"no map of {count} {'picture' if count == 1 else 'pictures'}: {failed['reason']}"
 
 
 # ---- words
@@ -259,7 +96,7 @@ class _MethodVerdict:
     is_recommended: bool
 
 
-def _verdicts(verdict: _Json, order: Sequence[str], naming: _Naming) -> list[_MethodVerdict]:
+def _verdicts(verdict: Json, order: Sequence[str], naming: Naming) -> list[_MethodVerdict]:
     sentences = verdict["sentences"]
     names = dict.fromkeys([*(name for name in order if name in sentences), *sentences])
     return [_MethodVerdict(naming.of(name), sentences[name], name in verdict["recommended"]) for name in names]
@@ -308,7 +145,7 @@ _KINDS = (
 )
 
 
-def _chart_sets(summary: _Json, order: Sequence[str], naming: _Naming) -> Iterator[_ChartSet]:
+def _chart_sets(summary: Json, order: Sequence[str], naming: Naming) -> Iterator[_ChartSet]:
     baselines = [name for name in order if name in summary["baselines"]]
     # Methods first: a baseline is what they are compared with, and its lines are drawn behind theirs.
     names = [*(name for name in order if name not in baselines), *baselines]
@@ -328,7 +165,7 @@ def _chart_sets(summary: _Json, order: Sequence[str], naming: _Naming) -> Iterat
         yield _ChartSet(title, first, second, across, up, shown, scale, panels, is_folded)
 
 
-def _curve(method: _Json, kind: str, part: str) -> _Json | None:
+def _curve(method: Json, kind: str, part: str) -> Json | None:
     """The curve with its ``fraction``; None where it was not measured."""
     curves = (method.get("curves") or {}).get(kind) or {}
     if not curves.get(part) or not curves[part].get("mean"):
@@ -363,7 +200,7 @@ _STRIPS = (
 )
 
 
-def _strips(settings: _Json, summary: _Json, order: Sequence[str], naming: _Naming) -> Iterator[_Strip]:
+def _strips(settings: Json, summary: Json, order: Sequence[str], naming: Naming) -> Iterator[_Strip]:
     for kind, measure, title, is_folded in _STRIPS:
         rows = []
         for name in order:
@@ -383,7 +220,7 @@ def _strips(settings: _Json, summary: _Json, order: Sequence[str], naming: _Nami
 def _strip_cell(value: float | None) -> _StripCell:
     if value is None or not math.isfinite(value):
         return _StripCell("no map", 0.0)
-    return _StripCell(_number(value), min(max(value, 0.0), 1.0))
+    return _StripCell(number(value), min(max(value, 0.0), 1.0))
 
 
 # ---- pictures
@@ -405,10 +242,10 @@ class _Gallery:
 
 
 def _galleries(
-    summary: _Json,
+    summary: Json,
     order: Sequence[str],
-    naming: _Naming,
-    records: Mapping[str, _Json],
+    naming: Naming,
+    records: Mapping[str, Json],
     maps: Mapping[str, Mapping[str, str]],
 ) -> list[_Gallery]:
     galleries = []
@@ -427,10 +264,10 @@ def _galleries(
     return galleries
 
 
-def _example(record: _Json, method: str, main_metric: str, file: str) -> _Example:
+def _example(record: Json, method: str, main_metric: str, file: str) -> _Example:
     value = record.get("methods", {}).get(method, {}).get("values", {}).get(main_metric)
     # A name may hold "#" or "?", which would end the address's path.
-    return _Example(record["id"], record.get("label", ""), "" if value is None else _number(value), quote(file))
+    return _Example(record["id"], record.get("label", ""), "" if value is None else number(value), quote(file))
 
 
 # ---- protocol
@@ -453,14 +290,14 @@ _SAID = {
 }
 
 
-def _protocol(settings: _Json) -> Iterator[tuple[str, str]]:
+def _protocol(settings: Json) -> Iterator[tuple[str, str]]:
     """Every setting, those that are known under their names in words; the methods stand in a list of their own."""
     known = [key for key in _SAID if key in settings]
     for key in [*known, *(key for key in settings if key not in (*_SAID, "methods", "version"))]:
         yield _SAID.get(key, key.replace("_", " ")), _plain(settings[key])
 
 
-def _options(settings: _Json, naming: _Naming) -> Iterator[tuple[str, str]]:
+def _options(settings: Json, naming: Naming) -> Iterator[tuple[str, str]]:
     for name, options in settings.get("methods", {}).items():
         words = ", ".join(f"{option}={_plain(value)}" for option, value in options.items())
         yield naming.of(name), words or "its defaults"

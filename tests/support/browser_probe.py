@@ -42,13 +42,17 @@ function contrast(view, element) {
   const pair = [view.getComputedStyle(element).color, paper(view, element)].map(luminance).sort((a, b) => b - a);
   return (pair[0] + .05) / (pair[1] + .05);
 }
-function look(frame) {
+const settled = (image) => image?.decode().catch(() => null);
+async function look(frame) {
   const view = frame.contentWindow, page = view.document;
   for (const details of page.querySelectorAll("details")) details.open = true;
   const words = [...page.body.querySelectorAll("*")].filter((element) => !["SCRIPT", "STYLE"].includes(element.tagName)
     && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
   const images = [...page.images];
+  for (const image of images) image.loading = "eager";
+  await Promise.all(images.map(settled));
   page.querySelector(".enlarge")?.click();
+  await settled(page.querySelector("dialog[open] > img"));
   return {
     width: view.innerWidth, needed: page.documentElement.scrollWidth, paper: luminance(paper(view, page.body)),
     images: images.length, broken: images.filter((image) => !image.naturalWidth).length,
@@ -65,9 +69,9 @@ const frames = WIDTHS.map((width) => {
   document.body.append(frame);
   return frame;
 });
-onload = () => {
+onload = async () => {
   const found = document.createElement("pre");
-  found.textContent = JSON.stringify(frames.map(look));
+  found.textContent = JSON.stringify(await Promise.all(frames.map(look)));
   document.body.replaceChildren(found);
 };
 </script>"""

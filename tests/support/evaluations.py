@@ -86,7 +86,7 @@ def method_summary(name: str, *, pictures: int = 200, intervals: bool = True) ->
         "best": list(PICTURES[:3]),
         "worst": list(PICTURES[:-4:-1]),
         "failed": {"count": 0, "reason": ""},
-        "against_best": difference(to_best, 0.05 if intervals and to_best else 0.0 if intervals else None, pictures),
+        "against_best": difference(to_best, 0.05 if intervals else None, pictures) if to_best else None,
         "against_baseline": {
             "baseline": "centre",
             **difference(to_centre, 0.05 if intervals else None, pictures),
@@ -114,6 +114,7 @@ def summary(*, pictures: int = 200, intervals: bool = True) -> dict[str, Any]:
     return {
         "main_metric": "faithfulness",
         "ranking": ranking,
+        "best": "integrated_gradients",
         "baselines": BASELINES,
         "methods": methods | {FAILED: failed_summary("score_cam needs a layer with a map, and head has none")},
         "pictures": pictures,
