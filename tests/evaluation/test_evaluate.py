@@ -235,7 +235,7 @@ def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), "
         "nn.Linear(96, 3))\n"
     )
-    command = [sys.executable, "-m", "convlens", "evaluate", str(images), "--model"]
+    command = [sys.executable, "-c", "from convlens.cli.main import main; main()", "evaluate", str(images), "--model"]
     command += [f"file:{tmp_path / 'net.py'}:factory?size=224&labels=a,b,c"]
     command += ["--methods", "saliency,occlusion", "--metrics", "insertion,deletion", "--device", "cpu"]
     environment = {**os.environ, "CONVLENS_ACCELERATE": "0", "OMP_NUM_THREADS": "1"}
