@@ -13,6 +13,7 @@ import numpy as np
 
 from convlens.errors import RequestError
 from convlens.evaluation.baselines import BASELINES, require_baselines
+from convlens.evaluation.boxes import Objects, objects_by_id, read_boxes
 from convlens.evaluation.journal import EvaluationDir, open_evaluation_dir
 from convlens.evaluation.labels import LabelsFrom, true_classes
 from convlens.evaluation.metrics import GROUPS, require_groups
@@ -64,6 +65,7 @@ def evaluate(
     metrics: Iterable[str] = DEFAULT_METRICS,
     baselines: Iterable[str] = BASELINES,
     labels: LabelsFrom | None = None,
+    boxes: Path | str | Objects | None = None,
     target: Target = "predicted",
     protocol: CurveProtocol | None = None,
     costly_pictures: int = 20,
@@ -79,7 +81,8 @@ def evaluate(
     ``images`` is a folder, files, a list of paths, or files by id. ``methods`` are names, or names with their options;
     by default every method of the model. ``metrics`` are names of ``GROUPS``; costly ones are measured on
     ``costly_pictures`` of the images, evenly spread. ``labels`` gives the true classes: "folder" (each image lies in a
-    folder named after its class) or a CSV table; ``target`` is the class to explain.
+    folder named after its class) or a CSV table; ``target`` is the class to explain. ``boxes`` marks the objects for
+    localisation: a file or folder that ``read_boxes`` reads, or objects by image.
 
     With a folder ``out`` the records are kept there as they are made: killed and called again, it resumes and ends with
     the records of one run; ``write`` may add files to the folder before it is complete. ``on_picture`` is called with
@@ -94,9 +97,10 @@ def evaluate(
         protocol or CurveProtocol(seed=seed),
         seed,
     )
-    _require(model, plan, costly_pictures, target, labels)
-    pictures = _pictures(files, true_classes(list(files), labels, model.spec.labels), target, costly_pictures)
-    settings = _settings(model, plan, files, target, costly_pictures)
+    _require(model, plan, costly_pictures, target, labels, boxes)
+    classes, objects = true_classes(list(files), labels, model.spec.labels), _objects(boxes, files)
+    pictures = _pictures(files, classes, objects, target, costly_pictures)
+    settings = _settings(model, plan, files, objects, target, costly_pictures)
     run = _Run(model, plan, pictures, settings, cluster, on_picture)
     if out is None:
         return run.result(run.records([]))
@@ -164,7 +168,12 @@ def _with_options(model: Classifier | GraphModel, methods: Methods | None) -> di
 
 
 def _require(
-    model: Classifier | GraphModel, plan: EvaluationPlan, costly: int, target: Target, labels: LabelsFrom | None
+    model: Classifier | GraphModel,
+    plan: EvaluationPlan,
+    costly: int,
+    target: Target,
+    labels: LabelsFrom | None,
+    boxes: object,
 ) -> None:
     if not model.spec.classes:
         raise RequestError("this network gives embeddings and has no classes, whose scores evaluation is about")
@@ -176,20 +185,46 @@ def _require(
         raise RequestError(f"costly_pictures={costly}; use 1 or more", field="costly_pictures")
     if target not in ("predicted", "true"):
         raise RequestError(f"no target {target!r}; there are: predicted, true", field="target")
+    if boxes is None and "localisation" in plan.metrics:
+        raise RequestError("localisation compares maps with marked objects; give boxes too", field="boxes")
+    if boxes is not None and "localisation" not in plan.metrics:
+        raise RequestError("boxes are for localisation; add it to the metrics, or leave them out", field="metrics")
     if target == "true" and labels is None:
         raise RequestError("target='true' explains the true class, which only labels can tell; give labels too")
 
 
-def _pictures(files: Mapping[str, Path], classes: Mapping[str, int], target: Target, costly: int) -> list[Picture]:
+def _objects(boxes: Path | str | Objects | None, files: Mapping[str, Path]) -> Objects:
+    """The marked objects by image id."""
+    if boxes is None:
+        return {}
+    return objects_by_id(boxes if isinstance(boxes, Mapping) else read_boxes(boxes), files)
+
+
+def _pictures(
+    files: Mapping[str, Path], classes: Mapping[str, int], objects: Objects, target: Target, costly: int
+) -> list[Picture]:
     ids = list(files)
     some = {ids[n] for n in np.linspace(0, len(ids) - 1, min(costly, len(ids))).round().astype(int)}
     return [
-        Picture(id, files[id], classes.get(id), classes[id] if target == "true" else None, id in some) for id in ids
+        Picture(
+            id,
+            files[id],
+            classes.get(id),
+            classes[id] if target == "true" else None,
+            costly=id in some,
+            objects=objects.get(id, ()),
+        )
+        for id in ids
     ]
 
 
 def _settings(
-    model: Classifier | GraphModel, plan: EvaluationPlan, files: Mapping[str, Path], target: Target, costly: int
+    model: Classifier | GraphModel,
+    plan: EvaluationPlan,
+    files: Mapping[str, Path],
+    objects: Objects,
+    target: Target,
+    costly: int,
 ) -> dict[str, Any]:
     """All that decides the records, as JSON values."""
     digest = hashlib.sha256()
@@ -215,4 +250,5 @@ def _settings(
         "costly_pictures": min(costly, len(files)),
         "pictures": len(files),
         "list_sha256": digest.hexdigest(),
+        **({"boxes_sha256": hashlib.sha256(repr(sorted(objects.items())).encode()).hexdigest()} if objects else {}),
     }

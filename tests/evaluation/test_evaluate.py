@@ -235,8 +235,9 @@ def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), "
         "nn.Linear(96, 3))\n"
     )
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
     command = [sys.executable, "-c", "from convlens.cli.main import main; main()", "evaluate", str(images), "--model"]
-    command += [f"file:{tmp_path / 'net.py'}:factory?size=224&labels=a,b,c"]
+    command += [f"file:{tmp_path / 'net.py'}:factory?size=224&labels={tmp_path / 'names.txt'}"]
     command += ["--methods", "saliency,occlusion", "--metrics", "insertion,deletion", "--device", "cpu"]
     environment = {**os.environ, "CONVLENS_ACCELERATE": "0", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
