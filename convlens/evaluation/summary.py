@@ -27,7 +27,7 @@ _SERIES = {
     "insertion": ("probability", "logit"),
     "deletion": ("probability", "logit"),
     "road": ("morf", "lerf"),
-    "randomisation": ("spearman", "ssim"),
+    "randomisation": ("spearman", "spearman_absolute", "ssim"),
 }
 _RANDOMISATIONS = ("cascading", "independent")
 _EXTREMES = 3

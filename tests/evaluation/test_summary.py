@@ -175,7 +175,7 @@ def test_mean_curves_stand_over_their_fractions() -> None:
 def test_curves_measured_on_some_images_are_means_of_those() -> None:
     curve = {
         "road": {"morf": [0.5, 0.1], "lerf": [0.9, 0.8]},
-        "randomisation": {"cascading": {"spearman": [0.4, None], "reasons": ["", "dead"]}},
+        "randomisation": {"cascading": {"spearman": [0.4, None], "errors": {"stem": "dead"}}},
     }
     mixed = [record(1, curves=curve, saliency=0.1), record(2, saliency=0.1), record(3, curves=curve, saliency=0.2)]
     settings = SETTINGS | {"road_fractions": [0.1, 0.9], "stages": ["head", "stem"]}
