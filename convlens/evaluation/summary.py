@@ -21,11 +21,13 @@ Record = Mapping[str, Any]
 REGION_METHODS = frozenset(
     {"grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "occlusion", "rise", "score_cam"}
 )
+FAITHFUL_GROUPS = ("", "insertion", "deletion", "road", "infidelity")
+"""Groups of metrics that tell how well a map finds what the score rests on; faithfulness is of none."""
 _SERIES = {
     "insertion": ("probability", "logit"),
     "deletion": ("probability", "logit"),
     "road": ("morf", "lerf"),
-    "randomisation": ("spearman", "ssim"),
+    "randomisation": ("spearman", "spearman_absolute", "ssim"),
 }
 _RANDOMISATIONS = ("cascading", "independent")
 _EXTREMES = 3
@@ -38,8 +40,13 @@ def method_kind(name: str) -> Kind:
 
 
 def main_metric(groups: Sequence[str]) -> str:
-    """The metric that ranks the methods: faithfulness, else the first that has a better direction, else ''."""
-    return next((name for name in metric_names(groups) if metric(name).better), "")
+    """The metric that ranks the methods, '' where no metric has a better direction.
+
+    It is faithfulness, else the first that tells how well a map finds what the score rests on, else the first of all.
+    """
+    directed = [name for name in metric_names(groups) if metric(name).better]
+    faithful = [name for name in directed if metric(name).group in FAITHFUL_GROUPS]
+    return next(iter([*faithful, *directed]), "")
 
 
 def summarise(records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 from convlens.evaluation import wording
 from convlens.evaluation.metrics import metric
 from convlens.evaluation.statistics import FEW
+from convlens.evaluation.summary import FAITHFUL_GROUPS
 from convlens.evaluation.wording import capitalised, difference, estimate, is_shown, method_name, verb
 
-_FAITHFUL = ("", "insertion", "deletion", "road", "infidelity")
-"""Groups of metrics that tell how well a map finds what the score rests on."""
 _UNCHANGED = 0.9
 _PURPOSE = {"detail": "for detail", "regions": "for regions"}
 _RIVALS = 3
@@ -49,7 +48,7 @@ def _ranked_methods(summary: Summary) -> list[str]:
 
 def _is_ranked(summary: Summary) -> bool:
     main = summary["main_metric"]
-    return bool(main and metric(main).group in _FAITHFUL)
+    return bool(main and metric(main).group in FAITHFUL_GROUPS)
 
 
 def _main(summary: Summary, name: str) -> dict[str, Any]:
@@ -71,6 +70,10 @@ def _unbeaten(summary: Summary, name: str) -> list[str]:
     """Baselines than which the method is not shown to be better, in the order in which the evaluation lists them."""
     against = summary["methods"][name]["against_baselines"]
     return [each for each in summary["baselines"] if each in against and _oriented(summary, against[each]) <= 0]
+
+
+def _beats_baselines(summary: Summary, name: str) -> bool:
+    return bool(summary["methods"][name]["against_baselines"]) and not _unbeaten(summary, name)
 
 
 # What is recommended
@@ -95,7 +98,7 @@ def _no_recommendation(summary: Summary) -> str:
         return f"{who} are too few to recommend a method; evaluate at least {FEW}, better {_ENOUGH}."
     if not summary["best_baseline"]:
         return "No baseline was measured, so no method is shown to be better than chance: none is recommended."
-    better = [name for name in _ranked_methods(summary) if not _unbeaten(summary, name)]
+    better = [name for name in _ranked_methods(summary) if _beats_baselines(summary, name)]
     if not better:
         return f"No method is shown to be better than every baseline {_where(summary, measured)}: none is recommended."
     if not any(_is_eligible(summary, name) for name in better):
@@ -105,7 +108,7 @@ def _no_recommendation(summary: Summary) -> str:
 
 def _is_eligible(summary: Summary, name: str) -> bool:
     complete = summary["methods"][name]["failed"]["count"] == 0
-    return complete and _main(summary, name)["n"] >= FEW and not _unbeaten(summary, name)
+    return complete and _main(summary, name)["n"] >= FEW and _beats_baselines(summary, name)
 
 
 def _recommended(summary: Summary) -> list[str]:

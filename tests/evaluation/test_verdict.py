@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from convlens.evaluation import wording
-from convlens.evaluation.summary import method_kind
+from convlens.evaluation.summary import method_kind, summarise
 from convlens.evaluation.verdict import verdict
 
 Interval = tuple[float, float]
@@ -421,6 +421,33 @@ def test_the_notes_say_what_the_numbers_mean() -> None:
         "The best method is chosen on the same pictures, which favours it a little.",
         "1 picture could not be evaluated.",
     ]
+
+
+def test_records_become_a_verdict() -> None:
+    """Each method's lead over the centre is the same on all images, so that the differences have no width."""
+    leads = {"guided_backprop": 0.25, "grad_cam": 0.125, "deconvnet": 0.0, "centre": 0.0}
+    records = [
+        {
+            "id": f"{n}.jpg",
+            "methods": {
+                name: {"seconds": 0.5, "values": {"faithfulness": n % 2 + lead}} for name, lead in leads.items()
+            },
+        }
+        for n in range(8)
+    ]
+    settings = {
+        "methods": {"guided_backprop": {}, "grad_cam": {}, "deconvnet": {}},
+        "baselines": ["centre"],
+        "metrics": ["insertion", "deletion"],
+        "steps": 22,
+    }
+    result = verdict(summarise(records, settings))
+    assert result["recommended"] == ["guided_backprop", "grad_cam"]
+    assert result["sentences"]["grad_cam"].endswith("; −.12 ± .00), at about the same cost.")
+    assert result["sentences"]["deconvnet"].startswith(
+        "Deconvnet is no better than a blob in the centre on your 8 pictures (.50 ± "
+    )
+    assert result["sentences"]["deconvnet"].endswith("; .00 ± .00: no difference shown).")
 
 
 # ---- numbers, names and costs
