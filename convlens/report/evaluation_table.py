@@ -149,7 +149,7 @@ def _best(summary: Json, of: Metric) -> str:
     # Of the sanity checks none is the best: whether a map changes is the question, a correlation below 0 no virtue.
     if not means or not of.better or of.group == "randomisation":
         return ""
-    return (max if of.better == "higher" else min)(means, key=means.__getitem__)
+    return str((max if of.better == "higher" else min)(means, key=means.__getitem__))
 
 
 def _metric_cell(method: Json, name: str, *, is_best: bool) -> _Cell:
