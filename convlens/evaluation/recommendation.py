@@ -79,7 +79,7 @@ class Recommendation:
         """Of the recommended methods, the options whose evaluated values are not the method's own defaults."""
         changed: dict[str, dict[str, Any]] = {}
         for name in self.methods:
-            defaults = {option: _as_json(default) for option, (_, default) in explain.get(name).options.items()}
+            defaults = {option: default for option, (_, default) in explain.get(name).options.items()}
             values = self.options[name]
             if different := {key: value for key, value in values.items() if value != defaults.get(key)}:
                 changed[name] = different
@@ -129,11 +129,6 @@ def _read(folder: Path) -> _Evaluation:
         raise RequestError(
             f"{path} is damaged or no evaluation ({place}: {first['msg']}); {make}", field="evaluation"
         ) from error
-
-
-def _as_json(value: Any) -> Any:
-    """JSON has no tuples."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _evidence(settings: _Settings, summary: _Summary, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
