@@ -42,6 +42,7 @@ from convlens.evaluation.metrics import GROUPS, metric, metric_names
 from convlens.evaluation.perturbation import CurveProtocol, Substrate
 from convlens.evaluation.picture import PictureEvaluator
 from convlens.evaluation.tables import write_methods_csv, write_pictures_csv
+from convlens.evaluation.wording import capitalised, method_name
 from convlens.explain import GraphModel, get
 from convlens.features.image_list import find_images
 from convlens.models import Classifier
@@ -175,7 +176,7 @@ def _write(folder: Path, evaluation: Evaluation, model: Classifier | GraphModel,
         verdict=evaluation.verdict,
         records=evaluation.records,
         maps=_draw_maps(folder, evaluation, model, files),
-        titles={name: get(name).title for name in evaluation.settings["methods"]},
+        titles={name: capitalised(method_name(name)) for name in evaluation.summary["methods"]},
     )
 
 
@@ -207,7 +208,7 @@ def _show(evaluation: Evaluation, output: Path) -> None:
     print_skipped((failure["id"], failure["reason"]) for failure in summary["failures"])
     shown = [name for name in names if any(name in each["metrics"] for each in summary["methods"].values())][:5]
     rows = [
-        [name.replace("_", " "), *(_cell(summary["methods"][name]["metrics"].get(each)) for each in shown)]
+        [method_name(name), *(_cell(summary["methods"][name]["metrics"].get(each)) for each in shown)]
         for name in [*summary["ranking"], *(name for name in summary["methods"] if name not in summary["ranking"])]
     ]
     print_table(["method", *(metric(each).title for each in shown)], rows)
