@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from convlens.errors import ModelError, RequestError
 from convlens.evaluation.relevance import relevance
 from convlens.evaluation.similarity import SSIM_WINDOW, spearman, ssim
-from convlens.evaluation.stages import Stage, stages
+from convlens.evaluation.stages import Stage
 from convlens.explain import ForwardPass, get, run
 from convlens.instrument import copy_of
 from convlens.models import Classifier
@@ -207,12 +207,12 @@ def randomisation_curves(
     target: int,
     methods: Mapping[str, Mapping[str, Any]],
     *,
+    stages: Sequence[Stage],
     seed: int = 0,
-    most: int = 8,
     on_step: Callable[[Step], None] = no_op,
 ) -> Curves:
-    """``RandomisedNetworks.curves`` of one image, with at most so many stages."""
-    with RandomisedNetworks(classifier, stages(classifier, most), seed=seed) as networks:
+    """``RandomisedNetworks.curves`` of one image; for several, build the networks once."""
+    with RandomisedNetworks(classifier, stages, seed=seed) as networks:
         return networks.curves(x_CHW, target, methods, on_step=on_step)
 
 

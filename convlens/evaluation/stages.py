@@ -48,6 +48,8 @@ def stages(classifier: Classifier, most: int = 8) -> tuple[Stage, ...]:
     used = _Use(classifier)
     if not used.last:
         raise UnsupportedModelError("this network uses no parameters, so there is nothing to randomise")
+    if not used.opened(_part(used, "")):
+        raise UnsupportedModelError("this network is scripted as a whole and does not show its parts")
     parts = sorted(_parts(used, classifier.spec.first_convolution), key=used.when, reverse=True)
     parts = _with_normalisation(parts, used)
     first = _first(parts, used, classifier.spec.first_convolution)
@@ -111,9 +113,9 @@ class _Use:
     def opened(self, part: _Part) -> list[_Part]:
         """The parts that it consists of; empty for one that cannot be opened."""
         (name,) = part.modules
-        children = [] if name in self.parameters else _children(self.module.get_submodule(name))
+        module = None if name in self.parameters else self.module.get_submodule(name)
         prefix = f"{name}." if name else ""
-        if not any(self.within(prefix + child) for child in children):
+        if module is None or not any(self.within(prefix + child) for child in _children(module)):
             return []
         heads = dict.fromkeys(prefix + each.removeprefix(prefix).partition(".")[0] for each in part.parameters)
         return [_part(self, head) for head in heads]
@@ -176,17 +178,12 @@ def _parts(used: _Use, first_convolution: str) -> list[_Part]:
     while True:
         head = max(parts, key=used.when)
         first = parts[_first(parts, used, first_convolution)]
-        closed = [part for part in parts if 2 * used.weights(part) > total or part in (head, first)]
-        opened = next(((part, new) for part in closed if used.weights(part) > 1 and (new := used.opened(part))), None)
-        if opened is None:
-            break
-        part, new = opened
-        parts = [each for each in parts if each is not part] + new
-    if parts[0].modules == ("",):
-        if total > 1 and not _children(used.module):
-            raise UnsupportedModelError("this network is scripted as a whole and does not show its parts")
-        return [parts[0].named("network")]
-    return parts
+        heavy = [part for part in parts if 2 * used.weights(part) > total or part in (head, first)]
+        several = [part for part in heavy if used.weights(part) > 1 or part.modules == ("",)]
+        part, opened = next(((each, new) for each in several if (new := used.opened(each))), (None, []))
+        if part is None:
+            return parts
+        parts = [each for each in parts if each is not part] + opened
 
 
 def _first(parts: Sequence[_Part], used: _Use, first_convolution: str) -> int:
