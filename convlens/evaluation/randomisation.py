@@ -147,7 +147,7 @@ class RandomisedNetworks:
     def curves(
         self,
         x_CHW: Tensor | Floats,
-        target: int,
+        target: int | None,
         methods: Mapping[str, Mapping[str, Any]],
         *,
         originals: Mapping[str, Floats] | None = None,
@@ -155,11 +155,14 @@ class RandomisedNetworks:
     ) -> Curves:
         """For each method how alike its maps of the trained and of each randomised network are, stage by stage.
 
-        ``methods`` are names and their options, ``originals`` maps per pixel (H, W) of the trained network, as
-        ``relevance`` gives them, for those that are computed already. ``spearman`` correlates the pixels' relevance
-        with its sign, in the order that insertion and deletion use, ``spearman_absolute`` its magnitude: the paper
-        states both, and for maps without a sign they are the same. ``ssim`` compares the maps as drawn, each at its own
-        scale. None stands where there is nothing to compare, and ``errors`` then says why, by the stage's name.
+        ``target`` is a class, None in a network that gives embeddings and has no classes. ``methods`` are names and
+        their options, ``originals`` maps per pixel (H, W) of the trained network, as ``relevance`` gives them, for
+        those that are computed already.
+
+        ``spearman`` correlates the pixels' relevance with its sign, the order that insertion and deletion use, and
+        ``spearman_absolute`` its magnitude. The paper states both; for maps without a sign they are the same. ``ssim``
+        compares the maps as drawn, each at its own scale. None stands where there is nothing to compare, and ``errors``
+        then says why, by the stage's name.
 
         Raises what ``run`` raises for the trained network, and RequestError for a method without a map.
         """
@@ -204,7 +207,7 @@ def _networks(classifier: Classifier, stages: Sequence[Stage], seed: int) -> Ite
 def randomisation_curves(
     classifier: Classifier,
     x_CHW: Tensor | Floats,
-    target: int,
+    target: int | None,
     methods: Mapping[str, Mapping[str, Any]],
     *,
     stages: Sequence[Stage],
@@ -236,14 +239,14 @@ def _batch(x_CHW: Tensor | Floats) -> Tensor:
     return torch.as_tensor(x_CHW)[None]
 
 
-def _map(name: str, forward: ForwardPass, target: int, options: Mapping[str, Any]) -> Floats:
-    result = run(name, forward, [target], options)
+def _map(name: str, forward: ForwardPass, target: int | None, options: Mapping[str, Any]) -> Floats:
+    result = run(name, forward, None if target is None else [target], options)
     assert isinstance(result, Attribution), "methods without a map were refused"
     return relevance(result.values_NCHW[0], get(name).drawing)
 
 
 def _compared(
-    name: str, original_HW: Floats, forward: ForwardPass, target: int, options: Mapping[str, Any]
+    name: str, original_HW: Floats, forward: ForwardPass, target: int | None, options: Mapping[str, Any]
 ) -> _Compared:
     try:
         map_HW = _map(name, forward, target, options)

@@ -47,7 +47,9 @@ def stages(classifier: Classifier, most: int = 8) -> tuple[Stage, ...]:
         raise RequestError(f"most={most} leaves no room between head and first convolution; use {FEWEST} or more")
     used = _Use(classifier)
     if not used.last:
-        raise UnsupportedModelError("this network uses no parameters, so there is nothing to randomise")
+        raise UnsupportedModelError(
+            "none of the parameters that this network holds is used, so there is nothing to randomise"
+        )
     if not used.opened(_part(used, "")):
         raise UnsupportedModelError("this network is scripted as a whole and does not show its parts")
     parts = sorted(_parts(used, classifier.spec.first_convolution), key=used.when, reverse=True)
@@ -94,8 +96,9 @@ class _Use:
         spec = classifier.spec
         reference = next((p for p in self.parameters.values() if p.is_floating_point()), torch.empty(0))
         noise_NCHW = torch.randn(1, spec.channels, *spec.input_size, generator=torch.Generator().manual_seed(0))
+        noise_NCHW = in_format_of(classifier.module, noise_NCHW.to(reference))
         with torch.no_grad(), watch:
-            watch.tree(in_format_of(classifier.module, noise_NCHW.to(reference)))
+            watch.tree(noise_NCHW)
         self.first = {name: watch.first[id(p)] for name, p in self.parameters.items() if id(p) in watch.first}
         self.last = {name: watch.last[id(p)] for name, p in self.parameters.items() if id(p) in watch.first}
 
@@ -111,19 +114,17 @@ class _Use:
         return tuple(each for each in self.last if each == name or each.startswith(prefix))
 
     def opened(self, part: _Part) -> list[_Part]:
-        """The parts that it consists of; empty for one that cannot be opened."""
+        """The parts that it consists of; empty for a layer, and for what is scripted and shows no parts."""
         (name,) = part.modules
-        module = None if name in self.parameters else self.module.get_submodule(name)
-        prefix = f"{name}." if name else ""
-        if module is None or not any(self.within(prefix + child) for child in _children(module)):
+        if name in self.parameters:
             return []
-        heads = dict.fromkeys(prefix + each.removeprefix(prefix).partition(".")[0] for each in part.parameters)
-        return [_part(self, head) for head in heads]
-
-
-def _children(module: nn.Module) -> list[str]:
-    """Names of those that show what is in them, or are called as layers."""
-    return [name for name, child in module.named_children() if not isinstance(child, torch.jit.ScriptModule)]
+        prefix = f"{name}." if name else ""
+        held = dict.fromkeys(each.removeprefix(prefix).partition(".")[0] for each in part.parameters)
+        layers = dict(self.module.get_submodule(name).named_children())
+        shown = [each for each in held if not isinstance(layers.get(each), torch.jit.ScriptModule)]
+        # The network itself may hold weights and no layers.
+        is_open = bool(shown) if not name else any(each in layers for each in shown)
+        return [_part(self, prefix + each) for each in held] if is_open else []
 
 
 def _part(used: _Use, name: str) -> _Part:

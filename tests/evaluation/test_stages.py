@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import nets
 import pytest
@@ -53,7 +54,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
         ["classifier", *(f"features.{n}" for n in (12, 10, 9, 8, 7, 5, 4, 3, 0))],
     ),
     "vgg11": (
-        torchvision.models.vgg11,
+        partial(torchvision.models.vgg11, init_weights=False),
         [*(f"classifier.{n}" for n in (6, 3, 0)), *(f"features.{n}" for n in (18, 16, 13, 11, 8, 6, 3, 0))],
     ),
     "densenet121": (
@@ -135,6 +136,22 @@ def test_weights_that_functions_use_are_stages_of_their_own() -> None:
     assert names(stages(wrapped(Functional()))) == ["last", "kernel", "first"]
 
 
+class Bare(nn.Module):
+    """No layer at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Parameter(torch.randn(3, 4))
+        self.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return F.conv2d(x_NCHW, self.kernel).mean((2, 3)) @ self.head.T
+
+
+def test_a_network_without_layers_shows_its_weights() -> None:
+    assert names(stages(wrapped(Bare()))) == ["head", "kernel"]
+
+
 def test_normalisation_belongs_to_what_runs_before_it_and_that_of_the_image_to_the_first_convolution() -> None:
     module = nn.Sequential(
         nn.BatchNorm2d(3),
@@ -198,3 +215,16 @@ def test_a_network_that_is_scripted_as_a_whole_is_refused() -> None:
 def test_fewer_stages_than_three_are_refused() -> None:
     with pytest.raises(RequestError, match="use 3 or more"):
         stages(wrapped(Backwards()), most=2)
+
+
+def test_a_network_that_uses_another_ones_weights_is_refused() -> None:
+    class Borrowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Linear(2, 2)
+
+        def forward(self, x_NCHW: Tensor) -> Tensor:
+            return F.conv2d(x_NCHW, torch.ones(2, 3, 3, 3)).mean((2, 3))
+
+    with pytest.raises(UnsupportedModelError, match="none of the parameters"):
+        stages(wrapped(Borrowing()))
