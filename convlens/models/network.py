@@ -87,6 +87,8 @@ class Scripted(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
+            if name.startswith("__"):  # its __deepcopy__ would copy the scripted module alone, out of this one
+                raise
             return getattr(super().__getattr__("network"), name)
 
 
