@@ -34,7 +34,7 @@ from convlens.cli.options import (
 from convlens.engine.method_calls import method_calls
 from convlens.errors import RequestError
 from convlens.evaluation.baselines import BASELINES
-from convlens.evaluation.evaluate import DEFAULT_METRICS, Evaluation, EvaluationCluster
+from convlens.evaluation.evaluate import COSTLY_PICTURES, DEFAULT_METRICS, Evaluation, EvaluationCluster
 from convlens.evaluation.evaluate import evaluate as evaluate_images
 from convlens.evaluation.journal import MAPS, PAGE, TABLES
 from convlens.evaluation.labels import LabelsFrom
@@ -100,7 +100,7 @@ def evaluate(
             min=1,
             help=f"Images for the costly metrics ({', '.join(each.name for each in GROUPS.values() if each.costly)}).",
         ),
-    ] = 20,
+    ] = COSTLY_PICTURES,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",

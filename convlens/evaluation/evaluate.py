@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,8 @@ from convlens.evaluation.labels import LabelsFrom, true_classes
 from convlens.evaluation.metrics import GROUPS, require_groups
 from convlens.evaluation.perturbation import CurveProtocol
 from convlens.evaluation.picture import EvaluationPlan, Picture, PictureEvaluator, Record
+from convlens.evaluation.road import FRACTIONS
+from convlens.evaluation.stages import Stage, stages
 from convlens.evaluation.summary import summarise
 from convlens.evaluation.verdict import verdict
 from convlens.explain import GraphModel, available_methods, get
@@ -28,6 +30,8 @@ from convlens.models import Classifier
 from convlens.types import no_op
 
 _VERSION = 1
+_STAGES = 6  # each but the first is randomised in two ways, and each makes every map anew
+COSTLY_PICTURES = 8
 DEFAULT_METRICS = ("insertion", "deletion", "sparseness", "randomisation")
 Target = Literal["predicted", "true"]
 OnPicture = Callable[[int, int, str], None]
@@ -68,7 +72,7 @@ def evaluate(
     boxes: Path | str | Objects | None = None,
     target: Target = "predicted",
     protocol: CurveProtocol | None = None,
-    costly_pictures: int = 20,
+    costly_pictures: int = COSTLY_PICTURES,
     seed: int = 0,
     out: Path | None = None,
     overwrite: bool = False,
@@ -97,6 +101,8 @@ def evaluate(
         protocol or CurveProtocol(seed=seed),
         seed,
     )
+    if "randomisation" in plan.metrics:
+        plan = replace(plan, stages=_stages(model))
     _require(model, plan, costly_pictures, target, labels, boxes)
     classes, objects = true_classes(list(files), labels, model.spec.labels), _objects(boxes, files)
     pictures = _pictures(files, classes, objects, target, costly_pictures)
@@ -193,6 +199,15 @@ def _require(
         raise RequestError("target='true' explains the true class, which only labels can tell; give labels too")
 
 
+def _stages(model: Classifier | GraphModel) -> tuple[Stage, ...]:
+    if isinstance(model, GraphModel):
+        raise RequestError(
+            "randomisation needs the network itself, and this model consists of graphs; leave it out of the metrics",
+            field="metrics",
+        )
+    return stages(model, _STAGES)
+
+
 def _objects(boxes: Path | str | Objects | None, files: Mapping[str, Path]) -> Objects:
     """The marked objects by image id."""
     if boxes is None:
@@ -247,6 +262,8 @@ def _settings(
         "insertion_substrate": plan.protocol.insertion_substrate,
         "deletion_substrate": plan.protocol.deletion_substrate,
         "seed": plan.seed,
+        **({"stages": [stage.name for stage in plan.stages]} if plan.stages else {}),
+        **({"road_fractions": list(FRACTIONS)} if "road" in plan.metrics else {}),
         "costly_pictures": min(costly, len(files)),
         "pictures": len(files),
         "list_sha256": digest.hexdigest(),

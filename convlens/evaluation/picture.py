@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,16 @@ from torch import Tensor
 from convlens import image
 from convlens.errors import ConvLensError
 from convlens.evaluation.baselines import baseline_map
+from convlens.evaluation.captum_metrics import ScoreChanges, infidelity, max_sensitivity, score_changes
 from convlens.evaluation.localisation import localise
+from convlens.evaluation.metrics import GROUPS
 from convlens.evaluation.objects import MarkedObject, Mask, object_mask, objects_for
 from convlens.evaluation.perturbation import CurveKind, CurveProtocol, perturbation_curves
+from convlens.evaluation.randomisation import RandomisedNetworks, randomisation_values
 from convlens.evaluation.relevance import pixel_order, relevance
+from convlens.evaluation.road import road_curves, road_values
+from convlens.evaluation.sparseness import sparseness
+from convlens.evaluation.stages import Stage
 from convlens.explain import ForwardPass, GraphForward, GraphModel, get
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.scores import scores_of
@@ -29,17 +35,23 @@ Record = dict[str, Any]
 Explain = Callable[[Tensor | Floats], Floats]
 _DIGITS = 7  # of a curve's values in a record: as many as float32 has
 _CURVES: tuple[CurveKind, ...] = ("insertion", "deletion")
+MOST_COST = 200.0
+"""Forward passes: what costs more gets no sanity checks, which make each map once for every randomised network."""
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What to measure on each image; ``methods`` are names with their options."""
+    """What to measure on each image; ``methods`` are names with their options.
+
+    ``stages`` are the parts of the network that sanity checks randomise.
+    """
 
     methods: Mapping[str, Mapping[str, Any]]
     baselines: tuple[str, ...]
     metrics: tuple[str, ...]
     protocol: CurveProtocol = field(default_factory=CurveProtocol)
     seed: int = 0
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class _Case:
     forward: Forward
     target: int
     mask_HW: Mask | None
+    changes: ScoreChanges | None
 
 
 class PictureEvaluator:
@@ -73,6 +86,11 @@ class PictureEvaluator:
 
     def __init__(self, model: Classifier | GraphModel, plan: EvaluationPlan, *, on_step: OnStep = no_op) -> None:
         self._model, self._plan, self._on_step = model, plan, on_step
+
+    @cached_property
+    def _randomised(self) -> RandomisedNetworks:
+        assert isinstance(self._model, Classifier), "graphs alone are refused before"
+        return RandomisedNetworks(self._model, self._plan.stages, seed=self._plan.seed)
 
     def record(self, picture: Picture) -> Record:
         """The image's record, JSON values only; one with an ``error`` for an image that cannot be read or answered."""
@@ -85,17 +103,18 @@ class PictureEvaluator:
             target = int(logits_1K[0].argmax()) if picture.target is None else picture.target
             objects = objects_for(picture.objects, spec.labels[target])
             mask_HW, unmarked = object_mask(objects, decoded.size, prepared.box, spec.input_size)
+            changes = self._changes(forward, target) if self._wants("infidelity", picture) else None
         except ConvLensError as error:
             return {"id": picture.id, "error": error.message}
-        case = _Case(picture, prepared.x_CHW, forward, target, mask_HW)
+        case = _Case(picture, prepared.x_CHW, forward, target, mask_HW, changes)
+        methods = {name: self._method(name, case) for name in self._plan.methods}
+        if self._wants("randomisation", picture):
+            self._add_randomisation(case, methods)
         return {
             "id": picture.id,
             **_target_fields(case, logits_1K[0], spec),
-            **({"unmarked": unmarked} if "localisation" in self._plan.metrics and unmarked else {}),
-            "methods": {
-                **{name: self._method(name, case) for name in self._plan.methods},
-                **{name: self._baseline(name, case) for name in self._plan.baselines},
-            },
+            **({"unmarked": unmarked} if self._wants("localisation", picture) and unmarked else {}),
+            "methods": {**methods, **{name: self._baseline(name, case) for name in self._plan.baselines}},
         }
 
     def map_of(self, name: str, x_CHW: Floats, target: int, id: str) -> Floats:
@@ -138,15 +157,50 @@ class PictureEvaluator:
 
     def _measure(self, case: _Case, values_CHW: Floats, map_HW: Floats, explain: Explain | None) -> Record:
         """``values`` and ``curves`` of one map; ``explain`` makes that of other images, None for a baseline."""
-        metrics = self._plan.metrics
         values: dict[str, float] = {}
         order = pixel_order(map_HW, seed=self._plan.protocol.seed)
         curves: Record = self._curves(case, order, values)
-        if "sparseness" in metrics:
-            values["sparseness"] = gini(map_HW)
-        if "localisation" in metrics and case.mask_HW is not None:
+        if self._wants("road", case.picture):
+            road = self._road(case, order)
+            values |= road_values(road)
+            curves["road"] = {name: _rounded(curve) for name, curve in road.items()}
+        if case.changes is not None:
+            values["infidelity"] = infidelity(case.changes, map_HW[None])
+        if self._wants("sensitivity", case.picture) and explain is not None:
+            values["max_sensitivity"] = max_sensitivity(explain, case.forward.x_NCHW[0], seed=self._plan.seed)
+        if self._wants("sparseness", case.picture):
+            values["sparseness"] = sparseness(map_HW)
+        if self._wants("localisation", case.picture) and case.mask_HW is not None:
             values |= localise(map_HW, case.mask_HW)
         return {"values": values, **({"curves": curves} if curves else {})}
+
+    def _wants(self, group: str, picture: Picture) -> bool:
+        """Whether to measure this group of metrics on the image."""
+        return group in self._plan.metrics and (picture.costly or not GROUPS[group].costly)
+
+    def _road(self, case: _Case, order: Ints) -> dict[str, Floats]:
+        activation, seed = self._model.spec.activation, self._plan.seed
+        return road_curves(case.forward.outputs_of, case.x_CHW, order, case.target, seed=seed, activation=activation)
+
+    def _changes(self, forward: Forward, target: int) -> ScoreChanges:
+        return score_changes(forward.outputs_of, forward.x_NCHW[0], target, seed=self._plan.seed)
+
+    def _add_randomisation(self, case: _Case, methods: Mapping[str, Record]) -> None:
+        """Compare each method's map with those of randomised networks; those that cost too much are left out."""
+        self._on_step(Step("randomisation"))
+        methods_to_do = {
+            name: self._options(name)
+            for name, record in methods.items()
+            if "error" not in record and get(name).cost(self._complete(name), self._model.spec.input_size) <= MOST_COST
+        }
+        found = self._randomised.curves(case.x_CHW, case.target, methods_to_do)
+        for name, curves in found.items():
+            methods[name].setdefault("curves", {})["randomisation"] = curves
+            methods[name]["values"] |= randomisation_values(curves)
+
+    def _complete(self, name: str) -> dict[str, Any]:
+        """The method's options with its defaults."""
+        return {option: default for option, (_, default) in get(name).options.items()} | self._options(name)
 
     def _curves(self, case: _Case, order: Ints, values: dict[str, float]) -> Record:
         """The insertion and deletion curves that the plan wants; their areas go into ``values``."""
@@ -175,15 +229,6 @@ def _target_fields(case: _Case, logits_K: Floats, spec: ModelSpec) -> Record:
         "true_label": "" if true_class is None else spec.labels[true_class],
         "correct": None if true_class is None else bool(logits_K.argmax() == true_class),
     }
-
-
-def gini(map_HW: Floats) -> float:
-    value = np.sort(np.abs(map_HW).reshape(-1).astype(np.float64))
-    total = value.sum()
-    if not total:
-        return 0.0
-    rank = np.arange(1, value.size + 1)
-    return float(((2 * rank - value.size - 1) * value).sum() / (value.size * total))
 
 
 def _rounded(values: Floats) -> list[float]:

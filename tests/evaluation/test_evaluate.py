@@ -43,11 +43,11 @@ def model() -> Classifier:
     return classifier(network(), classes=3, crop=SIDE, embedding_layer="4", gradcam_layer="1")
 
 
-def write_images(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int, height: int = 20, width: int = 24) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     for n in range(count):
-        Image.fromarray(generator.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{n:02}.png")
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{n:02}.png")
     return folder
 
 
@@ -322,3 +322,77 @@ def test_edges_are_sobel_s_gradient_of_the_channels_mean() -> None:
     map_HW = baseline_map("edges", ramp_CHW, id="", seed=0)
     # The mean rises by 2 a pixel: 2 * 2 over both sides, times the kernel's 1 + 2 + 1; half of it at the border.
     assert map_HW[2].tolist() == [8.0, 16.0, 16.0, 16.0, 16.0, 8.0]
+
+
+# --- metrics that cost more -------------------------------------------------------------------------------------------
+
+
+def test_costly_metrics_are_measured_on_some_images_evenly_spread(model: Classifier, images: Path) -> None:
+    evaluation = evaluate(
+        model,
+        images,
+        methods=["saliency", "grad_cam"],
+        metrics=["deletion", "road", "infidelity", "sensitivity", "randomisation"],
+        baselines=["centre"],
+        protocol=CurveProtocol(4),
+        costly_pictures=3,
+    )
+    costly = [
+        n for n, record in enumerate(evaluation.records) if "infidelity" in record["methods"]["saliency"]["values"]
+    ]
+    assert costly == [0, 2, 4]
+    method = evaluation.records[2]["methods"]["saliency"]
+    assert set(method["values"]) == {
+        "deletion", "deletion_logit", "road_morf", "road_lerf", "infidelity", "max_sensitivity", "randomised_top",
+        "randomised_all",
+    }  # fmt: skip
+    assert evaluation.settings["stages"] == ["4", "0"]
+    assert len(method["curves"]["randomisation"]["cascading"]["spearman"]) == 2
+    baseline = evaluation.records[2]["methods"]["centre"]["values"]
+    assert {"road_morf", "infidelity"} < set(baseline)
+    assert not {"max_sensitivity", "randomised_top"} & set(baseline)
+    assert evaluation.summary["methods"]["saliency"]["metrics"]["infidelity"]["n"] == 3
+
+
+def test_a_method_of_too_many_passes_gets_no_sanity_check(model: Classifier, images: Path) -> None:
+    evaluation = evaluate(
+        model,
+        images,
+        methods={"rise": {"masks": 201}, "score_cam": {}, "occlusion": {"window": 8, "stride": 8}},
+        metrics=["randomisation"],
+        baselines=[],
+        costly_pictures=1,
+    )
+    measured = [name for name, method in evaluation.records[0]["methods"].items() if method["values"]]
+    assert measured == ["occlusion"]
+
+
+def test_marked_objects_are_compared_with_every_map(model: Classifier, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "squares", 5, SIDE, SIDE)
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("file,xmin,ymin,xmax,ymax\n" + "".join(f"{n:02}.png,0,0,8,16\n" for n in range(4)))
+    evaluation = evaluate(
+        model, images, methods=["saliency"], metrics=["localisation"], baselines=["centre", "edges"], boxes=boxes
+    )
+    values = [record["methods"]["edges"]["values"] for record in evaluation.records]
+    for record, each in zip(evaluation.records[:4], values, strict=False):
+        x_CHW = convlens.image.prepare(convlens.image.read(images / record["id"]), model.spec).x_CHW
+        map_HW = baseline_map("edges", x_CHW, id=record["id"], seed=0)
+        assert each["energy_inside"] == pytest.approx(map_HW[:, :8].sum() / map_HW.sum())
+        assert each["pointing_game"] == float(map_HW.argmax() % SIDE < 8)
+    assert values[4] == {}
+    assert evaluation.records[4]["unmarked"] == "no object is marked in it"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["localisation"]}, "localisation compares maps with marked objects; give boxes too"),
+        ({"metrics": ["deletion"], "boxes": {}}, "boxes are for localisation; add it to the metrics"),
+    ],
+)
+def test_boxes_and_localisation_go_together(
+    model: Classifier, images: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        evaluate(model, images, methods=["saliency"], **options)
