@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,18 @@ def test_every_cut_within_a_masks_pixels_is_refused(tmp_path: Path) -> None:
         (tmp_path / "one.png").write_bytes(whole[:length])
         with pytest.raises(RequestError, match=r"one.png: its pixel data ends|one.png is no PNG"):
             read_boxes(tmp_path)
+
+
+def test_a_mask_with_too_few_rows_in_whole_chunks_is_refused(tmp_path: Path) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">L", len(data)) + name + data + struct.pack(">L", zlib.crc32(name + data))
+
+    header = struct.pack(">LL5B", 5, 4, 8, 0, 0, 0, 0)  # 5 x 4 grey values of 8 bits
+    rows = zlib.compress(b"\0\1\1\1\1\1" * 3)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    written(tmp_path / "one.png", png)
+    with pytest.raises(RequestError, match="pixel data ends before the mask is complete"):
+        read_boxes(tmp_path)
 
 
 def test_a_mask_that_is_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
