@@ -149,7 +149,8 @@ def max_sensitivity(
         images_NCHW = x_NCHW[0] if isinstance(x_NCHW, tuple) else x_NCHW
         with torch.enable_grad():  # captum switches gradients off, and many maps are gradients
             values_NCHW = explanation_of(images_NCHW)
-        return (torch.from_numpy(np.array(values_NCHW, np.float64)),)
+        # In the order of the axes: captum flattens by view, and gradients of a channels-last network lie otherwise.
+        return (torch.from_numpy(np.array(values_NCHW, np.float64, order="C")),)
 
     return float(sensitivity_max(explain, x_CHW[None], perturb, perturb_radius=radius, n_perturb_samples=samples))
 
