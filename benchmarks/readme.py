@@ -212,6 +212,57 @@ def ascent_transfer(result: dict[str, Any]) -> str:
     return _table(heads, rows)
 
 
+def evaluation(*results: dict[str, Any]) -> str:
+    """benchmarks/evaluation.py table: a row for each method and baseline, the best of the first model first."""
+    names = [_short(result["settings"]["model"]) for result in results]
+    heads = ["", *(f"{name}: insertion − deletion" for name in names)]
+    heads += [f"{name}: insertion, deletion" for name in names] + ["seconds an image"]
+    by_model = [{row["method"]: row for row in result["rows"]} for result in results]
+    rows = []
+    for method, first in by_model[0].items():
+        of_each = [each.get(method) for each in by_model]
+        name = f"*{method}*" if method in results[0]["settings"]["baselines"] else method.replace("_", " ")
+        both = [f"{_estimate(row, 'insertion')}, {_estimate(row, 'deletion')}" if row else "" for row in of_each]
+        seconds = f"{first['seconds']:.2f}" if first["seconds"] else ""
+        rows.append([name, *(_estimate(row, "faithfulness") if row else "" for row in of_each), *both, seconds])
+    pictures = results[0]["summary"]["pictures"]
+    said = f"\n\n{pictures} images; ± is half of a 95 % bootstrap interval; baselines in italics. Seconds by {names[0]}"
+    return _table(heads, rows) + said + _machine(results[0]).removeprefix("\n\n").join((": ", ""))
+
+
+def _estimate(row: dict[str, Any], name: str) -> str:
+    estimate = row["metrics"].get(name)
+    if not estimate:
+        return ""
+    return f"{estimate['mean']:.3f} ± {(estimate['high'] - estimate['low']) / 2:.3f}"
+
+
+def randomisation(result: dict[str, Any]) -> str:
+    """benchmarks/evaluation.py table, with the costly metrics."""
+    stages = result["settings"]["stages"]
+    rows = []
+    for name, method in result["summary"]["methods"].items():
+        if "cascading" in method["randomisation"]:
+            means = method["randomisation"]["cascading"]["spearman"]["mean"]
+            rows.append((name.replace("_", " "), *("" if mean is None else f"{mean:.2f}" for mean in means)))
+    rows.sort(key=lambda row: -float(row[1] or 0))
+    heads = ("random down to", *(f"`{stage}`" for stage in stages))
+    return _table(heads, rows) + f"\n\n{_short(result['settings']['model'])}."
+
+
+def evaluation_speed(result: dict[str, Any]) -> str:
+    """benchmarks/evaluation.py speed"""
+    minutes = next(key for key in result["rows"][0] if key.startswith("minutes"))
+    rows = [(row["side"], f"{row['seconds an image']:.1f} s", f"{row[minutes]:.0f} min") for row in result["rows"]]
+    low, high = result["quartiles"]
+    ratio = f"{result['plain / convlens']:.2f} ({low:.2f} to {high:.2f})"
+    return (
+        _table(("12 methods, insertion and deletion", "an image", minutes.replace("minutes for", "for")), rows)
+        + f"\n\nplain ÷ ConvLens {ratio}, {result['pictures']} images, {_short(result['model'])}."
+        + _machine(result).replace("\n\n", " ")
+    )
+
+
 def _amount(value: float, row: dict[str, Any]) -> str:
     return f"{value:.1f} answers/s" if "answers" in row["unit"] else f"{value * 1e3:.0f} ms"
 
@@ -224,8 +275,8 @@ def _result(row: dict[str, Any]) -> str:
 
 RATIO, SHARE, TORCHS = "captum's best / this", "reading's share", "share of torch's"
 MAKERS, PLAIN = "maker's probability", "captum / this"
-# Name of the mark -> (result file, table).
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+# Name of the mark -> (result file, or several with commas, table).
+TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "relu_rules": ("relu_rules", relu_rules),
     "occlusion": ("occlusion-cpu", occlusion),
     "python_api": ("python_api-cpu", python_api),
@@ -237,9 +288,15 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gallery": ("gallery-cpu", gallery),
     "synthesis": ("synthesis-cpu", synthesis),
     "ascent_transfer": ("ascent_transfer-cpu", ascent_transfer),
+    "evaluation": ("evaluation-efficientnet_lite0,evaluation-squeezenet1_0", evaluation),
+    "randomisation": ("evaluation-efficientnet_lite0-costly", randomisation),
+    "evaluation_speed": ("evaluation-speed-cpu", evaluation_speed),
 }
 # The README, and the how-tos that hold tables of their own.
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("speed", "galleries", "synthesis")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "speed", "galleries", "synthesis")),
+)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -263,10 +320,10 @@ def filled(text: str) -> str:
     for name, (file, table) in TABLES.items():
         if f"<!-- {name} -->\n" not in text:
             continue
-        result = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
+        results = [json.loads((RESULTS / f"{each}.json").read_text(encoding="utf-8")) for each in file.split(",")]
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
-        text = f"{before}{mark}{table(result)}\n{end}{after}"
+        text = f"{before}{mark}{table(*results)}\n{end}{after}"
     return text
 
 
