@@ -45,12 +45,12 @@ def randomised(classifier: Classifier, stages: Sequence[Stage], *, seed: int) ->
     return _with_values(classifier, _random_values(classifier.module, stages, seed))
 
 
-# Measured: a layer's own reset_parameters shrinks what flows through: in SqueezeNet logits vary over three photographs
-# by 1e-8, and maps are rounding errors. By root mean square .3 to .5 of the ReLUs are on throughout, and gradients
-# reach the image in all of Lite0's maps; in SqueezeNet, whose logits leave a ReLU, in .82 of them, against .53 for
+# Measured on photographs. A layer's own reset_parameters shrinks what flows through: SqueezeNet's logits then vary by
+# 1e-8 from one to the next, and maps are rounding errors. By root mean square a quarter of each ReLU's outputs or more
+# are on, and all of Lite0's logits have a gradient; of SqueezeNet's, which leave a ReLU, .82 are on, against .53 for
 # weights shuffled among themselves, whose mean is below 0. A batch norm's trained statistics belong to the scales
-# beside them: with scales shuffled and statistics kept, Lite0's gradients varied 26-fold over six photographs, with
-# both shuffled together 2.3-fold.
+# beside them: with scales shuffled and statistics kept Lite0's gradients varied 26-fold over six photographs, with both
+# shuffled together 2.3-fold.
 def _random_values(module: nn.Module, stages: Sequence[Stage], seed: int) -> dict[str, Tensor]:
     """New values of the parameters of these stages, and of the batch norms' statistics in them, by name."""
     values: dict[str, Tensor] = {}

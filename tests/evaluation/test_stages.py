@@ -119,7 +119,7 @@ def test_the_order_is_that_of_running_and_not_of_definition() -> None:
 
 
 class Functional(nn.Module):
-    """Weights of its own, in functions, and a look at the last one's type before anything runs."""
+    """Weights of its own, in functions; types are read off them where they do not run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,8 @@ class Functional(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x = self.first(x_NCHW.to(self.last.dtype))
-        return F.linear(F.conv2d(x, self.kernel, padding=1).mean((2, 3)), self.last)
+        x = F.linear(F.conv2d(x, self.kernel, padding=1).mean((2, 3)), self.last)
+        return x.to(self.first.weight.dtype)
 
 
 def test_weights_that_functions_use_are_stages_of_their_own() -> None:
