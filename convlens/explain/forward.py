@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from convlens.runtime.torch_runtime import to_host
 from convlens.types import ArithmeticPrecision, Attribution, Floats, Ints, Meta, ModelSpec, ScoreKind, Step
 
 OnStep = Callable[[Step], None]
+MakeImages = Callable[[int, int], Tensor | Floats]
 
 
 class Forward(ABC):
@@ -112,6 +113,14 @@ class Forward(ABC):
     @abstractmethod
     def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
         """What the network gives for other images: logits (N, K), or the embeddings (N, D) of one without classes."""
+
+    @abstractmethod
+    def outputs_in_parts(self, count: int, images: MakeImages) -> Generator[Floats]:
+        """As ``outputs_of`` for ``count`` images, in order and in parts of the size that the runtime prefers.
+
+        ``images(first, last)`` makes the images first..last-1 when their turn comes, perhaps in another thread and
+        several parts at once.
+        """
 
     def targets(self, target_N: Sequence[int] | Ints | None) -> Ints:
         """The classes to explain, one per row; None means the predicted ones. TargetError for one out of range.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from convlens.errors import ModelError, RequestError, UnsupportedModelError
-from convlens.explain.forward import Forward
+from convlens.explain.forward import Forward, MakeImages
 from convlens.explain.input_gradient import input_gradient, require_reached
 from convlens.explain.registry import available_methods, get
 from convlens.explain.registry import run as run_method
@@ -128,6 +128,9 @@ class NeuronPass(Forward):
         """Nothing to do: the pass is made from the beginning."""
 
     def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
+        raise RequestError("a neuron has no logits; explain a class instead", field="target")
+
+    def outputs_in_parts(self, count: int, images: MakeImages) -> Generator[Floats]:
         raise RequestError("a neuron has no logits; explain a class instead", field="target")
 
     def record(self) -> None:

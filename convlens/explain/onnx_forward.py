@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor
 
 from convlens.errors import ModelError, RequestError, UnsupportedModelError
-from convlens.explain.forward import Forward, OnStep
+from convlens.explain.forward import Forward, MakeImages, OnStep
 from convlens.explain.scores import require_finite
 from convlens.explain.sweeps.autotune import SweepAutotuner
-from convlens.explain.sweeps.backends import GraphSweep, ParallelSweep, SweepBackend
+from convlens.explain.sweeps.backends import BATCH, COPIES_PER_RUN, GraphSweep, ParallelSweep, SweepBackend
 from convlens.explain.sweeps.openvino import openvino_sweeps
 from convlens.gallery import Gallery
 from convlens.instrument import ReluRule, require_precision
@@ -146,6 +147,9 @@ class GraphForward(Forward):
     def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
         return require_finite(self.model.main.logits(x_NCHW))
 
+    def outputs_in_parts(self, count: int, images: MakeImages) -> Generator[Floats]:
+        return graph_outputs(self.model.main, count, images)
+
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Floats:
         if score != "logit":
             raise RequestError(
@@ -183,6 +187,13 @@ class _SharedPass:
             self._outputs = self._model.main.logits_and_embeddings(self._x_NCHW)
             self.forwards += 1
         return self._outputs
+
+
+def graph_outputs(runtime: OnnxRuntime, count: int, images: MakeImages) -> Generator[Floats]:
+    """Logits of the images by a graph of scores or embeddings, as ``Forward.outputs_in_parts``."""
+    size = COPIES_PER_RUN if runtime.parallel_runs > 1 else BATCH
+    makers = [partial(images, n, min(n + size, count)) for n in range(0, count, size)]
+    return (require_finite(logits_NK) for logits_NK in runtime.logits_each(makers))
 
 
 def graph_backends(graphs: GraphSet) -> Sequence[SweepBackend]:

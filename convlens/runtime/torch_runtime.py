@@ -15,7 +15,7 @@ from convlens.types import ArithmeticPrecision, Floats
 
 # On two cores the cost per image is flat from batches of 4 to 32 where freed memory is kept. In a plain script larger
 # ones return theirs to the kernel: 169 images of the default model took 1.9 s by eights and 2.9 s by 32.
-_BATCH, _CPU_BATCH = 16, 8
+_BATCH, CPU_BATCH = 16, 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TorchRuntime:
             return _numpy(torch.cat(logits)), _numpy(torch.cat(embeddings))
 
     def _batches(self, x_NCHW: Tensor | Floats) -> tuple[Tensor, ...]:
-        batch = min(self.batch, _CPU_BATCH) if self.device.type == "cpu" else self.batch
+        batch = min(self.batch, CPU_BATCH) if self.device.type == "cpu" else self.batch
         return torch.split(as_input(x_NCHW, self.module, self.device), batch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +19,7 @@ from convlens.explain.registry import explainer, require_classes
 from convlens.explain.scores import scores_of
 from convlens.types import Attribution, Floats, Ints, ScoreKind, Step
 
-_BATCH = 16  # masked images at a time
+_BATCH = 64  # masks made at a time
 
 
 @explainer(
@@ -84,8 +85,6 @@ class _Sums:
         shown_BHW = masks_BHW.double().numpy()
         masks_B1HW = masks_BHW[:, None].to(self._forward.x_NCHW)
         for n in range(len(self._forward)):
-            done = self._masks * len(self._forward) + n * len(masks_BHW)
-            self._forward.on_step(Step("rise", done, self._total * len(self._forward)))
             score_B = self._scores(n, masks_B1HW)
             self.scored_NHW[n] += np.tensordot(score_B, shown_BHW, 1)
             self._score_N[n] += score_B.sum()
@@ -105,9 +104,15 @@ class _Sums:
 
     def _scores(self, row: int, masks_B1HW: Tensor) -> Floats:
         """The target's score of the row's image behind each mask; (B,)."""
-        outputs_BK = self._forward.outputs_of(self._forward.x_NCHW[row] * masks_B1HW)
-        score_BK = scores_of(outputs_BK, self._score, self._forward.spec.activation)
-        return score_BK[:, self._target_N[row]].astype(np.float64)
+        forward, x_CHW = self._forward, self._forward.x_NCHW[row]
+        done = self._masks * len(forward) + row * len(masks_B1HW)
+        score_B: list[float] = []
+        outputs = forward.outputs_in_parts(len(masks_B1HW), lambda first, last: x_CHW * masks_B1HW[first:last])
+        with closing(outputs):
+            for outputs_BK in outputs:
+                score_B += scores_of(outputs_BK, self._score, forward.spec.activation)[:, self._target_N[row]].tolist()
+                forward.on_step(Step("rise", done + len(score_B), self._total * len(forward)))
+        return np.asarray(score_B, np.float64)
 
 
 def _masks(seed: int, count: int, cells: int, probability: float, height: int, width: int) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from typing import Annotated
 
 import numpy as np
@@ -14,8 +15,6 @@ from convlens.explain.cam import cam_attribution, layer_maps, stretched
 from convlens.explain.registry import explainer
 from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Floats, Ints, Step
-
-_BATCH = 16  # masked images at a time
 
 
 @explainer(
@@ -59,11 +58,17 @@ def _widest(maps_CHW: Tensor, top: int) -> Tensor:
 
 def _logits(forward: ForwardPass, row: int, target: int, maps_CHW: Tensor) -> Floats:
     """The target's logit of the row's image, seen through each map; (C,)."""
-    logits, total = [], len(maps_CHW) * len(forward)
-    for number, part_CHW in enumerate(torch.split(maps_CHW, _BATCH)):
-        forward.on_step(Step("score_cam", row * len(maps_CHW) + number * _BATCH, total))
-        logits.append(forward.outputs_of(forward.x_NCHW[row] * _masks(part_CHW, forward))[:, target])
-    return np.concatenate(logits)
+    logits: list[float] = []
+    x_CHW, count = forward.x_NCHW[row], len(maps_CHW)
+
+    def seen_through(first: int, last: int) -> Tensor:
+        return x_CHW * _masks(maps_CHW[first:last], forward)
+
+    with closing(forward.outputs_in_parts(count, seen_through)) as outputs:
+        for logits_NK in outputs:
+            logits += logits_NK[:, target].tolist()
+            forward.on_step(Step("score_cam", row * count + len(logits), count * len(forward)))
+    return np.asarray(logits)
 
 
 def _masks(maps_CHW: Tensor, forward: ForwardPass) -> Tensor:

@@ -27,7 +27,7 @@ from convlens.types import Floats, ScoreKind, no_op
 
 # On two cores the default model's cost per image is flat from batches of 4 to 32 and rises beyond.
 BATCH = 32
-_COPIES_PER_RUN = 2  # of parallel runs by ONNX Runtime: 1 to 4 were equally fast, 8 slower
+COPIES_PER_RUN = 2  # of parallel runs by ONNX Runtime: 1 to 4 were equally fast, 8 slower
 
 OnWindows = Callable[[int], None]
 _Corner = tuple[int, int]
@@ -135,7 +135,7 @@ class ParallelSweep(BatchedSweep):
     """As ``BatchedSweep``, by a graph that takes small batches in several runs at once, one per core."""
 
     def __init__(
-        self, scorer: ParallelScorer, *, precision: Precision = "float32", copies: int = _COPIES_PER_RUN
+        self, scorer: ParallelScorer, *, precision: Precision = "float32", copies: int = COPIES_PER_RUN
     ) -> None:
         """``copies`` of the image make a run."""
         super().__init__(scorer, precision=precision)
