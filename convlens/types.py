@@ -35,7 +35,7 @@ CropMode = Literal["center", "squash", "border"]
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become probabilities: over all classes, each class by itself, or not at all (shown as they are)."""
 CurveKind = Literal["deletion", "insertion"]
-"""deletion: the best pixels are removed first, and the score should fall. insertion: shown first, and it should rise."""
+"""deletion: a map's best pixels are removed first, and the score should fall. insertion: they are shown first."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from convlens.types import (
     Placement,
     Result,
     ScoreCurve,
+    ScoreKind,
 )
 
 _LAYOUTS = {"none": "CHW", "abs_max": "1HW", "sum": "1HW"}
@@ -129,15 +130,16 @@ class CurveBody(ReplyModel):
     @classmethod
     def from_curve(cls, curve: ScoreCurve) -> Self:
         return cls(
-            auc=AreaBody(**curve.auc),
+            auc=AreaBody(probability=curve.auc["probability"], logit=curve.auc["logit"]),
             fraction=curve.fraction_S.tolist(),
             probability=curve.probability_S.tolist(),
             logit=curve.logit_S.tolist(),
         )
 
     def to_curve(self) -> ScoreCurve:
-        scores = (np.asarray(each, np.float64) for each in (self.fraction, self.probability, self.logit))
-        return ScoreCurve(*scores, auc={"probability": self.auc.probability, "logit": self.auc.logit})
+        fraction_S, probability_S, logit_S = map(np.asarray, (self.fraction, self.probability, self.logit))
+        auc: dict[ScoreKind, float] = {"probability": self.auc.probability, "logit": self.auc.logit}
+        return ScoreCurve(fraction_S, probability_S, logit_S, auc)
 
 
 class EvaluationProtocolBody(ReplyModel):

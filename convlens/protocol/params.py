@@ -36,6 +36,7 @@ _Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_]
 # bool is an int to Python, but no index: hence strict.
 _Index = Annotated[int, Field(strict=True, ge=0)]
 _Label = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+LEAST_STEPS = 2  # of a curve
 _MAX_QUOTED = 100  # characters of what is quoted from a request: what it sends must not swell the reply
 
 
@@ -100,7 +101,7 @@ class EvaluateParams(BaseModel):
     model_config = STRICT
 
     curves: _Curves = ["deletion", "insertion"]
-    steps: int = Field(default=22, ge=2, le=100)
+    steps: int = Field(default=22, ge=LEAST_STEPS, le=100)
 
     @property
     def forwards(self) -> int:
