@@ -37,7 +37,7 @@ from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import Evaluation, Explanation, Step
 
 BOTH = ["deletion", "insertion"]
-A_PICTURE = 0.005
+A_PICTURE = 0.02  # seconds, so long that a busy machine adds little
 
 
 def explained(reply: Any, name: str = "saliency") -> Explanation:
@@ -301,11 +301,12 @@ def test_the_steps_that_are_said_to_fit_are_the_most_that_fit() -> None:
 @pytest.mark.parametrize("change", ["steps", "alone", "without"])
 def test_what_is_said_to_fit_the_allowed_seconds_is_accepted(change: str) -> None:
     replied(engine().run([request(0, **COSTLY)])[0])  # the first use imports things, which takes its time
-    live = engine(paused(A_PICTURE)[0], max_seconds=0.4)  # of 5 ms a picture: 0.47 s
+    live = engine(paused(A_PICTURE)[0], max_seconds=1.2)  # 1.9 s are asked for
     (error,) = live.run([request(0, **COSTLY)])
     assert isinstance(error, RequestError)
     assert error.field == "evaluate"
-    replied(live.run([request(0, **COSTLY | changes(error.message)[change])])[0])
+    (answer,) = live.run([request(0, **COSTLY | changes(error.message)[change])])
+    assert not isinstance(answer, RequestError)
 
 
 def test_where_evaluating_alone_is_too_much_the_advice_is_to_do_without() -> None:
@@ -343,22 +344,21 @@ def test_a_deadline_is_kept_in_the_middle_of_an_evaluation() -> None:
     live = engine(module)
     live.calibrate()
     pause.seconds = A_PICTURE
-    asked = {"methods": ["saliency"], "evaluate": {"steps": 100}, "output": []}
+    asked = {"methods": ["saliency"], "evaluate": {"steps": 25}, "output": []}
     started = time.perf_counter()
     answers = live.run([request(0, deadline_ms=400, **asked), request(1)])
-    # 200 images of 5 ms were asked for; the part that is under way ends.
-    assert time.perf_counter() - started < 0.4 + 33 * A_PICTURE + 0.1
+    assert time.perf_counter() - started < 0.8, "of 1 s; the part that is under way ends"
     assert isinstance(answers[0], DeadlineError)
     replied(answers[1])
 
 
 def test_an_evaluation_for_which_no_time_is_left_is_not_begun() -> None:
     module, pause = paused(0.0001)
-    live = engine(module, max_seconds=0.4)
+    live = engine(module, max_seconds=0.6)
     live.calibrate()
     pause.seconds = A_PICTURE
     seen: list[Step] = []
-    asked = {"methods": ["saliency"], "evaluate": {"steps": 50}, "output": []}  # 0.5 s each
+    asked = {"methods": ["saliency"], "evaluate": {"steps": 25}, "output": []}  # 1 s each
     answers = live.run([request(0, **asked), request(1, **asked)], on_step=seen.append)
     assert [type(answer) for answer in answers] == [OverloadError, OverloadError]
     assert sum(step.stage == "evaluate" and not step.done for step in seen) == 1, "the second was never begun"
@@ -369,11 +369,11 @@ def test_an_evaluation_that_was_stopped_is_refused_the_next_times() -> None:
     live = engine(module, max_seconds=0.4)
     live.calibrate()
     pause.seconds = A_PICTURE
-    asked = {"methods": ["saliency"], "evaluate": {"steps": 60}, "output": []}  # 0.6 s
+    asked = {"methods": ["saliency"], "evaluate": {"steps": 20}, "output": []}  # 0.8 s
     answers = [live.run([request(0, **asked)])[0] for _ in range(3)]
     assert [type(answer) for answer in answers] == [OverloadError, OverloadError, RequestError]
     without = live.estimate(parse_params(asked | {"evaluate": None}))
-    assert live.estimate(parse_params(asked)) - without == pytest.approx(120 * A_PICTURE, rel=0.4), "of all its passes"
+    assert live.estimate(parse_params(asked)) - without == pytest.approx(40 * A_PICTURE, rel=0.4), "of all its passes"
 
 
 def test_an_evaluation_is_reported_beside_its_method() -> None:
