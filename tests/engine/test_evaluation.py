@@ -288,9 +288,10 @@ def test_what_is_said_to_fit_the_allowed_cost_is_accepted(change: str) -> None:
     replied(live.run([request(0, **COSTLY | offered[change])])[0])
 
 
-def test_the_steps_that_are_said_to_fit_are_the_most_that_fit() -> None:
+@pytest.mark.parametrize("steps", [14, 22, 100])
+def test_the_steps_that_are_said_to_fit_are_the_most_that_fit(steps: int) -> None:
     live = engine(max_cost=60)
-    (error,) = live.run([request(0, **COSTLY)])
+    (error,) = live.run([request(0, **COSTLY | {"evaluate": {"steps": steps}})])
     assert isinstance(error, RequestError)
     most = changes(error.message)["steps"]["evaluate"]["steps"]
     assert most == 13, "6 and 4 × 13 are 58 of 60"
@@ -337,6 +338,16 @@ def test_light_work_goes_first() -> None:
     stages = [step.stage for n, step in enumerate(seen) if n == 0 or seen[n - 1].stage != step.stage]
     assert stages == ["predictions", "saliency", "predictions", "evaluate"]
     assert (seen[-1].done, seen[-1].total) == (22, 22)
+
+
+def test_an_evaluation_does_not_make_a_prediction_in_its_batch_miss_its_deadline() -> None:
+    live = engine(paused(A_PICTURE)[0])
+    live.calibrate()
+    asked = {"methods": ["saliency"], "evaluate": BOTH, "output": []}  # 0.9 s
+    answers = live.run([request(0, **asked), request(1, deadline_ms=600)])
+    assert isinstance(answers[0], OverloadError)
+    assert "no deadline would be kept" in answers[0].message
+    replied(answers[1])
 
 
 def test_a_deadline_is_kept_in_the_middle_of_an_evaluation() -> None:

@@ -84,7 +84,9 @@ def test_what_does_not_fit_is_refused_with_what_would_which_is_then_accepted(con
     with pytest.raises(RemoteError) as caught:
         connect_small(model="small").explain(photograph(), methods=methods, evaluate={"steps": 100}, output=[])
     assert (caught.value.status, caught.value.field) == (422, "evaluate")
-    (steps, alone) = re.findall(r"evaluate with steps=(\d+) or fewer, or evaluate for (\w+) or", caught.value.message)[0]
+    (steps, alone) = re.findall(r"evaluate with steps=(\d+) or fewer, or evaluate for (\w+) or", caught.value.message)[
+        0
+    ]
     assert int(steps) == (2000 - 30) // 20
     assert "without evaluate this costs about 30 forward passes and would fit" in caught.value.message
     fewer = [one for one in methods if one["id"] == alone]
