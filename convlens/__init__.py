@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from convlens.acceleration import accelerate
     from convlens.client import Client, GrpcClient
     from convlens.errors import ConvLensError
+    from convlens.evaluation.evaluate import evaluate
     from convlens.explain import ForwardPass, run
     from convlens.explain import available_methods as methods
     from convlens.models import load, wrap
@@ -35,6 +36,7 @@ _HOMES = {
     "ForwardPass": "convlens.explain",
     "GrpcClient": "convlens.client",
     "accelerate": "convlens.acceleration",
+    "evaluate": "convlens.evaluation.evaluate",
     "load": "convlens.models",
     "run": "convlens.explain",
     "wrap": "convlens.models",
@@ -49,6 +51,7 @@ __all__ = [
     "GrpcClient",
     "accelerate",
     "colour",
+    "evaluate",
     "explain",
     "gallery",
     "image",

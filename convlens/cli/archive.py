@@ -8,8 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from convlens.cli.archive_cache import Runtime, archive_graphs, current_archive
-from convlens.cli.console import print_result, spinner
-from convlens.cli.options import DEFAULT_MODEL, PRECISION, ModelOption, StoreOption, parse_methods
+from convlens.cli.console import print_result, print_warning, spinner
+from convlens.cli.options import (
+    DEFAULT_MODEL,
+    PRECISION,
+    EvaluationOption,
+    ModelOption,
+    StoreOption,
+    parse_methods,
+    recommended,
+)
 from convlens.engine.backend import graphs_beside
 from convlens.errors import RequestError
 from convlens.explain.onnx_forward import GraphModel
@@ -35,9 +43,11 @@ def archive(
     methods: Annotated[
         list[str],
         typer.Option(
-            help="Methods of /explanations by default, comma-separated; may be repeated. Default: those that apply."
+            help="Methods of /explanations by default, comma-separated, or `recommended` with --evaluation; may be "
+            "repeated. Default: those that apply."
         ),
     ] = [],  # noqa: B006 - typer's way; never changed
+    evaluation: EvaluationOption = None,
     sweeps: Annotated[
         Literal["here", "apart"],
         typer.Option(
@@ -51,9 +61,15 @@ def archive(
     response_timeout: Annotated[int, typer.Option(help="Seconds after which TorchServe kills a busy worker.")] = 120,
 ) -> None:
     """Build NAME.mar for TorchServe: the model, its gallery, the handler and this library."""
-    defaults = tuple(parse_methods(methods)) or None
+    recommendation = recommended(methods, evaluation)
+    defaults = tuple(parse_methods(methods, recommendation)) or None
     with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
+    if recommendation is not None:
+        recommendation.require_weights(classifier.spec.weights_sha256)
+        for method, values in recommendation.options_not_default().items():
+            settings = ", ".join(f"{option}={value}" for option, value in values.items())
+            print_warning(f"{method} was evaluated with {settings}; the archive's defaults are the method's own")
     if gallery is not None:
         Gallery.open(gallery).require_weights(classifier.spec.weights_sha256)
     folder = _graph_folder(classifier, runtime, graphs)
@@ -64,6 +80,7 @@ def archive(
         methods=defaults,
         sweeps_at=name + SWEEP_SUFFIX if sweeps == "apart" else "",
         precision=precision,
+        section={"evaluation": recommendation.evidence} if recommendation else {},
     )
     path = current_archive(
         classifier,

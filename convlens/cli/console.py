@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -17,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True)
 # A pipe or a log has no width of its own; 80 columns would break the tables.
@@ -49,6 +51,16 @@ def print_skipped(items: Iterable[tuple[str, str]]) -> None:
     """A warning for each skipped (image, reason)."""
     for name, reason in items:
         print_warning(f"skipped {name}: {reason}")
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column holds names and whose other columns hold numbers."""
+    table = Table()
+    for n, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if n else "left")
+    for cells in rows:
+        table.add_row(*map(Text, cells))  # Text, not str: a label or a file name is never read as markup
+    out.print(table)
 
 
 @contextmanager

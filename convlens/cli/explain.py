@@ -17,6 +17,7 @@ from convlens.cli.options import (
     DEFAULT_MODEL,
     AccelerateOption,
     DeviceOption,
+    EvaluationOption,
     MethodSettings,
     ModelOption,
     NeuronOption,
@@ -26,6 +27,7 @@ from convlens.cli.options import (
     TopKOption,
     method_params,
     parse_methods,
+    recommended,
     target_param,
 )
 from convlens.cli.results import REPORT, ImageResult, show_table, write_results
@@ -50,10 +52,11 @@ def explain(
     methods: Annotated[
         list[str],
         typer.Option(
-            help="Methods, comma-separated, or `all`; may be repeated. "
+            help="Methods, comma-separated, `all`, or `recommended` with --evaluation; may be repeated. "
             f"Default: {CLASS_METHODS}; for a neuron {NEURON_METHODS}."
         ),
     ] = [],  # noqa: B006 - typer's way; never changed
+    evaluation: EvaluationOption = None,
     target: TargetOption = "",
     neuron: NeuronOption = "",
     model: ModelOption = DEFAULT_MODEL,
@@ -72,10 +75,12 @@ def explain(
     keep_freed_memory()
     # Its tracebacks are for a server's log; here each error is said in a sentence of its own.
     logging.getLogger("convlens.engine").addHandler(logging.NullHandler())
-    names = parse_methods(methods or [NEURON_METHODS if neuron else CLASS_METHODS])
+    recommendation = recommended(methods, evaluation)
+    names = parse_methods(methods or [NEURON_METHODS if neuron else CLASS_METHODS], recommendation)
+    evaluated = recommendation.options_not_default() if recommendation else {}
     params = parse_params(
         {
-            "methods": method_params(names, option),
+            "methods": method_params(names, option, evaluated),
             "topk": topk,
             "output": ["array", "overlay", "heatmap"],
             **target_param(target, neuron),
@@ -85,6 +90,8 @@ def explain(
     with spinner(f"loading {model}"):
         network = open_model(model, device=device, precision=precision)
         opened = Gallery.open(gallery) if gallery else None
+    if recommendation is not None:
+        recommendation.require_weights(network.spec.weights_sha256)
     if isinstance(network, Classifier):
         network = accelerated(network, wanted=accelerate and not graphs and wants_sweeps(params, "full"))
     options = EngineOptions(shows_details=True)

@@ -22,6 +22,7 @@ from convlens.errors import ConvLensError
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain:explain", "Explain images without a server: arrays, overlays and one HTML report."),
     "gallery": ("gallery:app", "Build and query galleries for nearest neighbours."),
+    "evaluate": ("evaluate:evaluate", "Measure which explanations of a model can be trusted; run again to resume."),
     "features": ("features:features", "Write the embeddings of many images; run again to resume."),
     "models": ("models:models", "List convolutional networks by name, or show one model's spec."),
     "receptive-field": ("inspection:receptive_field", "Show the receptive fields of each layer, exactly."),

@@ -12,10 +12,12 @@ import typer
 
 from convlens import explain, models
 from convlens.errors import RequestError
+from convlens.evaluation.recommendation import Recommendation, read_recommendation
 from convlens.instrument import use_precision
 from convlens.types import ArithmeticPrecision
 
 DEFAULT_MODEL = models.DEFAULT
+_RECOMMENDED = "recommended"
 REPLACED = "Folder for the results; replaced if an earlier run of this command wrote it."
 
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Query images.")]
@@ -72,6 +74,10 @@ NeuronOption = Annotated[
         help="Target neuron instead of a class: LAYER:CHANNEL (where the channel is strongest) or LAYER:CHANNEL@Y,X."
     ),
 ]
+EvaluationOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder written by `convlens evaluate` for this model; its methods are `--methods recommended`."),
+]
 TopKOption = Annotated[int, typer.Option(help="Number of classes to list.")]
 MethodSettings = Annotated[
     list[str], typer.Option("--set", help="Option of a method, such as occlusion.window=48; may be repeated.")
@@ -82,17 +88,41 @@ JobSettings = Annotated[
 ]
 
 
-def parse_methods(values: Sequence[str]) -> list[str]:
+def parse_methods(values: Sequence[str], recommendation: Recommendation | None = None) -> list[str]:
     """The methods of an option's values, each known and once; ``all`` is every method but neighbours, which needs a
-    gallery.
+    gallery, and ``recommended`` those of ``recommendation``.
 
     Raises RequestError for an unknown name, with the closest known one.
     """
-    every = [name for name in explain.available_methods() if name != "neighbours"]
-    given = [name for value in parse_names(values) for name in (every if value == "all" else [value])]
+    groups: dict[str, Sequence[str]] = {"all": [name for name in explain.available_methods() if name != "neighbours"]}
+    if recommendation is not None:
+        groups[_RECOMMENDED] = recommendation.methods
+    given = [name for value in parse_names(values) for name in groups.get(value, [value])]
     for name in given:
         explain.get(name)
     return list(dict.fromkeys(given))
+
+
+def recommended(methods: Sequence[str], evaluation: Path | None) -> Recommendation | None:
+    """The recommendation that ``recommended`` among the methods asks for; None where it is not among them.
+
+    Raises RequestError where only one of ``--methods recommended`` and ``--evaluation`` is given, and for a folder
+    without a usable evaluation.
+    """
+    if _RECOMMENDED in parse_names(methods):
+        if evaluation is None:
+            raise RequestError(
+                "--methods recommended takes the methods from an evaluation of the model; give its folder by "
+                "--evaluation, make one with `convlens evaluate`, or name the methods",
+                field="methods",
+            )
+        return read_recommendation(evaluation)
+    if evaluation is not None:
+        raise RequestError(
+            f"--evaluation {evaluation} is read for --methods recommended only; add that, or leave it out",
+            field="evaluation",
+        )
+    return None
 
 
 def parse_names(values: Sequence[str]) -> list[str]:
@@ -100,8 +130,13 @@ def parse_names(values: Sequence[str]) -> list[str]:
     return [name.strip() for value in values for name in value.split(",") if name.strip()]
 
 
-def method_params(names: Sequence[str], settings: Sequence[str]) -> list[dict[str, Any]]:
-    """The ``methods`` of a request, with settings such as ``occlusion.window=48`` as options of their method."""
+def method_params(
+    names: Sequence[str], settings: Sequence[str], evaluated: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The ``methods`` of a request, with settings such as ``occlusion.window=48`` as options of their method.
+
+    ``evaluated`` holds options by method that apply where no setting says otherwise.
+    """
     methods: dict[str, dict[str, Any]] = {name: {"method": name, "options": {}} for name in names}
     for setting in settings:
         name, dot, rest = setting.partition(".")
@@ -113,6 +148,8 @@ def method_params(names: Sequence[str], settings: Sequence[str]) -> list[dict[st
             )
         _require_once(methods[name]["options"], key, setting)
         methods[name]["options"][key] = _parse_value(value)
+    for name in methods.keys() & (evaluated or {}).keys():
+        methods[name]["options"] = {**(evaluated or {})[name], **methods[name]["options"]}
     return list(methods.values())
 
 

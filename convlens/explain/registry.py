@@ -159,11 +159,16 @@ def run(
     """
     method = get(name)
     options = dict(options or {})
-    for key, value in options.items():
-        _require_option(method, key, value)
+    require_options(method, options)
     if forward.precision == "half" and "precision" in method.options and options.get("strategy", "full") == "full":
         options.setdefault("precision", "half")
     return method.explain(forward, target_N, options)
+
+
+def require_options(method: Method, options: Mapping[str, Any]) -> None:
+    """RequestError for an option that the method does not have, and for a value that is not among its choices."""
+    for key, value in options.items():
+        _require_option(method, key, value)
 
 
 def _require_option(method: Method, key: str, value: object) -> None:

@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from convlens.acceleration import accelerate
 from convlens.errors import JobError
+from convlens.evaluation.picture import EvaluationPlan, Picture, PictureEvaluator, Record
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.loader import BATCH_SIZE, EmbeddedBatch, embed_files, join_batches
@@ -22,6 +24,7 @@ from convlens.models import load
 from convlens.types import ArithmeticPrecision
 from convlens.utils.concurrency import batched
 
+Item = TypeVar("Item")
 _CONNECT_S = 5.0
 _PART_BATCHES = 4  # sent to a worker at a time
 _PARTS_AHEAD = 2  # a worker's, so that none waits for the next one
@@ -84,6 +87,7 @@ class _ActorConfig:
     graph: Path | None
     device: str
     precision: ArithmeticPrecision
+    accelerated: bool = False
 
 
 class _EmbeddingActors:
@@ -91,28 +95,17 @@ class _EmbeddingActors:
 
     def __init__(self, ray: Any, config: _ActorConfig, part: int) -> None:
         self._ray, self.part = ray, part
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
-        actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(_EmbeddingActor)
-        self._actors = [actor.remote(config) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
+        self._actors = _actors(ray, _EmbeddingActor, config)
 
     def embed_files(
         self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int
     ) -> Generator[EmbeddedBatch]:
         """A batch for each part of the files. Raises JobError where a worker died."""
-        parts = enumerate(batched(files, self.part))
-        waiting: deque[Any] = deque()
-        while True:
-            while len(waiting) < _PARTS_AHEAD * len(self._actors) and (item := next(parts, None)) is not None:
-                number, part = item
-                actor = self._actors[number % len(self._actors)]
-                waiting.append(actor.embed.remote(part, batch, thumbnail_side))
-            if not waiting:
-                return
-            try:
-                yield self._ray.get(waiting.popleft())
-            except self._ray.exceptions.RayActorError as error:
-                raise JobError(f"a worker died: {error}; the same command goes on from there") from error
+
+        def begin(actor: Any, part: Sequence[tuple[str, Path]]) -> Any:
+            return actor.embed.remote(part, batch, thumbnail_side)
+
+        return _in_turn(self._ray, self._actors, batched(files, self.part), begin)
 
 
 class _EmbeddingActor:
@@ -127,6 +120,62 @@ class _EmbeddingActor:
         embedder = open_embedder(self._classifier, self._graph, batch=batch)
         # One reader, because ray gives an actor one core.
         return join_batches(embed_files(files, embedder, batch=batch, workers=1, thumbnail_side=thumbnail_side))
+
+
+class EvaluationActors:
+    """Evaluates images on a cluster, as ``convlens.evaluation.evaluate.EvaluationCluster`` says.
+
+    The images must lie where every machine finds them. JobError as for ``run_batch_on``.
+    """
+
+    def __init__(
+        self, address: str, model: str, *, device: str, precision: ArithmeticPrecision, accelerated: bool
+    ) -> None:
+        """``accelerated``: the workers run the network's graph, as an accelerated classifier does."""
+        self._address = address
+        self._config = _ActorConfig(model, None, device, precision, accelerated)
+
+    def records(self, pictures: Iterable[Picture], plan: EvaluationPlan) -> Generator[Record]:
+        """A record for each image, in their order. Raises JobError where a worker died."""
+        with _cluster(self._address, None) as ray:
+            actors = _actors(ray, _EvaluationActor, self._config, plan)
+            yield from _in_turn(ray, actors, pictures, lambda actor, picture: actor.record.remote(picture))
+
+
+class _EvaluationActor:
+    def __init__(self, config: _ActorConfig, plan: EvaluationPlan) -> None:
+        _limit_threads()
+        classifier = load(config.model, device=config.device, precision=config.precision)
+        self._evaluator = PictureEvaluator(accelerate(classifier) if config.accelerated else classifier, plan)
+
+    def record(self, picture: Picture) -> Record:
+        return self._evaluator.record(picture)
+
+
+def _actors(ray: Any, kind: type, config: _ActorConfig, *args: Any) -> list[Any]:
+    """An actor for each GPU of the cluster, else for each core."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
+    actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(kind)
+    return [actor.remote(config, *args) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
+
+
+def _in_turn(
+    ray: Any, actors: Sequence[Any], items: Iterable[Item], begin: Callable[[Any, Item], Any]
+) -> Generator[Any]:
+    """What the actors make of the items, taking turns, in the items' order; JobError where an actor died."""
+    numbered = enumerate(items)
+    waiting: deque[Any] = deque()
+    while True:
+        while len(waiting) < _PARTS_AHEAD * len(actors) and (numbered_item := next(numbered, None)) is not None:
+            number, item = numbered_item
+            waiting.append(begin(actors[number % len(actors)], item))
+        if not waiting:
+            return
+        try:
+            yield ray.get(waiting.popleft())
+        except ray.exceptions.RayActorError as error:
+            raise JobError(f"a worker died: {error}; the same command goes on from there") from error
 
 
 def _limit_threads() -> None:

@@ -34,8 +34,9 @@ class ArchiveOptions:
     when a request names none. ``sweeps_at``: name of a second entry of the same archive, for requests that cost more
     than a few forward passes; the first entry then refuses those and names the second. Empty: one entry answers
     everything. ``precision`` is as for ``convlens.load``. ``section``: further keys of the configuration's ``convlens``
-    section, which the handler reads. ``handler``: the handler's file, by default ``handlers/convlens_handler.py``, or
-    ``onnx_handler.py`` for an archive of graphs alone.
+    section, which the handler reads, such as ``evaluation``, the evidence for methods that were recommended.
+    ``handler``: the handler's file, by default ``handlers/convlens_handler.py``, or ``onnx_handler.py`` for an archive
+    of graphs alone.
     """
 
     batch_size: int | None = None

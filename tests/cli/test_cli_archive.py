@@ -5,12 +5,14 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import evaluations
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
 from convlens.cli.main import build
 from convlens.errors import ConvLensError, ModelError, RequestError, ServerError
+from convlens.models import load
 
 SMALL = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 
@@ -117,3 +119,77 @@ def test_what_cannot_be_built_is_refused_and_leaves_nothing(
     with pytest.raises(error, match=message):
         convlens("archive", "--model", SMALL, "--store", tmp_path / "store", *arguments)
     assert not list(tmp_path.rglob("*.mar"))
+
+
+# ---- recommended methods
+
+
+@pytest.fixture(scope="module")
+def weights_sha256() -> str:
+    return load(SMALL, device="cpu").spec.weights_sha256
+
+
+def test_recommended_methods_become_the_defaults_with_their_evidence(tmp_path: Path, weights_sha256: str) -> None:
+    folder = evaluations.write_evaluation(tmp_path / "evaluation", weights_sha256)
+    arguments = ("archive", "--model", SMALL, "--graphs", "none", "--methods", "recommended", "--evaluation", folder)
+    for store in ("first", "second"):
+        convlens(*arguments, "--store", tmp_path / store)
+    archive = tmp_path / "first" / "convlens.mar"
+    found = section(archive)
+    assert found["methods"] == ["guided_backprop", "grad_cam"]
+    evidence = found["evaluation"]
+    assert isinstance(evidence, dict)
+    assert (evidence["weights_sha256"], evidence["pictures"], evidence["metric"]) == (
+        weights_sha256,
+        200,
+        "faithfulness",
+    )
+    assert evidence["methods"]["guided_backprop"] == {
+        "mean": pytest.approx(0.39),
+        "low": pytest.approx(0.36),
+        "high": pytest.approx(0.42),
+        "n": 200,
+        "options": {},
+    }
+    assert archive.read_bytes() == (tmp_path / "second" / "convlens.mar").read_bytes()
+
+
+def test_recommended_methods_stand_beside_others_that_are_named(tmp_path: Path, weights_sha256: str) -> None:
+    folder = evaluations.write_evaluation(tmp_path / "evaluation", weights_sha256)
+    methods = ("--methods", "recommended,saliency,grad_cam", "--evaluation", folder)
+    convlens("archive", "--model", SMALL, "--graphs", "none", "--store", tmp_path, *methods)
+    assert section(tmp_path / "convlens.mar")["methods"] == ["guided_backprop", "grad_cam", "saliency"]
+
+
+def test_options_that_the_defaults_will_not_have_are_said(tmp_path: Path, weights_sha256: str) -> None:
+    verdict = evaluations.verdict(("occlusion",))  # evaluated with window=48
+    folder = evaluations.write_evaluation(tmp_path / "evaluation", weights_sha256, verdict=verdict)
+    methods = ("--methods", "recommended", "--evaluation", folder)
+    result = convlens("archive", "--model", SMALL, "--graphs", "none", "--store", tmp_path, *methods)
+    assert "occlusion was evaluated with window=48" in result.output
+
+
+def test_an_evaluation_of_other_weights_makes_no_archive(tmp_path: Path, weights_sha256: str) -> None:
+    folder = evaluations.write_evaluation(tmp_path / "evaluation", "0" * 64)
+    methods = ("--methods", "recommended", "--evaluation", folder)
+    with pytest.raises(RequestError, match=f"{'0' * 64}.*{weights_sha256}"):
+        convlens("archive", "--model", SMALL, "--store", tmp_path / "store", *methods)
+    assert not list(tmp_path.rglob("*.mar"))
+
+
+@pytest.mark.parametrize("command", [("archive",), ("explain", "picture.png", "-o", "out")], ids=["archive", "explain"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", "recommended"), "give its folder by --evaluation, make one with `convlens evaluate`"),
+        (("--methods", "saliency", "--evaluation", "e"), "--evaluation e is read for --methods recommended only"),
+        (("--methods", "recommended", "--evaluation", "e"), "no finished evaluation in e .*convlens evaluate"),
+    ],
+    ids=["no-evaluation", "not-recommended", "missing"],
+)
+def test_an_evaluation_and_recommended_methods_go_together(
+    elsewhere: Path, command: tuple[str, ...], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        convlens(*command, "--model", SMALL, *arguments)
+    assert not list(elsewhere.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import evaluations
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from typer.testing import CliRunner, Result
 from convlens.cli.main import COMMANDS, build
 from convlens.cli.options import job_settings, method_params, parse_channels, parse_methods, parse_names
 from convlens.errors import ConvLensError, RequestError
+from convlens.models import load
 
 SMALL = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 
@@ -90,3 +92,27 @@ def test_repeated_layers_and_channels_are_all_taken(picture: Path, tmp_path: Pat
 def test_layers_that_a_network_chooses_are_said(picture: Path, tmp_path: Path) -> None:
     said = convlens("dream", picture, "--octaves", 1, "--steps", 1, "--model", SMALL, "-o", tmp_path / "dream")
     assert "dream: layers: features.7" in said.output
+
+
+def test_recommended_methods_are_explained_with_the_options_they_were_evaluated_with(
+    tmp_path: Path, picture: Path
+) -> None:
+    weights_sha256 = load(SMALL, device="cpu").spec.weights_sha256
+    settings = evaluations.settings(weights_sha256)
+    settings["methods"]["occlusion"] = {"window": 48, "stride": 24}
+    verdict = evaluations.verdict(("occlusion", "saliency"))
+    folder = evaluations.write_evaluation(tmp_path / "e", weights_sha256, settings=settings, verdict=verdict)
+    recommended = ("--methods", "recommended", "--evaluation", folder, "--set", "occlusion.stride=32")
+    convlens("explain", picture, "--model", SMALL, "-o", tmp_path / "out", *recommended)
+    reply = json.loads((tmp_path / "out" / "picture" / "reply.json").read_text())
+    used = {each["method"]: each["options"] for each in reply["explanations"]}
+    assert list(used) == ["occlusion", "saliency"]
+    assert (used["occlusion"]["window"], used["occlusion"]["stride"]) == (48, 32)
+
+
+def test_an_evaluation_of_other_weights_explains_nothing(tmp_path: Path, picture: Path) -> None:
+    folder = evaluations.write_evaluation(tmp_path / "e", "0" * 64)
+    recommended = ("--methods", "recommended", "--evaluation", folder)
+    with pytest.raises(RequestError, match=f"{'0' * 64}, but the model has weights [0-9a-f]{{64}}"):
+        convlens("explain", picture, "--model", SMALL, "-o", tmp_path / "out", *recommended)
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import Occlusion
+from measured_boxes import VIEW_BOXES
 from torch import nn
 
 from convlens import image
@@ -196,15 +197,6 @@ def test_scores_that_are_not_finite_are_an_error_not_a_map() -> None:
 
 # --- real photographs -------------------------------------------------------------------------------------------------
 
-# Boxes measured by hand on the 224-pixel view: left, top, right, bottom.
-BOXES = {
-    "African elephant": (0, 90, 224, 140),  # the herd along the water
-    "go-kart": (0, 62, 200, 172),  # kart and driver
-    "koala": (0, 40, 110, 200),  # the face
-    "goldfish": (0, 30, 219, 192),
-    "golden retriever": (22, 0, 186, 200),
-}
-
 
 @pytest.fixture(scope="module")
 def squeezenet(test_data: Path) -> Classifier:
@@ -212,7 +204,7 @@ def squeezenet(test_data: Path) -> Classifier:
     return load(f"torchvision:squeezenet1_0?weights={weights}", device="cpu")
 
 
-@pytest.mark.parametrize("name", BOXES)
+@pytest.mark.parametrize("name", VIEW_BOXES)
 def test_the_largest_drop_lies_on_the_animal_or_the_kart(name: str, squeezenet: Classifier, test_data: Path) -> None:
     with (test_data / "data" / "imagenet" / "labels.csv").open(newline="") as file:
         row = next(row for row in csv.DictReader(file) if row["class_name"] == name)
@@ -223,7 +215,7 @@ def test_the_largest_drop_lies_on_the_animal_or_the_kart(name: str, squeezenet: 
     assert isinstance(result, Attribution)
     windows = Windows(224, 224, 48, 16)
     top, left = windows.corners[int(result.extras["grid_NRQ"][0].argmax())]
-    box = BOXES[name]
+    box = VIEW_BOXES[name]
     assert box[0] <= left + 24 <= box[2]
     assert box[1] <= top + 24 <= box[3]
     assert result.extras["grid_NRQ"].max() > 0.15  # hiding it costs the class at least this much probability

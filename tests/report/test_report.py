@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from strict_page import Page
 
 from convlens.errors import ConvLensError, ImageError
 from convlens.report import ReportRow, render, write
 from convlens.types import Attribution, Explanation, Meta, Neighbour, Neighbourhood, Prediction, Reply
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
 DESCRIPTIONS = {
     "saliency": ("which pixels matter.", "whether they speak for or against."),
     "neighbours": ("the nearest pictures.", "why they are near."),
@@ -72,41 +70,6 @@ def row(*explanations: Explanation, name: str = "cat.png", label: str = "tabby",
 
 def page_of(*rows: ReportRow, title: str = "A title", model: str = "net", notes: tuple[str, ...] = ()) -> str:
     return render(rows=rows, title=title, model=model, notes=notes, descriptions=DESCRIPTIONS)
-
-
-class Page(HTMLParser):
-    """Reads a page strictly: every tag that opens must be closed by its own name."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice in <{tag}>"
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in {"style", "script"}:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def values(self, attribute: str) -> Iterator[str]:
-        return (result[attribute] or "" for _, result in self.elements if attribute in result)
 
 
 def pictures(page: Page) -> list[bytes]:

@@ -1,0 +1,316 @@
+"""Which explanation to trust, measured; and what the measuring costs, beside the same protocol written plainly.
+
+    python benchmarks/evaluation.py table IMAGES --model packaged:efficientnet_lite0 --work FOLDER
+    python benchmarks/evaluation.py speed IMAGES
+
+``table`` evaluates every method and baseline on ``--pictures`` images, evenly spread over the folder's, and writes
+results/evaluation-NAME.json; killed, it goes on from the work folder. ``speed`` takes the time of twelve methods with
+insertion and deletion curves (44 passes each), image by image, in two plain scripts: ``convlens.evaluate``
+with an accelerated classifier, and captum's methods with a loop of torch as a paper's appendix would have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+TWELVE = (
+    "saliency", "guided_backprop", "deconvnet", "input_x_gradient", "integrated_gradients", "smoothgrad",
+    "gradient_shap", "deep_lift", "grad_cam", "hires_cam", "guided_grad_cam", "occlusion",
+)  # fmt: skip
+# The paper's 1,000 masks, and all of 1,280 maps, would take longer than all other methods together.
+FEWER: dict[str, dict[str, Any]] = {"rise": {"masks": 300}, "score_cam": {"top": 64}}
+STEPS = 22
+PICTURES = 200
+
+
+def spread(folder: Path, count: int) -> dict[str, Path]:
+    """So many of the folder's images by name, evenly spread."""
+    import numpy as np
+
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    chosen = np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int)
+    return {files[n].name: files[n] for n in chosen}
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def table(given: argparse.Namespace) -> None:
+    from table import RESULTS, show, write
+
+    import convlens
+
+    classifier = convlens.accelerate(convlens.load(given.model, device="cpu"))
+    methods = {name: FEWER.get(name, {}) for name in convlens.methods() if name != "neighbours"}
+    evaluation = convlens.evaluate(
+        classifier,
+        spread(given.images, given.pictures),
+        methods=methods,
+        metrics=given.metrics.split(","),
+        labels=given.labels,
+        costly_pictures=given.costly,
+        out=given.work,
+        overwrite=given.overwrite,
+        on_picture=lambda done, total, stage: print(f"{done} of {total}", flush=True) if not stage else None,
+    )
+    rows = [
+        {"method": name, **_means(method["metrics"]), "seconds": method["seconds"], "metrics": method["metrics"]}
+        for name, method in evaluation.summary["methods"].items()
+    ]
+    rows.sort(key=lambda row: -row.get("faithfulness", 0.0))
+    show([{key: value for key, value in row.items() if key != "metrics"} for row in rows])
+    settings = {key: value for key, value in evaluation.settings.items() if key != "list_sha256"}
+    settings["model"] = classifier.spec.name.partition("?")[0]
+    path = RESULTS / f"evaluation-{given.name or classifier.spec.name.partition(':')[2].partition('?')[0]}.json"
+    write(path, device="cpu", rows=rows, settings=settings, verdict=evaluation.verdict, summary=_short(evaluation))
+
+
+def _means(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: estimate["mean"] for name, estimate in metrics.items()}
+
+
+def _short(evaluation: Any) -> dict[str, Any]:
+    """What docs/evaluation.md quotes beside the rows: comparisons, mean curves, randomisation."""
+    kept = ("against_best", "against_baseline", "randomisation", "failed")
+    methods = evaluation.summary["methods"]
+    return {
+        **{key: evaluation.summary[key] for key in ("main_metric", "ranking", "baselines", "pictures")},
+        "methods": {name: {key: method[key] for key in kept} for name, method in methods.items()},
+    }
+
+
+# --- the speed --------------------------------------------------------------------------------------------------------
+
+
+class Side:
+    """A plain script in a process of its own: no environment variable, torch's own allocator."""
+
+    def __init__(self, name: str, model: str) -> None:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "side", name, model],
+            env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._said()
+
+    def seconds(self, picture: Path) -> tuple[float, dict[str, Any]]:
+        assert self._process.stdin is not None
+        started = time.perf_counter()
+        self._process.stdin.write(f"{picture}\n")
+        self._process.stdin.flush()
+        areas = json.loads(self._said())
+        return time.perf_counter() - started, areas
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _said(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"the other process ended with code {self._process.wait(timeout=60)}")
+        return line
+
+
+def speed(given: argparse.Namespace) -> None:
+    from table import RESULTS, ratios, show, write
+
+    pictures = list(spread(given.images, given.pictures + 1).values())
+    sides = {name: Side(name, given.model) for name in ("convlens", "plain")}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    apart: list[float] = []
+    for turn, picture in enumerate(pictures):
+        names = list(sides) if turn % 2 else list(reversed(sides))
+        areas = {}
+        for name in names:
+            taken, areas[name] = sides[name].seconds(picture)
+            if turn:  # the first warms up
+                seconds[name].append(taken)
+        apart += [
+            abs(a - b)
+            for method in ("integrated_gradients", "input_x_gradient", "occlusion")
+            for a, b in zip(areas["convlens"][method], areas["plain"][method], strict=True)
+        ]
+        print(picture.name, {name: round(times[-1], 2) for name, times in seconds.items() if times}, flush=True)
+    for side in sides.values():
+        side.close()
+    ratio, low, high = ratios(seconds["plain"], seconds["convlens"])
+    rows = [
+        {
+            "side": name,
+            "seconds an image": statistics.median(times),
+            f"minutes for {PICTURES}": statistics.mean(times) * PICTURES / 60,
+        }
+        for name, times in seconds.items()
+    ]
+    show(rows)
+    print(f"plain ÷ ConvLens {ratio:.2f} ({low:.2f} to {high:.2f}); areas apart by at most {max(apart):.1e}")
+    write(
+        RESULTS / "evaluation-speed-cpu.json",
+        device="cpu",
+        rows=rows,
+        model=given.model.partition("?")[0],
+        methods=TWELVE,
+        steps=STEPS,
+        pictures=len(pictures) - 1,
+        **{"plain / convlens": ratio, "quartiles": [low, high], "areas apart": max(apart)},
+    )
+
+
+def side(name: str, model: str) -> None:
+    """Answer each path of an image with the areas of all methods' curves, [insertion, deletion] of the probability."""
+    import convlens
+
+    warnings.simplefilter("ignore")
+    classifier = convlens.load(model, device="cpu")
+    if name == "convlens":
+        classifier = convlens.accelerate(classifier)
+    evaluate = _by_convlens if name == "convlens" else _by_hand
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(evaluate(classifier, Path(line.strip()))), flush=True)
+
+
+def _by_convlens(classifier: Any, picture: Path) -> dict[str, list[float]]:
+    import convlens
+
+    evaluation = convlens.evaluate(classifier, picture, methods=TWELVE, metrics=("insertion", "deletion"), baselines=())
+    values = {name: method["values"] for name, method in evaluation.records[0]["methods"].items() if "values" in method}
+    return {name: [each["insertion"], each["deletion"]] for name, each in values.items()}
+
+
+def _by_hand(classifier: Any, picture: Path) -> dict[str, list[float]]:
+    """captum's methods with the options that ConvLens has by default, and one loop over them."""
+    import torch
+    from torchvision.transforms.functional import gaussian_blur
+
+    import convlens
+
+    module, spec = classifier.module, classifier.spec
+    x = torch.as_tensor(convlens.image.prepare(convlens.image.read(picture), spec).x_CHW)[None]
+    with torch.no_grad():
+        target = int(module(x).argmax())
+    substrates = {"insertion": gaussian_blur(x, [11, 11], [5.0, 5.0]), "deletion": torch.zeros_like(x)}
+    areas: dict[str, list[float]] = {}
+    for name in TWELVE:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values = _captum_map(name, module, spec, x, target)
+        if values is None:
+            continue
+        signed = name not in ("saliency", "smoothgrad", "guided_backprop", "deconvnet", "guided_grad_cam")
+        relevance = (values.sum(1) if signed else values.abs().amax(1))[0].flatten()
+        order = relevance.argsort(descending=True)
+        areas[name] = [_area(kind, module, x, target, order, base) for kind, base in substrates.items()]
+    return areas
+
+
+def _area(kind: str, module: Any, x: Any, target: int, order: Any, base: Any) -> float:
+    import torch
+
+    start, goal = (base, x) if kind == "insertion" else (x, base)
+    total, images = order.numel(), []
+    for step in range(STEPS + 1):
+        image = start.clone().flatten(2)
+        best = order[: round(step * total / STEPS)]
+        image[:, :, best] = goal.flatten(2)[:, :, best]
+        images.append(image.view_as(x))
+    scores = []
+    with torch.no_grad():
+        for batch in torch.split(torch.cat(images), 8):  # by eights: larger batches took longer an image
+            scores.append(module(batch).softmax(1)[:, target])
+    return float(torch.trapezoid(torch.cat(scores), dx=1 / STEPS))
+
+
+def _captum_map(name: str, module: Any, spec: Any, x: Any, target: int) -> Any:
+    """(1, C, H, W); None where captum has no such method for this network."""
+    import torch
+    from captum import attr
+
+    size, layer = tuple(x.shape[2:]), module.get_submodule(spec.gradcam_layer)
+    image = x.clone().requires_grad_()
+    simple = {
+        "saliency": attr.Saliency, "guided_backprop": attr.GuidedBackprop, "deconvnet": attr.Deconvolution,
+        "input_x_gradient": attr.InputXGradient, "deep_lift": attr.DeepLift,
+    }  # fmt: skip
+    try:
+        if name in simple:
+            return simple[name](module).attribute(image, target=target).detach()
+        if name == "integrated_gradients":
+            return attr.IntegratedGradients(module).attribute(
+                image, target=target, n_steps=_default(name, "steps"), internal_batch_size=8
+            ).detach()  # fmt: skip
+        if name == "smoothgrad":
+            return attr.NoiseTunnel(attr.Saliency(module)).attribute(
+                image, nt_type="smoothgrad", nt_samples=_default(name, "samples"), nt_samples_batch_size=8,
+                stdevs=0.15 * float(x.max() - x.min()), target=target,
+            ).detach()  # fmt: skip
+        if name == "gradient_shap":
+            colours = torch.randn(1, x.shape[1], 1, 1).expand(8, -1, *size)
+            return attr.GradientShap(module).attribute(
+                image, baselines=colours, n_samples=_default(name, "samples"), target=target
+            ).detach()  # fmt: skip
+        if name == "guided_grad_cam":
+            return attr.GuidedGradCam(module, layer).attribute(image, target=target).detach()
+        if name == "occlusion":
+            with torch.no_grad():
+                return attr.Occlusion(module).attribute(
+                    x, (x.shape[1], 32, 32), strides=(x.shape[1], 16, 16), target=target, perturbations_per_eval=8
+                )  # fmt: skip
+        if name == "grad_cam":
+            cam = attr.LayerGradCam(module, layer).attribute(x, target=target).detach()
+        else:
+            product = attr.LayerGradientXActivation(module, layer).attribute(x, target=target)
+            cam = product.detach().sum(1, keepdim=True)
+        return attr.LayerAttribution.interpolate(cam, size, interpolate_mode="bilinear")
+    except (AssertionError, RuntimeError, ValueError) as error:
+        print(f"captum's {name}: {error}", file=sys.stderr)
+        return None
+
+
+def _default(method: str, option: str) -> Any:
+    from convlens.explain import get
+
+    return get(method).options[option][1]
+
+
+def main(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["side"]:
+        side(*arguments[1:])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    first = commands.add_parser("table")
+    first.set_defaults(call=table)
+    first.add_argument("images", type=Path)
+    first.add_argument("--model", default="packaged:efficientnet_lite0")
+    first.add_argument("--name", default="")
+    first.add_argument("--pictures", type=int, default=PICTURES)
+    first.add_argument("--metrics", default="insertion,deletion,sparseness")
+    first.add_argument("--costly", type=int, default=20)
+    first.add_argument("--labels", type=Path)
+    first.add_argument("--work", type=Path, required=True)
+    first.add_argument("--overwrite", action="store_true")
+    second = commands.add_parser("speed")
+    second.set_defaults(call=speed)
+    second.add_argument("images", type=Path)
+    second.add_argument("--model", default="packaged:efficientnet_lite0")
+    second.add_argument("--pictures", type=int, default=10)
+    given = parser.parse_args(arguments)
+    given.call(given)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
