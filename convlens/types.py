@@ -34,6 +34,8 @@ CropMode = Literal["center", "squash", "border"]
 """center: short side resized, then cut. squash: both sides resized, cut. border: long side resized, mean around it."""
 Activation = Literal["softmax", "sigmoid", "none"]
 """How logits become probabilities: over all classes, each class by itself, or not at all (shown as they are)."""
+CurveKind = Literal["deletion", "insertion"]
+"""deletion: a map's best pixels are removed first, and the score should fall. insertion: they are shown first."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +223,41 @@ Result = Attribution | Neighbourhood
 
 
 @dataclass(frozen=True)
+class ScoreCurve:
+    """The target's scores (S,) with the best ``fraction_S`` of the pixels removed (deletion) or shown (insertion).
+
+    ``auc`` is the area under each of the two curves, "probability" and "logit": the mean score on the way.
+    """
+
+    fraction_S: Floats
+    probability_S: Floats
+    logit_S: Floats
+    auc: Mapping[ScoreKind, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a map's order of the pixels predicts the score of its class, for this very image.
+
+    ``curves`` holds those that were asked for. The rest is how they were made: in so many ``steps`` of equally many
+    pixels, with what the missing pixels show, and how the pixels were ordered, in words; ``seed`` orders equal ones.
+    """
+
+    curves: Mapping[CurveKind, ScoreCurve]
+    steps: int
+    insertion_substrate: str
+    deletion_substrate: str
+    seed: int
+    order: str
+
+
+@dataclass(frozen=True)
 class Explanation:
     """The result of one method for one image: the numbers, and the images drawn from them on request.
 
     ``overlay_png`` is the map laid over the image that the model saw, ``heatmap_png`` the map alone; both are empty
-    unless requested. ``milliseconds`` is this row's even share of the batched call.
+    unless requested. ``milliseconds`` is this row's even share of the batched call, without the ``evaluation``, which
+    is None unless requested.
     """
 
     id: str
@@ -235,6 +267,7 @@ class Explanation:
     milliseconds: float
     overlay_png: bytes = b""
     heatmap_png: bytes = b""
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)

@@ -160,5 +160,5 @@ def test_the_rest_how_to_lists_every_parameter_form_and_status() -> None:
         assert f"\n| `{form}` |" in text
     for code in STATUSES:
         assert f"\n| {code} |" in text
-    (block,) = blocks("json", text)
-    jsonschema.validate(json.loads(block), {**json_schema(), "$ref": "#/$defs/ErrorBody"})
+    for block, model in zip(blocks("json", text), ("EvaluationBody", "ErrorBody"), strict=True):
+        jsonschema.validate(json.loads(block), {**json_schema(), "$ref": f"#/$defs/{model}"})

@@ -15,10 +15,11 @@ from convlens.engine.backend import EngineOptions
 from convlens.engine.batch import Row
 from convlens.engine.cost_model import CostModel, Key
 from convlens.engine.deadline import Deadline
+from convlens.engine.evaluation import EVALUATE
 from convlens.engine.method_calls import MethodCall, with_cost
 from convlens.errors import OverloadError, RequestError
 from convlens.explain.sweeps.autotune import SweepAutotuner
-from convlens.protocol.params import Params
+from convlens.protocol.params import LEAST_STEPS, Params
 from convlens.protocol.requests import Request
 
 # To draw an image and pack it as PNG, per pixel: 0.2 to 0.3 µs on the machine that was measured, whatever the method.
@@ -57,24 +58,36 @@ class AdmissionController:
         """What the method takes for one image; 0 before anything was measured."""
         return self._costs.seconds(self.key(call), call.cost)
 
+    @property
+    def evaluation_key(self) -> Key:
+        """Under which the cost model knows evaluations."""
+        return EVALUATE, ""
+
+    def evaluation_seconds(self, call: MethodCall) -> float:
+        """What the evaluation of the method's map takes; 0 without one, and before anything was measured."""
+        return self._costs.seconds(self.evaluation_key, call.evaluation_cost)
+
+    def _evaluated_seconds(self, call: MethodCall) -> float:
+        return self.call_seconds(call) + self.evaluation_seconds(call)
+
     def seconds(self, calls: Sequence[MethodCall], params: Params, pixels: int) -> float:
-        """What answering takes: a forward pass, the methods and their drawings, of so many pixels in original size."""
+        """What answering takes: a forward pass, the methods, their evaluations and drawings, of ``pixels`` in original
+        size.
+        """
         if self._costs.age == float("inf"):
             self._calibrate()
         drawings = sum(call.method.drawing != "thumbnails" for call in calls)
         overlays = drawings * (pixels if params.size == "original" else self._pixels) * ("overlay" in params.output)
         heatmaps = drawings * self._pixels * ("heatmap" in params.output)
-        work = self._costs.forward_seconds() + sum(map(self.call_seconds, calls))
+        work = self._costs.forward_seconds() + sum(map(self._evaluated_seconds, calls))
         return work + (overlays + heatmaps) * _DRAWING_S
 
     def require_cost(self, calls: Sequence[MethodCall]) -> None:
         """RequestError for more forward passes than ``max_cost``, with what would fit."""
-        cost, limit = sum(call.cost for call in calls), self._options.max_cost
+        cost, limit = sum(map(_evaluated_cost, calls)), self._options.max_cost
         if cost <= limit:
             return
-        advice, field = self._suggest_fit(
-            calls, lambda call: call.cost, limit, unit=lambda n: f"{n:.0f} forward passes"
-        )
+        advice, field = self._suggest_fit(calls, _evaluated_cost, limit, unit=lambda n: f"{n:.0f} forward passes")
         raise RequestError(
             f"this request costs about {cost:.0f} forward passes and {limit:.0f} are allowed; {advice}", field=field
         )
@@ -103,8 +116,8 @@ class AdmissionController:
         return seconds
 
     def _too_long(self, calls: Sequence[MethodCall], seconds: float, limit_s: float, limit: str) -> RequestError:
-        for_calls_s = limit_s - (seconds - sum(map(self.call_seconds, calls)))
-        advice, field = self._suggest_fit(calls, self.call_seconds, for_calls_s, unit=_format_seconds)
+        for_calls_s = limit_s - (seconds - sum(map(self._evaluated_seconds, calls)))
+        advice, field = self._suggest_fit(calls, self._evaluated_seconds, for_calls_s, unit=_format_seconds)
         message = f"this request would take about {_format_seconds(seconds)} and {limit}; {advice or 'allow more'}"
         return RequestError(message, field=field)
 
@@ -113,16 +126,20 @@ class AdmissionController:
     def _suggest_fit(
         self, calls: Sequence[MethodCall], cost_of: CostOf, limit: float, *, unit: Callable[[float], str]
     ) -> tuple[str, str]:
-        """Advice, and the field of the request that it concerns: the one option of one call that alone makes all calls
-        together fit ``limit``, else what each call costs.
+        """Advice, and the field of the request that it concerns: each change that alone makes all calls together fit
+        ``limit`` (one option of one call, or another evaluation), else what each call costs.
         """
         excess = sum(map(cost_of, calls)) - limit
         fits = [(call, option) for call in calls if (option := self._cheaper(call, cost_of, cost_of(call) - excess))]
-        if not fits:
-            return _costs_of_each(calls, cost_of, unit), "methods"
-        call, option = fits[0]
-        field = f"{call.place}.options.{option.partition('=')[0]}" if len(fits) == 1 and call.place else "methods"
-        return f"{', or '.join(f'{call.id} with {option}' for call, option in fits)} would fit", field
+        evaluations = _cheaper_evaluations(calls, cost_of, limit)
+        without, fits_without = _without_evaluation(calls, cost_of, limit, unit)
+        if not fits and not evaluations:
+            return f"{_costs_of_each(calls, cost_of, unit)}{without}", EVALUATE if fits_without else "methods"
+        field = "methods" if fits else EVALUATE
+        if len(fits) == 1 and not evaluations and (place := fits[0][0].place):
+            field = f"{place}.options.{fits[0][1].partition('=')[0]}"
+        changes = [*(f"{call.id} with {option}" for call, option in fits), *evaluations]
+        return f"{', or '.join(changes)} would fit{without}", field
 
     def _cheaper(self, call: MethodCall, cost_of: CostOf, limit: float) -> str:
         """``stride=7 or larger``; empty where no value of the method's own option makes the call fit."""
@@ -137,6 +154,36 @@ class AdmissionController:
         if at == len(values):
             return ""
         return f"{option}={values[at]} or {'larger' if values.step > 0 else 'fewer'}"
+
+
+def _evaluated_cost(call: MethodCall) -> float:
+    return call.cost + call.evaluation_cost
+
+
+def _cheaper_evaluations(calls: Sequence[MethodCall], cost_of: CostOf, limit: float) -> list[str]:
+    """``evaluate with steps=10 or fewer`` and ``evaluate for saliency alone``, as far as these fit."""
+    evaluated = [call for call in calls if call.evaluation]
+    asked_steps = max((call.evaluation.steps for call in calls if call.evaluation), default=0)
+
+    def fits(steps: int) -> bool:
+        return sum(cost_of(call.with_steps(steps)) for call in calls) <= limit
+
+    steps = range(asked_steps - 1, LEAST_STEPS - 1, -1)
+    at = bisect.bisect_left(steps, True, key=fits)
+    fewer = [f"evaluate with steps={steps[at]} or fewer"] if at < len(steps) else []
+    alone = [call.id for call in evaluated if len(calls) > 1 and cost_of(call) <= limit]
+    return [*fewer, *([f"evaluate for {' or '.join(alone)} alone"] if alone else [])]
+
+
+def _without_evaluation(
+    calls: Sequence[MethodCall], cost_of: CostOf, limit: float, unit: Callable[[float], str]
+) -> tuple[str, bool]:
+    """What the calls cost without being evaluated, in words, and whether that fits; empty where none is."""
+    if not any(call.evaluation for call in calls):
+        return "", False
+    cost = sum(cost_of(replace(call, evaluation=None)) for call in calls)
+    fits = cost <= limit
+    return f"; without evaluate this costs about {unit(cost)}{' and would fit' if fits else ''}", fits
 
 
 def _costs_of_each(calls: Sequence[MethodCall], cost_of: CostOf, unit: Callable[[float], str]) -> str:

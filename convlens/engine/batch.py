@@ -49,8 +49,9 @@ OnRow = Callable[[RequestRecord], None]
 class Row:
     """One request on its way through the engine: what it needs, then what came of it.
 
-    ``failures`` holds the errors of calls that leave the others their results, by the id of the call. ``seconds`` is
-    what it is expected to take, 0 where no limit of time applies; ``view_HWC`` is the model's view as it is shown.
+    ``failures`` holds the errors of calls that leave the others their results, by the id of the call, ``unevaluated``
+    those of evaluations that leave their map. ``seconds`` is what it is expected to take, 0 where no limit of time
+    applies; ``view_HWC`` is the model's view as it is shown.
     """
 
     request: Request
@@ -66,6 +67,7 @@ class Row:
     explanations: dict[str, Explanation] = field(default_factory=dict)
     methods: list[MethodRecord] = field(default_factory=list)
     failures: dict[str, ConvLensError] = field(default_factory=dict)
+    unevaluated: dict[str, ConvLensError] = field(default_factory=dict)
     error: ConvLensError | None = None
 
     def fail(self, call: MethodCall, error: ConvLensError) -> None:
@@ -74,8 +76,15 @@ class Row:
         What the client can mend, and what a later try may bring, is an error of the whole request: half an answer
         would hide it.
         """
-        if isinstance(error, UnsupportedModelError | ModelError) or type(error) is ConvLensError:
+        if _leaves_others(error):
             self.failures[call.id] = error
+        else:
+            self.error = error
+
+    def fail_evaluation(self, call: MethodCall, error: ConvLensError) -> None:
+        """As ``fail``, for a call whose map is there."""
+        if _leaves_others(error):
+            self.unevaluated[call.id] = error
         else:
             self.error = error
 
@@ -93,7 +102,13 @@ class Row:
 
     @property
     def heavy(self) -> bool:
-        return any(call.heavy for call in self.calls)
+        return any(call.heavy or call.evaluation for call in self.calls)
+
+    @property
+    def failure_warnings(self) -> tuple[str, ...]:
+        """What the reply says of calls that failed alone; each begins with the call's id."""
+        left_out = [f"{id_} is left out: {error.message}" for id_, error in self.failures.items()]
+        return (*left_out, *(f"{id_} is not evaluated: {error.message}" for id_, error in self.unevaluated.items()))
 
 
 @dataclass(frozen=True)
@@ -104,9 +119,9 @@ class BatchEntry:
     call: MethodCall
 
 
-def left_out(id_: str, error: ConvLensError) -> str:
-    """The warning for a call that failed alone; it begins with the call's id."""
-    return f"{id_} is left out: {error.message}"
+def _leaves_others(error: ConvLensError) -> bool:
+    """Whether the model is the reason, so that the request's other results stand."""
+    return isinstance(error, UnsupportedModelError | ModelError) or type(error) is ConvLensError
 
 
 def by_gradient(rows: Iterable[Row]) -> list[list[Row]]:
@@ -134,6 +149,16 @@ def light_calls(rows: list[Row]) -> list[list[BatchEntry]]:
             shared[(*key, repeats[key])].append(BatchEntry(n, call))
             repeats[key] += 1
     return list(shared.values())
+
+
+def evaluated_calls(rows: list[Row]) -> list[BatchEntry]:
+    """Calls whose maps are to be evaluated, as far as they gave one."""
+    return [
+        BatchEntry(n, call)
+        for n, row in enumerate(rows)
+        for call in row.calls
+        if call.evaluation and call.id in row.explanations
+    ]
 
 
 def heavy_calls(rows: list[Row]) -> list[list[BatchEntry]]:

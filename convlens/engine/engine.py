@@ -12,9 +12,10 @@ import numpy as np
 from convlens import explain, image
 from convlens.engine.admission import AdmissionController, TimeBudget
 from convlens.engine.backend import EngineOptions, Model, forward_of, sweeps_for, warm_up
-from convlens.engine.batch import OnRow, RequestRecord, Row, left_out
+from convlens.engine.batch import OnRow, RequestRecord, Row
 from convlens.engine.cost_model import CostModel
 from convlens.engine.deadline import Deadline, deadline_of
+from convlens.engine.evaluation import with_evaluation
 from convlens.engine.executor import BatchExecutor, isolate_errors
 from convlens.engine.method_calls import MethodCall, entry_calls, with_target
 from convlens.errors import ConvLensError, GalleryError
@@ -138,8 +139,8 @@ class Engine:
 
         RequestError for what this engine does not answer.
         """
-        height, width = size = self.model.spec.input_size
-        calls, _ = entry_calls(params, self.options, size)
+        height, width = self.model.spec.input_size
+        calls, _ = self._calls(params)
         return self._admission.seconds(calls, params, height * width)
 
     def _blank(self) -> Floats:
@@ -150,10 +151,17 @@ class Engine:
     def _forward(self, x_NCHW: Floats, on_step: OnStep) -> Forward:
         return forward_of(self.model, x_NCHW, sweeps=self.sweeps, gallery=self.gallery, on_step=on_step)
 
+    def _calls(self, params: Params) -> tuple[list[MethodCall], list[str]]:
+        """What is to be computed and evaluated, with costs, and warnings."""
+        spec = self.model.spec
+        calls, warnings = entry_calls(params, self.options, spec.input_size)
+        calls, unevaluated = with_evaluation(calls, params, spec, entry=self.options.sweeps_at)
+        return calls, warnings + unevaluated
+
     def _check(self, request: Request, deadline: Deadline, *, timed: bool) -> _Checked:
         """Refuses all that can be refused before the image is touched and the model runs."""
         deadline.require(0.0)
-        calls, warnings = entry_calls(request.params, self.options, self.model.spec.input_size)
+        calls, warnings = self._calls(request.params)
         calls = [with_target(call, self.model) for call in calls]
         self._admission.require_cost(calls)
         seconds = self._admission.require_seconds(request, deadline, calls) if timed else 0.0
@@ -193,7 +201,8 @@ class Engine:
         """Put what happened in place of where it can be read."""
         if not self.options.shows_details:
             return
-        for error in (item.error, *item.failures.values()) if isinstance(item, Row) else (item,):
+        errors = (item.error, *item.failures.values(), *item.unevaluated.values()) if isinstance(item, Row) else (item,)
+        for error in errors:
             if error is not None and error.detail:
                 error.message = f"internal error: {error.detail}"
 
@@ -209,7 +218,7 @@ class Engine:
             activation=self.model.spec.activation,
             predictions=row.predictions,
             explanations=tuple(row.explanations[call.id] for call in row.calls if call.id not in row.failures),
-            warnings=(*row.warnings, *(left_out(id_, error) for id_, error in row.failures.items())),
+            warnings=(*row.warnings, *row.failure_warnings),
             timing_ms=timing_ms,
             placement=row.placement,
         )

@@ -14,8 +14,17 @@ import numpy as np
 
 from convlens import explain
 from convlens.engine.admission import AdmissionController, TimeBudget
-from convlens.engine.batch import BatchEntry, MethodRecord, Row, by_gradient, heavy_calls, light_calls
+from convlens.engine.batch import (
+    BatchEntry,
+    MethodRecord,
+    Row,
+    by_gradient,
+    evaluated_calls,
+    heavy_calls,
+    light_calls,
+)
 from convlens.engine.cost_model import CostModel
+from convlens.engine.evaluation import EVALUATE, evaluate
 from convlens.engine.method_calls import MethodCall
 from convlens.engine.rendering import explanation, top_predictions
 from convlens.errors import (
@@ -89,7 +98,7 @@ class BatchExecutor:
     """Runs one batch; its rows get their predictions, explanations and errors.
 
     Light work first: the forward passes with all calls that rows share, then, one by one and as far as there is time,
-    the calls of many windows or samples.
+    the calls of many windows or samples and the evaluations of maps.
     """
 
     def __init__(
@@ -105,7 +114,7 @@ class BatchExecutor:
         self._admission, self._costs, self._budget = admission, costs, budget
         self._on_step = on_step
         self._step = Step("")
-        self._heavy: Row | None = None  # the row whose sweep or samples are running
+        self._heavy: Row | None = None  # the row whose sweep, samples or evaluation are running
 
     def execute(self, rows: Sequence[Row]) -> None:
         """Answer all rows that have no error yet."""
@@ -115,6 +124,8 @@ class BatchExecutor:
         for forward, group in passed:
             for entries in heavy_calls(group):
                 self._explain(forward, group, entries)
+            for entry in evaluated_calls(group):
+                self._evaluate(forward, group[entry.n], entry)
 
     def _light(self, rows: list[Row]) -> list[tuple[Forward, list[Row]]]:
         """Predictions and light calls, for these rows together or, where their forward pass fails, for each alone.
@@ -200,6 +211,25 @@ class BatchExecutor:
             if row.error is None:
                 self._explain(forward, [row], [replace(entry, n=0)])
 
+    def _evaluate(self, forward: Forward, row: Row, entry: BatchEntry) -> None:
+        """The curves of one map. Where the model is the reason that there are none, the map stays without them."""
+        call = entry.call
+        if not self._has_time(row, self._admission.evaluation_seconds(call)):
+            return
+        self._heavy, started = row, time.perf_counter()
+        with isolate_errors() as isolation:
+            self._on_progress(Step(EVALUATE, 0, int(call.evaluation_cost)))
+            evaluation = evaluate(forward.select([entry.n]), call, row.explanations[call.id].result)
+        error, seconds, self._heavy = isolation.error, time.perf_counter() - started, None
+        if error is None or isinstance(error, DeadlineError | OverloadError):
+            done = self._step.done / self._step.total
+            self._costs.learn(self._admission.evaluation_key, done * call.evaluation_cost, seconds)
+        if error is None:
+            row.explanations[call.id] = replace(row.explanations[call.id], evaluation=evaluation)
+        else:
+            row.fail_evaluation(call, error)
+        row.methods.append(MethodRecord(EVALUATE, seconds, 0, row.unevaluated.get(call.id)))
+
     def _keep(self, forward: Forward, row: Row, call: MethodCall, result: Result, seconds: float, shared: int) -> None:
         """Draw a row's result; ``seconds`` is its part of the call that so many rows shared."""
         started = time.perf_counter()
@@ -218,12 +248,19 @@ class BatchExecutor:
 
     def _in_time(self, row: Row, call: MethodCall) -> bool:
         """Whether to start this call; the row gets an error where there is no time for it."""
+        if call.heavy:
+            return self._has_time(row, self._admission.call_seconds(call))
         if row.error is None:
             with isolate_errors() as isolation:
-                if call.heavy:
-                    self._budget.require(row.deadline, self._admission.call_seconds(call))
-                else:
-                    row.deadline.require(0.0)
+                row.deadline.require(0.0)
+            row.error = isolation.error
+        return row.error is None
+
+    def _has_time(self, row: Row, seconds: float) -> bool:
+        """The same for so many seconds of heavy work."""
+        if row.error is None:
+            with isolate_errors() as isolation:
+                self._budget.require(row.deadline, seconds)
             row.error = isolation.error
         return row.error is None
 

@@ -15,7 +15,15 @@ from convlens.errors import RequestError
 from convlens.explain import Method
 from convlens.instrument import find_layer
 from convlens.models import Classifier, find_class
-from convlens.protocol.params import STRICT, MethodParams, NeuronTarget, Params, field_prefix, raise_invalid
+from convlens.protocol.params import (
+    STRICT,
+    EvaluateParams,
+    MethodParams,
+    NeuronTarget,
+    Params,
+    field_prefix,
+    raise_invalid,
+)
 from convlens.types import Neuron
 
 # Forward passes. What costs more runs through many windows or samples, one image after another.
@@ -29,7 +37,7 @@ class MethodCall:
     ``target`` is a class index, a neuron, or None for the predicted class; a class label only until ``with_target``.
     ``cost`` is in forward passes, 0 until ``with_cost``. ``place`` is where the request names the call, such as
     ``methods.0``, for errors to point at; empty for a default method. ``target_place`` is where its target comes from:
-    the call's own, or that of the whole request.
+    the call's own, or that of the whole request. ``evaluation`` is what its map is put to, None for nothing.
     """
 
     id: str
@@ -39,11 +47,23 @@ class MethodCall:
     place: str = ""
     target_place: str = "target"
     cost: float = 0.0
+    evaluation: EvaluateParams | None = None
 
     @property
     def heavy(self) -> bool:
         """Whether it runs through many windows or samples."""
         return self.cost > HEAVY
+
+    @property
+    def evaluation_cost(self) -> float:
+        """In forward passes, beside ``cost``."""
+        return float(self.evaluation.forwards) if self.evaluation else 0.0
+
+    def with_steps(self, steps: int) -> MethodCall:
+        """The same call with an evaluation of so many steps, where it has one."""
+        if self.evaluation is None:
+            return self
+        return replace(self, evaluation=self.evaluation.model_copy(update={"steps": steps}))
 
 
 def method_calls(params: Params, default_methods: Iterable[str]) -> list[MethodCall]:

@@ -18,6 +18,8 @@ from convlens.protocol.arrays import ArrayBody, PictureBody, ReplyModel
 from convlens.protocol.params import Params
 from convlens.types import (
     Attribution,
+    CurveKind,
+    Evaluation,
     Explanation,
     Floats,
     Meta,
@@ -26,6 +28,8 @@ from convlens.types import (
     Neuron,
     Placement,
     Result,
+    ScoreCurve,
+    ScoreKind,
 )
 
 _LAYOUTS = {"none": "CHW", "abs_max": "1HW", "sum": "1HW"}
@@ -108,6 +112,64 @@ class NeuronBody(ReplyModel):
     x: int | None
 
 
+class AreaBody(ReplyModel):
+    """The area under a curve: its mean score."""
+
+    probability: float
+    logit: float
+
+
+class CurveBody(ReplyModel):
+    """The class's scores with the best ``fraction`` of the pixels removed (deletion) or shown (insertion)."""
+
+    auc: AreaBody
+    fraction: list[float]
+    probability: list[float]
+    logit: list[float]
+
+    @classmethod
+    def from_curve(cls, curve: ScoreCurve) -> Self:
+        return cls(
+            auc=AreaBody(probability=curve.auc["probability"], logit=curve.auc["logit"]),
+            fraction=curve.fraction_S.tolist(),
+            probability=curve.probability_S.tolist(),
+            logit=curve.logit_S.tolist(),
+        )
+
+    def to_curve(self) -> ScoreCurve:
+        fraction_S, probability_S, logit_S = map(np.asarray, (self.fraction, self.probability, self.logit))
+        auc: dict[ScoreKind, float] = {"probability": self.auc.probability, "logit": self.auc.logit}
+        return ScoreCurve(fraction_S, probability_S, logit_S, auc)
+
+
+class EvaluationProtocolBody(ReplyModel):
+    """How the curves were made: steps, what missing pixels show, and how the pixels are ordered."""
+
+    steps: int
+    insertion_substrate: str
+    deletion_substrate: str
+    seed: int
+    order: str
+
+
+class EvaluationBody(ReplyModel):
+    """How well the map's order of the pixels predicts the class's score; the curves that were asked for."""
+
+    deletion: CurveBody | None = None
+    insertion: CurveBody | None = None
+    protocol: EvaluationProtocolBody
+
+    @classmethod
+    def from_evaluation(cls, evaluation: Evaluation) -> Self:
+        curves: dict[str, Any] = {kind: CurveBody.from_curve(curve) for kind, curve in evaluation.curves.items()}
+        return cls(protocol=EvaluationProtocolBody.model_validate(evaluation), **curves)
+
+    def to_evaluation(self) -> Evaluation:
+        bodies: dict[CurveKind, CurveBody | None] = {"deletion": self.deletion, "insertion": self.insertion}
+        curves = {kind: body.to_curve() for kind, body in bodies.items() if body}
+        return Evaluation(curves, **dict(self.protocol))
+
+
 class ExplanationBody(ReplyModel):
     """One method's answer: a map with its pictures, or neighbours. ``target`` is null where a neuron was explained."""
 
@@ -124,6 +186,7 @@ class ExplanationBody(ReplyModel):
     neighbours: list[NeighbourBody] | None = None
     overlay: PictureBody | None = None
     heatmap: PictureBody | None = None
+    evaluation: EvaluationBody | None = None
     options: dict[str, Any] = Field(description="The options in effect, defaults included.")
     meta: MetaBody
     timing_ms: float
@@ -141,6 +204,8 @@ class ExplanationBody(ReplyModel):
         for name, png in (("overlay", explanation.overlay_png), ("heatmap", explanation.heatmap_png)):
             if png:
                 content[name] = PictureBody.of(png, "image/png")
+        if explanation.evaluation:
+            content["evaluation"] = EvaluationBody.from_evaluation(explanation.evaluation)
         return cls(
             id=explanation.id,
             method=explanation.method,
@@ -160,6 +225,7 @@ class ExplanationBody(ReplyModel):
             self.timing_ms,
             _decoded(self.overlay),
             _decoded(self.heatmap),
+            self.evaluation.to_evaluation() if self.evaluation else None,
         )
 
     def _result(self, attached: Mapping[str, memoryview]) -> Result:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NoReturn, Self, TypedDict
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,7 +21,7 @@ from pydantic import (
 
 from convlens.errors import ConvLensError, RequestError, near_matches
 from convlens.protocol.negotiation import Media
-from convlens.types import Neuron
+from convlens.types import CurveKind, Neuron
 
 # Strict: pydantic would else take "5" for 5 and True for 1.
 STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -35,6 +36,7 @@ _Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_]
 # bool is an int to Python, but no index: hence strict.
 _Index = Annotated[int, Field(strict=True, ge=0)]
 _Label = Annotated[str, Field(strict=True, min_length=1, max_length=256)]
+LEAST_STEPS = 2  # of a curve
 _MAX_QUOTED = 100  # characters of what is quoted from a request: what it sends must not swell the reply
 
 
@@ -86,6 +88,36 @@ def _from_bare_name(method: object) -> object:
 _NameOrMethod = Annotated[MethodParams, BeforeValidator(_from_bare_name, json_schema_input_type=_Name | MethodParams)]
 
 
+def _each_once(kinds: list[CurveKind]) -> list[CurveKind]:
+    return list(dict.fromkeys(kinds))
+
+
+_Curves = Annotated[list[CurveKind], Field(min_length=1, max_length=2), AfterValidator(_each_once)]
+
+
+class EvaluateParams(BaseModel):
+    """The curves that come with each map of a class; each takes ``steps`` forward passes."""
+
+    model_config = STRICT
+
+    curves: _Curves = ["deletion", "insertion"]
+    steps: int = Field(default=22, ge=LEAST_STEPS, le=100)
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes for one map."""
+        return len(self.curves) * self.steps
+
+
+def _kind_of_evaluate(evaluate: object) -> str:
+    return "object" if isinstance(evaluate, Mapping | EvaluateParams) else "list"
+
+
+Evaluate = Annotated[
+    Annotated[_Curves, Tag("list")] | Annotated[EvaluateParams, Tag("object")], Discriminator(_kind_of_evaluate)
+]
+
+
 class Params(BaseModel):
     """The parameters of one request; every one has a default, so that a bare picture is a whole request.
 
@@ -95,7 +127,8 @@ class Params(BaseModel):
     ``size``: maps and overlays on the grid the model saw, or at their place in the original picture, 0 around it.
     ``deadline_ms`` counts from ``sent_at`` (seconds since 1970; over REST also by the header X-Request-Start), where
     that is not said from when a worker took the request up. ``accept`` is the form of the reply, for clients that send
-    no headers. ``thumbnails``: whether neighbours come with their small pictures.
+    no headers. ``thumbnails``: whether neighbours come with their small pictures. ``evaluate``: the curves that come
+    with each map of a class, as a list or, with their number of steps, as an object.
     """
 
     model_config = STRICT
@@ -110,18 +143,25 @@ class Params(BaseModel):
     size: Size = "model"
     neighbours: int | None = Field(default=None, ge=1, le=1000)
     thumbnails: bool = True
+    evaluate: Evaluate | None = None
     accept: Media | None = None
     deadline_ms: Annotated[float, Field(gt=0, le=86_400_000)] | None = None
     sent_at: Annotated[float, Field(ge=0)] | None = None
     seed: int | None = Field(default=None, ge=0, le=2**63 - 1)
     request_id: Annotated[str, Field(max_length=128, pattern=r"^[\x21-\x7e]*$")] = ""
 
+    @property
+    def evaluation(self) -> EvaluateParams | None:
+        """``evaluate`` in its long form."""
+        return EvaluateParams(curves=self.evaluate) if isinstance(self.evaluate, list) else self.evaluate
+
 
 class RequestParams(TypedDict, total=False):
     """The fields of Params that a client's caller may give, each as docs/rest.md describes it; the server checks them.
 
     ``output`` is ["array"] by default: numbers, to draw or to compute with. ``target`` is a class by index or by label,
-    or a neuron: {"layer": "blocks.2.0", "channel": 3}, with or without "y" and "x".
+    or a neuron: {"layer": "blocks.2.0", "channel": 3}, with or without "y" and "x". ``evaluate`` is a list of curves,
+    or {"curves": ["deletion"], "steps": 10}.
     """
 
     # Written out, because type checkers can derive no TypedDict from a model; a test holds the two together.
@@ -134,6 +174,7 @@ class RequestParams(TypedDict, total=False):
     size: Size
     neighbours: int
     thumbnails: bool
+    evaluate: Sequence[CurveKind] | Mapping[str, Any]
     deadline_ms: float
     seed: int
     request_id: str
@@ -168,12 +209,16 @@ def _message(path: list[str], error_type: str) -> str:
     # pydantic's own message names our classes and the tags of the union, which no client knows.
     if path[-1:] == ["target"] and error_type != "value_error":
         return "should be a class index from 0, a label, or a neuron's layer and channel"
+    if path == ["evaluate"] and error_type == "list_type":
+        return 'should be a list of "deletion" and "insertion", or an object with curves and steps'
     return "should be a method's name, or an object that names it" if error_type == "model_type" else ""
 
 
 def _path(loc: tuple[int | str, ...]) -> list[str]:
-    # pydantic puts validators ("function-before[…]") and, after ``target``, branches of the union into the place.
+    # pydantic puts validators ("function-before[…]") and, after a union, its branches into the place.
     path = [str(part) for part in loc if not str(part).startswith("function-")]
+    if path[:1] == ["evaluate"]:
+        return [*path[:1], *path[2:]]
     if "target" not in path:
         return path
     end = path.index("target") + 1
@@ -188,6 +233,8 @@ def _option_path(loc: tuple[int | str, ...]) -> list[str]:
 def _model_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> type[BaseModel]:
     if "target" in loc[:-1]:
         return NeuronTarget
+    if loc[0] == "evaluate" and len(loc) > 1:
+        return EvaluateParams
     return MethodParams if model is Params and loc[0] == "methods" and len(loc) > 2 else model
 
 

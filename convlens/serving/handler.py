@@ -172,6 +172,11 @@ def require_sendable(request: Request, default_methods: Iterable[str], *, max_by
 
 
 def _require_one_image(params: Params, methods: Sequence[str]) -> None:
+    if params.evaluation:
+        raise RequestError(
+            f"{PNG} holds one image and no curves; ask for {JSON}, where they are, or leave evaluate out",
+            field="evaluate",
+        )
     if len(params.output) != 1 or params.output[0] == "array":
         raise RequestError(f"{PNG} holds one image; ask for output ['overlay'] or ['heatmap']", field="output")
     if len(methods) != 1:

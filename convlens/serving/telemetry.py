@@ -14,13 +14,14 @@ from typing import Any, Protocol
 
 from convlens import explain
 from convlens.engine.batch import RequestRecord
+from convlens.engine.evaluation import EVALUATE
 from convlens.errors import ConvLensError, error_type
 from convlens.serving.structured_logging import log_request
 
 _log = logging.getLogger(__name__)
 
 _PREDICT = "predict"  # the method of a request that calls none
-_OTHER = "other"  # any method that is not in the registry
+_OTHER = "other"  # any method that is neither in the registry nor the evaluation of maps
 _LEVEL = "Model"
 _COMMON_LABELS = ("ModelName", "Level")
 # Name -> its own labels, as handlers/metrics.yaml declares them to the server.
@@ -123,7 +124,7 @@ def _methods(record: RequestRecord) -> Iterator[tuple[str, float, int, ConvLensE
     """Each method with its seconds, its windows, and the request's error or its own; without any method, predictions
     with the seconds of the whole request.
     """
-    known = explain.available_methods()
+    known = {*explain.available_methods(), EVALUATE}
     totals: dict[str, tuple[float, int, ConvLensError | None]] = {}
     for call in record.methods:
         name = call.method if call.method in known else _OTHER

@@ -108,6 +108,7 @@ def test_measuring_ends_soon_on_slow_networks(seconds: float, most: int) -> None
         ({"methods": ["saliency"], "output": []}, 1 + 3),
         ({"methods": [{"method": "occlusion", "options": {"window": 8, "stride": 8}}], "output": []}, 1 + 9),
         ({"methods": [{"method": "smoothgrad", "options": {"samples": 5}}], "output": []}, 1 + 15),
+        ({"methods": ["saliency"], "evaluate": {"steps": 6}, "output": []}, 1 + 3 + 12),
     ],
 )
 def test_an_estimate_is_what_the_work_takes(params: dict[str, Any], forwards: int) -> None:

@@ -70,6 +70,15 @@ def test_a_file_holds_the_same_maps_as_json(accept: str, wanted: dict[str, Any],
 
 
 @pytest.mark.parametrize("accept", READERS)
+def test_a_file_holds_the_same_curves_as_json(accept: str, tmp_path: Any) -> None:
+    asked = {"methods": ["saliency"], "output": ["array"], "evaluate": {"steps": 4}}
+    arrays, reply = READERS[accept](answer(accept, **asked).body, tmp_path)
+    plain = json.loads(answer("application/json", **asked).body)
+    assert reply["explanations"][0]["evaluation"] == plain["explanations"][0]["evaluation"]
+    assert set(arrays) == {"saliency"}
+
+
+@pytest.mark.parametrize("accept", READERS)
 def test_a_file_of_predictions_alone_has_no_arrays(accept: str, tmp_path: Any) -> None:
     arrays, reply = READERS[accept](answer(accept).body, tmp_path)
     assert not arrays
@@ -112,6 +121,7 @@ def test_clients_without_headers_name_the_form_in_params() -> None:
         ({"explain": True}, "methods", "asks for saliency, occlusion"),
         ({"methods": ["neighbours"]}, "methods", "asks for none"),
         ({"methods": ["saliency"], "output": ["array"]}, "output", "one image"),
+        ({"methods": ["saliency"], "evaluate": ["deletion"]}, "evaluate", "ask for application/json"),
         ({"methods": ["saliency"], "output": ["overlay", "heatmap"]}, "output", "one image"),
     ],
 )

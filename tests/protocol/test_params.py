@@ -50,6 +50,7 @@ def test_a_bare_picture_is_a_whole_request_for_predictions_alone() -> None:
         ({"methods": [{"method": "saliency", "opts": {}}]}, "methods.0.opts", "did you mean options? known keys: meth"),
         (occlusion(windows=3), "methods.1.options.windows", "did you mean window? known keys: window, stride, fill,"),
         ({"methods": [{"method": "neighbours", "options": {"n": 1}}]}, "methods.0.options.n", "known keys: k"),
+        ({"evaluate": {"step": 3}}, "evaluate.step", "did you mean steps? known keys: curves, steps"),
     ],
 )
 def test_an_unknown_key_is_named_with_its_place_and_the_keys_there_are(
@@ -112,6 +113,17 @@ def test_an_id_is_a_plain_name_because_files_are_made_of_it(name: str) -> None:
         ({"reduce": "max"}, "reduce", "'max'"),
         ({"neighbours": 0}, "neighbours", "0"),
         ({"neighbours": True}, "neighbours", "True"),
+        ({"evaluate": "deletion"}, "evaluate", "'deletion'"),
+        ({"evaluate": True}, "evaluate", "True"),
+        ({"evaluate": []}, "evaluate", "[]"),
+        ({"evaluate": ["deletion", "removal"]}, "evaluate.1", "'removal'"),
+        ({"evaluate": ["deletion", "insertion", "deletion"]}, "evaluate", "deletion"),
+        ({"evaluate": {"curves": ["removal"]}}, "evaluate.curves.0", "'removal'"),
+        ({"evaluate": {"curves": []}}, "evaluate.curves", "[]"),
+        ({"evaluate": {"steps": 1}}, "evaluate.steps", "1"),
+        ({"evaluate": {"steps": 101}}, "evaluate.steps", "101"),
+        ({"evaluate": {"steps": True}}, "evaluate.steps", "True"),
+        ({"evaluate": {"steps": 22.0}}, "evaluate.steps", "22.0"),
         ({"seed": -1}, "seed", "-1"),
         ({"seed": 2**63}, "seed", "9223372036854775808"),
         ({"request_id": "two words"}, "request_id", "'two words'"),
@@ -139,6 +151,28 @@ def test_a_value_of_a_wrong_kind_or_out_of_range_is_quoted_with_its_place(
     assert error.message.startswith(f"{field}: ")
     assert f"; got {quoted}" in error.message or f"got [{quoted}" in error.message or f"got ['{quoted}" in error.message
     assert len(error.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "curves", "steps"),
+    [
+        (["deletion"], ["deletion"], 22),
+        (["insertion", "deletion"], ["insertion", "deletion"], 22),
+        (["deletion", "deletion"], ["deletion"], 22),
+        ({}, ["deletion", "insertion"], 22),
+        ({"steps": 2}, ["deletion", "insertion"], 2),
+        ({"curves": ["insertion"], "steps": 100}, ["insertion"], 100),
+    ],
+)
+def test_curves_are_asked_for_by_a_list_or_with_their_steps(evaluate: Any, curves: list[str], steps: int) -> None:
+    asked_for = parse_params({"evaluate": evaluate}).evaluation
+    assert asked_for is not None
+    assert (asked_for.curves, asked_for.steps) == (curves, steps)
+
+
+@pytest.mark.parametrize("given", [{}, {"evaluate": None}])
+def test_nothing_is_evaluated_by_default(given: dict[str, Any]) -> None:
+    assert parse_params(given).evaluation is None
 
 
 def test_keys_that_are_no_strings_are_refused() -> None:

@@ -18,7 +18,7 @@ from convlens.protocol.arrays import ArrayBody
 from convlens.protocol.params import Params, parse_params
 from convlens.protocol.requests import Request
 from convlens.protocol.responses import dumps, error_json, from_json, to_json
-from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Reply
+from convlens.types import Attribution, Evaluation, Explanation, Meta, Neighbourhood, Reply, ScoreCurve
 
 SMALL = {"method": "occlusion", "options": {"window": 8, "stride": 4}}
 
@@ -219,6 +219,36 @@ def test_neighbours_come_with_distances_and_thumbnails(tmp_path: Path) -> None:
     assert base64.b64decode(thumbnail["data"]).startswith(b"\xff\xd8 picture")
 
 
+def test_curves_come_with_their_areas_and_how_they_were_made() -> None:
+    curve = ScoreCurve(
+        np.array([0, 0.5, 1]), np.array([0.9, 0.5, 0.1]), np.array([4.0, 2, -1]), {"probability": 0.5, "logit": 1.75}
+    )
+    evaluation = Evaluation({"deletion": curve}, 2, "blur", "mean", 0, "by size")
+    reply = of_values(np.ones((1, 2, 2), np.float32))
+    explanation = replace(reply.explanations[0], evaluation=evaluation)
+    body = strict(dumps(to_json(replace(reply, explanations=(explanation,)), Params())))
+    assert body["explanations"][0]["evaluation"] == {
+        "deletion": {
+            "auc": {"probability": 0.5, "logit": 1.75},
+            "fraction": [0.0, 0.5, 1.0],
+            "probability": [0.9, 0.5, 0.1],
+            "logit": [4.0, 2.0, -1.0],
+        },
+        "protocol": {
+            "steps": 2,
+            "insertion_substrate": "blur",
+            "deletion_substrate": "mean",
+            "seed": 0,
+            "order": "by size",
+        },
+    }
+
+
+def test_without_an_evaluation_the_reply_has_no_place_for_it() -> None:
+    reply, params = answered(methods=["saliency"], output=[])
+    assert "evaluation" not in to_json(reply, params)["explanations"][0]
+
+
 # --- and back ---------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +265,7 @@ def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
     params = {
         "methods": ["saliency", SMALL, "grad_cam", {"method": "smoothgrad", "options": {"samples": 2}}],
         "neighbours": 2,
+        "evaluate": {"steps": 3},
         "request_id": "x",
         "output": ["array", "overlay", "heatmap"],
     }
@@ -289,7 +320,7 @@ def test_what_is_no_reply_is_said_to_be_none(path: tuple[Any, ...], value: Any) 
 
 
 def test_keys_of_a_newer_server_are_ignored_at_every_level() -> None:
-    reply, params = answered(methods=[SMALL], output=["array", "overlay"])
+    reply, params = answered(methods=[SMALL], output=["array", "overlay"], evaluate={"steps": 3})
     body = strict(dumps(to_json(reply, params)))
 
     def extended(value: Any) -> Any:

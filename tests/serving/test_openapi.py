@@ -69,11 +69,13 @@ FULL = {
     "size": "original",
     "dtype": "<f2",
     "seed": 4,
+    "evaluate": ["deletion", "insertion"],
 }
 # Each with the schema of its body and of its answer.
 ASKED: dict[str, tuple[dict[str, Any], str, str]] = {
     "bare": (body(), "Body", "ReplyBody"),
     "everything": (body(**FULL), "Body", "ReplyBody"),
+    "one curve": (body(explain=True, evaluate={"curves": ["insertion"], "steps": 3}), "Body", "ReplyBody"),
     "all methods": (body(methods=list(explain.available_methods())), "Body", "ReplyBody"),
     "v1": ({"instances": [TEXT, {"data": {"b64": TEXT}, "params": {"topk": 1}}]}, "V1Body", "V1Reply"),
     "v2": (v2(methods=["saliency"]), "V2Body", "V2Reply"),
@@ -102,6 +104,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     "an unknown method": body(methods=[{"method": "occlude"}]),
     "an unknown option": body(methods=[{"method": "saliency", "options": {"window": 3}}]),
     "an option out of bounds": body(methods=[{"method": "occlusion", "options": {"window": 0}}]),
+    "an unknown curve": body(explain=True, evaluate=["removal"]),
+    "one step": body(explain=True, evaluate={"steps": 1}),
     "too many methods": body(methods=["saliency"] * 33),
     "no data": {"params": {}},
     "no instances": {"instances": []},

@@ -105,6 +105,12 @@ def test_errors_of_other_modules_count_as_the_kind_of_ours_that_they_are() -> No
     assert error_type(Invented("x")) == "TargetError"
 
 
+def test_evaluations_count_beside_the_methods() -> None:
+    result = list(samples([row(MethodRecord("saliency", 0.5, 0), MethodRecord("evaluate", 1.5, 0))]))
+    assert Sample("convlens_seconds", ("evaluate", "answered"), 1.5) in result
+    assert Sample("convlens_requests_total", ("evaluate", "200"), 1) in result
+
+
 def test_no_name_from_elsewhere_becomes_a_label() -> None:
     (seconds, *_) = samples([row(MethodRecord('evil",x="', 0.5, 0))])
     assert seconds == Sample("convlens_seconds", ("other", "answered"), 0.5)
