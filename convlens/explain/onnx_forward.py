@@ -174,7 +174,7 @@ class GraphForward(Forward):
     def _cam_graph(self, layer: str) -> OnnxRuntime:
         """The graph of that layer's maps."""
         graphs = {graph.contract.layers[0]: graph for graph in self.model.graphs.all(CAM)}
-        command = f"convlens export cam --model {self.spec.name} --layer {layer}"
+        command = f"convlens export cam --model {self.spec.name} --layer {layer or 'LAYER'}"
         if not graphs:
             raise UnsupportedModelError(
                 f"class activation maps need a graph of cam, which this model lacks; there are: "
