@@ -13,7 +13,7 @@ from typing import Any
 
 from convlens.errors import ConvLensError
 from convlens.models import DEFAULT, load
-from convlens.runtime.graph_contract import GRADIENTS, KINDS
+from convlens.runtime.graph_contract import BACKWARD, CAM, KINDS
 from convlens.types import Step
 from export.bundle import ALONE, bundle
 from export.compatibility import FAMILIES, Row, compare_families, markdown
@@ -88,7 +88,7 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument(
         "--input-size", type=_sides, metavar="SIDE|HxW", help="size of the images in pixels (default: the model's)"
     )
-    if kind not in GRADIENTS:
+    if kind not in BACKWARD:
         parser.add_argument("--half", action="store_true", help="float16 weights")
     parser.add_argument("--preprocessing", action="store_true", help="take uint8 RGB images instead of normalised ones")
     parser.add_argument("--tolerance", type=float, help="largest relative difference from torch to accept")
@@ -98,6 +98,15 @@ def _add_kind(parser: argparse.ArgumentParser, kind: str) -> None:
     if kind == "features":
         parser.add_argument(
             "--layers", nargs="+", action=_AddUp, required=True, metavar="LAYER", help="layers by their dotted names"
+        )
+    if kind == CAM:
+        parser.add_argument(
+            "--layer",
+            dest="layers",
+            nargs=1,
+            default=(),
+            metavar="LAYER",
+            help="layer by its dotted name (default: the model's)",
         )
     if kind == "occlusion":
         parser.add_argument("--window", type=int, default=32, help="side in pixels (default: 32)")

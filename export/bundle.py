@@ -10,7 +10,7 @@ from typing import Any
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier
 from convlens.models.manifest import GRAPHS, read_manifest, write_manifest
-from convlens.runtime.graph_contract import GRADIENTS, Kind, Strategy
+from convlens.runtime.graph_contract import BACKWARD, CAM, Kind, Strategy
 from convlens.types import Step, no_op
 from convlens.utils.files import replace_folder
 from export.exporter import ExportReport, OnStep, export
@@ -18,11 +18,11 @@ from export.exporter import ExportReport, OnStep, export
 # BESIDE a network: graphs that make its sweeps faster. ALONE: everything; sweeps then run the embedding's graph in
 # batches, on a CPU as fast as a graph of their own, whose loop ONNX Runtime keeps in memory twice.
 BESIDE: tuple[Kind, ...] = ("scores", "occlusion")
-ALONE: tuple[Kind, ...] = ("embedding", "saliency", "guided_backprop", "deconvnet")
+ALONE: tuple[Kind, ...] = ("embedding", "saliency", "guided_backprop", "deconvnet", "cam")
 # Windows per iteration of a sweep: on two cores as fast as any number, and less memory than a larger one.
 _CHUNK = 4
-# Defined for ReLU networks only, and left out for others.
-_RELU_ONLY: tuple[Kind, ...] = ("guided_backprop", "deconvnet")
+# Defined for ReLU networks, or for networks with a layer of maps, and left out for others.
+_NOT_FOR_ALL: tuple[Kind, ...] = ("guided_backprop", "deconvnet", CAM)
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ def bundle(
     """Write a graph of each kind (but features) and ``model.json`` into ``folder``, in place of an earlier bundle.
 
     They are written beside it and renamed: the folder is the old one or the whole new one. ``on_step`` gets the steps
-    of each export, with how many kinds of how many are done. Guided backprop and deconvnet are skipped for networks
-    that they are not defined for, and all that explain a class where there are no classes. Raises RequestError for a
-    folder with other things in it, and as ``export`` does.
+    of each export, with how many kinds of how many are done. Guided backprop, deconvnet and cam are skipped for
+    networks that they are not defined for, and all that explain a class where there are no classes. Raises RequestError
+    for a folder with other things in it, and as ``export`` does.
     """
     _require_ours(folder)
     reports, skipped = [], []
@@ -66,8 +66,8 @@ def bundle(
                 try:
                     reports.append(export(classifier, kind, draft / f"{kind}.onnx", on_step=show, **sweep))
                 except UnsupportedModelError as error:
-                    undefined = not classifier.spec.classes and kind in (*GRADIENTS, "occlusion")
-                    if kind not in _RELU_ONLY and not undefined:
+                    undefined = not classifier.spec.classes and kind in (*BACKWARD, "occlusion")
+                    if kind not in _NOT_FOR_ALL and not undefined:
                         raise
                     skipped.append((kind, error.message))
             write_manifest(draft, source=GRAPHS, spec=classifier.spec)

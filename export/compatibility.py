@@ -9,7 +9,7 @@ from pathlib import Path
 
 from convlens.errors import ConvLensError, UnsupportedModelError
 from convlens.models import Classifier, load
-from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind
+from convlens.runtime.graph_contract import CAM, GRADIENTS, KINDS, Kind
 from convlens.types import no_op
 from export.exporter import export
 from export.gradients.tracing import require_rule
@@ -27,7 +27,8 @@ FAMILIES = (DEFAULT, *(f"torchvision:{name}:untrained" for name in _UNTRAINED.sp
 class Row:
     """``worst`` is the largest relative difference of any output at any batch size; ``error`` why there is none.
 
-    ``refused``: the explanation is not defined for this network (a ReLU rule, but other activations).
+    ``refused``: the explanation is not defined for this network (a ReLU rule, but other activations; maps, but no layer
+    that has any).
     """
 
     model: str
@@ -61,13 +62,15 @@ def _row(classifier: Classifier, kind: Kind) -> Row:
         try:
             report = export(classifier, kind, Path(folder) / "graph.onnx", layers=layers)
         except UnsupportedModelError as error:
-            return Row(spec.name, kind, None, 0.0, error.message, refused=_has_no_rule(classifier, kind))
+            return Row(spec.name, kind, None, 0.0, error.message, refused=_is_undefined(classifier, kind))
         except ConvLensError as error:
             return Row(spec.name, kind, None, 0.0, error.message)
     return Row(spec.name, kind, report.worst.relative, report.seconds)
 
 
-def _has_no_rule(classifier: Classifier, kind: Kind) -> bool:
+def _is_undefined(classifier: Classifier, kind: Kind) -> bool:
+    if kind == CAM:
+        return not classifier.spec.gradcam_layer
     if kind not in GRADIENTS:
         return False
     try:

@@ -13,7 +13,7 @@ import onnx
 import convlens
 from convlens.errors import ConvLensError, ModelError
 from convlens.models import Classifier
-from convlens.runtime.graph_contract import ElementType, GraphContract, Kind, Port, Strategy, labels_sha256
+from convlens.runtime.graph_contract import CAM, ElementType, GraphContract, Kind, Port, Strategy, labels_sha256
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import ModelSpec, Step, no_op
 from export.options import HALF_TOLERANCE, OPSET, TOLERANCE, ExportOptions, require_exportable, resize_spec
@@ -69,9 +69,10 @@ def export(
     strategy: Strategy = "full",
     on_step: OnStep = no_op,
 ) -> ExportReport:
-    """Write a graph of one kind: scores, features (of ``layers``), embedding, occlusion, or one of the gradient
-    explanations saliency, guided_backprop and deconvnet. Takes about half a minute; ``on_step`` gets each stage as it
-    begins, and "written" at the end.
+    """Write a graph of one kind: scores, features (of ``layers``), embedding, occlusion, one of the gradient
+    explanations saliency, guided_backprop and deconvnet, or cam: the maps of the one layer in ``layers`` (default: the
+    model's ``gradcam_layer``) and their gradient. Takes about half a minute; ``on_step`` gets each stage as it begins,
+    and "written" at the end.
 
     ``window`` and ``stride`` are in pixels and fixed in an occlusion graph, which computes ``batch`` windows at a time.
     In other graphs ``batch`` matters only without ``dynamic_batch``, or where a network's gradient cannot be traced for
@@ -90,8 +91,9 @@ def export(
     """
     started, path = time.perf_counter(), Path(path)
     allowed = tolerance if tolerance is not None else HALF_TOLERANCE if half else TOLERANCE
+    layers = tuple(layers) or ((classifier.spec.gradcam_layer,) if kind == CAM else ())
     options = ExportOptions(
-        kind, tuple(layers), window, stride, batch, opset, dynamic_batch, half, preprocessing, allowed, strategy
+        kind, layers, window, stride, batch, opset, dynamic_batch, half, preprocessing, allowed, strategy
     )
     require_exportable(options, classifier, path)
     spec = resize_spec(classifier.spec, input_size)

@@ -9,7 +9,7 @@ from typing import get_args
 from convlens.errors import RequestError, UnsupportedModelError, near_matches
 from convlens.instrument import find_layer, require_eval
 from convlens.models import Classifier, is_scripted
-from convlens.runtime.graph_contract import GRADIENTS, KINDS, Kind, Strategy
+from convlens.runtime.graph_contract import BACKWARD, CAM, KINDS, Kind, Strategy
 from convlens.types import ModelSpec
 
 # 18 is the first opset that torch's exporter writes, 23 the last that it knows; 20 is its own default.
@@ -54,7 +54,7 @@ def require_exportable(options: ExportOptions, classifier: Classifier, path: Pat
 
 
 def _require_classes(options: ExportOptions, classifier: Classifier) -> None:
-    if not classifier.spec.classes and options.kind in (*GRADIENTS, "occlusion"):
+    if not classifier.spec.classes and options.kind in (*BACKWARD, "occlusion"):
         raise UnsupportedModelError(
             f"a graph of {options.kind} explains a class, and this network gives embeddings and has none; export "
             "embedding or features",
@@ -69,7 +69,7 @@ def _require_numbers(options: ExportOptions) -> None:
         raise RequestError(f"batch={options.batch} holds no picture; use 1 or more", field="batch")
     if options.tolerance <= 0:
         raise RequestError(f"tolerance={options.tolerance} lets nothing pass; use a number above 0", field="tolerance")
-    if options.half and options.kind in GRADIENTS:
+    if options.half and options.kind in BACKWARD:
         raise RequestError(
             f"half=True would move ReLUs of a graph of {options.kind} across zero, and the gradient jumps "
             "there; leave it out",
@@ -92,12 +92,16 @@ def _require_strategy(options: ExportOptions) -> None:
 
 
 def _require_layers(options: ExportOptions, classifier: Classifier) -> None:
-    if options.kind != "features":
+    if options.kind not in ("features", CAM):
         if options.layers:
-            raise RequestError(f"a graph of {options.kind} takes no layers; ask for features", field="layers")
+            raise RequestError(f"a graph of {options.kind} takes no layers; ask for features or cam", field="layers")
         return
     if not options.layers:
         raise RequestError("a graph of features needs the names of one or more layers", field="layers")
+    if options.kind == CAM and len(options.layers) > 1:
+        raise RequestError(
+            f"a graph of cam is of one layer, not of {', '.join(options.layers)}; export one for each", field="layers"
+        )
     if len(set(options.layers)) < len(options.layers):
         raise RequestError(f"a layer is named twice in {', '.join(options.layers)}", field="layers")
     for layer in options.layers:

@@ -18,24 +18,35 @@ from convlens.explain.sweeps.windows import Windows
 from convlens.instrument import copy_of, tapped
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import (
+    CAM,
     EMBEDDING,
     FILL,
     GRADIENT,
     LOG_SUMS,
     LOGITS,
+    MAPS,
+    MAPS_GRADIENT,
     PICTURE,
     PIXELS,
     SCORES,
     TARGET,
     TARGETS,
-    GradientKind,
     Strategy,
     SweepGeometry,
 )
 from convlens.runtime.memory import is_out_of_memory
 from convlens.types import ModelSpec
 from export.gradients.custom_ops import TRANSLATIONS
-from export.gradients.tracing import RULES, TRACE_ERRORS, Gradient, has_dynamic_batch, require_rule, unroll
+from export.gradients.tracing import (
+    RULES,
+    TRACE_ERRORS,
+    Gradient,
+    MapsGradient,
+    has_dynamic_batch,
+    pixels_of_maps,
+    require_rule,
+    unroll,
+)
 from export.incremental.builder import Sweep, incremental_sweep
 from export.options import ExportOptions
 from export.sweep_loop import LEFTS, TOPS, chunk_size, loop_over_windows
@@ -102,26 +113,33 @@ def _plan(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> It
     elif options.kind == "occlusion":
         graph = _with_preprocessing(OccludedScores(network, options.window), spec, options, classifier)
         yield _Plan(graph, pixels | _sweep_inputs(spec, options, classifier.device), (SCORES, LOG_SUMS), False)
+    elif options.kind == CAM:
+        (layer,) = options.layers
+        module: nn.Module = MapsGradient(network, layer, pixels_of_maps(classifier, spec, layer))
+        yield _backward(module, (MAPS, MAPS_GRADIENT, LOGITS), classifier, spec, options)
     else:
-        yield _gradient(classifier, spec, options, options.kind)
+        require_rule(classifier, spec, options.kind)
+        yield _backward(Gradient(network, RULES[options.kind]), (GRADIENT, LOGITS), classifier, spec, options)
 
 
-def _gradient(classifier: Classifier, spec: ModelSpec, options: ExportOptions, kind: GradientKind) -> _Plan:
+def _backward(
+    module: nn.Module, outputs: tuple[str, ...], classifier: Classifier, spec: ModelSpec, options: ExportOptions
+) -> _Plan:
     """For a dynamic batch where the network can be traced with one, else for ``options.batch`` images."""
-    require_rule(classifier, spec, kind)
     pixels = _pixels(classifier, spec, options)
     inputs = pixels | {TARGETS: torch.zeros(len(*pixels.values()), dtype=torch.int64, device=classifier.device)}
-    graph = _with_preprocessing(Gradient(classifier.module, RULES[kind]), spec, options, classifier)
+    graph = _with_preprocessing(module, spec, options, classifier)
     steps = unroll(graph, tuple(inputs.values()), open_batch=options.dynamic_batch)
     if options.dynamic_batch and not has_dynamic_batch(steps):
-        return _gradient(classifier, spec, replace(options, dynamic_batch=False), kind)
-    return _Plan(steps.eval(), inputs, (GRADIENT, LOGITS), options.dynamic_batch)
+        return _backward(module, outputs, classifier, spec, replace(options, dynamic_batch=False))
+    return _Plan(steps.eval(), inputs, outputs, options.dynamic_batch)
 
 
 def _require_runs(classifier: Classifier, spec: ModelSpec, options: ExportOptions) -> None:
     """RequestError for a layer that does not run or returns no tensor, which would fail obscurely in the exporter."""
     x_NCHW = torch.zeros(1, spec.channels, *spec.input_size, device=classifier.device)
-    with torch.inference_mode(), tapped(classifier.module, outputs=options.layers) as tap:
+    layers = options.layers if options.kind == "features" else ()
+    with torch.inference_mode(), tapped(classifier.module, outputs=layers) as tap:
         try:
             tap.module(x_NCHW)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from convlens import image
 from convlens.errors import ModelError, UnsupportedModelError
@@ -24,13 +25,16 @@ from convlens.explain.sweeps.windows import Windows
 from convlens.instrument import arithmetic, copy_of, tapped
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import (
+    BACKWARD,
+    CAM,
     EMBEDDING,
     GRADIENT,
     GRADIENTS,
     LOG_SUMS,
     LOGITS,
+    MAPS,
+    MAPS_GRADIENT,
     SCORES,
-    GradientKind,
     GraphContract,
 )
 from convlens.runtime.onnx_runtime import OnnxRuntime
@@ -61,8 +65,8 @@ def deviations(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) ->
     are filled one by one.
     """
     kind = runtime.contract.kind
-    if kind in GRADIENTS:
-        return tuple(_gradients(runtime, classifier, spec, kind))
+    if kind in BACKWARD:
+        return tuple(_gradients(runtime, classifier, spec))
     compared = _sweeps if kind == "occlusion" else _batches
     return tuple(compared(runtime, classifier, spec))
 
@@ -107,25 +111,26 @@ def _torch(classifier: Classifier, spec: ModelSpec, contract: GraphContract, x_N
     return {LOGITS: logits_NK} | ({EMBEDDING: embedding_ND} if contract.kind == "embedding" else {})
 
 
-def _gradients(
-    runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec, kind: GradientKind
-) -> Iterator[Deviation]:
+def _gradients(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
     double = dataclasses.replace(classifier, module=copy_of(classifier.module).double(), graphs=None)
+    name = MAPS_GRADIENT if runtime.contract.kind == CAM else GRADIENT
     for count in _batch_sizes(runtime.contract):
-        gradient, logits = float("inf"), 0.0
+        gradient, others = float("inf"), dict[str, float]()
         for attempt in range(_TRIES):
             images_NHWC = _noise(count, spec, attempt)
             x_NCHW = np.stack([image.normalise(image_HWC, spec) for image_HWC in images_NHWC])
             target_N = (np.arange(count) * 7 + attempt) % spec.classes
             # all at once, where runtime.gradient would cut a batch into smaller ones
             outputs = runtime.run(images_NHWC if runtime.contract.preprocessing else x_NCHW, target_N)
-            expected_NCHW, expected_NK = _eager(double, kind, x_NCHW, target_N)
-            gradient = min(gradient, _gradient_deviation(expected_NCHW, outputs[GRADIENT]))
-            logits = max(logits, relative(expected_NK, outputs[LOGITS]))
+            expected = _eager(double, runtime.contract, x_NCHW, target_N)
+            gradient = min(gradient, _gradient_deviation(expected.pop(name), outputs[name]))
+            for output, values in expected.items():
+                others[output] = max(others.get(output, 0.0), relative(values, outputs[output]))
             if gradient <= runtime.contract.tolerance:
                 break
-        yield Deviation(GRADIENT, count, gradient)
-        yield Deviation(LOGITS, count, logits)
+        yield Deviation(name, count, gradient)
+        for output, off in others.items():
+            yield Deviation(output, count, off)
 
 
 def _sweeps(runtime: OnnxRuntime, classifier: Classifier, spec: ModelSpec) -> Iterator[Deviation]:
@@ -162,16 +167,25 @@ def _noise(count: int, spec: ModelSpec, attempt: int = 0) -> Bytes8:
     return np.random.default_rng((count, attempt)).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _eager(double: Classifier, kind: GradientKind, x_NCHW: Floats, target_N: Ints) -> tuple[Floats, Floats]:
-    """The explanation without a graph, and the logits."""
+def _eager(double: Classifier, contract: GraphContract, x_NCHW: Floats, target_N: Ints) -> dict[str, Floats]:
+    """Every output of the graph, without it."""
     forward = ForwardPass(double, x_NCHW.astype(np.float64))
     try:
-        gradient_NCHW = forward.gradient(RULES[kind], target_N, method=kind).cpu().numpy()
+        tensors = _eager_gradient(forward, contract, target_N)
     except RuntimeError as error:
         raise UnsupportedModelError(f"gradients are compared in float64, and there this fails: {error}") from error
-    if not np.isfinite(gradient_NCHW).all():
+    outputs = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    if not all(np.isfinite(values).all() for values in outputs.values()):
         raise ModelError("torch's gradient is NaN or infinite for noise pictures; the weights may be damaged")
-    return gradient_NCHW, forward.logits_NK
+    return outputs | {LOGITS: forward.logits_NK}
+
+
+def _eager_gradient(forward: ForwardPass, contract: GraphContract, target_N: Ints) -> dict[str, Tensor]:
+    kind = contract.kind
+    if kind in GRADIENTS:
+        return {GRADIENT: forward.gradient(RULES[kind], target_N, method=kind)}
+    maps_NCHW, gradient_NCHW = forward.layer_gradient(contract.layers[0], target_N)
+    return {MAPS: maps_NCHW, MAPS_GRADIENT: gradient_NCHW}
 
 
 def _gradient_deviation(expected_NCHW: Floats, graph_NCHW: Floats) -> float:

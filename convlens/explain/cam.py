@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from convlens.explain.torch_forward import ForwardPass
+from convlens.explain.forward import Forward
 from convlens.runtime.torch_runtime import to_host
 from convlens.types import Attribution, Ints
 
@@ -23,8 +23,8 @@ class LayerMaps:
     gradient_NCHW: Tensor
 
 
-def layer_maps(forward: ForwardPass, target_N: Ints, layer: str) -> LayerMaps:
-    """Of the layer of that name, or of the spec's ``gradcam_layer``; raises as ``ForwardPass.layer_gradient``."""
+def layer_maps(forward: Forward, target_N: Ints, layer: str) -> LayerMaps:
+    """Of the layer of that name, or of the spec's ``gradcam_layer``; raises as ``Forward.layer_gradient``."""
     name = layer or forward.spec.gradcam_layer
     features_NCHW, gradient_NCHW = forward.layer_gradient(name, target_N)
     dtype = forward.x_NCHW.dtype  # bfloat16, in a network's autocast
@@ -37,13 +37,13 @@ def grad_cam_map(maps: LayerMaps) -> Tensor:
     return (weight_NC11 * maps.features_NCHW).sum(1, keepdim=True)
 
 
-def stretched(cam_N1HW: Tensor, forward: ForwardPass) -> Tensor:
+def stretched(cam_N1HW: Tensor, forward: Forward) -> Tensor:
     """The map, bilinearly, in the size of the input."""
     return functional.interpolate(cam_N1HW, tuple(forward.x_NCHW.shape[-2:]), mode="bilinear")
 
 
 def cam_attribution(
-    forward: ForwardPass,
+    forward: Forward,
     method: str,
     layer: str,
     cam_N1HW: Tensor,

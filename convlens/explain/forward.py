@@ -98,6 +98,13 @@ class Forward(ABC):
         ``method`` is the name that errors mention.
         """
 
+    @abstractmethod
+    def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
+        """A layer's maps (N, C, h, w) for these rows, and d logit(target) / d maps, on this batch's device.
+
+        RequestError for a layer that is not there, does not run or gives no maps.
+        """
+
     @property
     @abstractmethod
     def counts(self) -> Mapping[str, int]:

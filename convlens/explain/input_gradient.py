@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from convlens.errors import UnsupportedModelError
+from convlens.errors import RequestError, UnsupportedModelError
 from convlens.instrument import graph_nodes
 from convlens.runtime.memory import is_out_of_memory
 
@@ -65,6 +66,43 @@ def require_reached(score: Tensor, *, method: str = "", place: str = "image") ->
     """UnsupportedModelError for a score whose recorded graph is empty."""
     if not score.requires_grad:
         raise UnsupportedModelError(_message(method, place), field="method")
+
+
+class LayerCut:
+    """A forward hook that begins the graph at a layer's maps of ``pixels`` or more, those of its last run that has any.
+
+    What lies before the layer needs no graph. Runs that give no such maps (of a ReLU that serves the head as well) are
+    left as they are.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._runs = 0
+        self.maps: Tensor | None = None
+        self.other: object = None
+
+    def __call__(self, _: nn.Module, __: object, out: object) -> Tensor | None:
+        self._runs += 1
+        if not isinstance(out, Tensor) or out.ndim != 4 or math.prod(out.shape[2:]) < self._pixels:
+            self.other = out
+            return None
+        self.maps = out.detach().requires_grad_()
+        # A clone goes on, since an in-place ReLU behind the layer would overwrite what the layer gave.
+        return self.maps.clone()
+
+    def require_maps(self, layer: str) -> Tensor:
+        """The maps; RequestError where there are none."""
+        if self.maps is not None:
+            return self.maps
+        if not self._runs:
+            raise RequestError(
+                f"layer {layer!r} exists but did not run in this forward pass; choose another", field="options.layer"
+            )
+        given = str(tuple(self.other.shape)) if isinstance(self.other, Tensor) else f"a {type(self.other).__name__}"
+        raise RequestError(
+            f"layer {layer!r} has no map: it gives {given}, and this method needs (N, C, H, W); choose an earlier one",
+            field="options.layer",
+        )
 
 
 @contextmanager

@@ -164,6 +164,9 @@ class NeuronPass(Forward):
             raise RequestError("a neuron has an activation and no probability; leave score out", field="options.score")
         return self._graph.gradient(rule, method=method)
 
+    def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
+        raise RequestError("a neuron has no class activation maps; explain a class instead", field="target")
+
     def meta(self, kind: ScoreKind, **more: Any) -> Meta:
         return replace(super().meta(kind, **more), target_kind="activation", layer=self._graph.layer)
 

@@ -21,7 +21,7 @@ from convlens.explain.sweeps.openvino import openvino_sweeps
 from convlens.gallery import Gallery
 from convlens.instrument import ReluRule, require_precision
 from convlens.models.manifest import GRAPHS, read_manifest
-from convlens.runtime.graph_contract import GradientKind, labels_sha256
+from convlens.runtime.graph_contract import CAM, GradientKind, labels_sha256
 from convlens.types import ArithmeticPrecision, Floats, Ints, ModelSpec, ScoreKind, no_op
 
 if TYPE_CHECKING:
@@ -89,16 +89,20 @@ class GraphModel:
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the explanation methods that these graphs support."""
+        from convlens.explain.registry import available_methods, get  # on first use: it imports this file
+
         kinds = [kind for kind in _GRADIENT_GRAPHS.values() if self.graphs.first(kind)]
         of_saliency = ["input_x_gradient"] if "saliency" in kinds else []
-        return (*kinds, *of_saliency, "occlusion", "rise", "neighbours")
+        of_maps = [name for name in available_methods() if get(name).needs == "maps"] if self.graphs.all(CAM) else []
+        return (*kinds, *of_saliency, *of_maps, "occlusion", "rise", "neighbours")
 
 
 class GraphForward(Forward):
     """A batch through exported graphs; otherwise as ``Forward``.
 
-    Gradients come from graphs of saliency, guided backprop and deconvnet. UnsupportedModelError for one that the model
-    lacks, RequestError for the gradient of a probability, which no graph computes.
+    Gradients come from graphs of saliency, guided backprop and deconvnet, a layer's maps from its graph of cam.
+    UnsupportedModelError for a graph that the model lacks, RequestError for the gradient of a probability, which no
+    graph computes, and for a layer that has no graph.
     """
 
     def __init__(
@@ -165,6 +169,29 @@ class GraphForward(Forward):
         self._shared.backwards += 1
         gradient_NCHW, _ = graph.gradient(self.x_NCHW, target_N)
         return gradient_NCHW
+
+    def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
+        maps_NCHW, gradient_NCHW = self._cam_graph(layer).maps_and_gradient(self.x_NCHW, target_N)
+        self._shared.backwards += 1
+        return torch.from_numpy(maps_NCHW).to(self.device), torch.from_numpy(gradient_NCHW).to(self.device)
+
+    def _cam_graph(self, layer: str) -> OnnxRuntime:
+        """The graph of that layer's maps."""
+        graphs = {graph.contract.layers[0]: graph for graph in self.model.graphs.all(CAM)}
+        command = f"convlens export cam --model {self.spec.name} --layer {layer or 'LAYER'}"
+        if not graphs:
+            raise UnsupportedModelError(
+                f"class activation maps need a graph of cam, which this model lacks; there are: "
+                f"{', '.join(self.model.methods)}; write one into its folder by `{command}`",
+                field="method",
+            )
+        if layer not in graphs:
+            raise RequestError(
+                f"no graph of cam of layer {layer!r}; there are: {', '.join(map(repr, graphs))}; write another into "
+                f"the model's folder by `{command}`",
+                field="options.layer",
+            )
+        return graphs[layer]
 
     @property
     def counts(self) -> Mapping[str, int]:

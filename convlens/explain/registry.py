@@ -16,14 +16,14 @@ from convlens.instrument import arithmetic, precision_was_chosen
 from convlens.types import Ints, Result
 from convlens.utils.registry import Registry
 
-Needs = Literal["gradient", "scores", "embedding", "model"]
+Needs = Literal["gradient", "maps", "scores", "embedding", "model"]
 Drawing = Literal["magnitude", "signed", "gradient", "thumbnails"]
 Explainer = Callable[..., Result]
 CostEstimate = Callable[[Mapping[str, Any], tuple[int, int]], float]
 RateKey = Callable[[Mapping[str, Any], tuple[int, int], SweepAutotuner], str]
 CheaperValues = Callable[[Mapping[str, Any]], tuple[str, range]]
 
-
+_DIFFERENTIATES: tuple[Needs, ...] = ("gradient", "maps", "model")
 _TF32 = (
     "torch let the GPU round to TF32, which moved saliency by up to 24 % of its largest value; for float32 load the "
     "model by convlens.load(..., precision='float32')"
@@ -79,7 +79,7 @@ class Method:
                 "--runtime torch",
                 field="method",
             )
-        if forward.explains_classes and self.needs in ("gradient", "model"):
+        if forward.explains_classes and self.needs in _DIFFERENTIATES:
             require_classes(forward, self.name)
         with arithmetic(forward.precision, forward.device):
             if self.needs == "gradient":
@@ -91,7 +91,7 @@ class Method:
 
     def _with_warning(self, result: Result) -> Result:
         """The result, with a warning where it is a gradient that nobody wanted in TF32."""
-        if self.needs not in ("gradient", "model") or result.meta.precision != "tf32":
+        if self.needs not in _DIFFERENTIATES or result.meta.precision != "tf32":
             return result
         return replace(result, meta=replace(result.meta, warnings=(*result.meta.warnings, _TF32)))
 

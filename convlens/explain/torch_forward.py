@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.explain.captured_forward import Replay, computed, run_network
 from convlens.explain.forward import Forward, MakeImages, OnStep
-from convlens.explain.input_gradient import differentiating, input_gradient, require_reached
+from convlens.explain.input_gradient import LayerCut, differentiating, input_gradient, require_reached
 from convlens.explain.network_sweeps import torch_sweeps
 from convlens.explain.onnx_forward import graph_outputs
 from convlens.explain.scores import probabilities, require_finite, scores_of
@@ -139,11 +139,7 @@ class ForwardPass(Forward):
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
     def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
-        """A layer's maps (N, C, h, w) for these rows, and d logit(target) / d maps; a forward pass of its own.
-
-        A layer that runs several times counts by its last run. RequestError for one that is not there, does not run or
-        gives no maps.
-        """
+        """By a forward pass of its own. A layer that runs several times counts by its last run."""
         whole = len(self._rows) == len(self._shared)
         return self._shared.layer_gradient(
             layer, self.x_NCHW, target_N, keep=whole and (np.diff(self._rows) == 1).all()
@@ -260,10 +256,10 @@ class _SharedPass:
 
     def _layer_gradient(self, layer: str, x_NCHW: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The layer's maps, the gradient in them, logits and embeddings."""
-        cut = _Cut(pixels=2)
+        cut = LayerCut(pixels=2)
         logits_NK, embedding_ND = self._cut_forward(layer, x_NCHW, cut)
         if cut.maps is None and isinstance(cut.other, Tensor) and cut.other.ndim == 4:
-            cut = _Cut(pixels=1)
+            cut = LayerCut(pixels=1)
             logits_NK, embedding_ND = self._cut_forward(layer, x_NCHW, cut)
         maps = cut.require_maps(layer)
         with torch.enable_grad():
@@ -273,7 +269,7 @@ class _SharedPass:
         )
         return widened(maps.detach()), widened(gradient), logits_NK.detach(), embedding_ND
 
-    def _cut_forward(self, layer: str, x_NCHW: Tensor, cut: _Cut) -> tuple[Tensor, Tensor]:
+    def _cut_forward(self, layer: str, x_NCHW: Tensor, cut: LayerCut) -> tuple[Tensor, Tensor]:
         """Logits and embeddings of a forward pass whose graph begins behind the layer."""
         embedding_layer = self._classifier.spec.embedding_layer
         try:
@@ -343,43 +339,6 @@ class _SharedPass:
         self.forwards += 1
         self._logits_NK = logits_NK.detach().cpu().numpy()
         self._embedding_ND = embedding_ND.cpu().numpy()
-
-
-class _Cut:
-    """A forward hook that begins the graph at a layer's maps of ``pixels`` or more, those of its last run that has any.
-
-    What lies before the layer needs no graph. Runs that give no such maps (of a ReLU that serves the head as well) are
-    left as they are.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._pixels = pixels
-        self._runs = 0
-        self.maps: Tensor | None = None
-        self.other: object = None
-
-    def __call__(self, _: nn.Module, __: object, out: object) -> Tensor | None:
-        self._runs += 1
-        if not isinstance(out, Tensor) or out.ndim != 4 or out[0, 0].numel() < self._pixels:
-            self.other = out
-            return None
-        self.maps = out.detach().requires_grad_()
-        # A clone goes on, since an in-place ReLU behind the layer would overwrite what the layer gave.
-        return self.maps.clone()
-
-    def require_maps(self, layer: str) -> Tensor:
-        """The maps; RequestError where there are none."""
-        if self.maps is not None:
-            return self.maps
-        if not self._runs:
-            raise RequestError(
-                f"layer {layer!r} exists but did not run in this forward pass; choose another", field="options.layer"
-            )
-        given = str(tuple(self.other.shape)) if isinstance(self.other, Tensor) else f"a {type(self.other).__name__}"
-        raise RequestError(
-            f"layer {layer!r} has no map: it gives {given}, and this method needs (N, C, H, W); choose an earlier one",
-            field="options.layer",
-        )
 
 
 def _without_repeats(rows: Ints) -> Iterator[Ints]:

@@ -21,19 +21,22 @@ _FORMAT, _OTHER_IMAGES = "1", "2"
 _ADDED = ("crop_mode", "crop_width", "resize_width")
 _FORMAT_KEY, _CONTRACT_KEY = "convlens.format", "convlens.contract"
 
-Kind = Literal["scores", "features", "embedding", "occlusion", "saliency", "guided_backprop", "deconvnet"]
+Kind = Literal["scores", "features", "embedding", "occlusion", "saliency", "guided_backprop", "deconvnet", "cam"]
 GradientKind = Literal["saliency", "guided_backprop", "deconvnet"]
 Strategy = Literal["full", "incremental"]
 Precision = Literal["float32", "half"]
 ElementType = Literal["float32", "int64", "uint8"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRADIENTS: tuple[GradientKind, ...] = get_args(GradientKind)
+CAM: Literal["cam"] = "cam"
+BACKWARD: tuple[Kind, ...] = (*GRADIENTS, CAM)  # graphs with a backward pass
 
 # Names of inputs and outputs, which are in every graph ever exported. A graph of features has one output a layer, named
 # after it.
 PIXELS, PICTURE, TARGET, FILL, TARGETS = "x_NCHW", "picture_NHWC", "target", "fill", "target_N"
 LOGITS, EMBEDDING, SCORES, LOG_SUMS = "logits_NK", "embedding_ND", "score_RQ", "log_sum_exp_RQ"
 GRADIENT = "gradient_NCHW"
+MAPS, MAPS_GRADIENT = "maps_NCHW", "maps_gradient_NCHW"
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class GraphContract:
     ``crop`` is the height of its images, ``crop_width`` the width where that is another, and so ``resize`` and
     ``resize_width``, all as in ``ModelSpec``; ``mean`` and ``std`` what they are normalised by: beforehand, or in the
     graph itself where ``preprocessing`` (its input then is uint8, channels last). ``layers`` are those whose outputs
-    (``features``) or whose pooled input (``embedding``) it returns. ``tolerance`` is the largest relative difference
-    from torch that its export let pass; ``versions`` names the libraries that made it.
+    (``features``), whose pooled input (``embedding``) or whose maps and gradient (``cam``) it returns. ``tolerance`` is
+    the largest relative difference from torch that its export let pass; ``versions`` names the libraries that made it.
     """
 
     kind: Kind

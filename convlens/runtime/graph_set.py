@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convlens.errors import ModelError
-from convlens.runtime.graph_contract import Kind
+from convlens.runtime.graph_contract import CAM, Kind
 from convlens.runtime.onnx_runtime import OnnxRuntime, Providers
 
 _SUFFIX, _DRAFT = ".onnx", ".draft.onnx"
@@ -16,7 +16,7 @@ _SUFFIX, _DRAFT = ".onnx", ".draft.onnx"
 
 @dataclass(frozen=True)
 class GraphSet:
-    """GraphSet of the same weights and classes: at most one of a kind, but for occlusion and features."""
+    """GraphSet of the same weights and classes: at most one of a kind, but for occlusion, features and cam."""
 
     runtimes: tuple[OnnxRuntime, ...]
 
@@ -77,8 +77,11 @@ def _require_distinct(opened: Sequence[tuple[Path, OnnxRuntime]]) -> None:
         contract = runtime.contract
         if contract.kind == "features":  # of other layers, say
             continue
-        # Occlusion graphs may differ in precision and windows, which the sweeps choose between.
-        key = contract.kind, contract.precision, contract.sweep
+        # Occlusion graphs may differ in precision and windows, which the sweeps choose between; those of class
+        # activation maps in their layer, which the request chooses.
+        layers = contract.layers if contract.kind == CAM else ()
+        key = contract.kind, contract.precision, contract.sweep, layers
         if key in files:
-            raise ModelError(f"{files[key]} and {file} are both graphs of {contract.kind}; give one of them")
+            of_layer = "".join(f" of layer {layer!r}" for layer in layers)
+            raise ModelError(f"{files[key]} and {file} are both graphs of {contract.kind}{of_layer}; give one of them")
         files[key] = file

@@ -16,11 +16,14 @@ from torch import Tensor
 from convlens.errors import ModelError, RequestError, TargetError
 from convlens.instrument import arithmetic_of
 from convlens.runtime.graph_contract import (
+    CAM,
     EMBEDDING,
     GRADIENT,
     GRADIENTS,
     LOG_SUMS,
     LOGITS,
+    MAPS,
+    MAPS_GRADIENT,
     SCORES,
     GraphContract,
     read_contract,
@@ -164,6 +167,15 @@ class OnnxRuntime:
         self._require_kind(*GRADIENTS)
         outputs = self._outputs([x_NCHW, self._targets(target_N, len(x_NCHW))], GRADIENT, LOGITS)
         return outputs[GRADIENT], outputs[LOGITS]
+
+    def maps_and_gradient(self, x_NCHW: InputArray, target_N: Ints) -> tuple[Floats, Floats]:
+        """The layer's maps (N, C, h, w) and d logit(target) / d maps, each row by its own target, from a graph of cam.
+
+        TargetError for a class that does not exist.
+        """
+        self._require_kind(CAM)
+        outputs = self._outputs([x_NCHW, self._targets(target_N, len(x_NCHW))], MAPS, MAPS_GRADIENT)
+        return outputs[MAPS], outputs[MAPS_GRADIENT]
 
     def sweep(self, x_CHW: InputArray, target: int, *, fill: float = 0.0, score: ScoreKind = "logit") -> Floats:
         """The target's score with each window hidden in turn (R, Q), from a graph of occlusion.

@@ -1,4 +1,5 @@
-"""Traces the gradient of a class's logit by the image into a forward graph, which torch's exporter can export.
+"""Traces the gradient of a class's logit by the image, or by a layer's maps, into a forward graph, which torch's
+exporter can export.
 
 torch.export does not export a backward pass. So ``make_fx`` traces it first, operator by operator, each ReLU's rule
 included; operators that the exporter does not know are decomposed into ones that it does (``decompositions``).
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
@@ -18,9 +20,10 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from convlens.errors import UnsupportedModelError
-from convlens.explain.input_gradient import differentiating, require_reached
-from convlens.instrument import ReluRule, RuledRelus, require_relu_network
+from convlens.errors import RequestError, UnsupportedModelError
+from convlens.explain import ForwardPass
+from convlens.explain.input_gradient import LayerCut, differentiating, require_reached
+from convlens.instrument import ReluRule, RuledRelus, find_layer, private_tree, require_relu_network
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import GradientKind
 from convlens.runtime.memory import is_out_of_memory
@@ -48,9 +51,35 @@ class Gradient(nn.Module):
         rules.set(self._rule)
         with torch.enable_grad(), rules, GlobalMeans():
             logits_NK: Tensor = self.network(x)
-        target_NK = torch.arange(logits_NK.shape[1], device=x.device) == target_N[:, None]
-        (grad_NCHW,) = torch.autograd.grad(logits_NK, x, target_NK.to(self._dtype))
+        grad_NCHW = _target_gradient(logits_NK, target_N, x)
         return grad_NCHW.float(), logits_NK.detach().float()
+
+
+class MapsGradient(nn.Module):
+    """A layer's maps, d logit / d maps, and the logits, of normalised images (N, C, H, W) and a class each (N).
+
+    ``pixels`` is what ``pixels_of_maps`` gives.
+    """
+
+    def __init__(self, network: nn.Module, layer: str, pixels: int) -> None:
+        super().__init__()
+        self.network, self._layer, self._pixels = private_tree(network), layer, pixels
+        self._dtype = next(network.parameters()).dtype
+
+    def forward(self, x_NCHW: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cut = LayerCut(self._pixels)
+        with torch.enable_grad(), GlobalMeans(), find_layer(self.network, self._layer).register_forward_hook(cut):
+            logits_NK: Tensor = self.network(x_NCHW.to(self._dtype).detach())
+        maps_NCHW = cut.require_maps(self._layer)
+        grad_NCHW = _target_gradient(logits_NK, target_N, maps_NCHW)
+        return maps_NCHW.detach().float(), grad_NCHW.float(), logits_NK.detach().float()
+
+
+def _target_gradient(logits_NK: Tensor, target_N: Tensor, x: Tensor) -> Tensor:
+    """Each row's by its own class."""
+    target_NK = torch.arange(logits_NK.shape[1], device=x.device) == target_N[:, None]
+    (gradient,) = torch.autograd.grad(logits_NK, x, target_NK.to(logits_NK.dtype))
+    return gradient
 
 
 class GlobalMeans(TorchFunctionMode):
@@ -81,6 +110,20 @@ def require_rule(classifier: Classifier, spec: ModelSpec, kind: GradientKind) ->
     require_reached(logits_NK, method=kind)
     if kind != "saliency":
         require_relu_network(logits_NK, method=kind)
+
+
+def pixels_of_maps(classifier: Classifier, spec: ModelSpec, layer: str) -> int:
+    """1 where the layer's maps have one pixel alone, else 2: what a run of it must give to count, as on torch.
+
+    Raises RequestError and UnsupportedModelError as ``ForwardPass.layer_gradient``.
+    """
+    forward = ForwardPass(classifier, np.zeros((1, spec.channels, *spec.input_size), np.float32))
+    try:
+        maps_NCHW, _ = forward.layer_gradient(layer, np.zeros(1, np.int64))
+    except RequestError as error:
+        error.field = "layers"
+        raise
+    return min(2, maps_NCHW[0, 0].numel())
 
 
 def unroll(graph: nn.Module, inputs: Sequence[Tensor], *, open_batch: bool) -> fx.GraphModule:

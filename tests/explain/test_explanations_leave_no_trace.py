@@ -26,12 +26,12 @@ CAMS = ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus", "score_cam")
 BACKWARD = [
     (name, place)
     for name in available_methods()
-    if get(name).needs in ("gradient", "model")
+    if get(name).needs in ("gradient", "maps", "model")
     for place in ("early", "middle", "late")
     if name not in CAMS or place == "late"
 ]
 # Methods that run the model again after the forward that predicts.
-FORWARD_AGAIN = [name for name in available_methods() if get(name).needs in ("scores", "model")]
+FORWARD_AGAIN = [name for name in available_methods() if get(name).needs in ("maps", "scores", "model")]
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
 

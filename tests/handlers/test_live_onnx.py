@@ -132,6 +132,8 @@ def test_the_eager_archive_sweeps_on_its_graphs_by_default(both: Both) -> None:
 def test_an_explanation_without_a_graph_is_refused_alone(both: Both) -> None:
     said = both.answer(ONNX, photograph(), {"methods": ["grad_cam"]}, status=422)
     assert (said["type"], said["field"]) == ("UnsupportedModelError", "methods.0.method")
+    assert "class activation maps need a graph of cam, which this model lacks" in said["message"]
+    said = both.answer(ONNX, photograph(), {"methods": ["smoothgrad"]}, status=422)
     assert "needs the network itself" in said["message"]
     said = both.answer(ONNX, photograph(), {"methods": ["deconvnet"]}, status=422)
     assert "there are: saliency, guided_backprop, input_x_gradient, occlusion, rise, neighbours" in said["message"]

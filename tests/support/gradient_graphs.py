@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.models import Classifier
-from convlens.runtime.graph_contract import GradientKind
+from convlens.runtime.graph_contract import GradientKind, Kind
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from export.exporter import export
 from export.gradients.tracing import RULES, Gradient, unroll
@@ -20,7 +20,7 @@ def small(module: nn.Module, *, classes: int = 3, crop: int = 12) -> Classifier:
     return nets.classifier(module.float(), classes=classes, crop=crop)
 
 
-def graph_of(classifier: Classifier, kind: GradientKind, folder: Path, **options: Any) -> OnnxRuntime:
+def graph_of(classifier: Classifier, kind: Kind, folder: Path, **options: Any) -> OnnxRuntime:
     return OnnxRuntime(export(classifier, kind, folder / f"{kind}.onnx", **options).path, providers="cpu")
 
 

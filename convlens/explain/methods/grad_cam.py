@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 
 from convlens.explain.cam import cam_attribution, grad_cam_map, layer_maps
+from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Ints
 
 
 @explainer(
     "grad_cam",
     title="Grad-CAM",
-    needs="model",
+    needs="maps",
     drawing="signed",
     shows="the coarse regions whose features in the last spatial layer speak for the class.",
     does_not_show="detail: its raw map has only a few cells a side and is stretched over the image.",
 )
-def grad_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: bool = True) -> Attribution:
+def grad_cam(forward: Forward, target_N: Ints, *, layer: str = "", relu: bool = True) -> Attribution:
     """Feature maps of ``layer`` weighted by their mean gradients, summed (Selvaraju et al. 2017, arXiv:1610.02391).
 
     Values (N, 1, H, W) are stretched bilinearly to the input's size; ``extras["map_NCHW"]`` is the raw map. ``layer``

@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from convlens.explain.cam import cam_attribution, layer_maps
+from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Ints
 
 
 @explainer(
     "grad_cam_plus_plus",
     title="Grad-CAM++",
-    needs="model",
+    needs="maps",
     drawing="signed",
     shows="the coarse regions that speak for the class, small ones and further copies of an object weighted up.",
     does_not_show="evidence against the class, which its weights leave out, nor detail finer than the layer's cells.",
 )
-def grad_cam_plus_plus(forward: ForwardPass, target_N: Ints, *, layer: str = "") -> Attribution:
+def grad_cam_plus_plus(forward: Forward, target_N: Ints, *, layer: str = "") -> Attribution:
     """Feature maps weighted by Σ α · relu(g), summed, rectified (Chattopadhay et al. 2018, arXiv:1710.11063).
 
     α is g² / (2 g² + ΣA · g³), 0 where that denominator is. Values (N, 1, H, W) are stretched bilinearly to the input's

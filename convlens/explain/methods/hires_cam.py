@@ -7,21 +7,21 @@ import time
 from torch import Tensor
 
 from convlens.explain.cam import cam_attribution, layer_maps
+from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Ints
 
 
 @explainer(
     "hires_cam",
     title="HiResCAM",
-    needs="model",
+    needs="maps",
     drawing="signed",
     shows="the coarse regions that speak for the class, each cell by its own gradient; "
     "where the head averages the maps, the same as Grad-CAM.",
     does_not_show="detail: its raw map has only a few cells a side and is stretched over the image.",
 )
-def hires_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "", relu: bool = True) -> Attribution:
+def hires_cam(forward: Forward, target_N: Ints, *, layer: str = "", relu: bool = True) -> Attribution:
     """Feature maps of ``layer`` times their gradients, summed over channels (Draelos & Carin 2020, arXiv:2011.08891).
 
     Values (N, 1, H, W) are stretched bilinearly to the input's size; ``extras["map_NCHW"]`` is the raw map, which with

@@ -7,20 +7,20 @@ import time
 from torch import Tensor
 
 from convlens.explain.cam import cam_attribution, layer_maps
+from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Ints
 
 
 @explainer(
     "layer_cam",
     title="LayerCAM",
-    needs="model",
+    needs="maps",
     drawing="signed",
     shows="where a layer's features speak for the class, cell by cell, also in earlier layers with finer maps.",
     does_not_show="evidence against the class: negative gradients are dropped.",
 )
-def layer_cam(forward: ForwardPass, target_N: Ints, *, layer: str = "") -> Attribution:
+def layer_cam(forward: Forward, target_N: Ints, *, layer: str = "") -> Attribution:
     """relu(Σ_c relu(g) · A): features times their positive gradients (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943).
 
     Values (N, 1, H, W) are stretched bilinearly to the input's size; ``extras["map_NCHW"]`` is the raw map. ``layer``
