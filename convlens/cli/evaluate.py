@@ -183,19 +183,20 @@ def _write(folder: Path, evaluation: Evaluation, model: Classifier | GraphModel,
 def _draw_maps(
     folder: Path, evaluation: Evaluation, model: Classifier | GraphModel, files: Mapping[str, Path]
 ) -> dict[str, dict[str, str]]:
-    """Each method's maps of its best and its worst images, laid over them; method → image → file in ``folder``."""
+    """Each method's maps of its best and its worst images, laid over them: method -> image -> file in ``folder``."""
     (folder / MAPS).mkdir(exist_ok=True)
     evaluator = PictureEvaluator(model, evaluation.plan)
     target = {record["id"]: record["target"] for record in evaluation.records if "error" not in record}
     drawn: dict[str, dict[str, str]] = {}
-    with progress_bar("drawing", len(evaluation.summary["methods"])) as bar:
-        for number, (name, result) in enumerate(evaluation.summary["methods"].items()):
-            drawn[name] = {}
+    methods = evaluation.settings["methods"]
+    with progress_bar("drawing", len(methods)) as bar:
+        for number, name in enumerate(methods):
+            result, drawn[name] = evaluation.summary["methods"][name], {}
             for position, id in enumerate([*result["best"], *result["worst"]]):
                 file = f"{MAPS}/{number}-{position}.jpg"
                 prepared = image.prepare(image.read_channels(files[id], model.spec.channels), model.spec)
                 map_HW = evaluator.map_of(name, prepared.x_CHW, target[id], id)
-                signed = name in evaluation.settings["methods"] and get(name).drawing == "signed"
+                signed = get(name).drawing == "signed"
                 over_HWC = visualization.overlay(prepared.display_HWC, map_HW, signed=signed, smooth=_SMOOTH)
                 (folder / file).write_bytes(image.encode_jpeg(over_HWC))
                 drawn[name][id] = file

@@ -19,7 +19,7 @@ from convlens.evaluation.captum_metrics import ScoreChanges, infidelity, max_sen
 from convlens.evaluation.localisation import localise
 from convlens.evaluation.metrics import GROUPS
 from convlens.evaluation.objects import MarkedObject, Mask, object_mask, objects_for
-from convlens.evaluation.perturbation import CurveKind, CurveProtocol, perturbation_curves
+from convlens.evaluation.perturbation import CurveProtocol, perturbation_curves
 from convlens.evaluation.randomisation import RandomisedNetworks, randomisation_values
 from convlens.evaluation.relevance import pixel_order, relevance
 from convlens.evaluation.road import road_curves, road_values
@@ -29,7 +29,7 @@ from convlens.explain import ForwardPass, GraphForward, GraphModel, get
 from convlens.explain.forward import Forward, OnStep
 from convlens.explain.scores import scores_of
 from convlens.models import Classifier
-from convlens.types import Attribution, Floats, Ints, ModelSpec, Step, no_op
+from convlens.types import Attribution, CurveKind, Floats, Ints, ModelSpec, Step, no_op
 
 Record = dict[str, Any]
 Explain = Callable[[Tensor | Floats], Floats]

@@ -11,9 +11,10 @@ import torch
 from graph_cache import GraphCache
 from nets import classifier
 from torch import nn
+from torchvision.transforms.functional import gaussian_blur
 
 from convlens.errors import RequestError, UnsupportedModelError
-from convlens.evaluation.perturbation import CurveProtocol, perturbation_curves
+from convlens.evaluation.perturbation import CurveProtocol, blurred, perturbation_curves
 from convlens.evaluation.relevance import pixel_order, relevance
 from convlens.explain import ForwardPass
 from convlens.models import Classifier
@@ -177,6 +178,13 @@ def test_the_ends_are_the_image_and_the_substrate() -> None:
         whole, grey, blurred = module(ends)[:, 1].tolist()
     assert curves["deletion"].logit_S[[0, -1]] == pytest.approx([whole, grey], abs=1e-6)
     assert curves["insertion"].logit_S[[0, -1]] == pytest.approx([blurred, whole], abs=1e-6)
+
+
+@pytest.mark.parametrize(("side", "kernel", "sigma"), [(224, 11, 5.0), (112, 5, 2.5), (300, 15, 5 * 300 / 224)])
+def test_the_blur_is_torchvision_s_in_proportion_to_the_image(side: int, kernel: int, sigma: float) -> None:
+    image_CHW = torch.randn(3, side, side + 20, generator=torch.Generator().manual_seed(0))
+    expected = gaussian_blur(image_CHW, [kernel, kernel], [sigma, sigma])
+    torch.testing.assert_close(blurred(image_CHW), expected, atol=1e-5, rtol=0)
 
 
 def test_progress_is_told_in_passes() -> None:

@@ -13,6 +13,8 @@ from extractions import photographs
 from PIL import Image
 
 from convlens.errors import JobError
+from convlens.evaluation.evaluate import evaluate
+from convlens.evaluation.perturbation import CurveProtocol
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import extract
 from convlens.features.image_list import find_images
@@ -22,7 +24,7 @@ from convlens.synth.quilting import Quilt
 
 pytest.importorskip("ray", reason="the optional package ray")
 
-from convlens.jobs.ray_cluster import extract_on, run_batch_on
+from convlens.jobs.ray_cluster import EvaluationActors, extract_on, run_batch_on
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +82,25 @@ def test_extraction_over_two_workers_is_one_process_s(tmp_path: Path) -> None:
     assert [one.id for one in whole.unreadable] == [one.id for one in alone.unreadable]
     there, here = (np.load(tmp_path / where / "features.npy") for where in ("whole", "alone"))
     np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_over_two_workers_is_one_process_s(tmp_path: Path) -> None:
+    images = photographs(tmp_path / "pictures", 5, broken=(3,))
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef factory():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), "
+        "nn.Linear(96, 3))\n"
+    )
+    name = f"file:{tmp_path / 'net.py'}:factory?size=32&labels={tmp_path / 'names.txt'}"
+    options: dict[str, Any] = {"methods": ["saliency", "occlusion"], "protocol": CurveProtocol(4)}
+    options["metrics"] = ["insertion", "deletion"]
+    model = load(name, device="cpu")
+    alone = evaluate(model, images, **options)
+    actors = EvaluationActors("local", name, device="cpu", precision="float32", accelerated=False)
+    spread = evaluate(model, images, cluster=actors, **options)
+    assert [record["id"] for record in spread.records] == [record["id"] for record in alone.records]
+    assert [record.get("error") for record in spread.records] == [record.get("error") for record in alone.records]
+    for there, here in zip(spread.records, alone.records, strict=True):
+        for method, entry in here.get("methods", {}).items():
+            assert there["methods"][method]["values"] == pytest.approx(entry["values"], abs=1e-5)
