@@ -178,11 +178,12 @@ class GraphForward(Forward):
     def _cam_graph(self, layer: str) -> OnnxRuntime:
         """The graph of that layer's maps."""
         graphs = {graph.contract.layers[0]: graph for graph in self.model.graphs.all(CAM)}
-        command = f"convlens export cam --model {self.spec.name} --layer {layer or 'LAYER'}"
+        name = layer or "LAYER"
+        command = f"convlens export cam --model {self.spec.name} --layer {name} -o FOLDER/cam-{name}.onnx"
         if not graphs:
             raise UnsupportedModelError(
-                f"class activation maps need a graph of cam, which this model lacks; there are: "
-                f"{', '.join(self.model.methods)}; write one into its folder by `{command}`",
+                "class activation maps need a graph of cam, which this model lacks; there are: "
+                f"{', '.join(self.model.methods)}; write one into the model's folder by `{command}`",
                 field="method",
             )
         if layer not in graphs:

@@ -59,7 +59,7 @@ def model() -> Classifier:
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
-    bundle(model, folder, kinds=("embedding", "saliency", "occlusion"), window=8, stride=8)
+    bundle(model, folder, kinds=("embedding", "saliency", "occlusion", "cam"), window=8, stride=8)
     return folder
 
 
@@ -71,7 +71,8 @@ def test_a_rectangles_contract_says_how_its_images_are_prepared(folder):
 
 def test_a_model_of_graphs_answers_as_the_network_does(model, folder):
     values_HWC = np.random.default_rng(1).integers(0, 256, (*SIZE, CHANNELS), dtype=np.uint8)
-    params = parse_params({"methods": ["saliency", {"method": "occlusion", "options": {"window": 8, "stride": 8}}]})
+    occlusion = {"method": "occlusion", "options": {"window": 8, "stride": 8}}
+    params = parse_params({"methods": ["saliency", "input_x_gradient", "grad_cam", occlusion]})
     request = Request(ChannelImage(values_HWC), params)
     (by_graphs,), (by_torch,) = (
         Engine(each).run([request]) for each in (GraphModel.open(folder, providers="cpu"), model)

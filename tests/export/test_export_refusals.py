@@ -63,12 +63,15 @@ def traced() -> nn.Module:
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Kind, str]] = {
     "traced, scores": (traced, "scores", "is scripted or traced.*export the network that it was made from"),
     "traced, saliency": (traced, "saliency", "is scripted or traced"),
+    "traced, maps": (traced, "cam", "scripted or traced"),
     "no gradient": (Frozen, "saliency", "saliency: no gradient reaches the image"),
     "no gradient, guided": (Frozen, "guided_backprop", "guided_backprop: no gradient reaches the image"),
     "autocast": (UnderAutocast, "scores", "computes in bfloat16 inside"),
     "autocast, saliency": (UnderAutocast, "saliency", "computes in bfloat16 inside"),
+    "autocast, maps": (UnderAutocast, "cam", "computes in bfloat16 inside"),
     "windows of uneven sizes": (UnevenMaxPool, "scores", "adaptive_max_pool2d"),
     "windows of uneven sizes, saliency": (UnevenMaxPool, "saliency", "adaptive_max_pool2d"),
+    "windows of uneven sizes, maps": (UnevenMaxPool, "cam", "adaptive_max_pool2d"),
 }
 
 

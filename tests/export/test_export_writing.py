@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
         (
             {"kind": "score"},
             "no graph 'score'; there are: scores, features, embedding, occlusion, "
-            "saliency, guided_backprop, deconvnet; did you mean scores",
+            "saliency, guided_backprop, deconvnet, cam; did you mean scores",
         ),
         ({"kind": "features"}, "needs the names of one or more layers"),
         ({"kind": "features", "layers": ["frist"]}, "no layer 'frist'; did you mean first"),
