@@ -12,15 +12,15 @@ from annotated_types import Interval
 from torch import Tensor
 
 from convlens.explain.cam import cam_attribution, layer_maps, stretched
+from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
-from convlens.explain.torch_forward import ForwardPass
 from convlens.types import Attribution, Floats, Ints, Step
 
 
 @explainer(
     "score_cam",
     title="Score-CAM",
-    needs="model",
+    needs="maps",
     drawing="signed",
     shows="the coarse regions of the feature maps that keep the score up when all else is greyed; no gradient is used.",
     does_not_show="detail, nor how much each region adds: the weights come from a softmax, and often few maps win it.",
@@ -28,7 +28,7 @@ from convlens.types import Attribution, Floats, Ints, Step
     cheaper_values=lambda options: ("top", range(options["top"] - 1, 0, -1)),
 )
 def score_cam(
-    forward: ForwardPass, target_N: Ints, *, layer: str = "", top: Annotated[int, Interval(ge=1, le=4096)] = 256
+    forward: Forward, target_N: Ints, *, layer: str = "", top: Annotated[int, Interval(ge=1, le=4096)] = 256
 ) -> Attribution:
     """Feature maps weighted by the softmax of the logits of the image seen through each (Wang et al. 2020).
 
@@ -56,7 +56,7 @@ def _widest(maps_CHW: Tensor, top: int) -> Tensor:
     return maps_CHW[widest.sort().values]
 
 
-def _logits(forward: ForwardPass, row: int, target: int, maps_CHW: Tensor) -> Floats:
+def _logits(forward: Forward, row: int, target: int, maps_CHW: Tensor) -> Floats:
     """The target's logit of the row's image, seen through each map; (C,)."""
     logits: list[float] = []
     x_CHW, count = forward.x_NCHW[row], len(maps_CHW)
@@ -71,7 +71,7 @@ def _logits(forward: ForwardPass, row: int, target: int, maps_CHW: Tensor) -> Fl
     return np.asarray(logits)
 
 
-def _masks(maps_CHW: Tensor, forward: ForwardPass) -> Tensor:
+def _masks(maps_CHW: Tensor, forward: Forward) -> Tensor:
     """The maps in the input's size and scaled to 0..1; (C, 1, H, W)."""
     masks_C1HW = stretched(maps_CHW[:, None], forward)
     low, high = masks_C1HW.amin((2, 3), keepdim=True), masks_C1HW.amax((2, 3), keepdim=True)
