@@ -67,12 +67,13 @@ def evaluate(
     metrics: Annotated[
         list[str],
         typer.Option(
-            help=f"Metrics, comma-separated, or `all`; there are {', '.join(GROUPS)}. "
+            help=f"Metrics, comma-separated, or `all`; may be repeated. There are {', '.join(GROUPS)}. "
             f"Default: {', '.join(DEFAULT_METRICS)}, and localisation with --boxes."
         ),
     ] = [],  # noqa: B006
     baselines: Annotated[
-        list[str], typer.Option(help="Maps that know nothing of the network, comma-separated, or `none`.")
+        list[str],
+        typer.Option(help="Maps that know nothing of the network, comma-separated, or `none`; may be repeated."),
     ] = list(BASELINES),  # noqa: B006
     model: ModelOption = DEFAULT_MODEL,
     labels: Annotated[
