@@ -13,14 +13,12 @@ import numpy as np
 
 from convlens.evaluation.metrics import metric, metric_names
 from convlens.evaluation.statistics import MeanIntervals, as_columns, mean_intervals
+from convlens.explain import available_methods, get
 from convlens.types import Floats
 
 Kind = Literal["detail", "regions"]
 Record = Mapping[str, Any]
 
-REGION_METHODS = frozenset(
-    {"grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "occlusion", "rise", "score_cam"}
-)
 FAITHFUL_GROUPS = ("", "insertion", "deletion", "road", "infidelity")
 """Groups of metrics that tell how well a map finds what the score rests on; faithfulness is of none."""
 _SERIES = {
@@ -36,7 +34,7 @@ _NEARLY_ALL = 0.9
 
 def method_kind(name: str) -> Kind:
     """Whether a method's map shows regions only, or single pixels."""
-    return "regions" if name in REGION_METHODS else "detail"
+    return "regions" if name in available_methods() and get(name).shows_regions else "detail"
 
 
 def main_metric(groups: Sequence[str]) -> str:

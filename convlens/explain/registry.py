@@ -50,7 +50,7 @@ class Method:
     ``cost(options, size)`` estimates the work on one image of that height and width, in forward passes. Calls with the
     same ``rate_key(options, size, sweeps)`` take about the same seconds per forward pass of that estimate.
     ``cheaper_values(options)`` names the option that lowers the cost, and its values from the next cheaper one to the
-    cheapest.
+    cheapest. ``shows_regions``: its maps are coarse, and it is compared with methods of coarse maps first.
     """
 
     name: str
@@ -63,6 +63,7 @@ class Method:
     cost: CostEstimate
     rate_key: RateKey
     cheaper_values: CheaperValues
+    shows_regions: bool = False
 
     @functools.cached_property
     def options(self) -> Mapping[str, tuple[Any, Any]]:
@@ -110,6 +111,7 @@ def explainer(
     cost: CostEstimate = _forward_and_backward,
     rate_key: RateKey = _one_rate,
     cheaper_values: CheaperValues = _nothing_cheaper,
+    shows_regions: bool = False,
 ) -> Callable[[Explainer], Explainer]:
     """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``.
 
@@ -117,7 +119,8 @@ def explainer(
     """
 
     def register(function: Explainer) -> Explainer:
-        method = Method(name, title, function, needs, drawing, shows, does_not_show, cost, rate_key, cheaper_values)
+        texts = shows, does_not_show
+        method = Method(name, title, function, needs, drawing, *texts, cost, rate_key, cheaper_values, shows_regions)
         _METHODS.add(name, method)
         return function
 

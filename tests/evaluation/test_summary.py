@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from convlens.evaluation.summary import REGION_METHODS, method_kind, summarise
+from convlens.evaluation.summary import method_kind, summarise
 from convlens.explain import available_methods
 
 SETTINGS: dict[str, Any] = {
@@ -210,18 +210,7 @@ def test_the_order_of_the_records_does_not_matter() -> None:
     assert summarise(shuffled, SETTINGS) == expected
 
 
-def test_each_method_of_the_library_is_known_for_detail_or_for_regions() -> None:
-    """A new method that shows regions belongs into REGION_METHODS."""
-    detail = {
-        "deconvnet",
-        "deep_lift",
-        "gradient_shap",
-        "guided_backprop",
-        "guided_grad_cam",
-        "input_x_gradient",
-        "integrated_gradients",
-        "saliency",
-        "smoothgrad",
-    }
-    assert {name for name in available_methods() if method_kind(name) == "detail"} == detail | {"neighbours"}
-    assert set(available_methods()) >= REGION_METHODS
+def test_methods_of_coarse_maps_are_for_regions() -> None:
+    regions = {"grad_cam", "grad_cam_plus_plus", "hires_cam", "layer_cam", "occlusion", "rise", "score_cam"}
+    assert {name for name in available_methods() if method_kind(name) == "regions"} == regions
+    assert method_kind("random blobs") == "detail"

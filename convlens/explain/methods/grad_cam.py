@@ -15,6 +15,7 @@ from convlens.types import Attribution, Ints
     title="Grad-CAM",
     needs="maps",
     drawing="signed",
+    shows_regions=True,
     shows="the coarse regions whose features in the last spatial layer speak for the class.",
     does_not_show="detail: its raw map has only a few cells a side and is stretched over the image.",
 )

@@ -18,6 +18,7 @@ from convlens.types import Attribution, Ints
     title="Grad-CAM++",
     needs="maps",
     drawing="signed",
+    shows_regions=True,
     shows="the coarse regions that speak for the class, small ones and further copies of an object weighted up.",
     does_not_show="evidence against the class, which its weights leave out, nor detail finer than the layer's cells.",
 )

@@ -17,6 +17,7 @@ from convlens.types import Attribution, Ints
     title="HiResCAM",
     needs="maps",
     drawing="signed",
+    shows_regions=True,
     shows="the coarse regions that speak for the class, each cell by its own gradient; "
     "where the head averages the maps, the same as Grad-CAM.",
     does_not_show="detail: its raw map has only a few cells a side and is stretched over the image.",

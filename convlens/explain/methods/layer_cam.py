@@ -17,6 +17,7 @@ from convlens.types import Attribution, Ints
     title="LayerCAM",
     needs="maps",
     drawing="signed",
+    shows_regions=True,
     shows="where a layer's features speak for the class, cell by cell, also in earlier layers with finer maps.",
     does_not_show="evidence against the class: negative gradients are dropped.",
 )

@@ -52,6 +52,7 @@ def _cheaper_values(options: Mapping[str, Any]) -> tuple[str, range]:
     title="Occlusion",
     needs="scores",
     drawing="signed",
+    shows_regions=True,
     shows="how far the score falls when a part of the image is hidden: what the answer really rests on.",
     does_not_show="evidence that is there twice (hiding one copy costs nothing), nor detail finer than the window.",
     cost=_cost,

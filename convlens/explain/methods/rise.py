@@ -27,6 +27,7 @@ _BATCH = 64  # masks made at a time
     title="RISE",
     needs="scores",
     drawing="signed",
+    shows_regions=True,
     shows="how far the score rises, on average over randomly masked images, where a pixel is left visible.",
     does_not_show="detail finer than a mask's cell; and few masks leave noise, which another seed changes.",
     cost=lambda options, _: float(options["masks"]),

@@ -22,6 +22,7 @@ from convlens.types import Attribution, Floats, Ints, Step
     title="Score-CAM",
     needs="maps",
     drawing="signed",
+    shows_regions=True,
     shows="the coarse regions of the feature maps that keep the score up when all else is greyed; no gradient is used.",
     does_not_show="detail, nor how much each region adds: the weights come from a softmax, and often few maps win it.",
     cost=lambda options, _: 4.0 + options["top"],
