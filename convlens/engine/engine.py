@@ -23,6 +23,7 @@ from convlens.explain import GraphModel
 from convlens.explain.forward import Forward, OnStep
 from convlens.gallery import Gallery
 from convlens.instrument import arithmetic
+from convlens.models import Classifier
 from convlens.protocol.params import Params
 from convlens.protocol.requests import Request
 from convlens.types import Box, Floats, ModelSpec, Placement, Reply, no_op
@@ -66,6 +67,8 @@ class Engine:
         self.model = model if isinstance(model, GraphModel) else replace(model, precision=self.options.precision)
         self.gallery = gallery
         self.sweeps = sweeps_for(self.model, graphs)
+        if isinstance(self.model, Classifier) and self.model.graphs is None and self.model.device.type == "cpu":
+            self.model = replace(self.model, graphs=graphs)  # masked images and evaluations run on them too
         self._costs = CostModel()
         self._admission = AdmissionController(
             self.options, model.spec.input_size, self._costs, calibrate=self.calibrate, sweeps=lambda: self.sweeps

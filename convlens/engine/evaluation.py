@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from convlens.engine.method_calls import MethodCall
 from convlens.errors import RequestError
+from convlens.evaluation.perturbation import CurveProtocol, perturbation_curves
+from convlens.evaluation.relevance import pixel_order, relevance
 from convlens.explain.forward import Forward
 from convlens.explain.registry import Drawing
 from convlens.protocol.params import Params
@@ -62,10 +64,6 @@ def evaluate(forward: Forward, call: MethodCall, result: Result) -> Evaluation:
     """The curves of one row's map, for the class that it explains. Calls ``on_step`` of ``forward`` on the way."""
     assert call.evaluation is not None
     assert isinstance(result, Attribution), "what methods that are evaluated give"
-    # On first use: it imports torchvision, which takes seconds and which no other request to graphs needs.
-    from convlens.evaluation.perturbation import CurveProtocol, perturbation_curves
-    from convlens.evaluation.relevance import pixel_order, relevance
-
     protocol = CurveProtocol(steps=call.evaluation.steps, seed=_SEED)
     order = pixel_order(relevance(result.values_NCHW[0], call.method.drawing), seed=protocol.seed)
     curves = perturbation_curves(forward, int(result.target_N[0]), order, call.evaluation.curves, protocol)

@@ -217,6 +217,12 @@ class _SharedPass:
         return self._outputs
 
 
+def scores_graph(graphs: GraphSet | None) -> OnnxRuntime | None:
+    """The graph that gives logits in full precision; None where there is none."""
+    scorers = [*graphs.all("scores"), *graphs.all("embedding")] if graphs else []
+    return next((runtime for runtime in scorers if runtime.contract.precision == "float32"), None)
+
+
 def graph_outputs(runtime: OnnxRuntime, count: int, images: MakeImages) -> Generator[Floats]:
     """Logits of the images by a graph of scores or embeddings, as ``Forward.outputs_in_parts``."""
     size = COPIES_PER_RUN if runtime.parallel_runs > 1 else BATCH

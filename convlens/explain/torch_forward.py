@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from convlens.explain.captured_forward import Replay, computed, run_network
 from convlens.explain.forward import Forward, MakeImages, OnStep
 from convlens.explain.input_gradient import LayerCut, differentiating, input_gradient, require_reached
 from convlens.explain.network_sweeps import torch_sweeps
-from convlens.explain.onnx_forward import graph_outputs
+from convlens.explain.onnx_forward import graph_outputs, scores_graph
 from convlens.explain.scores import probabilities, require_finite, scores_of
 from convlens.explain.sweeps.autotune import SweepAutotuner
 from convlens.gallery import Gallery
@@ -33,9 +32,6 @@ from convlens.instrument import (
 from convlens.models import Classifier, is_scripted
 from convlens.runtime.torch_runtime import CPU_BATCH, TorchRuntime, as_input, embedding, widened
 from convlens.types import Floats, Ints, ScoreKind, no_op
-
-if TYPE_CHECKING:
-    from convlens.runtime.onnx_runtime import OnnxRuntime
 
 _BATCH = 64  # images of a pass without gradients on a GPU
 # Images of one pass of Grad-CAM on two CPU cores: of 16 the default model took 1.5 times as long, ResNet-50 1.04.
@@ -102,21 +98,16 @@ class ForwardPass(Forward):
         return embedding_ND
 
     def outputs_of(self, x_NCHW: Tensor | Floats) -> Floats:
-        graph = self._graph
-        return require_finite(graph.logits(x_NCHW) if graph else self._torch_runtime.logits(x_NCHW))
+        runtime = scores_graph(self.classifier.graphs) or self._torch_runtime
+        return require_finite(runtime.logits(x_NCHW))
 
     def outputs_in_parts(self, count: int, images: MakeImages) -> Generator[Floats]:
-        if self._graph:
-            return graph_outputs(self._graph, count, images)
+        graph = scores_graph(self.classifier.graphs)
+        if graph is not None:
+            return graph_outputs(graph, count, images)
         size = _BATCH if self.device.type == "cuda" else CPU_BATCH
         runtime, firsts = self._torch_runtime, range(0, count, size)
         return (require_finite(runtime.logits(images(n, min(n + size, count)))) for n in firsts)
-
-    @property
-    def _graph(self) -> OnnxRuntime | None:
-        """The graph of an accelerated classifier that gives logits."""
-        graphs = self.classifier.graphs
-        return (graphs.first("scores") or graphs.first("embedding")) if graphs else None
 
     @property
     def _torch_runtime(self) -> TorchRuntime:
@@ -193,7 +184,7 @@ class _SharedPass:
         # Before a sweep: after a forward pass by torch its threads would spin, on the cores that the sweep needs. Where
         # other work ran on them too, that pass took ten times as long as one whose threads sleep (OMP_WAIT_POLICY).
         if self._logits_NK is None and self._graph_logits_NK is None and self._classifier.graphs:
-            runtime = self._classifier.graphs.first("scores") or self._classifier.graphs.first("embedding")
+            runtime = scores_graph(self._classifier.graphs)
             self._graph_logits_NK = runtime.logits(self._x_NCHW) if runtime else None
         return self.logits_NK if self._graph_logits_NK is None else self._graph_logits_NK
 

@@ -159,6 +159,19 @@ def test_graphs_give_the_curves_of_the_network(exported: GraphCache) -> None:
         assert_same(evaluated(by_graphs, name), evaluated(by_torch, name), within=1e-4)
 
 
+def test_a_network_with_graphs_makes_its_curves_on_them(exported: GraphCache) -> None:
+    torch.manual_seed(0)
+    net = nets.classifier(nets.Sequential(torch.nn.ReLU()), classes=3, crop=12)
+    graphs = GraphSet((OnnxRuntime(exported(net, "scores"), providers="cpu"),))
+    passes: list[int] = []
+    asked = request(0, methods=["saliency"], evaluate=BOTH, output=[])
+    (by_torch,) = Engine(net).run([asked])
+    net.module.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    (by_graphs,) = Engine(net, graphs=graphs).run([asked])
+    assert_same(evaluated(by_graphs), evaluated(by_torch), within=1e-4)
+    assert max(passes, default=1) == 1  # the image itself; changed images would come in batches
+
+
 # --- what has no curves -----------------------------------------------------------------------------------------------
 
 
