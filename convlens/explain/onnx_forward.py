@@ -94,6 +94,8 @@ class GraphModel:
         kinds = [kind for kind in _GRADIENT_GRAPHS.values() if self.graphs.first(kind)]
         of_saliency = ["input_x_gradient"] if "saliency" in kinds else []
         of_maps = [name for name in available_methods() if get(name).needs == "maps"] if self.graphs.all(CAM) else []
+        if "guided_backprop" not in kinds and "guided_grad_cam" in of_maps:
+            of_maps.remove("guided_grad_cam")
         return (*kinds, *of_saliency, *of_maps, "occlusion", "rise", "neighbours")
 
 

@@ -50,7 +50,8 @@ class Method:
     ``cost(options, size)`` estimates the work on one image of that height and width, in forward passes. Calls with the
     same ``rate_key(options, size, sweeps)`` take about the same seconds per forward pass of that estimate.
     ``cheaper_values(options)`` names the option that lowers the cost, and its values from the next cheaper one to the
-    cheapest. ``shows_regions``: its maps are coarse, and it is compared with methods of coarse maps first.
+    cheapest. ``shows_regions``: its maps are coarse, and it is compared with methods of coarse maps first. ``caution``
+    is a warning that goes with each map of a class.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Method:
     rate_key: RateKey
     cheaper_values: CheaperValues
     shows_regions: bool = False
+    caution: str = ""
 
     @functools.cached_property
     def options(self) -> Mapping[str, tuple[Any, Any]]:
@@ -88,13 +90,17 @@ class Method:
                 # gradient another one with it.
                 forward.record()
             result = self.run(forward, forward.targets(target_N), **options)
-        return self._with_warning(result) if forward.precision is None and not precision_was_chosen() else result
-
-    def _with_warning(self, result: Result) -> Result:
-        """The result, with a warning where it is a gradient that nobody wanted in TF32."""
-        if self.needs not in _DIFFERENTIATES or result.meta.precision != "tf32":
+        warnings = [self.caution] if self.caution and forward.explains_classes else []
+        if self._is_unwanted_tf32(forward, result):
+            warnings.append(_TF32)
+        if not warnings:
             return result
-        return replace(result, meta=replace(result.meta, warnings=(*result.meta.warnings, _TF32)))
+        return replace(result, meta=replace(result.meta, warnings=(*result.meta.warnings, *warnings)))
+
+    def _is_unwanted_tf32(self, forward: Forward, result: Result) -> bool:
+        """Whether it is a gradient in TF32 that nobody asked for."""
+        chosen = forward.precision is not None or precision_was_chosen()
+        return not chosen and self.needs in _DIFFERENTIATES and result.meta.precision == "tf32"
 
 
 _METHODS: Registry[Method] = Registry("convlens.explain.methods", noun="method", error=RequestError, field="method")
@@ -112,6 +118,7 @@ def explainer(
     rate_key: RateKey = _one_rate,
     cheaper_values: CheaperValues = _nothing_cheaper,
     shows_regions: bool = False,
+    caution: str = "",
 ) -> Callable[[Explainer], Explainer]:
     """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``.
 
@@ -119,8 +126,8 @@ def explainer(
     """
 
     def register(function: Explainer) -> Explainer:
-        texts = shows, does_not_show
-        method = Method(name, title, function, needs, drawing, *texts, cost, rate_key, cheaper_values, shows_regions)
+        costs = cost, rate_key, cheaper_values
+        method = Method(name, title, function, needs, drawing, shows, does_not_show, *costs, shows_regions, caution)
         _METHODS.add(name, method)
         return function
 

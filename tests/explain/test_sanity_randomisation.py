@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from convlens.explain import ForwardPass, get, run
+from convlens.explain import ForwardPass, get, run, run_neurons
 from convlens.models import Classifier, load
+from convlens.types import Neuron
 
 TIGER_CAT = 282
 
@@ -63,3 +64,18 @@ def test_without_the_trained_classifier_the_map_hardly_changes(
 
 def test_the_description_of_guided_backprop_says_so() -> None:
     assert "randomising the top layers hardly changes it" in get("guided_backprop").does_not_show
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deconvnet"])
+def test_maps_that_hardly_change_say_so_in_their_warnings(trained: ForwardPass, method: str) -> None:
+    (warning,) = run(method, trained).meta.warnings
+    assert warning.startswith("such maps hardly change when the network's top layers get random weights")
+
+
+def test_maps_that_change_need_no_warning(trained: ForwardPass) -> None:
+    assert run("saliency", trained).meta.warnings == run("grad_cam", trained).meta.warnings == ()
+
+
+def test_a_neuron_s_map_bears_no_warning_about_classes(trained: ForwardPass) -> None:
+    layer = trained.spec.gradcam_layer
+    assert run_neurons("guided_backprop", trained, [Neuron(layer, 0)]).meta.warnings == ()

@@ -194,8 +194,9 @@ def test_a_stem_without_gradients_does_not_matter_to_a_layer_behind_it(tmp_path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embeddings, saliency, and the maps of two layers."""
-    made = bundle(mixed(), tmp_path_factory.mktemp("bundle") / "graphs", kinds=("embedding", "saliency", "cam")).folder
+    """Embeddings, saliency, guided backprop, and the maps of two layers."""
+    kinds = ("embedding", "saliency", "guided_backprop", "cam")
+    made = bundle(mixed(), tmp_path_factory.mktemp("bundle") / "graphs", kinds=kinds).folder
     export(mixed(), "cam", made / "cam-first.onnx", layers=["first"])
     return made
 
@@ -216,6 +217,23 @@ def test_each_row_is_explained_as_by_the_network(model: GraphModel, method: str,
     assert np.abs(by_torch.values_NCHW).max() > 0
     assert (by_graph.options, by_graph.meta.layer) == (by_torch.options, layer or "third")
     assert (by_graph.meta.runtime, by_graph.meta.backwards) == ("onnxruntime:CPUExecutionProvider", 1)
+
+
+@pytest.mark.parametrize("method", ["guided_grad_cam", "score_cam"])
+def test_methods_of_maps_and_more_are_explained_as_by_the_network(model: GraphModel, method: str) -> None:
+    by_graph = run(method, GraphForward(model, pictures(3)), [2, 0, 1])
+    by_torch = run(method, ForwardPass(mixed(), pictures(3)), [2, 0, 1])
+    close(by_graph.values_NCHW, by_torch.values_NCHW)
+    assert np.abs(by_torch.values_NCHW).max() > 0
+
+
+def test_guided_grad_cam_needs_the_graph_of_guided_backprop_too(folder: Path, tmp_path: Path) -> None:
+    for name in ("embedding.onnx", "cam.onnx", "model.json"):
+        shutil.copyfile(folder / name, tmp_path / name)
+    model = GraphModel.open(tmp_path, providers="cpu")
+    assert "score_cam" in model.methods and "guided_grad_cam" not in model.methods
+    with pytest.raises(UnsupportedModelError, match="guided_grad_cam needs the graph of guided_backprop"):
+        run("guided_grad_cam", GraphForward(model, pictures(1)))
 
 
 def test_input_x_gradient_is_the_picture_times_autograd_s_gradient(model: GraphModel) -> None:

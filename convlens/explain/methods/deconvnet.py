@@ -16,6 +16,8 @@ from convlens.types import Attribution, Ints
     drawing="gradient",
     shows="what pattern, projected back through the layers, stands for the score.",
     does_not_show="which units this image switched on: only max pooling remembers; without it all maps look alike.",
+    caution="such maps hardly change when the network's top layers get random weights: they say little about the class "
+    "(Nie et al. 2018, arXiv:1805.07039)",
 )
 def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
     """max(g, 0) at every ReLU on the way back from the target's logit (Zeiler & Fergus 2014, arXiv:1311.2901).

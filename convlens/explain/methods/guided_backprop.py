@@ -16,6 +16,8 @@ from convlens.types import Attribution, Ints
     drawing="gradient",
     shows="the fine detail in the image that excites the units behind the score.",
     does_not_show="much about the class: randomising the top layers hardly changes it (Adebayo et al. 2018).",
+    caution="such maps hardly change when the network's top layers get random weights: they say little about the class "
+    "(Adebayo et al. 2018)",
 )
 def guided_backprop(forward: Forward, target_N: Ints) -> Attribution:
     """max(g, 0) · [x > 0] at every ReLU on the way back from the target's logit (Springenberg 2014, arXiv:1412.6806).
