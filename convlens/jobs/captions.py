@@ -5,7 +5,7 @@ Facts may come from a manifest of an older version, so none is taken for granted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -29,25 +29,25 @@ _FIGURES = {
     "before-and-after": "Before and after",
     "figure": "Original, adversarial example, difference, difference × 10",
     "shallow-to-deep": "The image and its inversions, from shallow to deep layers",
-    "sheet": "All images",
     "source-and-texture": "Source and texture",
 }
 # What a fact is called, and its unit.
 _FACTS = {
     "psnr_db": ("PSNR of the change", "dB"),
-    "rms_levels": ("root mean square of the change", "levels of 255"),
-    "largest_change_levels": ("largest change of a value", "levels of 255"),
-    "values_changed": ("values changed", "%"),
-    "energy_before": ("mean energy of the layers before", ""),
-    "energy_after": ("mean energy of the layers after", ""),
-    "energy_ratio": ("energy after ÷ before", ""),
-    "octaves": ("octaves, height × width", "pixels"),
+    "rms_levels": ("Root mean square of the change", "levels of 255"),
+    "largest_change_levels": ("Largest change of a value", "levels of 255"),
+    "values_changed": ("Values changed", "%"),
+    "energy_before": ("Mean energy of the layers before", ""),
+    "energy_after": ("Mean energy of the layers after", ""),
+    "energy_ratio": ("Energy after ÷ before", ""),
+    "octaves": ("Octaves, height × width", "pixels"),
     "gram_loss_of_noise": ("Gram loss of noise", ""),
     "gram_loss": ("Gram loss of the texture", ""),
-    "fell_by": ("noise ÷ texture", ""),
-    "without_predictions": ("no predictions", ""),
-    "overlap": ("overlap used", "pixels"),
-    "max_error": ("error allowed at the end", ""),
+    "fell_by": ("Gram loss of noise ÷ texture", ""),
+    "without_predictions": ("No predictions", ""),
+    "blocks": ("Blocks of the source", ""),
+    "overlap": ("Overlap used", "pixels"),
+    "max_error": ("Error allowed at the end", ""),
 }
 _SHOWN_PREDICTIONS = 5
 
@@ -76,6 +76,11 @@ def result_images(kind: str, stems: Sequence[str], facts: _Facts, folder: str = 
         ResultImage(address(folder, f"{stem}.png"), title or _spaced(stem), headline, predictions)
         for stem, (title, headline, predictions) in zip(stems, padded, strict=False)
     ]
+
+
+def shown_figures(stems: Iterable[str]) -> list[str]:
+    """Those that a page shows: all but a contact sheet, which repeats the images above it."""
+    return [stem for stem in stems if stem != "sheet"]
 
 
 def figure_title(stem: str) -> str:

@@ -21,6 +21,7 @@ _MEASURES = {
     "quilt": "root mean square error in the overlap, levels of 255",
     "texture": "difference of the Gram matrices, 0 is equal",
 }
+_LOSSES = ("invert", "texture")
 _PARTS = {
     "lead": "lead of the target over the next class, logits",
     "change": "size of the change, levels of 255",
@@ -32,6 +33,11 @@ def measure_of(job: Mapping[str, Any]) -> str:
     if job["kind"] == "ascent":
         return "mean logit of the classes" if job.get("classes") else "mean activation"
     return _MEASURES.get(job["kind"], "objective")
+
+
+def is_loss(job: Mapping[str, Any]) -> bool:
+    """Whether the objective falls towards 0."""
+    return job["kind"] in _LOSSES
 
 
 def parts_of(losses: _Losses) -> dict[str, tuple[str, Sequence[float]]]:

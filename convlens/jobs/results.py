@@ -15,10 +15,10 @@ import convlens
 from convlens import image
 from convlens.errors import JobError
 from convlens.jobs import job_dir
-from convlens.jobs.captions import address, fact_rows, figure_title, kind_title, result_images, subject
+from convlens.jobs.captions import address, fact_rows, figure_title, kind_title, result_images, shown_figures, subject
 from convlens.jobs.config import to_mapping
 from convlens.jobs.loss_log import read_losses
-from convlens.jobs.objective_curve import measure_of, parts_of, phases_of
+from convlens.jobs.objective_curve import is_loss, measure_of, parts_of, phases_of
 from convlens.jobs.option_docs import option_rows
 from convlens.report.curves import Phase
 from convlens.report.job_page import JobFiles, LinkedImage, Objective, brief, render_job
@@ -84,9 +84,13 @@ def write_page(out: Path, job: Job, asked: Job, outcome: Outcome, manifest: Mapp
         title=subject(description) or ", ".join(outcome.images),
         about=_about(manifest, objective),
         images=result_images(job.kind, list(outcome.images), outcome.facts),
-        figures=[LinkedImage(address("", f"{stem}.png"), figure_title(stem)) for stem in outcome.figures],
+        figures=[
+            LinkedImage(address("", f"{stem}.png"), figure_title(stem)) for stem in shown_figures(outcome.figures)
+        ],
         facts=fact_rows(description, outcome.facts),
-        objective=Objective(measure_of(description), objective, phases, list(parts_of(losses).values())),
+        objective=Objective(
+            measure_of(description), objective, phases, list(parts_of(losses).values()), is_loss=is_loss(description)
+        ),
         snapshots=_snapshots(out, objective, phases),
         options=option_rows(job, asked, outcome.facts),
         provenance=_provenance(manifest),

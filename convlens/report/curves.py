@@ -195,16 +195,18 @@ class History:
     bands: tuple[Band, ...]
 
 
-def draw_history(values: Sequence[float], phases: Sequence[Phase] = (), frame: Frame = WIDE) -> History | None:
+def draw_history(
+    values: Sequence[float], phases: Sequence[Phase] = (), frame: Frame = WIDE, *, is_loss: bool = False
+) -> History | None:
     """One value per step, NaN where there is none; None where fewer than two are finite.
 
-    The axis of values spans what there is: from 0 only where that is near. It is logarithmic for values above 0 that
-    span two powers of ten or more. Of a long run the drawing keeps the extremes of each of 300 parts.
+    The axis spans the values, in round steps. It is logarithmic for a loss above 0 that falls by two powers of ten or
+    more. Of a long run the drawing keeps the extremes of each of 300 parts.
     """
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
         return None
-    scale = _history_scale(min(finite), max(finite), frame)
+    scale = _history_scale(min(finite), max(finite), frame, is_loss=is_loss)
     last = len(values) - 1
     lines = tuple(
         _points([(n / last, values[n]) for n in _thinned(run, values)], scale) for run in _finite_runs(values)
@@ -214,8 +216,9 @@ def draw_history(values: Sequence[float], phases: Sequence[Phase] = (), frame: F
     )
 
 
-def _history_scale(lowest: float, highest: float, frame: Frame) -> Scale:
-    if lowest > 0 and highest / lowest >= 10**_DECADES:
+def _history_scale(lowest: float, highest: float, frame: Frame, *, is_loss: bool) -> Scale:
+    # Only a loss has a 0 that it approaches; on others, such as logits, ratios mean nothing.
+    if is_loss and lowest > 0 and highest / lowest >= 10**_DECADES:
         first, last = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
         every = -(-(last - first) // 6)  # at most seven ticks
         low, high = 10.0**first, 10.0**last

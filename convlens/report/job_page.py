@@ -55,12 +55,16 @@ class OptionRow:
 
 @dataclass(frozen=True)
 class Objective:
-    """The objective of each step, what it measures, its phases, and further values by what these measure."""
+    """The objective of each step, what it measures, its phases, and further values by what these measure.
+
+    ``is_loss`` where it falls towards 0.
+    """
 
     measure: str
     values: Sequence[float]
     phases: Sequence[Phase] = ()
     parts: Sequence[tuple[str, Sequence[float]]] = ()
+    is_loss: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def render_job(
         figures=figures,
         facts=facts,
         objective=objective,
-        chart=_chart(objective.measure, objective.values, objective.phases),
+        chart=_chart(objective),
         parts=[part for part in (_small_chart(*each) for each in objective.parts) if part],
         snapshots=snapshots,
         options=options,
@@ -114,10 +118,13 @@ def render_job(
     )
 
 
-def _chart(measure: str, values: Sequence[float], phases: Sequence[Phase]) -> _Chart | None:
-    drawings = [(name, draw_history(values, phases, frame)) for name, frame in (("wide", WIDE), ("narrow", NARROW))]
+def _chart(objective: Objective) -> _Chart | None:
+    drawings = [
+        (name, draw_history(objective.values, objective.phases, frame, is_loss=objective.is_loss))
+        for name, frame in (("wide", WIDE), ("narrow", NARROW))
+    ]
     known = tuple((name, drawing) for name, drawing in drawings if drawing)
-    return _Chart(measure, _label(measure, values), known) if known else None
+    return _Chart(objective.measure, _label(objective.measure, objective.values), known) if known else None
 
 
 def _small_chart(measure: str, values: Sequence[float]) -> _Chart | None:
