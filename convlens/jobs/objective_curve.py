@@ -31,7 +31,10 @@ _PARTS = {
 def measure_of(job: Mapping[str, Any]) -> str:
     """What the objective of a job of that description is, in words."""
     if job["kind"] == "ascent":
-        return "mean logit of the classes" if job.get("classes") else "mean activation"
+        several = len(job.get("classes") or ()) > 1
+        return (
+            ("mean logit of the classes" if several else "logit of the class") if job["classes"] else "mean activation"
+        )
     return _MEASURES.get(job["kind"], "objective")
 
 

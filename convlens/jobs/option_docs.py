@@ -52,7 +52,7 @@ _UNITS = {
     "factor": ("octave_scale", "zoom"),
     "images": ("frames",),
     "logit": ("margin",),
-    "σ of the data": ("grain",),
+    "normalised units": ("grain",),
     "levels of 255": ("bound",),
 }
 _UNIT = {name: unit for unit, names in _UNITS.items() for name in names}

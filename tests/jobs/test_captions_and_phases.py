@@ -183,6 +183,7 @@ def test_a_value_that_repeats_the_objective_has_no_curve_of_its_own() -> None:
 
 
 def test_the_curve_says_what_it_measures() -> None:
-    assert "logit" in measure_of(to_mapping(Ascent(classes=(1,))))
+    assert measure_of(to_mapping(Ascent(classes=(1,)))) == "logit of the class"
+    assert measure_of(to_mapping(Ascent(classes=(1, 2)))) == "mean logit of the classes"
     assert "activation" in measure_of(to_mapping(Ascent(layer="head")))
     assert measure_of({"kind": "of a plug-in"}) == "objective"

@@ -28,7 +28,9 @@ SHIPPED = ("ascent", "dream", "efros", "fool", "invert", "quilt", "texture")
 
 @dataclass(frozen=True, kw_only=True)
 class Told(Job):
-    """Draw ``dots``, and many of them. ``gap`` is how far apart they are; near ones touch; ``size`` how large."""
+    """Draw ``dots``, and many of them. ``gap`` is how far apart they are; near ones touch; ``size`` how large, or
+    ``gap``.
+    """
 
     dots: int = 3
     gap: float = 1.5
@@ -59,7 +61,7 @@ def test_every_option_of_every_kind_has_a_row_with_a_meaning(kind: str) -> None:
     [
         ("dots", "Draw ``dots``, and many of them."),
         ("gap", "``gap`` is how far apart they are; near ones touch."),
-        ("size", "``size`` how large."),
+        ("size", "``size`` how large, or ``gap``."),
         ("bare", ""),
         ("own", "How far it goes."),
     ],

@@ -159,6 +159,12 @@ def test_phases_are_listed_under_the_curve_with_their_steps() -> None:
     assert "2 second step 3" in text
 
 
+def test_a_meaning_that_several_options_share_is_written_once() -> None:
+    shared = [OptionRow(name, "1", "", "What both mean.", "", is_default=False) for name in ("a", "b")]
+    result = page(options=shared)
+    assert (result.count("What both mean."), result.count("As above.")) == (1, 1)
+
+
 def test_without_two_values_there_is_no_curve() -> None:
     result = page(objective=Objective("mean logit", [1.0]))
     assert "<polyline" not in result
