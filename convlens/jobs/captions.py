@@ -174,7 +174,7 @@ def _of_invert(facts: _Facts) -> list[_Caption]:
 
 def _of_texture(facts: _Facts) -> list[_Caption]:
     fell = facts.get("fell_by")
-    return [("Texture", f"its Gram loss is that of noise ÷ {as_words(fell)}" if isinstance(fell, float) else "", [])]
+    return [("Texture", f"Gram loss {as_words(fell)} times below that of noise" if isinstance(fell, float) else "", [])]
 
 
 def _of_quilt(facts: _Facts) -> list[_Caption]:
