@@ -11,7 +11,9 @@ from typing import Any
 import yaml
 
 from convlens.errors import ConvLensError, JobError, near_matches
+from convlens.jobs.batch_index import BatchIndex
 from convlens.jobs.config import from_mapping
+from convlens.jobs.job_dir import PAGE
 from convlens.jobs.runner import OnProgress, run_job
 from convlens.synth.base import Job, job_class, job_kinds
 from convlens.types import ArithmeticPrecision, no_op
@@ -81,6 +83,8 @@ def _entry(description: Any, n: int, defaults: Mapping[str, Any]) -> Entry:
     name = options.pop("name", f"{n:03}-{options.get('kind', '')}")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise JobError(f"{place}: {name!r} is no name for a folder; use letters, digits, - _ .", field=f"{place}.name")
+    if name == PAGE:
+        raise JobError(f"{place}: {name!r} is the page of the batch; choose another name", field=f"{place}.name")
     try:
         return Entry(name, from_mapping({**_applicable(defaults, options.get("kind")), **options}))
     except ConvLensError as error:
@@ -108,10 +112,22 @@ def run_batch(
 ) -> list[BatchResult]:
     """Run one after another, each in ``out / name``; jobs that are done are left as they are, others resume.
 
-    ``watch`` is called with each entry before it runs and returns its ``on_progress``.
+    ``watch`` is called with each entry before it runs and returns its ``on_progress``. ``out / index.html`` shows all
+    jobs; it is written anew after each. Raises JobError where that is a page of something else.
     """
     settings: dict[str, Any] = {"device": device, "precision": precision, "video": video}
-    return [run_entry(entry, out, on_progress=watch(entry), **settings) for entry in entries]
+    index = BatchIndex(out, {entry.name: entry.job for entry in entries})
+    results = []
+    try:
+        for entry in entries:
+            result = run_entry(entry, out, on_progress=watch(entry), **settings)
+            results.append(result)
+            index.update(entry.name, result.error)
+    finally:
+        # An interrupted job has come further than the index knows.
+        for entry in entries[len(results) : len(results) + 1]:
+            index.update(entry.name)
+    return results
 
 
 def run_entry(

@@ -87,3 +87,8 @@ def resume_or_create(out: Path, description: Mapping[str, Any], identity: str) -
 def is_complete(out: Path) -> bool:
     """Whether the folder's job is done."""
     return (out / MANIFEST).is_file()
+
+
+def snapshots(out: Path) -> list[tuple[int, Path]]:
+    """The intermediate images, each with its step, in the order of the steps."""
+    return sorted((int(path.stem.removeprefix("step-")), path) for path in (out / SNAPSHOTS).glob("step-*.jpg"))

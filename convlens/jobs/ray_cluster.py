@@ -19,6 +19,7 @@ from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.loader import BATCH_SIZE, EmbeddedBatch, embed_files, join_batches
 from convlens.jobs.batch import BatchResult, Entry, run_entry
+from convlens.jobs.batch_index import BatchIndex
 from convlens.jobs.config import from_mapping, to_mapping
 from convlens.models import load
 from convlens.types import ArithmeticPrecision
@@ -48,12 +49,15 @@ def run_batch_on(
     """
     folder = str(out.resolve())
     tasks = [(to_mapping(entry.job), entry.name, folder, device, precision, video) for entry in entries]
+    index = BatchIndex(out, {entry.name: entry.job for entry in entries})
     with _cluster(address, workers) as ray:
-        results = _run_tasks(ray, _run_entry, tasks, device)
-    return [
+        ended = _run_tasks(ray, _run_entry, tasks, device)
+    results = [
         result if isinstance(result, BatchResult) else BatchResult(entry.name, error=f"its worker died: {result}")
-        for entry, result in zip(entries, results, strict=True)
+        for entry, result in zip(entries, ended, strict=True)
     ]
+    index.update_all({result.name: result.error for result in results})
+    return results
 
 
 def extract_on(

@@ -15,9 +15,13 @@ import convlens
 from convlens import image
 from convlens.errors import JobError
 from convlens.jobs import job_dir
+from convlens.jobs.captions import address, fact_rows, figure_title, kind_title, result_images, shown_figures, subject
+from convlens.jobs.config import to_mapping
 from convlens.jobs.loss_log import read_losses
-from convlens.models import Classifier
-from convlens.report.pages import LinkedImage, render_job
+from convlens.jobs.objective_curve import is_loss, measure_of, parts_of, phases_of
+from convlens.jobs.option_docs import option_rows
+from convlens.report.curves import Phase
+from convlens.report.job_page import JobFiles, LinkedImage, Objective, brief, render_job
 from convlens.synth.base import Job, Outcome
 from convlens.types import Bytes8
 from convlens.utils.files import atomic_write, sha256_of_file
@@ -66,30 +70,68 @@ def _write_video(path: Path, frames: Sequence[Bytes8]) -> None:
                 writer.append_data(np.ascontiguousarray(frame[:height, :width]))
 
 
-def write_page(out: Path, job: Job, classifier: Classifier | None, outcome: Outcome, files: Mapping[str, str]) -> None:
-    """One page: results, objective, snapshots, description. Its images are files beside it."""
-    snapshots = sorted((out / job_dir.SNAPSHOTS).glob("step-*.jpg")) if (out / job_dir.SNAPSHOTS).is_dir() else []
-    objective = read_losses(out).get("objective", [])
+def write_page(out: Path, job: Job, asked: Job, outcome: Outcome, manifest: Mapping[str, Any]) -> None:
+    """One page: results, objective, intermediate images, options, provenance. Its images are files beside it.
+
+    ``asked`` is the job before the network chose what it leaves open. Nothing of the page tells the time, so that a
+    resumed run's is that of an uninterrupted one.
+    """
+    description, losses = to_mapping(job), read_losses(out)
+    objective = losses.get("objective", [])
+    phases = phases_of(description, outcome.facts, losses)
     page = render_job(
-        title=f"{job.kind}: {_subject(outcome)}",
-        facts=[
-            ("model", classifier.spec.name if classifier else "none"),
-            ("weights", classifier.spec.weights_sha256[:12] if classifier else "none"),
-            ("steps", str(len(objective))),
-            ("seed", str(job.seed)),
+        kind=kind_title(job.kind),
+        title=subject(description) or ", ".join(outcome.images),
+        about=_about(manifest, objective),
+        images=result_images(job.kind, list(outcome.images), outcome.facts),
+        figures=[
+            LinkedImage(address("", f"{stem}.png"), figure_title(stem)) for stem in shown_figures(outcome.figures)
         ],
-        figures=[LinkedImage(f"{stem}.png", stem) for stem in outcome.figures],
-        images=[LinkedImage(f"{stem}.png", stem) for stem in outcome.images],
-        snapshots=[
-            LinkedImage(f"{job_dir.SNAPSHOTS}/{path.name}", f"step {int(path.stem.removeprefix('step-'))}")
-            for path in snapshots
-        ],
-        objective=objective,
-        video=_VIDEO if _VIDEO in files else "",
-        results=[(name, _as_text(value)) for name, value in outcome.facts.items()],
-        description=(out / job_dir.DESCRIPTION).read_text(encoding="utf-8"),
+        facts=fact_rows(description, outcome.facts),
+        objective=Objective(
+            measure_of(description), objective, phases, list(parts_of(losses).values()), is_loss=is_loss(description)
+        ),
+        snapshots=_snapshots(out, objective, phases),
+        options=option_rows(job, asked, outcome.facts),
+        provenance=_provenance(manifest),
+        files=JobFiles(
+            _VIDEO if _VIDEO in manifest["files"] else "",
+            [job_dir.MANIFEST, job_dir.DESCRIPTION, job_dir.LOSSES, *manifest["files"]],
+        ),
     )
     job_dir.write(out / job_dir.PAGE, page.encode())
+
+
+def _about(manifest: Mapping[str, Any], objective: Sequence[float]) -> list[tuple[str, str]]:
+    about = [("Model", manifest["model"])] if manifest["model"] else []
+    about += [("Steps", str(manifest["steps"])), ("Seed", str(manifest["job"]["seed"]))]
+    return [*about, ("Objective", f"{brief(objective[0])} → {brief(objective[-1])}")] if objective else about
+
+
+def _snapshots(out: Path, objective: Sequence[float], phases: Sequence[Phase]) -> list[LinkedImage]:
+    """The images of steps 1, 2, 4, …, with the step, the objective and the phase of each."""
+    images = []
+    for step, path in job_dir.snapshots(out):
+        notes = [f"objective {brief(objective[step - 1])}"] if step <= len(objective) else []
+        notes += [phase.title for phase in phases if phase.first <= step <= phase.last]
+        images.append(LinkedImage(f"{job_dir.SNAPSHOTS}/{path.name}", f"Step {step}", ", ".join(notes)))
+    return images
+
+
+def _provenance(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    versions = ", ".join(f"{name} {manifest[name]}" for name in ("convlens", *_PACKAGES))
+    rows = [
+        ("Model", manifest["model"]),
+        ("Weights, sha256", manifest["weights_sha256"]),
+        ("Seed", manifest["job"]["seed"]),
+        ("Versions", versions),
+        ("Device", manifest["device"]),
+        ("Arithmetic", manifest["precision"]),
+        ("Machine", manifest["machine"]),
+        ("Threads", manifest["threads"]),
+    ]
+    hashes = [(f"{name}, sha256", digest) for name, digest in manifest["files"].items()]
+    return [(name, str(value)) for name, value in (*rows, *hashes) if value not in (None, "")]
 
 
 def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
@@ -100,15 +142,3 @@ def write_manifest(out: Path, manifest: Mapping[str, Any]) -> None:
 def versions() -> dict[str, str]:
     """Versions of ConvLens and of the packages that decide the pixels."""
     return {"convlens": convlens.__version__, **{name: metadata.version(name) for name in _PACKAGES}}
-
-
-def _subject(outcome: Outcome) -> str:
-    names = [stem.lstrip("0123456789-") or stem for stem in outcome.images]
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
-
-
-def _as_text(value: object) -> str:
-    """Numbers and strings as they are, everything deeper as JSON."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

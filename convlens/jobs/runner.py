@@ -65,9 +65,8 @@ def run_job(
         asked, job = job, _resolved(job, classifier)
         job_dir.resume_or_create(out, to_mapping(job), identity(job, weights))
         if not job_dir.is_complete(out):
-            notes = _choices(asked, job)
             with _deterministic(classifier):
-                _run(job, out, classifier, notes, on_progress=on_progress, checkpoint_s=checkpoint_s, video=video)
+                _run(job, asked, out, classifier, on_progress=on_progress, checkpoint_s=checkpoint_s, video=video)
         checkpoints.remove(out)  # also those that a kill right after the manifest left behind
     return out / job_dir.MANIFEST
 
@@ -86,9 +85,9 @@ def _choices(asked: Job, job: Job) -> list[str]:
 
 def _run(
     job: Job,
+    asked: Job,
     out: Path,
     classifier: Classifier | None,
-    notes: Sequence[str],
     *,
     on_progress: OnProgress,
     checkpoint_s: float,
@@ -96,12 +95,11 @@ def _run(
 ) -> None:
     with _arithmetic(classifier):
         run = job.begin(classifier)
-    steps = _Steps(run, out, on_progress, classifier, notes)
+    steps = _Steps(run, out, on_progress, classifier, _choices(asked, job))
     seconds = steps.run_all(checkpoint_s)
     with _arithmetic(classifier):
         outcome = run.finish()
     files = results.write_outcome(out, outcome, video=video)
-    results.write_page(out, job, classifier, outcome, files)
     manifest = {
         **results.versions(),
         "job": to_mapping(job),
@@ -117,6 +115,7 @@ def _run(
         "facts": outcome.facts,
         "files": files,
     }
+    results.write_page(out, job, asked, outcome, manifest)
     results.write_manifest(out, manifest)
 
 

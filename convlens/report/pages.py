@@ -1,10 +1,9 @@
-"""The pages of a synthesis job, of a map of images, and of a layer's patches. In all of them text may be hostile."""
+"""The pages of a map of images and of a layer's patches, and how pages are rendered. In all text may be hostile."""
 
 from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,84 +14,15 @@ from markupsafe import Markup
 from convlens.report.html import asset, csp_hash, environment
 from convlens.types import Floats
 
-_WIDTH, _HEIGHT = 720, 220  # of the curve, in SVG units
-_MOST_POINTS = 600
 _ENDS_SCRIPT = re.compile("[<>&\u2028\u2029]")
 
 _Facts = Sequence[tuple[str, str]]
 
 
-def _render(template: str, style: str, **values: Any) -> str:
-    """``style`` is added to that of all pages."""
-    page = environment().get_template(template)
-    return page.render(style=Markup(asset("report.css") + asset(style)), csp_hash=csp_hash, **values)
-
-
-# ---- a synthesis job
-
-
-@dataclass(frozen=True)
-class LinkedImage:
-    """An image by its address from the page, and its caption."""
-
-    address: str
-    caption: str
-
-
-def render_job(
-    *,
-    title: str,
-    facts: _Facts,
-    figures: Sequence[LinkedImage],
-    images: Sequence[LinkedImage],
-    snapshots: Sequence[LinkedImage],
-    objective: Sequence[float],
-    video: str,
-    results: _Facts,
-    description: str,
-) -> str:
-    """Results, objective, intermediate images and configuration of a job; its images are files beside it. No script.
-
-    ``objective`` holds one value per step.
-    """
-    finite = [value for value in objective if math.isfinite(value)]
-    return _render(
-        "job.html.j2",
-        "job.css",
-        title=title,
-        facts=facts,
-        figures=figures,
-        images=images,
-        snapshots=snapshots,
-        steps=len(objective),
-        line=polyline_points(objective),
-        width=_WIDTH,
-        height=_HEIGHT,
-        lowest=f"{min(finite, default=0.0):.4g}",
-        highest=f"{max(finite, default=0.0):.4g}",
-        video=video,
-        results=results,
-        description=description,
-    )
-
-
-def polyline_points(values: Sequence[float]) -> str:
-    """The points of an SVG polyline, left to right, the largest value on top; at most 600, evenly chosen.
-
-    Empty for fewer than two finite values.
-    """
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 2:
-        return ""
-    low, high = min(finite), max(finite)
-    last, most = len(values) - 1, min(len(values), _MOST_POINTS)
-    chosen = sorted({round(n * last / (most - 1)) for n in range(most)})
-    span = (high - low) or 1.0
-    return " ".join(
-        f"{n * _WIDTH / last:.1f},{_HEIGHT - (values[n] - low) / span * _HEIGHT:.1f}"
-        for n in chosen
-        if math.isfinite(values[n])
-    )
+def render_page(template: str, *styles: str, **values: Any) -> str:
+    """A page of this folder's ``template``; ``styles`` are added to that of all pages."""
+    style = Markup("").join(asset(name) for name in ("report.css", *styles))
+    return environment().get_template(template).render(style=style, csp_hash=csp_hash, **values)
 
 
 # ---- a map of images
@@ -135,7 +65,7 @@ def render_map(
             "columns": thumbnails.columns,
             "which": list(thumbnails.which),
         }
-    return _render(
+    return render_page(
         "map.html.j2",
         "map.css",
         title=title,
@@ -176,7 +106,7 @@ class ChannelRow:
 def render_patches(*, title: str, facts: _Facts, explanation: str, rows: Sequence[ChannelRow]) -> str:
     """One row of crops per channel, in files beside the page, to filter and sort."""
     # Sheets are loaded as they come into sight, so that a thousand channels open at once.
-    return _render(
+    return render_page(
         "patches.html.j2",
         "patches.css",
         title=title,

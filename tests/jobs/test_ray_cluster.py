@@ -48,6 +48,8 @@ def test_a_batch_over_two_workers_ends_as_one_after_another(entries: list[Entry]
         for name in ("texture.png", "losses.jsonl"):
             there, here = (tmp_path / where / entry.name / name for where in ("spread", "alone"))
             assert there.read_bytes() == here.read_bytes()
+    indices = [(tmp_path / where / "index.html").read_text() for where in ("spread", "alone")]
+    assert indices[0].replace("spread", "alone") == indices[1]
     children = psutil.Process(os.getpid()).children(recursive=True)
     assert not [child for child in children if "ray" in " ".join(child.cmdline())]
 
