@@ -68,6 +68,9 @@ def read_results(folder: Path) -> list[ImageResult]:
         raise RequestError(
             f"{folder} holds no results ({error!r}); name a folder that `convlens explain` or `query` wrote"
         ) from error
+    for place in names:
+        if Path(place).name != place:
+            raise RequestError(f"{folder / MANIFEST} names the folder {place!r}, which is not inside; write it anew")
     return [_read_result(folder / place, name) for place, name in names.items()]
 
 

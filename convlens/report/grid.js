@@ -48,6 +48,8 @@ const text = (value, kind = "") => element("bdi", { class: kind }, value);
 const lines = (rows) => element("dl", { class: "facts" }, ...rows.map(([name, value, isOption]) =>
   element("div", { class: isOption ? "option" : "" }, element("dt", {}, text(name)), element("dd", {}, text(value)))));
 const folded = (summary, ...content) => element("details", {}, element("summary", {}, summary), ...content);
+const fileLink = (picture, file, name) =>
+  element("p", { class: "file" }, element("a", { href: addressOf(picture, file) }, name));
 const absent = (reason) => element("p", { class: "absent" }, reason);
 
 function warningList(warnings) {
@@ -107,7 +109,8 @@ function article(picture, card) {
     maps(picture, card, title), card.neighbours && neighbours(picture, card.neighbours),
     element("p", { class: "shows" }, element("strong", {}, "Shows"), ` ${shows}`),
     element("p", { class: "shows not" }, element("strong", {}, "Does not show"), ` ${doesNotShow}`),
-    folded("Options and provenance", lines(card.facts.map((number) => facts[number]))));
+    folded("Options and provenance", lines(card.facts.map((number) => facts[number])),
+      card.arrays && fileLink(picture, card.arrays, "NumPy arrays")));
 }
 
 function request(picture) {
@@ -119,9 +122,8 @@ function details(picture) {
   const view = picture.view
     ? figure(picture, picture.view, `${picture.name} as the model saw it`, ["What the model saw"], "photograph")
     : absent("No image was kept.");
-  const files = element("p", { class: "files" }, element("a", { href: addressOf(picture, "reply.json") }, "reply.json"));
   const seen = element("div", { class: "seen" }, view, element("h3", {}, "Predictions"), predictions(picture),
-    request(picture), files);
+    request(picture), fileLink(picture, "reply.json", "reply.json"));
   const cards = picture.cards.length ? picture.cards.map((card) => article(picture, card))
     : [absent("No explanations were requested.")];
   return [element("h2", { id: "picture-name" }, text(picture.name || "(no name)")), warningList(picture.warnings),

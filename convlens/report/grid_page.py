@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from convlens.protocol.reply_folder import ImageKind, image_file, neighbour_file
+from convlens.protocol.reply_folder import ImageKind, array_file, image_file, neighbour_file
 from convlens.report.explanation_views import TOP, Wording, distinct, facts_of, target_of
 from convlens.report.html import (
     LinkedFile,
@@ -29,7 +29,7 @@ from convlens.report.html import (
     score,
     script_data,
 )
-from convlens.types import Explanation, Neighbour, Neighbourhood, Prediction, Reply
+from convlens.types import Attribution, Explanation, Neighbour, Prediction, Reply
 
 _IMAGE_KINDS: tuple[ImageKind, ...] = ("overlay", "heatmap")
 
@@ -79,7 +79,7 @@ def render_grid(
             weights=distinct(reply.weights_sha256 for reply in replies),
             devices=distinct(reply.device for reply in replies),
             downloads=[(name, quote(name)) for name in downloads],
-            tiles=[_tile(row) for row in rows],
+            tiles=list(_tiles(rows)),
             classes=_predicted_classes(replies),
             in_percent=all(reply.has_probabilities for reply in replies),
             maps=_drawn_maps(replies, wording),
@@ -106,22 +106,32 @@ class _Tile:
     warns: bool
 
 
-def _tile(row: GridRow) -> _Tile:
-    reply = row.reply
-    return _Tile(
-        name=row.name,
-        address=_address(row.folder, row.view_file) if row.view else "",
-        image=link_image(_address(row.folder, row.thumbnail_file), row.thumbnail),
-        prediction=reply.predictions[0] if reply.predictions else None,
-        in_percent=reply.has_probabilities,
-        warns=bool(reply.warnings) or any(item.result.meta.warnings for item in reply.explanations),
-    )
+def _tiles(rows: Sequence[GridRow]) -> Iterator[_Tile]:
+    """A tile a row; marked where the row has a warning that not every row has."""
+    warnings = [_all_warnings(row.reply) for row in rows]
+    common = set.intersection(*warnings) if len(rows) > 1 else set()
+    for row, its_own in zip(rows, warnings, strict=True):
+        reply = row.reply
+        yield _Tile(
+            name=row.name,
+            address=_address(row.folder, row.view_file) if row.view else "",
+            image=link_image(_address(row.folder, row.thumbnail_file), row.thumbnail),
+            prediction=reply.predictions[0] if reply.predictions else None,
+            in_percent=reply.has_probabilities,
+            warns=bool(its_own - common),
+        )
+
+
+def _all_warnings(reply: Reply) -> set[str]:
+    return {*reply.warnings, *(line for item in reply.explanations for line in item.result.meta.warnings)}
 
 
 def _predicted_classes(replies: Iterable[Reply]) -> list[tuple[int, str, int]]:
     """(index, label, number of pictures) of each class that comes first for some picture, by label."""
     first = Counter((reply.predictions[0].index, reply.predictions[0].label) for reply in replies if reply.predictions)
-    return sorted(((index, label, count) for (index, label), count in first.items()), key=lambda each: each[1].lower())
+    return sorted(
+        ((index, label, count) for (index, label), count in first.items()), key=lambda each: (each[1].lower(), each[0])
+    )
 
 
 def _drawn_maps(replies: Iterable[Reply], wording: Wording) -> dict[str, str]:
@@ -194,7 +204,9 @@ def _card(explanation: Explanation, facts: _Numbered) -> dict[str, Any]:
     }
     if target is not None:
         card["target"] = [target.label, target.kind, score(target.score, target.kind)]
-    if isinstance(result, Neighbourhood):
+    if isinstance(result, Attribution):
+        card["arrays"] = quote(array_file(explanation.id))
+    else:
         card["neighbours"] = list(_neighbours(explanation.id, result.neighbours_NM[0] if result.neighbours_NM else ()))
     return card
 
