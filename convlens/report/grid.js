@@ -206,8 +206,10 @@ function fits(number) {
 
 function sort() {
   const compare = ORDERS[value("order")];
-  order = [...items].sort((a, b) => compare(numberOf.get(a), numberOf.get(b)) || numberOf.get(a) - numberOf.get(b));
-  grid.append(...order);
+  const sorted = [...items].sort((a, b) => compare(numberOf.get(a), numberOf.get(b)) || numberOf.get(a) - numberOf.get(b));
+  // Moved only where the order changes: a browser looks anew at which pictures to load.
+  if (sorted.some((item, place) => item !== order[place])) grid.append(...sorted);
+  order = sorted;
 }
 
 function filter() {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -141,3 +142,17 @@ def test_the_page_opens_from_the_disk_at_the_picture_that_its_address_names(fold
     assert "CONSOLE" not in done.stderr
     assert 'id="picture-name"' in done.stdout
     assert "%3Cscript%3Econsole.error%28%27escaped%27%29%3C%21--%23%3F%25/occlusion.overlay.png" in done.stdout
+
+
+def test_pictures_far_below_the_first_screen_are_not_asked_for(tmp_path: Path) -> None:
+    shown = [replace(result(n % 2), name=f"{n}.png") for n in range(300)]
+    write_results(tmp_path / "site", shown, model="net")
+    # A headless browser loads all images at once unless it is told otherwise.
+    lazily = ("--blink-settings=lazyLoadEnabled=true", "--window-size=1440,1000")
+    with serve(tmp_path / "site", "report.html") as (address, asked):
+        command = [str(BROWSER), *QUIET, *lazily, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+        subprocess.run([*command, f"{address}/report.html"], capture_output=True, timeout=120, check=True)
+    thumbnails = [path for path in asked if path.endswith("thumbnail.jpg")]
+    # Seven in a row: those of the first screen, and of the three or so below that the browser looks ahead.
+    assert 7 <= len(thumbnails) < 150
+    assert not [path for path in asked if "overlay" in path or "view.png" in path]
