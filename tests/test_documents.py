@@ -133,6 +133,22 @@ def test_every_python_block_of_the_how_to_runs(
     assert said in capsys.readouterr().out
 
 
+def test_the_how_to_of_results_reads_what_its_command_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    (tmp_path / "my" / "images").mkdir(parents=True)
+    (tmp_path / "my" / "images" / "cat.png").write_bytes(CHELSEA.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    arguments = shlex.split(blocks("console", text)[0])[1:]
+    # Saliency alone: a sweep of 196 windows shows nothing more here.
+    arguments[arguments.index("saliency,occlusion")] = "saliency"
+    assert CliRunner().invoke(build(arguments), arguments).exit_code == 0
+    capsys.readouterr()
+    exec(compile(blocks("python", text)[0], "results.md", "exec"), {"__name__": "how_to"})
+    assert capsys.readouterr().out == "cat.png tiger cat (1, 3, 224, 224)\n"
+
+
 def test_the_how_to_s_method_works_as_written() -> None:
     (block,) = blocks("python", (ROOT / "docs" / "add-a-method.md").read_text(encoding="utf-8"))
     script = (

@@ -21,7 +21,6 @@ from convlens.client.base import PROBE_PNG
 from convlens.errors import ConvLensError, GalleryError, RequestError
 from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
-from convlens.protocol.params import parse_params
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.torchserve import server
 
@@ -143,7 +142,7 @@ def _explain_all(
             if reply.weights_sha256 != classifier.spec.weights_sha256:
                 raise RequestError(f"{client} serves other weights than {classifier.source}; name its model by --model")
             view_HWC = image.prepare(image.read_channels(path, classifier.spec.channels), classifier.spec).display_HWC
-            results.append(ImageResult(path.name, image.encode_png(view_HWC), reply, parse_params(params)))
+            results.append(ImageResult(path.name, image.encode_png(view_HWC), reply))
             bar.advance(bar.task_ids[0])
     return results
 

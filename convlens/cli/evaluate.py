@@ -34,7 +34,7 @@ from convlens.cli.options import (
 from convlens.engine.method_calls import method_calls
 from convlens.errors import RequestError
 from convlens.evaluation.baselines import BASELINES
-from convlens.evaluation.evaluate import COSTLY_PICTURES, DEFAULT_METRICS, Evaluation, EvaluationCluster
+from convlens.evaluation.evaluate import DEFAULT_METRICS, Evaluation, EvaluationCluster
 from convlens.evaluation.evaluate import evaluate as evaluate_images
 from convlens.evaluation.journal import MAPS, PAGE, TABLES
 from convlens.evaluation.labels import LabelsFrom
@@ -67,14 +67,17 @@ def evaluate(
     metrics: Annotated[
         list[str],
         typer.Option(
-            help=f"Metrics, comma-separated, or `all`; may be repeated. There are {', '.join(GROUPS)}. "
-            f"Default: {', '.join(DEFAULT_METRICS)}, and localisation with --boxes."
+            help="Metrics, comma-separated, or `all`; may be repeated. There are insertion, deletion, road, infidelity, "
+            "sensitivity, sparseness, randomisation and localisation. Default: insertion, deletion, sparseness, "
+            "randomisation, and localisation with --boxes."
         ),
     ] = [],  # noqa: B006
     baselines: Annotated[
         list[str],
-        typer.Option(help="Maps that know nothing of the network, comma-separated, or `none`; may be repeated."),
-    ] = list(BASELINES),  # noqa: B006
+        typer.Option(
+            help="Maps that know nothing of the network, comma-separated, or `none`; may be repeated. Default: all."
+        ),
+    ] = [],  # noqa: B006
     model: ModelOption = DEFAULT_MODEL,
     labels: Annotated[
         str,
@@ -88,20 +91,16 @@ def evaluate(
         Literal["predicted", "true"], typer.Option(help="Class to explain: the predicted or the true one.")
     ] = "predicted",
     option: MethodSettings = [],  # noqa: B006
-    steps: Annotated[int, typer.Option(help="Steps of the insertion and deletion curves.")] = CurveProtocol.steps,
-    insertion_substrate: Annotated[
-        Substrate, typer.Option(help="What missing pixels show during insertion.")
-    ] = CurveProtocol.insertion_substrate,
-    deletion_substrate: Annotated[
-        Substrate, typer.Option(help="What missing pixels show during deletion.")
-    ] = CurveProtocol.deletion_substrate,
+    steps: Annotated[int, typer.Option(help="Steps of the insertion and deletion curves.")] = 22,
+    insertion_substrate: Annotated[Substrate, typer.Option(help="What missing pixels show during insertion.")] = "blur",
+    deletion_substrate: Annotated[Substrate, typer.Option(help="What missing pixels show during deletion.")] = "mean",
     costly_pictures: Annotated[
         int,
         typer.Option(
             min=1,
-            help=f"Images for the costly metrics ({', '.join(each.name for each in GROUPS.values() if each.costly)}).",
+            help="Images for the costly metrics: road, infidelity, sensitivity, randomisation.",
         ),
-    ] = COSTLY_PICTURES,
+    ] = 8,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
@@ -130,7 +129,7 @@ def evaluate(
             files,
             methods=named,
             metrics=wanted,
-            baselines=[] if baselines == ["none"] else parse_names(baselines),
+            baselines=[] if baselines == ["none"] else parse_names(baselines) or BASELINES,
             labels=_labels(labels),
             boxes=boxes,
             target=target,

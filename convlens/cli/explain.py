@@ -23,6 +23,7 @@ from convlens.cli.options import (
     NeuronOption,
     PrecisionOption,
     ReplacedFolder,
+    SingleFileOption,
     TargetOption,
     TopKOption,
     method_params,
@@ -70,8 +71,9 @@ def explain(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
     accelerate: AccelerateOption = True,
+    single_file: SingleFileOption = False,
 ) -> None:
-    """Explain images without a server: arrays, overlays and one HTML report."""
+    """Explain images without a server: arrays, overlays, predictions.csv and an HTML report."""
     keep_freed_memory()
     # Its tracebacks are for a server's log; here each error is said in a sentence of its own.
     logging.getLogger("convlens.engine").addHandler(logging.NullHandler())
@@ -98,7 +100,7 @@ def explain(
     engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params), options=options)
     results, failures = _explain_all(engine, paths, params)
     if results:
-        write_results(output, results, model=network.spec.name)
+        write_results(output, results, model=network.spec.name, single_file=single_file)
         show_table(results)
         print_result(f"report: {output / REPORT}")
     for path, error in failures:
@@ -166,6 +168,6 @@ def _explain_batch(
     for (path, request), reply in zip(requests.items(), replies, strict=True):
         if isinstance(reply, Reply):
             view_HWC = image.prepare(request.image, engine.model.spec).display_HWC
-            yield path, ImageResult(path.name, image.encode_png(view_HWC), reply, params)
+            yield path, ImageResult(path.name, image.encode_png(view_HWC), reply)
         else:
             yield path, reply

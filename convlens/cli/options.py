@@ -62,6 +62,9 @@ StoreOption = Annotated[Path, typer.Option(help="Folder that holds the archives.
 SeedOption = Annotated[int, typer.Option(help="Random seed.")]
 
 ReplacedFolder = Annotated[Path, typer.Option("--output", "-o", help=REPLACED)]
+SingleFileOption = Annotated[
+    bool, typer.Option("--single-file", help="Put all images into report.html itself, to send it to somebody.")
+]
 FigurePath = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
 JobFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder of the job; run the same command again to resume it.")

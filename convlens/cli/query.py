@@ -17,6 +17,7 @@ from convlens.cli.console import print_error, print_result, progress_bar
 from convlens.cli.options import (
     MethodSettings,
     NeuronOption,
+    SingleFileOption,
     TargetOption,
     TopKOption,
     method_params,
@@ -55,6 +56,7 @@ def query(
     ] = None,
     at_once: Annotated[int, typer.Option(help="Number of images in flight at a time.")] = 4,
     timeout: Annotated[float, typer.Option(help="Time limit in seconds for one reply.")] = 120.0,
+    single_file: SingleFileOption = False,
 ) -> None:
     """Predict and explain images on a running server, over REST or gRPC."""
     params = _params(methods, option, target_param(target, neuron), topk, with_images=output is not None)
@@ -64,7 +66,7 @@ def query(
         results, failures = _query_all(connection, images, params, at_once=at_once)
     if results:
         if output is not None:
-            write_results(output, results, model=results[0].reply.model_name)
+            write_results(output, results, model=results[0].reply.model_name, single_file=single_file)
         show_table(results)
     if results and output is not None:
         print_result(f"report: {output / REPORT}")
@@ -95,7 +97,7 @@ def _query_all(
         for path, reply in zip(paths, connection.explain_many(paths, at_once=at_once, **request), strict=True):
             if isinstance(reply, Reply):
                 view_png = _view(path, reply) if params.output else b""
-                results.append(ImageResult(path.name, view_png, reply, params))
+                results.append(ImageResult(path.name, view_png, reply))
             else:
                 failures.append((path, reply))
             bar.advance(bar.task_ids[0])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -16,36 +15,63 @@ import convlens
 from convlens import explain, image
 from convlens.cli.console import out
 from convlens.errors import RequestError
-from convlens.protocol.params import Params
-from convlens.protocol.responses import dumps, to_json
-from convlens.report import ReportRow, render, write
+from convlens.protocol.reply_folder import read_reply, write_reply
+from convlens.report import GridRow, ReportRow, render, render_grid, write
 from convlens.types import Attribution, Bytes8, Explanation, Reply
+from convlens.utils.csv_files import Cell, write_csv
 from convlens.utils.files import replace_folder
 
 MANIFEST = "manifest.json"
 REPORT = "report.html"
+PREDICTIONS = "predictions.csv"
+_VIEW, _THUMBNAIL = "view.png", "thumbnail.jpg"
+_THUMBNAIL_SIDE = 192  # pixels: about 8 kB each, sharp enough in the grid
+_TITLE = "What the network looked at"
+_PREDICTION_FIELDS = ("file", "rank", "index", "label", "probability", "logit", "folder")
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """An image's name, what the model saw of it (PNG), the reply, and the parameters of the request."""
+    """An image's name, what the model saw of it (PNG, empty where it was not kept), and the reply."""
 
     name: str
     view_png: bytes
     reply: Reply
-    params: Params
 
 
-def write_results(folder: Path, results: Sequence[ImageResult], *, model: str) -> None:
-    """Write all results. The folder is replace_folder as a whole, or not at all.
+def write_results(folder: Path, results: Sequence[ImageResult], *, model: str, single_file: bool = False) -> None:
+    """Write all results: a folder for each image, the predictions as a table, and the report.
 
-    Raises RequestError for a folder that holds anything else.
+    With ``single_file`` the report holds its images, else it refers to those in the folders. The whole folder is
+    replaced, or nothing is. Raises RequestError for a folder that holds anything else.
     """
     require_replaceable(folder, marker=MANIFEST, contents="results")
     with replace_folder(folder) as draft:
-        names = [_write_result(draft, result) for result in results]
-        write_report(draft / REPORT, results, model=model)
-        (draft / MANIFEST).write_text(json.dumps(_manifest(results, names, model), indent=1), encoding="utf-8")
+        rows = [_write_result(draft, result) for result in results]
+        write_csv(draft / PREDICTIONS, _PREDICTION_FIELDS, _prediction_rows(rows))
+        if single_file:
+            write_report(draft / REPORT, results, model=model)
+        else:
+            _write_grid(draft / REPORT, rows, model=model)
+        (draft / MANIFEST).write_text(json.dumps(_manifest(rows, model), indent=1), encoding="utf-8")
+
+
+def read_results(folder: Path) -> list[ImageResult]:
+    """The results that ``write_results`` wrote, in their order.
+
+    Raises RequestError for a folder without a manifest, ConvLensError for an image's folder that is damaged.
+    """
+    try:
+        pictures = json.loads((folder / MANIFEST).read_bytes())["pictures"]
+        names = {picture["folder"]: picture["name"] for picture in pictures}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"{folder} holds no results ({error!r}); name a folder that `convlens explain` or `query` wrote"
+        ) from error
+    for place in names:
+        if Path(place).name != place:
+            raise RequestError(f"{folder / MANIFEST} names the folder {place!r}, which is not inside; write it anew")
+    return [_read_result(folder / place, name) for place, name in names.items()]
 
 
 def require_replaceable(folder: Path, *, marker: str, contents: str) -> None:
@@ -68,16 +94,30 @@ def write_figure(path: Path, figure_HWC: Bytes8) -> None:
 
 
 def write_report(path: Path, results: Sequence[ImageResult], *, model: str) -> None:
-    """The HTML page alone."""
-    methods = [explain.get(name) for name in explain.available_methods()]
-    page = render(
-        rows=[ReportRow(result.name, result.view_png, result.reply) for result in results],
-        title="What the network looked at",
+    """The HTML page alone, with its images in it."""
+    rows = [ReportRow(result.name, result.view_png, result.reply) for result in results]
+    write(path, render(rows=rows, title=_TITLE, model=model, descriptions=_descriptions(), titles=_method_titles()))
+
+
+def _write_grid(path: Path, rows: Sequence[GridRow], *, model: str) -> None:
+    page = render_grid(
+        rows=rows,
+        title=_TITLE,
         model=model,
-        descriptions={method.name: (method.shows, method.does_not_show) for method in methods},
-        titles={method.name: method.title for method in methods},
+        descriptions=_descriptions(),
+        titles=_method_titles(),
+        downloads=(PREDICTIONS, MANIFEST),
     )
     write(path, page)
+
+
+def _descriptions() -> dict[str, tuple[str, str]]:
+    methods = map(explain.get, explain.available_methods())
+    return {method.name: (method.shows, method.does_not_show) for method in methods}
+
+
+def _method_titles() -> dict[str, str]:
+    return {method.name: method.title for method in map(explain.get, explain.available_methods())}
 
 
 def show_table(results: Sequence[ImageResult]) -> None:
@@ -110,34 +150,45 @@ def _target(explanation: Explanation) -> str:
     return f"{nearest.id} ({nearest.distance:.2f})"
 
 
-def _write_result(draft: Path, result: ImageResult) -> str:
+# ---- the folder
+
+
+def _write_result(draft: Path, result: ImageResult) -> GridRow:
     folder = _unused(draft, Path(result.name).stem)
     folder.mkdir()
-    (folder / "view.png").write_bytes(result.view_png)
-    (folder / "reply.json").write_text(dumps(to_json(result.reply, result.params)), encoding="utf-8")
-    for explanation in result.reply.explanations:
-        if isinstance(explanation.result, Attribution):
-            arrays = {"values_NCHW": explanation.result.values_NCHW, **explanation.result.extras}
-            np.savez(folder / f"{explanation.id}.npz", **arrays, allow_pickle=False)
-        for kind, data in (("overlay", explanation.overlay_png), ("heatmap", explanation.heatmap_png)):
-            if data:
-                (folder / f"{explanation.id}.{kind}.png").write_bytes(data)
-    return folder.name
+    write_reply(folder, result.reply)
+    thumbnail = b""
+    if result.view_png:
+        thumbnail = image.thumbnail(image.decode(result.view_png), side=_THUMBNAIL_SIDE)
+        (folder / _VIEW).write_bytes(result.view_png)
+        (folder / _THUMBNAIL).write_bytes(thumbnail)
+    return GridRow(result.name, folder.name, result.reply, result.view_png, _VIEW, thumbnail, _THUMBNAIL)
+
+
+def _read_result(folder: Path, name: str) -> ImageResult:
+    view = folder / _VIEW
+    return ImageResult(name, view.read_bytes() if view.exists() else b"", read_reply(folder))
 
 
 def _unused(draft: Path, stem: str) -> Path:
-    """A folder name of its own: images from different places may have the same name."""
+    """A folder name of its own: images from different places may have the same name, or that of another file."""
     path, count = draft / stem, 1
-    while path.exists():
+    while path.exists() or path.name in (MANIFEST, REPORT, PREDICTIONS):
         count += 1
         path = draft / f"{stem}-{count}"
     return path
 
 
-def _manifest(results: Sequence[ImageResult], names: Sequence[str], model: str) -> dict[str, object]:
+def _prediction_rows(rows: Sequence[GridRow]) -> Iterator[tuple[Cell, ...]]:
+    for row in rows:
+        for rank, guess in enumerate(row.reply.predictions, start=1):
+            yield row.name, rank, guess.index, guess.label, guess.probability, guess.logit, row.folder
+
+
+def _manifest(rows: Sequence[GridRow], model: str) -> dict[str, object]:
     return {
         "convlens": convlens.__version__,
         "model": model,
-        "weights_sha256": results[0].reply.weights_sha256,
-        "pictures": [{"name": result.name, "folder": name} for result, name in zip(results, names, strict=True)],
+        "weights_sha256": rows[0].reply.weights_sha256,
+        "pictures": [{"name": row.name, "folder": row.folder} for row in rows],
     }

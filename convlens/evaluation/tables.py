@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convlens.evaluation import metrics
-from convlens.utils.files import atomic_write
+from convlens.utils.csv_files import Cell, write_csv
 
-_Cell = str | float | int | None
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _PICTURE_FIELDS = ("id", "target", "label", "true_label", "correct", "probability", "logit")
 
 
@@ -28,13 +24,13 @@ def write_methods_csv(path: Path, summary: Mapping[str, Any]) -> None:
     headings += [f"{name}{part}" for name in names for part in ("", "_low", "_high", "_n")]
     headings += ["seconds", *_difference_headings("best"), "baseline", *_difference_headings("baseline")]
     headings += ["failed", "failed_reason"]
-    _write(path, headings, (_method_row(summary, name, names) for name in order))
+    write_csv(path, headings, (_method_row(summary, name, names) for name in order))
 
 
 def write_pictures_csv(path: Path, records: Iterable[Mapping[str, Any]], metric_names: Sequence[str]) -> None:
     """A row a picture and method; a picture that could not be read is a row with its error and no method."""
     headings = [*_PICTURE_FIELDS, "method", "seconds", *metric_names, "error"]
-    _write(path, headings, (row for record in records for row in _picture_rows(record, metric_names)))
+    write_csv(path, headings, (row for record in records for row in _picture_rows(record, metric_names)))
 
 
 def summarised_metrics(summary: Mapping[str, Any]) -> tuple[str, ...]:
@@ -48,11 +44,11 @@ def _difference_headings(to: str) -> list[str]:
     return [f"{part}_{to}" for part in ("difference_to", "low_to", "high_to", "n_to")]
 
 
-def _difference_cells(difference: Mapping[str, Any]) -> list[_Cell]:
+def _difference_cells(difference: Mapping[str, Any]) -> list[Cell]:
     return [difference.get(part) for part in ("difference", "low", "high", "n")]
 
 
-def _method_row(summary: Mapping[str, Any], name: str, names: Sequence[str]) -> Iterator[_Cell]:
+def _method_row(summary: Mapping[str, Any], name: str, names: Sequence[str]) -> Iterator[Cell]:
     method, ranking = summary["methods"][name], list(summary["ranking"])
     yield name
     yield "baseline" if name in summary["baselines"] else "method"
@@ -68,36 +64,10 @@ def _method_row(summary: Mapping[str, Any], name: str, names: Sequence[str]) -> 
     yield from (method["failed"]["count"], method["failed"]["reason"])
 
 
-def _picture_rows(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[list[_Cell]]:
+def _picture_rows(record: Mapping[str, Any], names: Sequence[str]) -> Iterator[list[Cell]]:
     picture = [record.get(field) for field in _PICTURE_FIELDS]
     if "error" in record:
         yield [*picture, None, None, *(None for _ in names), record["error"]]
     for method, result in record.get("methods", {}).items():
         values = result.get("values", {})
         yield [*picture, method, result.get("seconds"), *map(values.get, names), result.get("error")]
-
-
-# ---- writing
-
-
-def _write(path: Path, headings: Sequence[str], rows: Iterable[Iterable[_Cell]]) -> None:
-    # A file name that is not UTF-8 comes with lone surrogates, which no UTF-8 file can hold: they are spelled out.
-    with (
-        atomic_write(path) as draft,
-        draft.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(headings)
-        writer.writerows([_defused(cell) for cell in row] for row in rows)
-
-
-def _defused(cell: _Cell) -> _Cell:
-    """Text that a spreadsheet would run as a formula gets an apostrophe in front (OWASP: CSV injection); NaN is empty.
-
-    Numbers stay numbers, negative ones too.
-    """
-    if isinstance(cell, str):
-        return f"'{cell}" if cell.startswith(_FORMULA) else cell
-    if isinstance(cell, bool):
-        return "true" if cell else "false"
-    return None if cell is None or not math.isfinite(cell) else cell

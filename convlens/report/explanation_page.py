@@ -1,22 +1,21 @@
-"""The page of explanations: one section per image, one card per explanation.
+"""The page of explanations as one file: one section per image, one card per explanation.
 
 ``render`` makes the text and ``write`` the file; the views below hold the flat values that the template prints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
 
 from convlens.errors import ConvLensError
+from convlens.report.explanation_views import TOP, Fact, Target, Wording, distinct, facts_of, target_of
 from convlens.report.html import EmbeddedImage, asset, csp_hash, embed_image, environment
-from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Prediction, Reply, Result
+from convlens.types import Explanation, Neighbourhood, Prediction, Reply, Result
 from convlens.utils.files import atomic_write
 
-_TOP = 5  # predictions per image
 _NO_TITLES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -48,7 +47,7 @@ def render(
     names than the method's own. ``notes`` are printed under the heading. Text may be hostile.
     Raises ConvLensError for a method without a description, ImageError for bytes that are neither PNG nor JPEG.
     """
-    wording = _Wording(descriptions, titles)
+    wording = Wording(descriptions, titles)
     # Anchors are numbers: a name could hold anything, and occur twice.
     sections = [_section(row, f"picture-{number}", wording) for number, row in enumerate(rows, start=1)]
     return (
@@ -58,9 +57,9 @@ def render(
             title=title,
             model=model,
             notes=notes,
-            versions=_distinct(row.reply.model_version for row in rows),
-            weights=_distinct(row.reply.weights_sha256 for row in rows),
-            devices=_distinct(row.reply.device for row in rows),
+            versions=distinct(row.reply.model_version for row in rows),
+            weights=distinct(row.reply.weights_sha256 for row in rows),
+            devices=distinct(row.reply.device for row in rows),
             sections=sections,
             style=asset("report.css"),
             script=asset("report.js"),
@@ -84,36 +83,7 @@ def write(path: Path, page: str) -> None:
         ) from error
 
 
-def _distinct(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(value for value in values if value))
-
-
-@dataclass(frozen=True)
-class _Wording:
-    """Each method's title, and what it shows and does not show, by method name."""
-
-    descriptions: Mapping[str, tuple[str, str]]
-    titles: Mapping[str, str]
-
-    def of(self, method: str) -> tuple[str, str, str]:
-        """Title, shows, does not show. Raises ConvLensError for a method without a description."""
-        if method not in self.descriptions:
-            known = ", ".join(sorted(self.descriptions)) or "none"
-            raise ConvLensError(f"the report has no description of method {method!r}; described are: {known}")
-        words = method.replace("_", " ").strip()
-        return (self.titles.get(method) or words[:1].upper() + words[1:], *self.descriptions[method])
-
-
 # ---- views: all choosing happens here, none in the template
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The class a map is about, and its score on the unchanged image; ``kind`` "cosine" of networks without classes."""
-
-    label: str
-    score: float
-    kind: str
 
 
 @dataclass(frozen=True)
@@ -122,12 +92,6 @@ class _Neighbour:
     label: str
     distance: float
     thumbnail: EmbeddedImage | None
-
-
-class _Fact(NamedTuple):
-    name: str
-    value: str
-    is_option: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,14 +103,14 @@ class _Card:
     method: str
     title: str
     milliseconds: float
-    target: _Target | None
+    target: Target | None
     overlay: EmbeddedImage | None
     heatmap: EmbeddedImage | None
     neighbours: tuple[_Neighbour, ...]
     is_neighbourhood: bool
     shows: str
     does_not_show: str
-    facts: tuple[_Fact, ...]
+    facts: tuple[Fact, ...]
     warnings: tuple[str, ...]
 
 
@@ -165,14 +129,14 @@ class _Section:
     request_id: str
 
 
-def _section(row: ReportRow, anchor: str, wording: _Wording) -> _Section:
+def _section(row: ReportRow, anchor: str, wording: Wording) -> _Section:
     reply = row.reply
     cards = enumerate(reply.explanations, start=1)
     return _Section(
         anchor=anchor,
         name=row.name,
         image=embed_image(row.view_png_or_jpeg),
-        predictions=reply.predictions[:_TOP],
+        predictions=reply.predictions[:TOP],
         in_percent=reply.has_probabilities,
         cards=tuple(_card(explanation, f"{anchor}-{number}", wording) for number, explanation in cards),
         warnings=reply.warnings,
@@ -181,7 +145,7 @@ def _section(row: ReportRow, anchor: str, wording: _Wording) -> _Section:
     )
 
 
-def _card(explanation: Explanation, anchor: str, wording: _Wording) -> _Card:
+def _card(explanation: Explanation, anchor: str, wording: Wording) -> _Card:
     title, shows, does_not_show = wording.of(explanation.method)
     result = explanation.result
     return _Card(
@@ -190,25 +154,15 @@ def _card(explanation: Explanation, anchor: str, wording: _Wording) -> _Card:
         method=explanation.method,
         title=title,
         milliseconds=explanation.milliseconds,
-        target=_target(explanation),
+        target=target_of(explanation),
         overlay=embed_image(explanation.overlay_png),
         heatmap=embed_image(explanation.heatmap_png),
         neighbours=_neighbours(result),
         is_neighbourhood=isinstance(result, Neighbourhood),
         shows=shows,
         does_not_show=does_not_show,
-        facts=(*_option_facts(result), *_target_facts(result), *_meta_facts(result.meta)),
+        facts=facts_of(result),
         warnings=result.meta.warnings,
-    )
-
-
-def _target(explanation: Explanation) -> _Target | None:
-    result = explanation.result
-    if isinstance(result, Neighbourhood):
-        return None
-    of_embedding = int(result.target_N[0]) < 0 and not result.neurons_N
-    return _Target(
-        explanation.target_label, float(result.score_N[0]), "cosine" if of_embedding else result.meta.target_kind
     )
 
 
@@ -217,33 +171,3 @@ def _neighbours(result: Result) -> tuple[_Neighbour, ...]:
         return ()
     nearest_first = result.neighbours_NM[0]
     return tuple(_Neighbour(near.id, near.label, near.distance, embed_image(near.thumbnail)) for near in nearest_first)
-
-
-def _option_facts(result: Result) -> Iterator[_Fact]:
-    for name, value in result.options.items():
-        yield _Fact(name, str(value), is_option=True)
-
-
-def _target_facts(result: Result) -> Iterator[_Fact]:
-    if isinstance(result, Attribution):
-        if result.neurons_N:
-            yield _Fact("neuron", str(result.neurons_N[0]))
-        else:
-            yield _Fact("target class", str(int(result.target_N[0])))
-        yield _Fact("target score", f"{result.score_N[0]!s} ({result.meta.target_kind})")
-        yield _Fact("map size", " × ".join(str(length) for length in result.values_NCHW.shape[1:]))
-
-
-def _meta_facts(meta: Meta) -> Iterator[_Fact]:
-    """How the result came about, without what does not apply (seed, layer, ReLUs)."""
-    yield _Fact("runtime", f"{meta.runtime} on {meta.device}, {meta.precision or meta.dtype}")
-    yield _Fact("input space", meta.input_space)
-    if meta.layer is not None:
-        yield _Fact("layer", meta.layer)
-    if meta.seed is not None:
-        yield _Fact("seed", str(meta.seed))
-    if meta.relu_calls_seen:
-        yield _Fact("ReLU calls", f"{meta.relu_calls_seen} seen, {meta.relu_calls_ruled} ruled")
-    passes = f"{meta.forwards} forward, {meta.backwards} backward in {meta.seconds:.3g}\u00a0s"
-    yield _Fact("passes, whole batch", passes)
-    yield _Fact("weights sha256", meta.weights_sha256)

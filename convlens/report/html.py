@@ -1,9 +1,11 @@
-"""The template environment of all pages: values become text that cannot break a page, images become data URIs."""
+"""The template environment of all pages: values become text that cannot break a page, images data URIs or links."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import json
 import re
 import struct
 from collections.abc import Callable
@@ -14,11 +16,13 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from convlens.errors import ImageError
 
 # C0 and C1 controls, lone surrogates, non-characters, and the overrides that make gpj.exe read exe.jpg
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_ENDS_SCRIPT = re.compile("[<>&\u2028\u2029]")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 _FEW_PIXELS = 128
@@ -79,6 +83,14 @@ def legible(value: Any) -> Any:
     return _UNPRINTABLE.sub(_visible_symbol, value)
 
 
+def script_data(value: object) -> Markup:
+    """JSON that no HTML parser can take for the end of the element it stands in."""
+    # "</script>" within a string would end the element, "<!--" change how it is parsed; U+2028 and U+2029 end a line in
+    # older JavaScript.
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return Markup(_ENDS_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
 def _visible_symbol(match: re.Match[str]) -> str:
     code = ord(match.group())
     if code == 0x7F:
@@ -128,6 +140,24 @@ def embed_image(encoded: bytes) -> EmbeddedImage | None:
     # base64 has no character that HTML escapes; Markup saves the pass over megabytes that would look for one.
     uri = Markup(f"data:{_media_type(encoded)};base64,{base64.b64encode(encoded).decode('ascii')}")
     return EmbeddedImage(uri, few_pixels=0 < _png_width(encoded) < _FEW_PIXELS)
+
+
+@dataclass(frozen=True)
+class LinkedFile:
+    """An image file by its address from the page, with its size in pixels, so that nothing jumps when it arrives."""
+
+    address: str
+    width: int
+    height: int
+
+
+def link_image(address: str, encoded: bytes) -> LinkedFile | None:
+    """The image file at this address, which holds these bytes; None for no bytes. ImageError for no PNG or JPEG."""
+    if not encoded:
+        return None
+    _media_type(encoded)
+    with Image.open(io.BytesIO(encoded)) as image:  # reads the header only
+        return LinkedFile(address, *image.size)
 
 
 def _media_type(encoded: bytes) -> str:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from convlens.report.html import asset, csp_hash, environment
+from convlens.report.html import asset, csp_hash, environment, script_data
 from convlens.types import Floats
-
-_ENDS_SCRIPT = re.compile("[<>&\u2028\u2029]")
 
 _Facts = Sequence[tuple[str, str]]
 
@@ -71,17 +67,9 @@ def render_map(
         title=title,
         facts=facts,
         explanation=explanation,
-        data=_script_data(data),
+        data=script_data(data),
         script=asset("map.js"),
     )
-
-
-def _script_data(value: object) -> Markup:
-    """JSON that no HTML parser can take for the end of the element it stands in."""
-    # "</script>" within a string would end the element, "<!--" change how it is parsed; U+2028 and U+2029 end a line in
-    # older JavaScript.
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return Markup(_ENDS_SCRIPT.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def _rounded(value: float) -> float:

@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from convlens.cli.main import build
+from convlens.evaluation.evaluate import COSTLY_PICTURES, DEFAULT_METRICS
+from convlens.evaluation.metrics import GROUPS
+from convlens.evaluation.perturbation import CurveProtocol
 
 NET = """import torch
 from torch import nn
@@ -74,6 +78,19 @@ def test_the_folder_holds_page_tables_records_and_verdict(model: str, images: Pa
     maps = sorted(path.name for path in (out / "maps").iterdir())
     assert len(maps) == 3 * 4
     assert all(f"maps/{name}" in page for name in maps)
+
+
+def test_its_help_and_defaults_are_the_library_s() -> None:
+    """They are written out, since completion imports nothing of it."""
+    options = {option.name: option for option in get_command(build(["evaluate"])).commands["evaluate"].params}  # type: ignore[attr-defined]
+    assert all(name in options["metrics"].help for name in GROUPS)
+    assert ", ".join(DEFAULT_METRICS) in options["metrics"].help
+    costly = ", ".join(name for name, group in GROUPS.items() if group.costly)
+    assert options["costly_pictures"].help.endswith(f": {costly}.")
+    assert options["costly_pictures"].default == COSTLY_PICTURES
+    protocol = CurveProtocol()
+    for name in ("steps", "insertion_substrate", "deletion_substrate"):
+        assert options[name].default == getattr(protocol, name)
 
 
 def test_a_finished_folder_is_kept(model: str, images: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -38,14 +39,25 @@ def test_arrays_pictures_reply_report_and_manifest_are_written(tmp_path: Path) -
     out = tmp_path / "out"
     result = convlens("explain", PHOTOGRAPHS / "chelsea.png", "--methods", "saliency,grad_cam", "-o", out)
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in out.iterdir()) == ["chelsea", "manifest.json", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == ["chelsea", "manifest.json", "predictions.csv", "report.html"]
     assert {path.name for path in (out / "chelsea").iterdir()} == {
         "view.png",
+        "thumbnail.jpg",
         "reply.json",
         *(f"{name}.{end}" for name in ("saliency", "grad_cam") for end in ("npz", "overlay.png", "heatmap.png")),
     }
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["pictures"] == [{"name": "chelsea.png", "folder": "chelsea"}]
+
+
+def test_a_report_for_mailing_needs_no_file_beside_it(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    given = ("explain", PHOTOGRAPHS / "chelsea.png", "--methods", "saliency", "--single-file", "-o", out)
+    assert convlens(*given).exit_code == 0
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for name in ("view.png", "saliency.overlay.png", "saliency.heatmap.png"):
+        assert base64.b64encode((out / "chelsea" / name).read_bytes()).decode() in page
+    assert page.count("<img ") == page.count('<img src="data:image/') == 3
 
 
 def test_the_array_written_is_the_library_s(tmp_path: Path) -> None:
@@ -124,7 +136,7 @@ def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
     out = tmp_path / "out"
     convlens("explain", PHOTOGRAPHS / "chelsea.png", "--methods", "saliency", "-o", out)
     convlens("explain", PHOTOGRAPHS / "coffee.png", "--methods", "saliency", "-o", out)
-    assert {path.name for path in out.iterdir()} == {"coffee", "manifest.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == {"coffee", "manifest.json", "predictions.csv", "report.html"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no drafts left behind
 
 

@@ -78,7 +78,8 @@ def test_pictures_become_a_table_a_report_and_the_engine_s_arrays(there: list[st
     assert done.returncode == 0, done.stderr
     for said in ("chelsea.png", "tiger cat", "espresso", "saliency", "occlusion", f"report: {out}/report.html"):
         assert said in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["chelsea", "coffee", "manifest.json", "report.html"]
+    files = ["chelsea", "coffee", "manifest.json", "predictions.csv", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == files
     methods = ["saliency", {"method": "occlusion", "options": {"window": 64, "stride": 40}}]
     (wanted,) = live.engine.run([Request(image.read(COFFEE), parse_params({"methods": methods}))])
     assert isinstance(wanted, Reply)
