@@ -8,7 +8,7 @@ from convlens import image, visualization
 from convlens.engine.batch import Row
 from convlens.engine.method_calls import MethodCall
 from convlens.explain.forward import Forward
-from convlens.explain.registry import Drawing
+from convlens.explain.registry import Method
 from convlens.explain.scores import scores_of
 from convlens.types import Attribution, Bytes8, Explanation, Floats, ModelSpec, Prediction, Result
 
@@ -29,15 +29,15 @@ def explanation(row: Row, call: MethodCall, result: Result, spec: ModelSpec, mil
     """The result of this row alone, with the drawings that the request asks for, as PNG."""
     if not isinstance(result, Attribution):
         return Explanation(call.id, call.method.name, result, "", milliseconds)
-    output, drawing = row.request.params.output, call.method.drawing
+    output = row.request.params.output
     return Explanation(
         call.id,
         call.method.name,
         result,
         _target_label(result, spec.labels),
         milliseconds,
-        image.encode_png(_overlay(row, result, drawing, spec)) if "overlay" in output else b"",
-        image.encode_png(_heatmap(result, drawing)) if "heatmap" in output else b"",
+        image.encode_png(_overlay(row, result, call.method, spec)) if "overlay" in output else b"",
+        image.encode_png(_heatmap(result, call.method)) if "heatmap" in output else b"",
     )
 
 
@@ -47,9 +47,9 @@ def _target_label(result: Attribution, labels: tuple[str, ...]) -> str:
     return labels[int(result.target_N[0])] if labels else "similarity"
 
 
-def _overlay(row: Row, attribution: Attribution, drawing: Drawing, spec: ModelSpec) -> Bytes8:
+def _overlay(row: Row, attribution: Attribution, method: Method, spec: ModelSpec) -> Bytes8:
     """(H, W, 3): over what the model saw, or at its place in the whole image, of which the model saw a part."""
-    map_HW, signed = _pixel_map(attribution, drawing), drawing == "signed"
+    map_HW, signed = _drawn_map(attribution, method), method.drawing == "signed"
     # Gradients per channel are a scatter of single pixels, hard to see on a photograph unless slightly spread.
     sigma = 2.0 if attribution.values_NCHW.shape[1] > 1 else 0.0
     if row.request.params.size == "model":
@@ -60,15 +60,21 @@ def _overlay(row: Row, attribution: Attribution, drawing: Drawing, spec: ModelSp
     return visualization.overlay(image.display_image(row.request.image, spec), placed_HW, signed=signed)
 
 
-def _heatmap(attribution: Attribution, drawing: Drawing) -> Bytes8:
+def _heatmap(attribution: Attribution, method: Method) -> Bytes8:
     """The attribution alone, in the colours of its kind; (H, W, 3) of the model's grid."""
-    if drawing == "gradient":
+    if method.drawing == "gradient":
         return visualization.draw_gradient(attribution.values_NCHW[0])
-    map_HW = _pixel_map(attribution, drawing)
-    return visualization.diverging(map_HW) if drawing == "signed" else visualization.sequential(map_HW)
+    map_HW = _drawn_map(attribution, method)
+    return visualization.diverging(map_HW) if method.drawing == "signed" else visualization.sequential(map_HW)
 
 
-def _pixel_map(attribution: Attribution, drawing: Drawing) -> Floats:
-    """(H, W): summed over channels where signs mean for and against, else the largest magnitude."""
-    reduce = visualization.signed_sum if drawing == "signed" else visualization.abs_max
+def _drawn_map(attribution: Attribution, method: Method) -> Floats:
+    """(H, W): summed over channels where signs mean for and against, else the largest magnitude.
+
+    A coarse map is drawn from its own cells: the values are stretched bilinearly, which shows as crosses and edges.
+    """
+    cells_NCHW = attribution.extras.get("map_NCHW")
+    if method.shows_regions and cells_NCHW is not None:
+        return visualization.resize_smoothly(cells_NCHW[0, 0], *attribution.values_NCHW.shape[2:])
+    reduce = visualization.signed_sum if method.drawing == "signed" else visualization.abs_max
     return np.asarray(reduce(attribution.values_NCHW[0]))

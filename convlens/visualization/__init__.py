@@ -8,7 +8,15 @@ shapes and NaN are bugs of the caller, hence ValueError.
 from __future__ import annotations
 
 from convlens.visualization.colormaps import diverging, sequential
-from convlens.visualization.heatmaps import abs_max, place_in_image, resize_map, scale, signed_sum, smoothed
+from convlens.visualization.heatmaps import (
+    abs_max,
+    place_in_image,
+    resize_map,
+    resize_smoothly,
+    scale,
+    signed_sum,
+    smoothed,
+)
 from convlens.visualization.overlays import draw_gradient, gradient_image, grid, overlay
 
 # As version 0.1.0 called them.
@@ -25,6 +33,7 @@ __all__ = [
     "place_in_image",
     "placed",
     "resize_map",
+    "resize_smoothly",
     "scale",
     "sequential",
     "signed_sum",
