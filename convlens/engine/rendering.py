@@ -12,6 +12,8 @@ from convlens.explain.registry import Method
 from convlens.explain.scores import scores_of
 from convlens.types import Attribution, Bytes8, Explanation, Floats, ModelSpec, Prediction, Result
 
+_PIXELS_SIGMA, _SHARES_SIGMA = 2.0, 3.0  # pixels of the model's grid
+
 
 def top_predictions(forward: Forward, count: int) -> tuple[Prediction, ...]:
     """The first row's most probable classes, most probable first; none of a network without classes."""
@@ -49,15 +51,23 @@ def _target_label(result: Attribution, labels: tuple[str, ...]) -> str:
 
 def _overlay(row: Row, attribution: Attribution, method: Method, spec: ModelSpec) -> Bytes8:
     """(H, W, 3): over what the model saw, or at its place in the whole image, of which the model saw a part."""
-    map_HW, signed = _drawn_map(attribution, method), method.drawing == "signed"
-    # Gradients per channel are a scatter of single pixels, hard to see on a photograph unless slightly spread.
-    sigma = 2.0 if attribution.values_NCHW.shape[1] > 1 else 0.0
+    map_HW, signed = _overlaid_map(attribution, method), method.drawing == "signed"
     if row.request.params.size == "model":
-        return visualization.overlay(row.view_HWC, map_HW, signed=signed, smooth=sigma)
-    # Smoothed first: sigma is in pixels of the model's grid.
-    smooth_HW = visualization.smoothed(map_HW, sigma=sigma)
-    placed_HW = visualization.place_in_image(smooth_HW[None], size=row.placement.size, box=row.placement.box)[0]
+        return visualization.overlay(row.view_HWC, map_HW, signed=signed)
+    placed_HW = visualization.place_in_image(map_HW[None], size=row.placement.size, box=row.placement.box)[0]
     return visualization.overlay(image.display_image(row.request.image, spec), placed_HW, signed=signed)
+
+
+def _overlaid_map(attribution: Attribution, method: Method) -> Floats:
+    """(H, W): the map as it is drawn alone, where single pixels matter spread so that a photograph lets them be seen.
+
+    Of shares that change sign from pixel to pixel only those for the class are left, as a density: smoothed with their
+    sign they cancel, and what remains are spots of either colour wherever the image is far from the baseline.
+    """
+    map_HW = _drawn_map(attribution, method)
+    if method.overlay_signs == "positive":
+        return visualization.smoothed(map_HW.clip(0), sigma=_SHARES_SIGMA)
+    return visualization.smoothed(map_HW, sigma=_PIXELS_SIGMA if attribution.values_NCHW.shape[1] > 1 else 0)
 
 
 def _heatmap(attribution: Attribution, method: Method) -> Bytes8:

@@ -21,6 +21,7 @@ from convlens.protocol.requests import Request
 from convlens.types import Attribution, Explanation, Reply
 
 SIDE, CELL = 32, 8
+PIXELS = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
 def network() -> Classifier:
@@ -32,9 +33,8 @@ def network() -> Classifier:
 
 
 def explained(method: str, **params: Any) -> Explanation:
-    pixels = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     wanted = parse_params({"methods": [method], "output": ["overlay", "heatmap"], "target": 1, **params})
-    (reply,) = Engine(network()).run([Request(Image.fromarray(pixels), wanted)])
+    (reply,) = Engine(network()).run([Request(Image.fromarray(PIXELS), wanted)])
     assert isinstance(reply, Reply), reply
     return reply.explanations[0]
 
@@ -73,3 +73,31 @@ def test_a_map_of_single_pixels_is_drawn_from_its_values() -> None:
     result = explained("saliency")
     expected = visualization.sequential(np.abs(attribution(result).values_NCHW[0]).max(axis=0))
     np.testing.assert_array_equal(picture(result.heatmap_png), expected)
+
+
+SHARES = ["integrated_gradients", "input_x_gradient", "gradient_shap", "deep_lift"]
+
+
+@pytest.mark.parametrize("method", SHARES)
+def test_shares_of_single_pixels_are_overlaid_as_the_smoothed_positive_part(method: str) -> None:
+    result = explained(method)
+    share_HW = attribution(result).values_NCHW[0].astype(float).sum(axis=0)
+    assert share_HW.min() < 0 < share_HW.max()
+    smooth_HW = scipy.ndimage.gaussian_filter(share_HW.clip(0), 3, mode="nearest", radius=9)
+    expected = visualization.overlay(PIXELS, smooth_HW, signed=True).astype(int)
+    # Sums of float32 in another order may round another way.
+    assert np.abs(picture(result.overlay_png) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("method", SHARES)
+def test_shares_drawn_alone_keep_both_signs_pixel_by_pixel(method: str) -> None:
+    result = explained(method)
+    share_HW = attribution(result).values_NCHW[0].astype(float).sum(axis=0)
+    np.testing.assert_array_equal(picture(result.heatmap_png), visualization.diverging(share_HW))
+
+
+def test_a_coarse_map_is_overlaid_with_both_signs() -> None:
+    result = explained("grad_cam")
+    smooth_HW = spline(attribution(result).extras["map_NCHW"][0, 0])
+    expected = visualization.overlay(PIXELS, smooth_HW, signed=True)
+    np.testing.assert_array_equal(picture(result.overlay_png), expected)
