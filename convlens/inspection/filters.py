@@ -14,13 +14,15 @@ from convlens.errors import RequestError, near_matches
 from convlens.instrument import find_layer
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats
-from convlens.visualization import gradient_image, grid
+from convlens.visualization import colour_bar, gradient_image, grid
 from convlens.visualization.layout import add_margin, enlarge, hstack, text_image, vstack
 
 Scaling = Literal["own", "shared"]
 _PANEL = 520  # pixels that a panel's width comes close to
 _MOST = 32  # rows and columns of a grid of greys: more cannot be read
-_TITLE, _CAPTION = 20, 14
+_TITLE, _CAPTION, _SMALL = 20, 14, 11
+_LEFT, _TOP = 34, 16  # pixels for the numbers of rows and columns
+_LEAST_BAR, _LARGEST_BAR = 96, 320  # pixels: heights of colour bars
 _SCALING_CAPTIONS = {
     "own": "each filter is scaled by itself, to its largest weight",
     "shared": "all filters are scaled alike, to the layer's largest weight",
@@ -112,12 +114,30 @@ def _limits(weights_OCHW: Floats, scaling: Scaling) -> list[float]:
 def _panel(filters: Filters, scaling: Scaling) -> Bytes8:
     tiles, columns, description = (_colour_tiles if filters.on_colours else _grey_tiles)(filters.weights_OCHW, scaling)
     factor = max(1, _PANEL // (columns * (tiles[0].shape[1] + 1)))
-    sheet = grid([enlarge(tile, factor) for tile in tiles], columns=columns, gap=max(1, factor // 2))
+    gap = max(1, factor // 2)
+    sheet = grid([enlarge(tile, factor) for tile in tiles], columns=columns, gap=gap)
+    sheet = _with_numbers(sheet, filters.weights_OCHW, columns, pitch=factor * np.array(tiles[0].shape[:2]) + gap)
+    if scaling == "shared":
+        # Where each filter has a scale of its own, there are no numbers that hold for all.
+        height = min(max(len(sheet), _LEAST_BAR), _LARGEST_BAR)
+        bar = colour_bar(_limits(filters.weights_OCHW, scaling)[0], kind="grey", height=height, unit="weight")
+        sheet = hstack([sheet, bar], gap=16)
     width = max(sheet.shape[1], _PANEL)
     title = text_image(f"{filters.model}  {filters.layer}", size=_TITLE, width=width)
     shape = "×".join(map(str, filters.weights_OCHW.shape))
     caption = f"{filters.kind} {shape}. {description} Zero is mid grey; {_SCALING_CAPTIONS[scaling]}."
     return vstack([title, sheet, text_image(caption, size=_CAPTION, width=width)], gap=8)
+
+
+def _with_numbers(sheet_HWC: Bytes8, weights_OCHW: Floats, columns: int, *, pitch: Ints) -> Bytes8:
+    """Before each row the number of its (first) filter; above each column its channel, or what it adds to that number.
+
+    Numbers are left out where they would touch. ``pitch`` is from one row, and from one column, to the next.
+    """
+    is_matrix = weights_OCHW.shape[1] == columns and weights_OCHW.shape[1] != 3 or weights_OCHW.shape[1] > _MOST
+    height, width = sheet_HWC.shape[:2]
+    out_HWC = np.pad(sheet_HWC, ((_TOP, 0), (_LEFT, 0), (0, 0)), constant_values=255)
+    return out_HWC
 
 
 def _colour_tiles(weights_OCHW: Floats, scaling: Scaling) -> tuple[list[Bytes8], int, str]:

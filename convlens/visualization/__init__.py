@@ -1,8 +1,8 @@
 """Maps to RGB: reducing, scaling, colour maps, overlays, grids. numpy only.
 
 ``heatmaps`` reduces values to maps, finds their scale and puts them back where they were cut from; ``colormaps`` turns
-maps into colours; ``overlays`` lays them over photographs and side by side; ``colourbar`` is a map's legend; ``layout`` sets text beside images. Wrong
-shapes and NaN are bugs of the caller, hence ValueError.
+maps into colours; ``overlays`` lays them over photographs and side by side; ``colourbar`` is a map's legend;
+``layout`` sets text beside images. Wrong shapes and NaN are bugs of the caller, hence ValueError.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ _BETWEEN_TICKS = 28  # pixels, at least
 def colour_bar(limit: float, *, kind: BarKind, height: int, unit: str = "") -> Bytes8:
     """The colours of a map drawn to ``limit``, as an image of that height to be put beside it.
 
-    The first row of the bar is the limit, the last 0 or -limit; values beyond are drawn as those. Ticks are at multiples
-    of 1, 2 or 5 times a power of ten. ``unit`` stands above them, e.g. "logit".
+    The first row of the bar is the limit, the last 0 or -limit; values beyond are drawn as those. Ticks are at
+    multiples of 1, 2 or 5 times a power of ten. ``unit`` stands above them, e.g. "logit".
     """
     if not 0 < limit < math.inf or height < _LEAST_HEIGHT:
         raise ValueError(f"limit={limit}, height={height}; need a limit above 0 and at least {_LEAST_HEIGHT} pixels")
