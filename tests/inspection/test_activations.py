@@ -141,7 +141,9 @@ def test_one_channel_is_drawn_square_by_square_blue_below_zero_and_red_above() -
 
 @pytest.mark.parametrize("value", [-3.0, 3.0, 0.0])
 @pytest.mark.parametrize("draw", [draw_all_channels, lambda maps: draw_channel(maps, 0)])
-def test_every_map_has_a_grey_border_whatever_its_colour(draw: Callable[[Activations], np.ndarray], value: float) -> None:
+def test_every_map_has_a_grey_border_whatever_its_colour(
+    draw: Callable[[Activations], np.ndarray], value: float
+) -> None:
     drawn = draw(by_hand(np.full((2, 2), value)))
     left = int(np.flatnonzero((drawn[100] == 150).all(axis=1))[0])
     assert (drawn[12:412, left] == 150).all()
