@@ -60,6 +60,12 @@ def test_a_mean_or_a_softmax_is_no_maximum(middle: nn.Module) -> None:
     assert not remembers_places(network(middle)(x_NCHW))
 
 
+def test_a_network_that_deconvnet_refuses_is_left_to_its_own_error(capsys: pytest.CaptureFixture[str]) -> None:
+    classifier = nets.classifier(network(nn.SiLU()), classes=3)
+    assert without_lattice(METHODS, classifier, asked=["all"]) == METHODS
+    assert capsys.readouterr().err == ""
+
+
 def test_it_is_said_once_why_and_how_to_have_it_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = load(device="cpu")
     assert without_lattice(METHODS, classifier, asked=["all"]) == ["saliency", "occlusion"]

@@ -6,9 +6,10 @@ import time
 
 import torch
 
+from convlens.errors import UnsupportedModelError
 from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
-from convlens.instrument import remembers_places
+from convlens.instrument import RuledRelus, remembers_places, require_relu_network
 from convlens.models import Classifier
 from convlens.types import Attribution, Ints
 
@@ -37,8 +38,16 @@ def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
 
 
 def depends_on_image(classifier: Classifier) -> bool:
-    """Whether this network's deconvnet maps differ from image to image: where it pools by a maximum."""
+    """Whether this network's deconvnet maps differ from image to image: where it pools by a maximum.
+
+    True where deconvnet refuses the network as well: its error gives the reason then.
+    """
     spec = classifier.spec
     x_NCHW = torch.zeros(1, spec.channels, *spec.input_size, device=classifier.device, requires_grad=True)
-    with torch.enable_grad():
-        return remembers_places(classifier.module(x_NCHW))
+    with torch.enable_grad(), RuledRelus():
+        output = classifier.module(x_NCHW)
+    try:
+        require_relu_network(output, method="deconvnet")
+    except UnsupportedModelError:
+        return True
+    return remembers_places(output)
