@@ -12,7 +12,7 @@ import typer
 
 from convlens import image
 from convlens.cli.console import print_error, print_result, print_warning, progress_bar, spinner
-from convlens.cli.models import accelerated, open_model, open_sweep_graphs, wants_sweeps
+from convlens.cli.models import accelerated, open_model, open_sweep_graphs, wants_sweeps, without_lattice
 from convlens.cli.options import (
     DEFAULT_MODEL,
     AccelerateOption,
@@ -28,6 +28,7 @@ from convlens.cli.options import (
     TopKOption,
     method_params,
     parse_methods,
+    parse_names,
     recommended,
     target_param,
 )
@@ -80,20 +81,26 @@ def explain(
     recommendation = recommended(methods, evaluation)
     names = parse_methods(methods or [NEURON_METHODS if neuron else CLASS_METHODS], recommendation)
     evaluated = recommendation.options_not_default() if recommendation else {}
-    params = parse_params(
-        {
-            "methods": method_params(names, option, evaluated),
-            "topk": topk,
-            "output": ["array", "overlay", "heatmap"],
-            **target_param(target, neuron),
-        }
-    )
+
+    def parsed(names: Sequence[str]) -> Params:
+        return parse_params(
+            {
+                "methods": method_params(names, option, evaluated),
+                "topk": topk,
+                "output": ["array", "overlay", "heatmap"],
+                **target_param(target, neuron),
+            }
+        )
+
+    parsed(names)  # what is wrong with them is said before the model is loaded
     paths = list(_image_files(images))
     with spinner(f"loading {model}"):
         network = open_model(model, device=device, precision=precision)
         opened = Gallery.open(gallery) if gallery else None
     if recommendation is not None:
         recommendation.require_weights(network.spec.weights_sha256)
+    names = without_lattice(names, network, asked=parse_names(methods))
+    params = parsed(names)
     if isinstance(network, Classifier):
         network = accelerated(network, wanted=accelerate and not graphs and wants_sweeps(params, "full"))
     options = EngineOptions(shows_details=True)

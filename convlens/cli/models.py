@@ -16,6 +16,7 @@ from convlens.engine.backend import Model, graphs_beside
 from convlens.engine.method_calls import MethodCall, method_calls
 from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.explain import GraphModel
+from convlens.explain.methods.deconvnet import depends_on_image
 from convlens.models import Classifier, ModelName, choose_device, listing, load
 from convlens.models.manifest import GRAPHS
 from convlens.models.sources import source_names
@@ -25,6 +26,8 @@ from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import Providers
 from convlens.types import ArithmeticPrecision, Step
 from convlens.utils.cache_dir import default_folder
+
+_DECONVNET = "deconvnet"
 
 
 def models(
@@ -58,6 +61,24 @@ def open_model(name: str, *, device: str, precision: ArithmeticPrecision) -> Mod
     placed = choose_device(device)
     providers: Providers = "cuda" if placed.type == "cuda" else "cpu"
     return GraphModel.open(Path(folder), providers=providers, device_id=placed.index or 0, precision=precision)
+
+
+def without_lattice(names: Sequence[str], network: Model, *, asked: Sequence[str]) -> list[str]:
+    """The methods, less deconvnet where it was not asked for by name and the network's maps would be one lattice.
+
+    A line says why, once. Of exported graphs, which do not show what they are made of, every method stays.
+    """
+    names = list(names)
+    if _DECONVNET not in names or _DECONVNET in asked or not isinstance(network, Classifier):
+        return names
+    if depends_on_image(network):
+        return names
+    print_warning(
+        f"{_DECONVNET} is left out: {network.spec.name} has no max pooling, without which its map is the same lattice "
+        f"for every image; name it in --methods to have it all the same"
+    )
+    names.remove(_DECONVNET)
+    return names
 
 
 def accelerated(classifier: Classifier, *, wanted: bool) -> Classifier:

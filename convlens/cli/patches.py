@@ -112,7 +112,14 @@ def _sheets(result: Patches, classifier: Classifier, gradients: PatchGradients |
         views, inputs = zip(*(result.read(patch, classifier) for patch in best), strict=True)
         boxes = [visible_box(patch.box, result.receptive_field.image_size) for patch in best]
         crops = [crop(view_HWC, box, fill=padding) for view_HWC, box in zip(views, boxes, strict=True)]
-        yield channel, draw_channel_sheet(crops, _gradients(best, inputs, boxes, gradients))
+        yield (
+            channel,
+            draw_channel_sheet(
+                crops,
+                _gradients(best, inputs, boxes, gradients),
+                captions=[f"{patch.value:.4g} {Path(patch.image_id).name}" for patch in best],
+            ),
+        )
 
 
 def _gradients(

@@ -8,9 +8,11 @@ from convlens import image, visualization
 from convlens.engine.batch import Row
 from convlens.engine.method_calls import MethodCall
 from convlens.explain.forward import Forward
-from convlens.explain.registry import Drawing
+from convlens.explain.registry import Method
 from convlens.explain.scores import scores_of
 from convlens.types import Attribution, Bytes8, Explanation, Floats, ModelSpec, Prediction, Result
+
+_PIXELS_SIGMA, _SHARES_SIGMA = 2.0, 3.0  # pixels of the model's grid
 
 
 def top_predictions(forward: Forward, count: int) -> tuple[Prediction, ...]:
@@ -29,15 +31,15 @@ def explanation(row: Row, call: MethodCall, result: Result, spec: ModelSpec, mil
     """The result of this row alone, with the drawings that the request asks for, as PNG."""
     if not isinstance(result, Attribution):
         return Explanation(call.id, call.method.name, result, "", milliseconds)
-    output, drawing = row.request.params.output, call.method.drawing
+    output = row.request.params.output
     return Explanation(
         call.id,
         call.method.name,
         result,
         _target_label(result, spec.labels),
         milliseconds,
-        image.encode_png(_overlay(row, result, drawing, spec)) if "overlay" in output else b"",
-        image.encode_png(_heatmap(result, drawing)) if "heatmap" in output else b"",
+        image.encode_png(_overlay(row, result, call.method, spec)) if "overlay" in output else b"",
+        image.encode_png(_heatmap(result, call.method)) if "heatmap" in output else b"",
     )
 
 
@@ -47,28 +49,42 @@ def _target_label(result: Attribution, labels: tuple[str, ...]) -> str:
     return labels[int(result.target_N[0])] if labels else "similarity"
 
 
-def _overlay(row: Row, attribution: Attribution, drawing: Drawing, spec: ModelSpec) -> Bytes8:
+def _overlay(row: Row, attribution: Attribution, method: Method, spec: ModelSpec) -> Bytes8:
     """(H, W, 3): over what the model saw, or at its place in the whole image, of which the model saw a part."""
-    map_HW, signed = _pixel_map(attribution, drawing), drawing == "signed"
-    # Gradients per channel are a scatter of single pixels, hard to see on a photograph unless slightly spread.
-    sigma = 2.0 if attribution.values_NCHW.shape[1] > 1 else 0.0
+    map_HW, signed = _overlaid_map(attribution, method), method.drawing == "signed"
     if row.request.params.size == "model":
-        return visualization.overlay(row.view_HWC, map_HW, signed=signed, smooth=sigma)
-    # Smoothed first: sigma is in pixels of the model's grid.
-    smooth_HW = visualization.smoothed(map_HW, sigma=sigma)
-    placed_HW = visualization.place_in_image(smooth_HW[None], size=row.placement.size, box=row.placement.box)[0]
+        return visualization.overlay(row.view_HWC, map_HW, signed=signed)
+    placed_HW = visualization.place_in_image(map_HW[None], size=row.placement.size, box=row.placement.box)[0]
     return visualization.overlay(image.display_image(row.request.image, spec), placed_HW, signed=signed)
 
 
-def _heatmap(attribution: Attribution, drawing: Drawing) -> Bytes8:
+def _overlaid_map(attribution: Attribution, method: Method) -> Floats:
+    """(H, W): the map as it is drawn alone, where single pixels matter spread so that a photograph lets them be seen.
+
+    Of shares that change sign from pixel to pixel only those for the class are left, as a density: smoothed with their
+    sign they cancel, and what remains are spots of either colour wherever the image is far from the baseline.
+    """
+    map_HW = _drawn_map(attribution, method)
+    if method.overlay_signs == "positive":
+        return visualization.smoothed(map_HW.clip(0), sigma=_SHARES_SIGMA)
+    return visualization.smoothed(map_HW, sigma=_PIXELS_SIGMA if attribution.values_NCHW.shape[1] > 1 else 0)
+
+
+def _heatmap(attribution: Attribution, method: Method) -> Bytes8:
     """The attribution alone, in the colours of its kind; (H, W, 3) of the model's grid."""
-    if drawing == "gradient":
+    if method.drawing == "gradient":
         return visualization.draw_gradient(attribution.values_NCHW[0])
-    map_HW = _pixel_map(attribution, drawing)
-    return visualization.diverging(map_HW) if drawing == "signed" else visualization.sequential(map_HW)
+    map_HW = _drawn_map(attribution, method)
+    return visualization.diverging(map_HW) if method.drawing == "signed" else visualization.sequential(map_HW)
 
 
-def _pixel_map(attribution: Attribution, drawing: Drawing) -> Floats:
-    """(H, W): summed over channels where signs mean for and against, else the largest magnitude."""
-    reduce = visualization.signed_sum if drawing == "signed" else visualization.abs_max
+def _drawn_map(attribution: Attribution, method: Method) -> Floats:
+    """(H, W): summed over channels where signs mean for and against, else the largest magnitude.
+
+    A coarse map is drawn from its own cells: the values are stretched bilinearly, which shows as crosses and edges.
+    """
+    cells_NCHW = attribution.extras.get("map_NCHW")
+    if method.shows_regions and cells_NCHW is not None:
+        return visualization.resize_smoothly(cells_NCHW[0, 0], *attribution.values_NCHW.shape[2:])
+    reduce = visualization.signed_sum if method.drawing == "signed" else visualization.abs_max
     return np.asarray(reduce(attribution.values_NCHW[0]))

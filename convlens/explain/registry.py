@@ -18,6 +18,7 @@ from convlens.utils.registry import Registry
 
 Needs = Literal["gradient", "maps", "scores", "embedding", "model"]
 Drawing = Literal["magnitude", "signed", "gradient", "thumbnails"]
+OverlaySigns = Literal["both", "positive"]
 Explainer = Callable[..., Result]
 CostEstimate = Callable[[Mapping[str, Any], tuple[int, int]], float]
 RateKey = Callable[[Mapping[str, Any], tuple[int, int], SweepAutotuner], str]
@@ -51,7 +52,8 @@ class Method:
     same ``rate_key(options, size, sweeps)`` take about the same seconds per forward pass of that estimate.
     ``cheaper_values(options)`` names the option that lowers the cost, and its values from the next cheaper one to the
     cheapest. ``shows_regions``: its maps are coarse, and it is compared with methods of coarse maps first. ``caution``
-    is a warning that goes with each map of a class.
+    is a warning that goes with each map of a class. ``overlay_signs`` says which part of a signed map is laid over the
+    photograph: ``positive`` for shares that change sign from pixel to pixel, which cannot be read otherwise.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Method:
     cheaper_values: CheaperValues
     shows_regions: bool = False
     caution: str = ""
+    overlay_signs: OverlaySigns = "both"
 
     @functools.cached_property
     def options(self) -> Mapping[str, tuple[Any, Any]]:
@@ -119,6 +122,7 @@ def explainer(
     cheaper_values: CheaperValues = _nothing_cheaper,
     shows_regions: bool = False,
     caution: str = "",
+    overlay_signs: OverlaySigns = "both",
 ) -> Callable[[Explainer], Explainer]:
     """Register ``function(forward, target_N, *, options…) -> Attribution | Neighbourhood`` under ``name``.
 
@@ -127,7 +131,8 @@ def explainer(
 
     def register(function: Explainer) -> Explainer:
         costs = cost, rate_key, cheaper_values
-        method = Method(name, title, function, needs, drawing, shows, does_not_show, *costs, shows_regions, caution)
+        looks = shows_regions, caution, overlay_signs
+        method = Method(name, title, function, needs, drawing, shows, does_not_show, *costs, *looks)
         _METHODS.add(name, method)
         return function
 

@@ -16,13 +16,15 @@ from convlens.errors import ModelError, RequestError
 from convlens.instrument import arithmetic, find_layer, require_eval, tapped
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints
-from convlens.visualization import diverging, overlay, resize_map, scale, sequential
-from convlens.visualization.layout import add_margin, enlarge, hstack, text_image, vstack
+from convlens.visualization import colour_bar, diverging, overlay, resize_map, scale, sequential
+from convlens.visualization.colourbar import BarKind
+from convlens.visualization.layout import add_frame, add_margin, enlarge, hstack, text_image, vstack
 
 _SHEET, _TILE, _SIDE = 960, 150, 448  # pixels: a sheet's width, a ranked tile's side, an enlarged channel's side
 _SMALL, _CAPTION = 11, 14  # letters
 _COLUMNS = 6  # of ranked tiles
 _ROW_NUMBERS = 44  # pixels for the number of each row's first channel
+_LEAST_BAR, _LARGEST_BAR = 96, 320  # pixels: heights of colour bars
 
 
 # ---- numbers
@@ -100,12 +102,12 @@ def draw_all_channels(maps: Activations) -> Bytes8:
     columns = math.ceil(math.sqrt(count))
     factor = max(1, _SHEET // (columns * (width + 1)))
     limit = _shared_limit(maps)
-    tiles = [enlarge(_draw_map(maps, map_HW, limit), factor) for map_HW in maps.maps_CHW]
+    tiles = [add_frame(enlarge(_draw_map(maps, map_HW, limit), factor)) for map_HW in maps.maps_CHW]
     rows = []
     for first in range(0, count, columns):
         number = text_image(str(first), size=_SMALL, width=_ROW_NUMBERS)
-        rows.append(hstack([number, hstack(tiles[first : first + columns], gap=2)], gap=0))
-    return _with_caption(vstack(rows, gap=2), maps, f"all {count} channels in order")
+        rows.append(hstack([number, hstack(tiles[first : first + columns], gap=0)], gap=0))
+    return _with_caption(_with_bar(vstack(rows), maps, limit), maps, f"all {count} channels in order")
 
 
 def draw_strongest_channels(maps: Activations, *, most: int = 24) -> Bytes8:
@@ -115,19 +117,20 @@ def draw_strongest_channels(maps: Activations, *, most: int = 24) -> Bytes8:
     limit = _shared_limit(maps)
     tiles = []
     for channel in map(int, shown):
-        tile = enlarge(_draw_map(maps, maps.maps_CHW[channel], limit), factor)
+        tile = add_frame(enlarge(_draw_map(maps, maps.maps_CHW[channel], limit), factor))
         heading = text_image(f"{channel}: {maps.peak(channel)[0]:.4g}", size=_CAPTION, width=max(tile.shape[1], 80))
         tiles.append(vstack([heading, tile]))
     rows = [hstack(tiles[n : n + _COLUMNS], gap=8) for n in range(0, len(tiles), _COLUMNS)]
     what = f"the {len(shown)} of {len(maps.maps_CHW)} channels with the largest values, largest first"
-    return _with_caption(vstack(rows, gap=8), maps, what)
+    return _with_caption(_with_bar(vstack(rows, gap=8), maps, limit), maps, what)
 
 
 def draw_channel(maps: Activations, channel: int) -> Bytes8:
     """One channel enlarged, a square per unit, to its own scale. RequestError for a channel that does not exist."""
     map_HW = maps.channel(channel)
-    image_HWC = enlarge(_draw_map(maps, map_HW, scale(map_HW)), max(1, _SIDE // max(map_HW.shape)))
-    return _with_caption(image_HWC, maps, f"channel {channel}, drawn to its own scale")
+    limit = scale(map_HW)
+    image_HWC = add_frame(enlarge(_draw_map(maps, map_HW, limit), max(1, _SIDE // max(map_HW.shape))))
+    return _with_caption(_with_bar(image_HWC, maps, limit), maps, f"channel {channel}, drawn to its own scale")
 
 
 def draw_overlay(maps: Activations, channel: int, view_HWC: Bytes8) -> Bytes8:
@@ -147,6 +150,12 @@ def _shared_limit(maps: Activations) -> float:
 
 def _draw_map(maps: Activations, map_HW: Floats, limit: float) -> Bytes8:
     return diverging(map_HW, limit=limit) if maps.signed else sequential(map_HW, limit=limit)
+
+
+def _with_bar(image_HWC: Bytes8, maps: Activations, limit: float) -> Bytes8:
+    height = min(max(len(image_HWC), _LEAST_BAR), _LARGEST_BAR)
+    kind: BarKind = "diverging" if maps.signed else "sequential"
+    return hstack([image_HWC, colour_bar(limit, kind=kind, height=height, unit="activation")], gap=16)
 
 
 def _with_caption(image_HWC: Bytes8, maps: Activations, what: str) -> Bytes8:

@@ -14,17 +14,21 @@ from convlens.errors import RequestError, near_matches
 from convlens.instrument import find_layer
 from convlens.models import Classifier
 from convlens.types import Bytes8, Floats
-from convlens.visualization import gradient_image, grid
+from convlens.visualization import colour_bar, gradient_image, grid
 from convlens.visualization.layout import add_margin, enlarge, hstack, text_image, vstack
 
 Scaling = Literal["own", "shared"]
 _PANEL = 520  # pixels that a panel's width comes close to
 _MOST = 32  # rows and columns of a grid of greys: more cannot be read
-_TITLE, _CAPTION = 20, 14
+_TITLE, _CAPTION, _SMALL = 20, 14, 11
+_LEFT, _TOP = 34, 18  # pixels for the numbers of rows and columns
+_LINE, _NUMBER = 15, 30  # pixels that one number takes, down and across
+_LEAST_BAR, _LARGEST_BAR = 96, 320  # pixels: heights of colour bars
 _SCALING_CAPTIONS = {
     "own": "each filter is scaled by itself, to its largest weight",
     "shared": "all filters are scaled alike, to the layer's largest weight",
 }
+_NUMBERED = "A filter's number is its row's plus its column's."
 _DEEP_CAPTION = (
     "These are not directly interpretable: they weigh channels of the layer before, not colours, and what those "
     "channels mean is not in this picture."
@@ -112,7 +116,15 @@ def _limits(weights_OCHW: Floats, scaling: Scaling) -> list[float]:
 def _panel(filters: Filters, scaling: Scaling) -> Bytes8:
     tiles, columns, description = (_colour_tiles if filters.on_colours else _grey_tiles)(filters.weights_OCHW, scaling)
     factor = max(1, _PANEL // (columns * (tiles[0].shape[1] + 1)))
-    sheet = grid([enlarge(tile, factor) for tile in tiles], columns=columns, gap=max(1, factor // 2))
+    gap = max(1, factor // 2)
+    sheet = grid([enlarge(tile, factor) for tile in tiles], columns=columns, gap=gap)
+    rows_pitch, columns_pitch = (factor * side + gap for side in tiles[0].shape[:2])
+    sheet = _with_numbers(sheet, filters, columns, pitch=(rows_pitch, columns_pitch))
+    if scaling == "shared":
+        # Where each filter has a scale of its own, there are no numbers that hold for all.
+        height = min(max(len(sheet), _LEAST_BAR), _LARGEST_BAR)
+        bar = colour_bar(_limits(filters.weights_OCHW, scaling)[0], kind="grey", height=height, unit="weight")
+        sheet = hstack([sheet, bar], gap=16)
     width = max(sheet.shape[1], _PANEL)
     title = text_image(f"{filters.model}  {filters.layer}", size=_TITLE, width=width)
     shape = "×".join(map(str, filters.weights_OCHW.shape))
@@ -120,9 +132,27 @@ def _panel(filters: Filters, scaling: Scaling) -> Bytes8:
     return vstack([title, sheet, text_image(caption, size=_CAPTION, width=width)], gap=8)
 
 
+def _with_numbers(sheet_HWC: Bytes8, filters: Filters, columns: int, *, pitch: tuple[int, int]) -> Bytes8:
+    """Before each row the number of its first filter; above each column its channel, or what it adds to that number.
+
+    Numbers that would touch are left out. ``pitch`` is from one row, and from one column, to the next.
+    """
+    is_matrix = not filters.on_colours and filters.weights_OCHW.shape[1] > 1
+    out_HWC = np.pad(sheet_HWC, ((_TOP, 0), (_LEFT, 0), (0, 0)), constant_values=255)
+    for row in range(0, -(-len(sheet_HWC) // pitch[0]), -(-_LINE // pitch[0])):
+        number = text_image(str(row if is_matrix else row * columns), size=_SMALL, width=_NUMBER)[:_TOP]
+        place_HWC = out_HWC[_TOP + row * pitch[0] :][:_TOP, :_NUMBER]
+        place_HWC[:] = number[: len(place_HWC)]
+    for column in range(0, columns, -(-_NUMBER // pitch[1])):
+        number = text_image(str(column) if is_matrix else f"+{column}", size=_SMALL, width=_NUMBER)[:_TOP]
+        place_HWC = out_HWC[:, _LEFT + column * pitch[1] :][: len(number), :_NUMBER]
+        place_HWC[:] = number[:, : place_HWC.shape[1]]
+    return out_HWC
+
+
 def _colour_tiles(weights_OCHW: Floats, scaling: Scaling) -> tuple[list[Bytes8], int, str]:
     tiles = filter_images(weights_OCHW, scaling=scaling)
-    return tiles, math.ceil(math.sqrt(len(tiles))), "Weights over red, green and blue."
+    return tiles, math.ceil(math.sqrt(len(tiles))), f"Weights over red, green and blue. {_NUMBERED}"
 
 
 def _grey_tiles(weights_OCHW: Floats, scaling: Scaling) -> tuple[list[Bytes8], int, str]:
@@ -131,7 +161,7 @@ def _grey_tiles(weights_OCHW: Floats, scaling: Scaling) -> tuple[list[Bytes8], i
     if channels == 1:
         # A depthwise layer would be a single column; its filters fill a square instead.
         tiles = grey_images(weights_OCHW, most=_MOST**2, scaling=scaling)
-        shown = f"{_of_all(len(tiles), outputs, 'filters')}, each over a single channel."
+        shown = f"{_of_all(len(tiles), outputs, 'filters')}, each over a single channel. {_NUMBERED}"
         return tiles, math.ceil(math.sqrt(len(tiles))), f"{shown} {_DEEP_CAPTION}"
     rows, columns = min(outputs, _MOST), min(channels, _MOST)
     over = _of_all(columns, channels, "channels").lower()

@@ -27,12 +27,12 @@ from convlens.models import Classifier
 from convlens.types import Bytes8, Floats, Ints, Neuron, no_op
 from convlens.utils.concurrency import batched, cores, ordered_map
 from convlens.visualization import draw_gradient
-from convlens.visualization.layout import enlarge, hstack, vstack
+from convlens.visualization.layout import enlarge, hstack, text_image, vstack
 
 _BATCH = 16
 Backprop = Literal["guided", "saliency", "none"]
 _RULES: dict[Backprop, ReluRule] = {"guided": "guided", "saliency": "plain"}
-_TILE = 96  # pixels
+_TILE, _LETTERS, _TWO_LINES = 96, 11, 34  # pixels
 
 T = TypeVar("T", bound=np.generic)
 
@@ -325,11 +325,16 @@ def _paste_visible(values_HWC: NDArray[T], box: Box, out_HWC: NDArray[T]) -> NDA
     return out_HWC
 
 
-def draw_channel_sheet(crops: Sequence[Bytes8], gradients: Sequence[Floats]) -> Bytes8:
-    """Crops in a row, strongest first; below each its gradient, if given, drawn to a scale of its own."""
+def draw_channel_sheet(crops: Sequence[Bytes8], gradients: Sequence[Floats], *, captions: Sequence[str] = ()) -> Bytes8:
+    """Crops in a row, strongest first; below each its gradient, if given, drawn to a scale of its own, and its caption.
+
+    A caption that takes more than two lines is cut.
+    """
     rows = [hstack([_tile(each) for each in crops], gap=4)]
     if gradients:
         rows.append(hstack([_tile(draw_gradient(each)) for each in gradients], gap=4))
+    if captions:
+        rows.append(hstack([text_image(each, size=_LETTERS, width=_TILE)[:_TWO_LINES] for each in captions], gap=4))
     return vstack(rows, gap=4)
 
 

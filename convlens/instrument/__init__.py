@@ -19,7 +19,7 @@ from convlens.instrument.precision import (
     require_precision,
     use_precision,
 )
-from convlens.instrument.relu_guard import graph_nodes, require_relu_network
+from convlens.instrument.relu_guard import graph_nodes, remembers_places, require_relu_network
 from convlens.instrument.relu_rules import RULES, RedirectedRelus, ReluRule, RuledRelus
 from convlens.instrument.rescale_rules import RescaledSteps, require_rescaled_network
 
@@ -50,6 +50,7 @@ __all__ = [
     "precision_was_chosen",
     "private_rng",
     "private_tree",
+    "remembers_places",
     "require_eval",
     "require_precision",
     "require_relu_network",

@@ -58,6 +58,8 @@ _CHOICES = {
     "Maximum": "torch.maximum",
     "Minimum": "torch.minimum",
 }
+# How names of autograd nodes begin: pooling over windows of one to three dimensions, adaptive ones, or a whole side.
+_MAXIMA = ("MaxPool", "AdaptiveMaxPool", "FractionalMaxPool", "MaxBackward", "AmaxBackward")
 _RULED = "_RuledReluBackward"
 _OURS = (_RULED, "_DepthwiseBackward")  # a depthwise convolution is linear
 
@@ -81,6 +83,14 @@ def require_relu_network(output: Tensor, *, method: str, even_none: bool = False
         raise UnsupportedModelError(
             f"{method} changes how gradients pass a ReLU, and this network calls none; use saliency"
         )
+
+
+def remembers_places(output: Tensor) -> bool:
+    """Whether a maximum lies behind ``output``, whose gradient goes to the place where the input was largest.
+
+    Without one, deconvnet's rule sees nothing of the image: it ignores which ReLUs were on.
+    """
+    return any(node.name().startswith(_MAXIMA) for node in graph_nodes(output))
 
 
 def graph_nodes(output: Tensor) -> Iterator[Any]:

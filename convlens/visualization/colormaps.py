@@ -40,6 +40,8 @@ _SEQUENTIAL = np.array(
 )
 # White to either end at equal lightness, so neither sign looks stronger; colour-blind people tell red from blue.
 _END_LIGHTNESS, _END_CHROMA, _RED, _BLUE = 0.38, 0.19, 27, 258
+# Over a photograph: as strong as sRGB allows at one lightness, so that colour says the sign and its share how much.
+_VIVID_LIGHTNESS, _VIVID_CHROMA = 0.56, 0.22
 
 
 def sequential(map_HW: Floats, *, limit: float | None = None) -> Bytes8:
@@ -55,6 +57,18 @@ def diverging(map_HW: Floats, *, limit: float | None = None) -> Bytes8:
     """A signed map as RGB: blue at -limit, exactly white at 0, red at +limit, equally dark at equal distance."""
     part_HW = divide_by_limit(map_HW, limit)
     return np.asarray(_diverging_table()[np.rint(part_HW * 255).astype(np.intp) + 255])
+
+
+def vivid_signs(map_HW: Floats) -> Bytes8:
+    """One red where the map is above or at 0, one blue of equal lightness where it is below, both vivid."""
+    return np.asarray(_vivid_table()[(map_HW >= 0).astype(np.intp)])
+
+
+@cache
+def _vivid_table() -> Bytes8:
+    """Blue, red."""
+    both = np.ones(2)
+    return _srgb(_VIVID_LIGHTNESS * both, _VIVID_CHROMA * both, np.array([_BLUE, _RED]))
 
 
 @cache

@@ -12,7 +12,8 @@ import numpy as np
 from convlens.types import Bytes8
 from convlens.visualization.text import text_image
 
-__all__ = ["add_margin", "enlarge", "hstack", "text_image", "vstack"]
+_FRAME = 150
+__all__ = ["add_frame", "add_margin", "enlarge", "hstack", "text_image", "vstack"]
 
 
 def vstack(images: Sequence[Bytes8], *, gap: int = 0) -> Bytes8:
@@ -30,6 +31,11 @@ def hstack(images: Sequence[Bytes8], *, gap: int) -> Bytes8:
 def add_margin(image_HWC: Bytes8, *, margin: int) -> Bytes8:
     """``margin`` pixels of paper on every side."""
     return np.pad(image_HWC, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+
+
+def add_frame(image_HWC: Bytes8) -> Bytes8:
+    """A line of grey, one pixel wide, around the image: it shows where a black or a white one ends."""
+    return np.pad(image_HWC, ((1, 1), (1, 1), (0, 0)), constant_values=_FRAME)
 
 
 def enlarge(image_HWC: Bytes8, factor: int) -> Bytes8:

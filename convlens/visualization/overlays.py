@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from convlens.types import Bytes8, Floats
-from convlens.visualization.colormaps import diverging, sequential
+from convlens.visualization.colormaps import sequential, vivid_signs
 from convlens.visualization.heatmaps import Map, abs_max, divide_by_limit, scale, smoothed
 
 # Gradients have long tails: drawn by their 99.9th percentile, as the plain colour maps are, these images stay faint.
@@ -43,7 +43,7 @@ def overlay(
     map_HW: Floats,
     *,
     signed: bool,
-    strength: float = 0.65,
+    strength: float = 0.75,
     limit: float | None = None,
     smooth: float = 0,
 ) -> Bytes8:
@@ -104,7 +104,7 @@ def _dimmed(image_HWC: Bytes8) -> Map:
 def _vivid(part_HW: Map, signed: bool) -> Bytes8:
     """The map's colours without the pale or dark part of a palette: how much is said by the share alone."""
     if signed:
-        return diverging(np.sign(part_HW) * (0.7 + 0.3 * np.abs(part_HW)), limit=1)
+        return vivid_signs(part_HW)
     return sequential(0.42 + 0.43 * part_HW, limit=1)
 
 

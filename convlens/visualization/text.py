@@ -73,7 +73,7 @@ def _lines(text: str, size: int, width: int) -> list[str]:
     lines = [""]
     for word in _pieces(text, size, width):
         longer = f"{lines[-1]} {word}".strip()
-        if _text_width(longer, size=size) <= width:
+        if text_width(longer, size=size) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -84,9 +84,9 @@ def _pieces(text: str, size: int, width: int) -> Iterator[str]:
     """The words; those wider than the image in pieces."""
     for word in text.split():
         rest = _letters(word)
-        while len(rest) > 1 and _text_width("".join(rest), size=size) > width:
+        while len(rest) > 1 and text_width("".join(rest), size=size) > width:
             fits = next(
-                n for n in range(len(rest) - 1, 0, -1) if n == 1 or _text_width("".join(rest[:n]), size=size) <= width
+                n for n in range(len(rest) - 1, 0, -1) if n == 1 or text_width("".join(rest[:n]), size=size) <= width
             )
             yield "".join(rest[:fits])
             rest = rest[fits:]
@@ -105,7 +105,7 @@ def _letters(word: str) -> list[str]:
     return letters
 
 
-def _text_width(text: str, *, size: int) -> int:
+def text_width(text: str, *, size: int) -> int:
     """Width of the text in one line, in pixels."""
     return math.ceil(_set_text(text, size).get_width_height()[0] / 64) if text else 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import nets
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from convlens import load
 from convlens.errors import ModelError, RequestError
 from convlens.inspection import Activations, activations
 from convlens.inspection.activations import draw_all_channels, draw_channel, draw_overlay, draw_strongest_channels
+from convlens.visualization import colour_bar, scale
+from convlens.visualization.colourbar import BarKind
 
 
 class InPlace(nn.Module):
@@ -111,6 +115,7 @@ def test_the_sheet_shows_all_channels_in_order_on_one_scale() -> None:
 
 def _middles(*, columns: int, rows: int, tile: int, left: int) -> list[tuple[int, int]]:
     places = [(row, column) for row in range(rows) for column in range(columns)]
+    # A tile has a frame of one pixel on every side.
     return [(12 + row * (tile + 2) + tile // 2, left + column * (tile + 2) + tile // 2) for row, column in places]
 
 
@@ -118,19 +123,42 @@ def test_the_strongest_come_first_and_no_more_than_asked_for() -> None:
     result = by_hand(*[np.full((2, 2), value) for value in (1.0, 4.0, 2.0)])
     two, three = draw_strongest_channels(result, most=2), draw_strongest_channels(result)
     row = three[12 + 24 + 70]
-    seen = [int(row[x].sum()) for x in (12 + 75, 12 + 158 + 75, 12 + 2 * 158 + 75)]
+    seen = [int(row[x].sum()) for x in (12 + 75, 12 + 160 + 75, 12 + 2 * 160 + 75)]
     assert seen[0] > seen[1] > seen[2] > 0
-    np.testing.assert_array_equal(two[36:150, 12:320], three[36:150, 12:320])
-    assert (two[36:150, 12 + 2 * 158 :] == 255).all()
+    np.testing.assert_array_equal(two[36:150, 12:324], three[36:150, 12:324])
+    bar = three[12:150, 12 + 3 * 160 + 8 :][:, :60]
+    np.testing.assert_array_equal(two[12:150, 12 + 2 * 160 + 8 :][:, :60], bar)
 
 
 def test_one_channel_is_drawn_square_by_square_blue_below_zero_and_red_above() -> None:
-    drawn = draw_channel(by_hand([[0, 3], [-3, 0]]), 0)[12 : 12 + 448, 12 : 12 + 448]
+    drawn = draw_channel(by_hand([[0, 3], [-3, 0]]), 0)[13 : 13 + 448, 13 : 13 + 448]
     upper_left, red, blue = drawn[100, 100], drawn[100, 300], drawn[300, 100]
     assert upper_left.tolist() == WHITE
     assert red[0] > red[2]
     assert blue[2] > blue[0]
     assert (drawn[:224, 224:] == red).all()
+
+
+@pytest.mark.parametrize("value", [-3.0, 3.0, 0.0])
+@pytest.mark.parametrize("draw", [draw_all_channels, lambda maps: draw_channel(maps, 0)])
+def test_every_map_has_a_grey_border_whatever_its_colour(
+    draw: Callable[[Activations], np.ndarray], value: float
+) -> None:
+    drawn = draw(by_hand(np.full((2, 2), value)))
+    left = int(np.flatnonzero((drawn[100] == 150).all(axis=1))[0])
+    assert (drawn[12:412, left] == 150).all()
+    assert not (drawn[100, left + 1] == 150).all()
+    assert (drawn[100, left - 1] == 255).all()
+
+
+@pytest.mark.parametrize(("low", "kind"), [(0, "sequential"), (-1, "diverging")])
+def test_beside_the_maps_stands_the_bar_of_their_scale(low: float, kind: BarKind) -> None:
+    result = by_hand([[4, 4], [4, low]])
+    limit = scale(np.array([[4, 4], [4, low]]))
+    bar = colour_bar(limit, kind=kind, height=320, unit="activation")
+    drawn = draw_channel(result, 0)
+    left = 12 + 450 + 16
+    np.testing.assert_array_equal(drawn[12 : 12 + 320, left : left + bar.shape[1]], bar)
 
 
 def test_an_overlay_colours_the_place_where_the_map_is_large() -> None:

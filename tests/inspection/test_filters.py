@@ -11,7 +11,8 @@ from torch import nn
 from convlens import load
 from convlens.errors import RequestError
 from convlens.inspection import Filters, layer_filters
-from convlens.inspection.filters import draw_filters, filter_images, grey_images
+from convlens.inspection.filters import Scaling, draw_filters, filter_images, grey_images
+from convlens.visualization import colour_bar
 from convlens.visualization.layout import text_image
 
 # A filter that is red at the upper left, blue at the lower right and takes green away between; and one half as strong.
@@ -105,9 +106,47 @@ def test_deeper_filters_are_drawn_in_grey_with_a_caption_that_says_what_they_are
     np.testing.assert_array_equal(inner[-len(caption) :], caption)
     title = text_image("model deep", size=20, width=520)
     np.testing.assert_array_equal(inner[: len(title)], title)
-    tiles = inner[len(title) + 8 : -len(caption) - 8]  # two by two: 130 pixels each, 65 apart
+    sheet = inner[len(title) + 8 : -len(caption) - 8]
+    tiles = sheet[18:, 34:]  # two by two: 130 pixels each, 65 apart
     quarters = [tiles[y, x].tolist() for y in (65, 260) for x in (65, 260)]
     assert quarters == [[WHITE] * 3, [GREY] * 3, [GREY] * 3, [64] * 3]  # −0.5 of 1: 128 − 63.5, to even
+
+
+@pytest.mark.parametrize(
+    ("on_colours", "channels", "above", "before"),
+    [
+        (False, 3, ("0", "1", "2"), ("0", "1")),
+        (True, 3, ("+0", "+1"), ("0", "2")),
+        (False, 1, ("+0", "+1"), ("0", "2")),
+    ],
+)
+def test_rows_and_columns_bear_the_numbers_of_filters_and_channels(
+    on_colours: bool, channels: int, above: tuple[str, ...], before: tuple[str, ...]
+) -> None:
+    count = 2 if channels == 3 and not on_colours else 4
+    filters = Filters("model", "layer", "Conv2d", np.ones((count, channels, 1, 1), np.float32), on_colours)
+    inner = draw_filters([filters])[16:-16, 16:-16]
+    sheet = inner[len(text_image("model layer", size=20, width=520)) + 8 :]
+    # A square of one weight takes 520 // (columns * 2) pixels, and half as many part it from the next.
+    side = 520 // (len(above) * 2)
+    pitch = side + side // 2
+    for n, text in enumerate(above):
+        number = text_image(text, size=11, width=30)[:18]
+        np.testing.assert_array_equal(sheet[: len(number), 34 + n * pitch :][:, :30], number)
+    for n, text in enumerate(before):
+        number = text_image(text, size=11, width=30)[:18]
+        np.testing.assert_array_equal(sheet[18 + n * pitch :][: len(number), :30], number)
+
+
+@pytest.mark.parametrize("scaling", ["own", "shared"])
+def test_a_bar_of_weights_stands_beside_filters_of_one_scale_only(scaling: Scaling) -> None:
+    figure = draw_filters([Filters("model", "layer", "Conv2d", BY_HAND, True)], scaling=scaling)[16:-16, 16:-16]
+    sheet = figure[len(text_image("model layer", size=20, width=520)) + 8 :]
+    side = 520 // (2 * 3)  # of a weight; two tiles of two weights, half a weight apart
+    left, height = 34 + 4 * side + side // 2 + 16, 18 + 2 * side
+    bar = colour_bar(4, kind="grey", height=height, unit="weight")
+    found = np.pad(sheet, ((0, 0), (0, 99), (0, 0)), constant_values=255)[:height, left : left + bar.shape[1]]
+    assert (found == bar).all() == (scaling == "shared")
 
 
 def test_panels_stand_side_by_side() -> None:

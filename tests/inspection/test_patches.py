@@ -16,9 +16,18 @@ from torch import nn
 from convlens import image, load
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.features.image_list import image_files
-from convlens.inspection.patches import PatchGradients, TopK, crop, crop_gradient, find_patches, visible_box
+from convlens.inspection.patches import (
+    PatchGradients,
+    TopK,
+    crop,
+    crop_gradient,
+    draw_channel_sheet,
+    find_patches,
+    visible_box,
+)
 from convlens.inspection.receptive_field import receptive_field
 from convlens.types import Neuron
+from convlens.visualization.layout import text_image
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 
@@ -199,3 +208,14 @@ def test_before_the_first_relu_guided_backprop_is_the_gradient() -> None:
     (plain,) = PatchGradients(model, "features.0", backprop="saliency").each(neurons, [x_CHW])
     np.testing.assert_array_equal(guided, plain)
     np.testing.assert_allclose(guided[:, 10:21, 14:25], model.module.features[0].weight[7], rtol=1e-5, atol=1e-8)
+
+
+def test_each_crop_bears_its_caption_below_its_gradient() -> None:
+    crops = [np.full((8, 8, 3), level, np.uint8) for level in (10, 90)]
+    gradients = [np.ones((3, 8, 8), np.float32)] * 2
+    plain, captioned = (draw_channel_sheet(crops, gradients, captions=each) for each in ([], ["4.2 cat.png", "3 a"]))
+    np.testing.assert_array_equal(captioned[: len(plain)], plain)
+    below = captioned[len(plain) + 4 :]
+    for first, text in ((0, "4.2 cat.png"), (96 + 4, "3 a")):
+        expected = text_image(text, size=11, width=96)
+        np.testing.assert_array_equal(below[: len(expected), first : first + 96], expected)

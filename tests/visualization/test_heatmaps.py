@@ -5,9 +5,25 @@ import pytest
 import scipy.ndimage
 import torch
 
-from convlens.visualization import abs_max, diverging, resize_map, scale, sequential, signed_sum, smoothed
+from convlens.visualization import (
+    abs_max,
+    diverging,
+    resize_map,
+    resize_smoothly,
+    scale,
+    sequential,
+    signed_sum,
+    smoothed,
+)
 
-OF_ONE_MAP = [sequential, diverging, scale, lambda m: smoothed(m, sigma=1), lambda m: resize_map(m, 9, 9)]
+RESIZING = [resize_map, resize_smoothly]
+OF_ONE_MAP = [
+    sequential,
+    diverging,
+    scale,
+    lambda m: smoothed(m, sigma=1),
+    *(lambda m, resize=resize: resize(m, 9, 9) for resize in RESIZING),
+]
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -40,6 +56,25 @@ def test_resizing_equals_torchs_bilinear(size, target):
     map_HW = noise(*size)
     expected = torch.nn.functional.interpolate(torch.from_numpy(map_HW)[None, None], target, mode="bilinear")[0, 0]
     np.testing.assert_allclose(resize_map(map_HW, *target), expected, atol=1e-12)  # float64 in both
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 3), (1, 1), (2, 9)])
+@pytest.mark.parametrize("target", [(224, 224), (5, 31)])
+def test_smooth_resizing_equals_scipys_cubic_spline_without_its_prefilter(size, target):
+    map_HW = noise(*size)
+    at = [(np.arange(pixels) + 0.5) * cells / pixels - 0.5 for pixels, cells in zip(target, size, strict=True)]
+    grid = np.meshgrid(*at, indexing="ij")
+    expected = scipy.ndimage.map_coordinates(map_HW, grid, order=3, prefilter=False, mode="nearest")
+    np.testing.assert_allclose(resize_smoothly(map_HW, *target), expected, atol=1e-12)  # float64 in both
+
+
+def test_smooth_resizing_gives_no_value_and_no_sign_that_no_cell_has():
+    cells_HW = np.zeros((7, 7))
+    cells_HW[3, 3] = 9
+    drawn_HW = resize_smoothly(cells_HW, 63, 63)
+    assert drawn_HW.min() == 0
+    # The spline's weight of the cell itself is 2/3 along either side.
+    np.testing.assert_allclose(drawn_HW.max(), 9 * 4 / 9, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1, 2.5])
@@ -79,8 +114,9 @@ def test_wrong_maps_are_refused(draw, wrong, message):
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="need CHW"):
         abs_max(np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="0 x 5"):
-        resize_map(noise(2, 2), 0, 5)
+    for resize in RESIZING:
+        with pytest.raises(ValueError, match="0 x 5"):
+            resize(noise(2, 2), 0, 5)
     with pytest.raises(ValueError, match="sigma=-1"):
         smoothed(noise(2, 2), sigma=-1)
     for limit in (0, -1, np.nan, np.inf):

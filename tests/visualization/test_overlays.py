@@ -69,6 +69,22 @@ def test_strength_is_the_colours_share_at_the_limit():
     np.testing.assert_allclose(overlay(white, one, signed=True, strength=0.25), 0.75 * grey + 0.25 * full, atol=0.5)
 
 
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_signs_are_vivid_on_any_photograph_and_equally_strong(ground):
+    photograph = np.full((1, 2, 3), ground, np.uint8)
+    drawn = skimage.color.rgb2lab(overlay(photograph, np.array([[1.0, -1.0]]), signed=True, limit=1))[0]
+    chroma = np.hypot(drawn[:, 1], drawn[:, 2])
+    assert (chroma > 45).all()  # sRGB's full red has 105
+    assert abs(drawn[0, 0] - drawn[1, 0]) < 5  # of 100 steps of lightness
+
+
+def test_the_photograph_stays_legible_under_the_strongest_colour():
+    photograph = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 1, 3)).reshape(1, 256, 3)
+    drawn = skimage.color.rgb2lab(overlay(photograph, np.ones((1, 256)), signed=True, limit=1))[0, :, 0]
+    assert (np.diff(drawn) > -0.5).all()  # 8-bit rounding
+    assert np.ptp(drawn) > 10  # of 100 steps of lightness
+
+
 def test_smoothing_spreads_a_sparse_map():
     map_HW = np.zeros((60, 80))
     map_HW[30, 40] = 1

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import time
 
+import torch
+
+from convlens.errors import UnsupportedModelError
 from convlens.explain.forward import Forward
 from convlens.explain.registry import explainer
+from convlens.instrument import RuledRelus, remembers_places, require_relu_network
+from convlens.models import Classifier
 from convlens.types import Attribution, Ints
 
 
@@ -30,3 +35,19 @@ def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
     started = time.perf_counter()
     grad = forward.gradient("deconvnet", target_N, method="deconvnet")
     return forward.attribution("deconvnet", grad, target_N, {}, forward.meta("logit", started=started, ruled=True))
+
+
+def depends_on_image(classifier: Classifier) -> bool:
+    """Whether this network's deconvnet maps differ from image to image: where it pools by a maximum.
+
+    True where deconvnet refuses the network as well: its error gives the reason then.
+    """
+    spec = classifier.spec
+    x_NCHW = torch.zeros(1, spec.channels, *spec.input_size, device=classifier.device, requires_grad=True)
+    with torch.enable_grad(), RuledRelus():
+        output = classifier.module(x_NCHW)
+    try:
+        require_relu_network(output, method="deconvnet")
+    except UnsupportedModelError:
+        return True
+    return remembers_places(output)

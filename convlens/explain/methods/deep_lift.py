@@ -26,6 +26,7 @@ _TOLERATED_GAP = 0.01  # of the rise
     title="DeepLIFT",
     needs="model",
     drawing="signed",
+    overlay_signs="positive",
     shows="each pixel's share of the score's rise from a grey image to this one, by one pass; the shares add up to it.",
     does_not_show="anything where the image equals the baseline: mean-grey regions always get zero.",
     cost=lambda _, __: 6.0,

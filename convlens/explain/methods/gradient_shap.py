@@ -21,6 +21,7 @@ from convlens.types import Attribution, Ints
     title="GradientSHAP",
     needs="model",
     drawing="signed",
+    overlay_signs="positive",
     shows="each pixel's share of the score's rise from plain random colours to this image; grey regions have one, too.",
     does_not_show="the same numbers for another seed: the draws leave noise, and the shares add up on average only.",
     cost=lambda options, _: 3.0 * options["samples"],

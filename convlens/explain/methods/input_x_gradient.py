@@ -16,6 +16,7 @@ from convlens.types import Attribution, Ints, ScoreKind
     title="Input × gradient",
     needs="gradient",
     drawing="signed",
+    overlay_signs="positive",
     shows="each pixel's share of the score, as far as the network is linear around this image.",
     does_not_show="what the non-linear part contributes, nor anything where the image is mean grey.",
 )

@@ -23,6 +23,7 @@ _TOLERATED_GAP = 0.1  # of the rise
     title="Integrated gradients",
     needs="model",
     drawing="signed",
+    overlay_signs="positive",
     shows="each pixel's share of the score's rise from a grey image to this one; the shares add up to it.",
     does_not_show="anything where the image equals the baseline: mean-grey regions always get zero.",
     cost=lambda options, _: 3.0 * options["steps"],
