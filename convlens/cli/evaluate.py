@@ -68,8 +68,8 @@ def evaluate(
         list[str],
         typer.Option(
             help="Metrics, comma-separated, or `all`; may be repeated. There are insertion, deletion, road, "
-            "infidelity, sensitivity, sparseness, randomisation and localisation. Default: insertion, deletion, sparseness, "
-            "randomisation, and localisation with --boxes."
+            "infidelity, sensitivity, sparseness, randomisation and localisation. Default: insertion, deletion, "
+            "sparseness, randomisation, and localisation with --boxes."
         ),
     ] = [],  # noqa: B006
     baselines: Annotated[
