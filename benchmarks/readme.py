@@ -253,14 +253,18 @@ def randomisation(result: dict[str, Any]) -> str:
 def evaluation_speed(result: dict[str, Any]) -> str:
     """benchmarks/evaluation.py speed"""
     minutes = next(key for key in result["rows"][0] if key.startswith("minutes"))
-    rows = [(row["side"], f"{row['seconds an image']:.1f} s", f"{row[minutes]:.0f} min") for row in result["rows"]]
-    low, high = result["quartiles"]
-    ratio = f"{result['plain / convlens']:.2f} ({low:.2f} to {high:.2f})"
-    return (
-        _table(("12 methods, insertion and deletion", "an image", minutes.replace("minutes for", "for")), rows)
-        + f"\n\nplain ÷ ConvLens {ratio}, {result['pictures']} images, {_short(result['model'])}."
-        + _machine(result).replace("\n\n", " ")
-    )
+    rows = [
+        (
+            row["side"],
+            f"{row['seconds an image']:.1f} s",
+            f"{row[minutes]:.0f} min",
+            f"{row['this / convlens']:.2f}" if row["side"] != "convlens" else "",
+        )
+        for row in result["rows"]
+    ]
+    heads = ("12 methods, insertion and deletion", "an image", minutes.replace("minutes for", "for"), "÷ ConvLens")
+    said = f"\n\n{result['pictures']} images, {_short(result['model'])}; "
+    return _table(heads, rows) + said + _machine(result).removeprefix("\n\n")
 
 
 def _amount(value: float, row: dict[str, Any]) -> str:

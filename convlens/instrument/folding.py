@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions in front of them, for passes without gradients; the network stays as it is.
+"""Batch norms folded into the convolutions in front of them, for a few passes; the network stays as it is.
 
 A batch norm in eval mode is a factor and an offset per channel, which the convolution's own weights can carry. What is
 folded is found by watching one pass, so any spelling and any class of layer will do; scripted modules stay as they are.
@@ -159,6 +159,7 @@ class _FoldedConvolution:
 
     def _packs(self, input: Tensor, padding: Any) -> bool:
         plain = input.dtype == self.weight.dtype == torch.float32 and not isinstance(padding, str)
+        plain = plain and not (input.requires_grad and torch.is_grad_enabled())  # the packed one has no gradient
         return self.may_pack and plain and input.device.type == "cpu" and input.ndim == 4 and _has_packed_convolutions()
 
 
