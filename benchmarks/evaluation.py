@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -24,6 +23,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from other_process import OtherProcess
 
 TWELVE = (
     "saliency", "guided_backprop", "deconvnet", "input_x_gradient", "integrated_gradients", "smoothgrad",
@@ -107,31 +108,15 @@ class Side:
 
     def __init__(self, name: str, model: str) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "side", name, model],
-            env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._said()
+        self._process = OtherProcess(__file__, "side", name, model, env=kept)
 
     def seconds(self, picture: Path) -> tuple[float, dict[str, Any]]:
-        assert self._process.stdin is not None
         started = time.perf_counter()
-        self._process.stdin.write(f"{picture}\n")
-        self._process.stdin.flush()
-        areas = json.loads(self._said())
+        areas = json.loads(self._process.ask(str(picture)))
         return time.perf_counter() - started, areas
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _said(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"the other process ended with code {self._process.wait(timeout=60)}")
-        return line
+        self._process.close()
 
 
 def speed(given: argparse.Namespace) -> None:

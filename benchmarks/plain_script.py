@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from other_process import OtherProcess
 
 WINDOW, STRIDE, SAMPLES = 32, 16, 4
 Sides = dict[str, Callable[[int], Any]]
@@ -29,36 +30,17 @@ class PlainScript:
         kept = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
         given = {"library": library, "model": model, "device": device, "targets": list(targets)}
         self._folder = tempfile.TemporaryDirectory()
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(given | {"out": f"{self._folder.name}/found.npy"})],
-            env=kept,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._said()
+        self._process = OtherProcess(__file__, json.dumps(given | {"out": f"{self._folder.name}/found.npy"}), env=kept)
 
     def compute(self, what: str, at_once: int = 0) -> Any:
         """The result as an array; ``at_once`` is the size of captum's chunks, 0 for its default."""
         import numpy as np
 
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([what, at_once]) + "\n")
-        self._process.stdin.flush()
-        return np.load(self._said())
+        return np.load(self._process.ask(json.dumps([what, at_once])))
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.close()
         self._folder.cleanup()
-
-    def _said(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"the other process ended with code {self._process.wait(timeout=60)}")
-        return line
 
 
 def captums(classifier: Any, x_NCHW: Any, target_N: list[int]) -> Sides:

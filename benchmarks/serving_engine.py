@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from other_process import OtherProcess
 
 
 class EngineAlone:
@@ -21,32 +22,13 @@ class EngineAlone:
 
     def __init__(self, folder: Path, picture: Path, *, threads: int, device: str = "cpu") -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(picture), str(threads), device],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._said()
+        self._process = OtherProcess(__file__, str(folder), str(picture), str(threads), device, env=environment)
 
     def seconds(self, params: Mapping[str, Any]) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(dict(params)) + "\n")
-        self._process.stdin.flush()
-        return float(self._said())
+        return float(self._process.ask(json.dumps(dict(params))))
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
-
-    def _said(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().strip()
-        if not line:
-            raise RuntimeError(f"the engine's process ended with code {self._process.wait(timeout=60)}")
-        return line
+        self._process.close()
 
 
 def main() -> None:

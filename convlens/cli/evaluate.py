@@ -22,10 +22,13 @@ from convlens.cli.options import (
     DEFAULT_MODEL,
     AccelerateOption,
     DeviceOption,
+    ImagesToRead,
     MethodSettings,
     ModelOption,
+    OverwriteOption,
     PrecisionOption,
     RayOption,
+    ResumedFolder,
     SeedOption,
     method_params,
     parse_methods,
@@ -34,7 +37,7 @@ from convlens.cli.options import (
 from convlens.engine.method_calls import method_calls
 from convlens.errors import RequestError
 from convlens.evaluation.baselines import BASELINES
-from convlens.evaluation.evaluate import DEFAULT_METRICS, Evaluation, EvaluationCluster
+from convlens.evaluation.evaluate import Evaluation, EvaluationCluster
 from convlens.evaluation.evaluate import evaluate as evaluate_images
 from convlens.evaluation.journal import MAPS, PAGE, TABLES
 from convlens.evaluation.labels import LabelsFrom
@@ -55,12 +58,8 @@ _SMOOTH = 2.0  # pixels; as overlays of gradients are drawn everywhere
 
 
 def evaluate(
-    images: Annotated[
-        list[Path], typer.Argument(help="A folder of images, images, or a text file with one path a line.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write; run the same command again to resume it.")
-    ],
+    images: ImagesToRead,
+    output: ResumedFolder,
     methods: Annotated[
         list[str], typer.Option(help="Methods, comma-separated, or `all`; may be repeated. Default: all.")
     ] = ["all"],  # noqa: B006 - typer's way; never changed
@@ -106,9 +105,7 @@ def evaluate(
     precision: PrecisionOption = "float32",
     accelerate: AccelerateOption = True,
     ray: RayOption = "",
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace a finished result, or one begun with other settings.")
-    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Measure which explanations of this model can be trusted, and say it in words, tables and a page."""
     keep_freed_memory()
@@ -151,11 +148,10 @@ def _with_options(names: Sequence[str], settings: Sequence[str]) -> dict[str, di
     return {call.method.name: dict(call.options) for call in calls}
 
 
-def _metrics(values: Sequence[str], boxes: Path | None) -> list[str]:
-    if not values:
-        return [*DEFAULT_METRICS, *(["localisation"] if boxes else [])]
+def _metrics(values: Sequence[str], boxes: Path | None) -> list[str] | None:
+    """None where none are named: the library then chooses."""
     every = [name for name in GROUPS if boxes or name != "localisation"]
-    return [name for value in parse_names(values) for name in (every if value == "all" else [value])]
+    return [name for value in parse_names(values) for name in (every if value == "all" else [value])] or None
 
 
 def _labels(text: str) -> LabelsFrom | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,12 @@ from convlens.cli.options import (
     AccelerateOption,
     DeviceOption,
     GraphOption,
+    ImagesToRead,
     ModelOption,
+    OverwriteOption,
     PrecisionOption,
     RayOption,
+    ResumedFolder,
 )
 from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
@@ -29,12 +31,8 @@ from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
 
 
 def features(
-    pictures: Annotated[
-        list[Path], typer.Argument(help="A folder of images, images, or a text file with one path a line.")
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder to write; run the same command again to resume it.")
-    ],
+    pictures: ImagesToRead,
+    output: ResumedFolder,
     model: ModelOption = DEFAULT_MODEL,
     graph: GraphOption = None,
     format: Annotated[Format, typer.Option(help="npy: one .npy file; safetensors: shards of 16,384 rows.")] = "npy",
@@ -46,9 +44,7 @@ def features(
         int | None, typer.Option(min=1, help="Threads that read images. Default: one per CPU core.")
     ] = None,
     ray: RayOption = "",
-    overwrite: Annotated[
-        bool, typer.Option(help="Replace a finished result, or one begun with other settings.")
-    ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write the embeddings of many images, and a table of which image each row is."""
     keep_freed_memory()

@@ -65,6 +65,13 @@ ReplacedFolder = Annotated[Path, typer.Option("--output", "-o", help=REPLACED)]
 SingleFileOption = Annotated[
     bool, typer.Option("--single-file", help="Put all images into report.html itself, to send it to somebody.")
 ]
+ImagesToRead = Annotated[
+    list[Path], typer.Argument(help="A folder of images, images, or a text file with one path a line.")
+]
+ResumedFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write; run the same command again to resume it.")
+]
+OverwriteOption = Annotated[bool, typer.Option(help="Replace a finished result, or one begun with other settings.")]
 FigurePath = Annotated[Path, typer.Option("--output", "-o", help="PNG file to write.")]
 JobFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder of the job; run the same command again to resume it.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from convlens.errors import RequestError
+from convlens.errors import RequestError, UnsupportedModelError
 from convlens.evaluation.baselines import BASELINES, require_baselines
 from convlens.evaluation.boxes import Objects, objects_by_id, read_boxes
 from convlens.evaluation.journal import EvaluationDir, open_evaluation_dir
@@ -66,7 +66,7 @@ def evaluate(
     images: Path | str | Sequence[Path | str] | Mapping[str, Path],
     *,
     methods: Methods | None = None,
-    metrics: Iterable[str] = DEFAULT_METRICS,
+    metrics: Iterable[str] | None = None,
     baselines: Iterable[str] = BASELINES,
     labels: LabelsFrom | None = None,
     boxes: Path | str | Objects | None = None,
@@ -83,8 +83,9 @@ def evaluate(
     """Measure how far the maps of each method can be believed (docs/evaluation.md says how).
 
     ``images`` is a folder, files, a list of paths, or files by id. ``methods`` are names, or names with their options;
-    by default every method of the model. ``metrics`` are names of ``GROUPS``; costly ones are measured on
-    ``costly_pictures`` of the images, evenly spread. ``labels`` gives the true classes: "folder" (each image lies in a
+    by default every method of the model. ``metrics`` are names of ``GROUPS``, by default ``DEFAULT_METRICS`` as far as
+    the model shows its parts, and localisation with ``boxes``; costly ones are measured on ``costly_pictures`` of the
+    images, evenly spread. ``labels`` gives the true classes: "folder" (each image lies in a
     folder named after its class) or a CSV table; ``target`` is the class to explain. ``boxes`` marks the objects for
     localisation: a file or folder that ``read_boxes`` reads, or objects by image.
 
@@ -94,15 +95,11 @@ def evaluate(
     ``open_evaluation_dir`` does.
     """
     files = dict(images) if isinstance(images, Mapping) else find_images([Path(path) for path in _as_list(images)])
+    named = _with_options(model, methods)
+    groups, parts = _metrics(model, metrics, boxes)
     plan = EvaluationPlan(
-        _with_options(model, methods),
-        require_baselines(tuple(baselines)),
-        require_groups(tuple(metrics)),
-        protocol or CurveProtocol(seed=seed),
-        seed,
+        named, require_baselines(tuple(baselines)), groups, protocol or CurveProtocol(seed=seed), seed, parts
     )
-    if "randomisation" in plan.metrics:
-        plan = replace(plan, stages=_stages(model))
     _require(model, plan, costly_pictures, target, labels, boxes)
     classes, objects = true_classes(list(files), labels, model.spec.labels), _objects(boxes, files)
     pictures = _pictures(files, classes, objects, target, costly_pictures)
@@ -187,6 +184,8 @@ def _require(
         raise RequestError("no methods were given; name some, such as saliency and grad_cam", field="methods")
     if not plan.metrics:
         raise RequestError(f"no metrics were given; there are: {', '.join(GROUPS)}", field="metrics")
+    if plan.seed < 0:
+        raise RequestError(f"seed={plan.seed}; use 0 or more", field="seed")
     if costly < 1:
         raise RequestError(f"costly_pictures={costly}; use 1 or more", field="costly_pictures")
     if target not in ("predicted", "true"):
@@ -199,9 +198,23 @@ def _require(
         raise RequestError("target='true' explains the true class, which only labels can tell; give labels too")
 
 
+def _metrics(
+    model: Classifier | GraphModel, metrics: Iterable[str] | None, boxes: object
+) -> tuple[tuple[str, ...], tuple[Stage, ...]]:
+    """The groups of metrics, and the stages that sanity checks need; by default those that the model allows."""
+    if metrics is not None:
+        groups = require_groups(tuple(metrics))
+        return groups, _stages(model) if "randomisation" in groups else ()
+    groups = (*DEFAULT_METRICS, *(["localisation"] if boxes is not None else []))
+    try:
+        return groups, _stages(model)
+    except UnsupportedModelError:
+        return tuple(name for name in groups if name != "randomisation"), ()
+
+
 def _stages(model: Classifier | GraphModel) -> tuple[Stage, ...]:
     if isinstance(model, GraphModel):
-        raise RequestError(
+        raise UnsupportedModelError(
             "randomisation needs the network itself, and this model consists of graphs; leave it out of the metrics",
             field="metrics",
         )

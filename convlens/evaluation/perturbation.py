@@ -41,6 +41,8 @@ class CurveProtocol:
     def __post_init__(self) -> None:
         if not 2 <= self.steps <= _MOST_STEPS:
             raise RequestError(f"steps={self.steps}; use 2..{_MOST_STEPS}", field="steps")
+        if self.seed < 0:
+            raise RequestError(f"seed={self.seed}; use 0 or more", field="seed")
         for name in ("insertion_substrate", "deletion_substrate"):
             if getattr(self, name) not in get_args(Substrate):
                 raise RequestError(

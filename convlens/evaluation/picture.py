@@ -107,9 +107,10 @@ class PictureEvaluator:
         except ConvLensError as error:
             return {"id": picture.id, "error": error.message}
         case = _Case(picture, prepared.x_CHW, forward, target, mask_HW, changes)
-        methods = {name: self._method(name, case) for name in self._plan.methods}
+        maps: dict[str, Floats] = {}
+        methods = {name: self._method(name, case, maps) for name in self._plan.methods}
         if self._wants("randomisation", picture):
-            self._add_randomisation(case, methods)
+            self._add_randomisation(case, methods, maps)
         return {
             "id": picture.id,
             **_target_fields(case, logits_1K[0], spec),
@@ -123,7 +124,8 @@ class PictureEvaluator:
             return relevance(self._explain(name, target, x_CHW[None])[0], get(name).drawing)
         return baseline_map(name, x_CHW, id=id, seed=self._plan.seed)
 
-    def _method(self, name: str, case: _Case) -> Record:
+    def _method(self, name: str, case: _Case, maps: dict[str, Floats]) -> Record:
+        """The method's record; its relevance goes into ``maps``."""
         self._on_step(Step(name))
         explain = partial(self._explain, name, case.target)
         # With a forward pass of its own: what a method costs is what it costs alone.
@@ -131,15 +133,20 @@ class PictureEvaluator:
         try:
             values_CHW = explain(case.x_CHW[None])[0]
             seconds = time.perf_counter() - started
-            measured = self._measure(case, values_CHW, relevance(values_CHW, get(name).drawing), explain)
+            map_HW = relevance(values_CHW, get(name).drawing)
+            measured = self._measure(case, map_HW, explain)
         except ConvLensError as error:
             return {"error": error.message}
+        maps[name] = map_HW
         return {"seconds": round(seconds, 6), **measured}
 
     def _baseline(self, name: str, case: _Case) -> Record:
         self._on_step(Step(name))
         map_HW = baseline_map(name, case.x_CHW, id=case.picture.id, seed=self._plan.seed)
-        return {"seconds": 0.0, **self._measure(case, map_HW[None], map_HW, None)}
+        try:
+            return {"seconds": 0.0, **self._measure(case, map_HW, None)}
+        except ConvLensError as error:
+            return {"error": error.message}
 
     def _explain(self, name: str, target: int, x_NCHW: Tensor | Floats) -> Floats:
         """The method's values (N, C, H, W) for that class, whatever is predicted."""
@@ -155,7 +162,7 @@ class PictureEvaluator:
             return GraphForward(self._model, x_NCHW)
         return ForwardPass(self._model, x_NCHW)
 
-    def _measure(self, case: _Case, values_CHW: Floats, map_HW: Floats, explain: Explain | None) -> Record:
+    def _measure(self, case: _Case, map_HW: Floats, explain: Explain | None) -> Record:
         """``values`` and ``curves`` of one map; ``explain`` makes that of other images, None for a baseline."""
         values: dict[str, float] = {}
         order = pixel_order(map_HW, seed=self._plan.protocol.seed)
@@ -185,15 +192,15 @@ class PictureEvaluator:
     def _changes(self, forward: Forward, target: int) -> ScoreChanges:
         return score_changes(forward.outputs_of, forward.x_NCHW[0], target, seed=self._plan.seed)
 
-    def _add_randomisation(self, case: _Case, methods: Mapping[str, Record]) -> None:
+    def _add_randomisation(self, case: _Case, methods: Mapping[str, Record], maps: Mapping[str, Floats]) -> None:
         """Compare each method's map with those of randomised networks; those that cost too much are left out."""
         self._on_step(Step("randomisation"))
-        methods_to_do = {
-            name: self._options(name)
-            for name, record in methods.items()
-            if "error" not in record and get(name).cost(self._complete(name), self._model.spec.input_size) <= MOST_COST
+        size = self._model.spec.input_size
+        checked = {
+            name: self._options(name) for name in maps if get(name).cost(self._complete(name), size) <= MOST_COST
         }
-        found = self._randomised.curves(case.x_CHW, case.target, methods_to_do)
+        originals = {name: maps[name] for name in checked}
+        found = self._randomised.curves(case.x_CHW, case.target, checked, originals=originals)
         for name, curves in found.items():
             methods[name].setdefault("curves", {})["randomisation"] = curves
             methods[name]["values"] |= randomisation_values(curves)

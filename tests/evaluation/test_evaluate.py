@@ -1,55 +1,32 @@
-"""A whole evaluation on a small network: its records, what it refuses, and what a kill leaves of it."""
+"""A whole evaluation on a small network: its records, and what it refuses."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from graph_cache import GraphCache
 from nets import classifier
-from PIL import Image
+from small_evaluations import METHODS, QUICK, SIDE, small_model, write_images
 from torch import nn
 
 import convlens
-from convlens.errors import RequestError
+from convlens.errors import RequestError, UnsupportedModelError
 from convlens.evaluation.baselines import BASELINES, baseline_map
-from convlens.evaluation.evaluate import Evaluation, evaluate
-from convlens.evaluation.journal import read_evaluation, read_records
+from convlens.evaluation.evaluate import evaluate
 from convlens.evaluation.perturbation import CurveProtocol
-from convlens.explain import get
-from convlens.models import Classifier, load
-
-SIDE = 16
-METHODS = ("saliency", "grad_cam", "guided_backprop")
-QUICK = {"metrics": ("insertion", "deletion", "sparseness"), "protocol": CurveProtocol(4)}
-
-
-def network(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), activation(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96, 3)
-    )
+from convlens.explain import GraphModel, get
+from convlens.models import Classifier
+from convlens.runtime.graph_set import GraphSet
+from convlens.runtime.onnx_runtime import OnnxRuntime
 
 
 @pytest.fixture(scope="module")
 def model() -> Classifier:
-    return classifier(network(), classes=3, crop=SIDE, embedding_layer="4", gradcam_layer="1")
-
-
-def write_images(folder: Path, count: int, height: int = 20, width: int = 24) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    for n in range(count):
-        Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{n:02}.png")
-    return folder
+    return small_model()
 
 
 @pytest.fixture
@@ -57,29 +34,8 @@ def images(tmp_path: Path) -> Path:
     return write_images(tmp_path / "images", 5)
 
 
-def timeless(value: Any) -> Any:
-    """Without seconds, the only part that may differ from run to run."""
-    if isinstance(value, dict):
-        return {key: timeless(each) for key, each in value.items() if key != "seconds"}
-    return [timeless(each) for each in value] if isinstance(value, list) else value
-
-
-def complete_options(name: str) -> dict[str, Any]:
-    return {option: default for option, (_, default) in get(name).options.items()}
-
-
-def same_but_rounding(records: Any, expected: Any) -> bool:
-    """Seconds aside; numbers of processes with other threads differ in their last digits."""
-    if isinstance(expected, dict):
-        keys = expected.keys() - {"seconds"}
-        return records.keys() - {"seconds"} == keys and all(same_but_rounding(records[k], expected[k]) for k in keys)
-    if isinstance(expected, list):
-        return len(records) == len(expected) and all(map(same_but_rounding, records, expected))
-    return bool(records == pytest.approx(expected, abs=1e-4)) if isinstance(expected, float) else records == expected
-
-
 def test_every_image_gets_a_record_with_every_method_and_baseline(model: Classifier, images: Path) -> None:
-    evaluation = evaluate(model, images, methods=METHODS, **QUICK)  # type: ignore[arg-type]
+    evaluation = evaluate(model, images, methods=METHODS, **QUICK)
     assert [record["id"] for record in evaluation.records] == [f"{n:02}.png" for n in range(5)]
     for record in evaluation.records:
         assert list(record["methods"]) == [*METHODS, *BASELINES]
@@ -92,7 +48,7 @@ def test_every_image_gets_a_record_with_every_method_and_baseline(model: Classif
 
 
 def test_the_target_is_the_predicted_class(model: Classifier, images: Path) -> None:
-    evaluation = evaluate(model, images, methods=["saliency"], **QUICK)  # type: ignore[arg-type]
+    evaluation = evaluate(model, images, methods=["saliency"], **QUICK)
     for record in evaluation.records:
         x_CHW = convlens.image.prepare(convlens.image.read(images / record["id"]), model.spec).x_CHW
         with torch.no_grad():
@@ -106,7 +62,7 @@ def test_the_target_is_the_predicted_class(model: Classifier, images: Path) -> N
 def test_labels_of_a_table_say_what_is_right(model: Classifier, images: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("file,class_index\n" + "".join(f"{n:02}.png,{n % 3}\n" for n in range(5)))
-    evaluation = evaluate(model, images, methods=["saliency"], labels=table, **QUICK)  # type: ignore[arg-type]
+    evaluation = evaluate(model, images, methods=["saliency"], labels=table, **QUICK)
     for n, record in enumerate(evaluation.records):
         assert record["true_label"] == f"class {n % 3}"
         assert record["correct"] == (record["target"] == n % 3)
@@ -120,21 +76,21 @@ def test_the_true_class_can_be_the_target(model: Classifier, tmp_path: Path) -> 
         methods=["saliency"],
         labels="folder",
         target="true",
-        **QUICK,  # type: ignore[arg-type]
+        **QUICK,
     )
     assert [(record["target"], record["label"]) for record in evaluation.records] == [(2, "class 2")] * 2
 
 
 def test_an_unreadable_image_is_listed_and_leaves_the_others(model: Classifier, images: Path) -> None:
     (images / "02.png").write_bytes(b"no image at all")
-    evaluation = evaluate(model, images, methods=["saliency"], **QUICK)  # type: ignore[arg-type]
+    evaluation = evaluate(model, images, methods=["saliency"], **QUICK)
     (failure,) = evaluation.summary["failures"]
     assert failure["id"] == "02.png"
     assert evaluation.summary["pictures"] == 4
 
 
 def test_one_image_gives_figures_and_no_claims(model: Classifier, tmp_path: Path) -> None:
-    evaluation = evaluate(model, write_images(tmp_path / "one", 1), methods=METHODS, **QUICK)  # type: ignore[arg-type]
+    evaluation = evaluate(model, write_images(tmp_path / "one", 1), methods=METHODS, **QUICK)
     estimate = evaluation.summary["methods"]["saliency"]["metrics"]["faithfulness"]
     assert (estimate["low"], estimate["high"], estimate["n"]) == (None, None, 1)
     assert evaluation.recommended == ()
@@ -144,12 +100,12 @@ def test_one_image_gives_figures_and_no_claims(model: Classifier, tmp_path: Path
 def test_no_readable_image_is_refused(model: Classifier, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"nothing")
     with pytest.raises(RequestError, match=r"none of 1 images could be used; a\.png: "):
-        evaluate(model, tmp_path, methods=["saliency"], **QUICK)  # type: ignore[arg-type]
+        evaluate(model, tmp_path, methods=["saliency"], **QUICK)
 
 
 def test_a_method_that_the_network_cannot_do_says_why(images: Path) -> None:
-    smooth = classifier(network(nn.SiLU), classes=3, crop=SIDE, embedding_layer="4", gradcam_layer="1")
-    evaluation = evaluate(smooth, images, methods=["guided_backprop", "saliency"], **QUICK)  # type: ignore[arg-type]
+    smooth = small_model(nn.SiLU)
+    evaluation = evaluate(smooth, images, methods=["guided_backprop", "saliency"], **QUICK)
     failed = evaluation.summary["methods"]["guided_backprop"]["failed"]
     assert failed["count"] == 5
     assert "ReLU" in failed["reason"]
@@ -167,6 +123,7 @@ def test_a_method_that_the_network_cannot_do_says_why(images: Path) -> None:
         ({"baselines": ["center"]}, "no baseline 'center'; did you mean centre"),
         ({"methods": [], "baselines": []}, "no methods were given"),
         ({"costly_pictures": 0}, "costly_pictures=0; use 1 or more"),
+        ({"seed": -1}, "seed=-1; use 0 or more"),
         ({"target": "true"}, "target='true' explains the true class, which only labels can tell"),
         ({"target": "best"}, "no target 'best'; there are: predicted, true"),
     ],
@@ -193,157 +150,7 @@ def test_labels_that_do_not_fit_are_refused(
 ) -> None:
     (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(RequestError, match=message):
-        evaluate(model, images, methods=["saliency"], labels=tmp_path / "labels.csv", **QUICK)  # type: ignore[arg-type]
-
-
-# --- the folder -------------------------------------------------------------------------------------------------------
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt_after(count: int) -> Any:
-    def on_picture(done: int, total: int, stage: str) -> None:
-        if done == count and not stage:
-            raise Interrupted
-
-    return on_picture
-
-
-def run(model: Classifier, images: Path, out: Path, **options: Any) -> Evaluation:
-    return evaluate(model, images, methods=METHODS, out=out, **{**QUICK, **options})
-
-
-@pytest.mark.parametrize("count", [0, 2, 5])
-def test_an_interrupted_evaluation_ends_with_what_one_run_gives(
-    model: Classifier, images: Path, tmp_path: Path, count: int
-) -> None:
-    whole = run(model, images, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        run(model, images, tmp_path / "cut", on_picture=interrupt_after(count))
-    assert not (tmp_path / "cut" / "evaluation.json").exists()
-    evaluated: list[int] = []
-    resumed = run(model, images, tmp_path / "cut", on_picture=lambda done, *_: evaluated.append(done))
-    assert evaluated[0] == count
-    assert timeless(list(resumed.records)) == timeless(list(whole.records))
-    assert timeless(read_evaluation(tmp_path / "cut")) == timeless(read_evaluation(tmp_path / "whole"))
-    assert not (tmp_path / "cut" / ".partial").exists()
-
-
-def test_half_a_line_is_made_again(model: Classifier, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(Interrupted):
-        run(model, images, out, on_picture=interrupt_after(3))
-    journal = out / ".partial" / "records.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-20])
-    resumed = run(model, images, out)
-    assert timeless(read_records(out)) == timeless(list(run(model, images, tmp_path / "whole").records))
-    assert len(resumed.records) == 5
-
-
-def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
-    """SIGKILL while images are evaluated; the command is then repeated."""
-    images = write_images(tmp_path / "images", 6)
-    (tmp_path / "net.py").write_text(
-        "import torch\nfrom torch import nn\n\n\ndef factory():\n    torch.manual_seed(0)\n"
-        "    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), "
-        "nn.Linear(96, 3))\n"
-    )
-    (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    command = [sys.executable, "-c", "from convlens.cli.main import main; main()", "evaluate", str(images), "--model"]
-    name = f"file:{tmp_path / 'net.py'}:factory?size=224&labels={tmp_path / 'names.txt'}"
-    command.append(name)
-    command += ["--methods", "saliency,occlusion", "--metrics", "insertion,deletion", "--device", "cpu"]
-    environment = {**os.environ, "CONVLENS_ACCELERATE": "0", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "out")], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    journal, deadline = tmp_path / "out" / ".partial" / "records.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") >= 2:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
-    done = journal.read_bytes().count(b"\n")
-    assert 2 <= done < 6
-    subprocess.run(
-        [*command, "-o", str(tmp_path / "out")], env=environment, check=True, timeout=200, capture_output=True
-    )
-    evaluate(
-        load(name, device="cpu", precision="float32"),
-        images,
-        methods={method: complete_options(method) for method in ("saliency", "occlusion")},
-        metrics=["insertion", "deletion"],
-        out=tmp_path / "whole",
-    )
-    assert same_but_rounding(read_records(tmp_path / "out"), read_records(tmp_path / "whole"))
-    assert read_evaluation(tmp_path / "out")["settings"] == read_evaluation(tmp_path / "whole")["settings"]
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"evaluation.json", "records.jsonl", "methods.csv", "pictures.csv", "index.html", "maps"}
-
-
-def test_other_settings_are_refused_by_name(model: Classifier, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(Interrupted):
-        run(model, images, out, on_picture=interrupt_after(2))
-    with pytest.raises(RequestError, match="begun with other settings: steps was 4 and is 5"):
-        run(model, images, out, protocol=CurveProtocol(5))
-    assert len(run(model, images, out, protocol=CurveProtocol(5), overwrite=True).records) == 5
-
-
-def test_a_finished_folder_is_not_touched_unless_asked_to(model: Classifier, images: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run(model, images, out)
-    before = (out / "evaluation.json").read_bytes()
-    with pytest.raises(RequestError, match="is finished already; choose a new folder, or --overwrite"):
-        run(model, images, out)
-    assert (out / "evaluation.json").read_bytes() == before
-    with pytest.raises(Interrupted):
-        run(model, images, out, overwrite=True, on_picture=interrupt_after(2))
-    assert (out / "evaluation.json").read_bytes() == before
-
-
-def test_a_folder_with_other_things_is_refused(model: Classifier, images: Path) -> None:
-    with pytest.raises(RequestError, match=r"holds other things than an evaluation \(00\.png, 01\.png, 02\.png\)"):
-        run(model, images, images)
-
-
-def test_a_folder_without_an_evaluation_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="holds no finished evaluation; make one by `convlens evaluate"):
-        read_evaluation(tmp_path)
-
-
-def test_records_are_plain_json(model: Classifier, images: Path, tmp_path: Path) -> None:
-    evaluation = run(model, images, tmp_path / "out")
-    assert json.loads(json.dumps(list(evaluation.records), allow_nan=False)) == read_records(tmp_path / "out")
-
-
-# --- baselines --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["random pixels", "random blobs"])
-def test_a_random_baseline_is_the_image_s_own(name: str) -> None:
-    x_CHW = np.zeros((3, 32, 32), np.float32)
-    first = baseline_map(name, x_CHW, id="a.png", seed=0)
-    assert np.array_equal(first, baseline_map(name, x_CHW, id="a.png", seed=0))
-    for other in (baseline_map(name, x_CHW, id="b.png", seed=0), baseline_map(name, x_CHW, id="a.png", seed=1)):
-        assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.5
-
-
-def test_the_centre_is_most_relevant_in_the_middle() -> None:
-    map_HW = baseline_map("centre", np.zeros((3, 5, 7), np.float32), id="", seed=0)
-    assert np.unravel_index(map_HW.argmax(), map_HW.shape) == (2, 3)
-    assert map_HW[0, 0] == map_HW[4, 6] == map_HW.min()
-
-
-def test_edges_are_sobel_s_gradient_of_the_channels_mean() -> None:
-    ramp_CHW = np.broadcast_to(np.arange(6.0), (3, 5, 6)) * np.array([1.0, 2.0, 3.0])[:, None, None]
-    map_HW = baseline_map("edges", ramp_CHW, id="", seed=0)
-    # The mean rises by 2 a pixel: 2 * 2 over both sides, times the kernel's 1 + 2 + 1; half of it at the border.
-    assert map_HW[2].tolist() == [8.0, 16.0, 16.0, 16.0, 16.0, 8.0]
+        evaluate(model, images, methods=["saliency"], labels=tmp_path / "labels.csv", **QUICK)
 
 
 # --- metrics that cost more -------------------------------------------------------------------------------------------
@@ -418,3 +225,49 @@ def test_boxes_and_localisation_go_together(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         evaluate(model, images, methods=["saliency"], **options)
+
+
+def test_sanity_checks_take_the_maps_that_are_there(
+    model: Classifier, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages make three randomised networks; the trained one is explained once."""
+    explained: list[str] = []
+    method = get("saliency")
+    inner = method.run
+
+    def counted(forward: Any, target_N: Any, **options: Any) -> Any:
+        explained.append(forward.spec.weights_sha256)
+        return inner(forward, target_N, **options)
+
+    monkeypatch.setitem(vars(method), "run", counted)
+    evaluate(model, images / "00.png", methods=["saliency"], metrics=["randomisation"], baselines=[])
+    assert explained == [model.spec.weights_sha256, "", "", ""]
+
+
+def test_by_default_a_model_of_graphs_gets_no_sanity_checks(images: Path, exported: GraphCache) -> None:
+    network = small_model()
+    graphs = [OnnxRuntime(exported(network, kind), providers="cpu") for kind in ("embedding", "saliency")]
+    model = GraphModel(network.spec, GraphSet(tuple(graphs)), graphs[0], "graphs:here")
+    evaluation = evaluate(model, images / "00.png", methods=["saliency"], protocol=CurveProtocol(4))
+    assert evaluation.settings["metrics"] == ["insertion", "deletion", "sparseness"]
+    with pytest.raises(UnsupportedModelError, match="randomisation needs the network itself"):
+        evaluate(model, images, methods=["saliency"], metrics=["randomisation"])
+
+
+class NotForOthers(nn.Module):
+    """The scores are NaN for images that are grey in the first pixel, as deletion makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grey = (x[:, :, 0, 0].abs().sum(1) == 0)[:, None]
+        return torch.where(grey, torch.nan, self.head(x.mean((2, 3))))
+
+
+def test_a_map_on_which_the_model_fails_leaves_the_others(images: Path) -> None:
+    model = classifier(NotForOthers(), classes=3, crop=SIDE, embedding_layer="head", gradcam_layer="")
+    options = {"methods": ["saliency"], "metrics": ["deletion", "sparseness"], "protocol": CurveProtocol(4)}
+    (record,) = evaluate(model, images / "00.png", **options).records
+    assert all("NaN" in record["methods"][name]["error"] for name in ("saliency", "centre", "edges"))
