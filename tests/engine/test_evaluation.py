@@ -31,6 +31,7 @@ from convlens.engine.batch import RequestRecord
 from convlens.engine.engine import Engine
 from convlens.errors import DeadlineError, OverloadError, RequestError
 from convlens.explain import GraphModel
+from convlens.explain.onnx_forward import scores_graph
 from convlens.protocol.params import parse_params
 from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import OnnxRuntime
@@ -170,6 +171,15 @@ def test_a_network_with_graphs_makes_its_curves_on_them(exported: GraphCache) ->
     (by_graphs,) = Engine(net, graphs=graphs).run([asked])
     assert_same(evaluated(by_graphs), evaluated(by_torch), within=1e-4)
     assert max(passes, default=1) == 1  # the image itself; changed images would come in batches
+
+
+def test_a_graph_in_half_precision_scores_no_masked_images(exported: GraphCache) -> None:
+    torch.manual_seed(0)
+    net = nets.classifier(nets.Sequential(torch.nn.ReLU()), classes=3, crop=12)
+    half = OnnxRuntime(exported(net, "scores", half=True), providers="cpu")
+    full = OnnxRuntime(exported(net, "embedding"), providers="cpu")
+    assert scores_graph(GraphSet((half,))) is None
+    assert scores_graph(GraphSet((half, full))) is full
 
 
 # --- what has no curves -----------------------------------------------------------------------------------------------

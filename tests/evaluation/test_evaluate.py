@@ -124,6 +124,7 @@ def test_a_method_that_the_network_cannot_do_says_why(images: Path) -> None:
         ({"methods": [], "baselines": []}, "no methods were given"),
         ({"costly_pictures": 0}, "costly_pictures=0; use 1 or more"),
         ({"seed": -1}, "seed=-1; use 0 or more"),
+        ({"seed": -1, "protocol": CurveProtocol(4)}, "seed=-1; use 0 or more"),
         ({"target": "true"}, "target='true' explains the true class, which only labels can tell"),
         ({"target": "best"}, "no target 'best'; there are: predicted, true"),
     ],

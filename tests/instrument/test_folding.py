@@ -253,3 +253,17 @@ def test_a_batch_is_as_large_as_keeps_every_tensor_below_the_size_that_the_kerne
     sweep_of(Wide().eval(), pictures(1, 3, 12, 12)[0].float(), steps.append)
     assert max(steps) == 2
     assert sum(steps) == len(WINDOWS)
+
+
+def test_what_is_folded_has_the_network_s_gradient() -> None:
+    """In float32 and channels last, where passes without gradients take packed convolutions."""
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), batch_norm(), nn.ReLU(), nn.Conv2d(5, 4, 3)).eval()
+    x_NCHW = pictures(2, 3, 9, 9).float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    with WatchedConvolutions() as watched:
+        (expected,) = torch.autograd.grad(net(x_NCHW).square().sum(), x_NCHW)
+    with torch.no_grad():
+        folded = FoldedBatchNorms(watched.convolutions)
+    with folded.mode():
+        (gradient,) = torch.autograd.grad(net(x_NCHW).square().sum(), x_NCHW)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
