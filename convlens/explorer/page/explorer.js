@@ -13,7 +13,7 @@ import { clamped, drawable, fitted, paint, Viewer, zoomFactor } from "./viewer.j
 
 const NEIGHBOURS = "neighbours";
 const FIRST_METHODS = ["grad_cam", "guided_backprop", "saliency"]; // of a first visit, where the site has them
-const SHOWN_CLASSES = 6;
+const SHOWN_CLASSES = 8;
 const SHOWN_NEIGHBOURS = 10;
 const STANDARD_OPACITY = 75;
 const KEPT_RESULTS = 24;
@@ -68,11 +68,11 @@ function newPane(picture = null, target = null) {
   const parts = {
     canvas, title: element("figcaption", {}), bar: element("div", { class: "bar-place" }),
     readout: element("output", { class: "readout" }), progress: element("progress", { max: "1", value: "0", hidden: true }),
-    status: element("span", { class: "status", role: "status" }), nearest: element("div", {}),
+    status: element("span", { class: "status", role: "status" }), notes: element("div", { class: "notes" }),
   };
   const root = element("figure", { class: "pane" }, parts.title,
     element("div", { class: "canvas-place" }, canvas, element("div", { class: "working" }, parts.progress, parts.status)),
-    element("div", { class: "under" }, parts.bar, parts.readout), parts.nearest);
+    element("div", { class: "under" }, parts.bar, parts.readout), parts.notes);
   const pane = {
     root, ...parts, picture, target, sample: null, scores: null, hidden: null, result: null, map: null, layer: null,
     probe: null, job: null, hideJob: null,
@@ -222,9 +222,8 @@ async function explainPane(pane) {
   pane.job?.abort();
   const method = methodNow();
   if (!pane.scores || method.missing) {
-    Object.assign(pane, { result: null });
+    setResult(pane, null);
     working(pane, "");
-    show(pane);
     return;
   }
   const job = pane.job = new AbortController();
@@ -260,8 +259,15 @@ async function compute(pane, method, target, signal) {
 
 function setResult(pane, result) {
   pane.result = result;
-  pane.nearest.replaceChildren(...(result?.neighbours ? [neighbourList(result.neighbours)] : []));
+  pane.notes.replaceChildren(...notesOf(result).map((note) => element("p", { class: "quiet" }, note)),
+    ...(result?.neighbours ? [neighbourList(result.neighbours)] : []));
   showMaps();
+}
+
+/* What the method warns of, and where its numbers are others than the command line's. */
+function notesOf(result) {
+  const { warnings = [], noise = null } = result?.meta ?? {};
+  return noise ? [...warnings, `Random numbers: ${noise}.`] : warnings;
 }
 
 function working(pane, what, { done = 0, total = 0 } = {}) {

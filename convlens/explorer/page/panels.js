@@ -1,6 +1,6 @@
 /* The parts of the page around the picture: chips of methods, predictions, the search of a class, options, samples,
    neighbours and colour bars. Each draws what it is given and calls back; none holds state. */
-import { button, byId, chance, change, element, number, text } from "./elements.js";
+import { button, byId, chance, change, element, text } from "./elements.js";
 
 const MOST_MATCHES = 8;
 const MOST_TICKS = 5;
@@ -8,11 +8,16 @@ const MOST_TICKS = 5;
 // ---- methods
 
 export function showChips(methods, chosen, onChoose) {
-  byId("chips").replaceChildren(...methods.map((method) => {
-    const attributes = { "aria-pressed": String(method.name === chosen), class: method.missing ? "missing" : null };
-    return button({ ...attributes, "data-method": method.name, title: method.missing }, () => onChoose(method.name),
-      method.title);
-  }));
+  const chip = (method) => button({
+    "aria-pressed": String(method.name === chosen), "data-method": method.name, title: method.missing,
+    class: method.missing ? "missing" : null,
+  }, () => onChoose(method.name), method.title);
+  const missing = methods.filter((method) => method.missing);
+  const wasOpen = byId("chips").querySelector("details")?.open;
+  const more = element("details", { open: wasOpen || missing.some(({ name }) => name === chosen) },
+    element("summary", {}, `${missing.length} more`), ...missing.map(chip));
+  byId("chips").replaceChildren(...methods.filter((method) => !method.missing).map(chip),
+    ...(missing.length ? [more] : []));
 }
 
 export function showAbout(method) {
@@ -199,13 +204,15 @@ export function colourBar({ colours, low, high, unit }) {
   colours.forEach((colour, n) => pixels.data.set([...colour, 255], 4 * n));
   canvas.getContext("2d").putImageData(pixels, 0, 0);
   const ticks = tickValues(low, high).map((value) => {
-    const tick = element("span", {}, number(value));
+    const tick = element("span", {}, tickText(value));
     tick.style.insetInlineStart = `${100 * (value - low) / (high - low)}%`;
     return tick;
   });
   return element("div", { class: "colour-bar" }, canvas, element("div", { class: "ticks" }, ...ticks),
     element("span", { class: "unit quiet" }, unit));
 }
+
+const tickText = (value) => String(value).replaceAll("-", "\u2212");
 
 /* Multiples of 1, 2 or 5 times a power of ten, as convlens.visualization.colourbar has them. */
 export function tickValues(low, high, most = MOST_TICKS) {

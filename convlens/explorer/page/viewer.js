@@ -2,7 +2,7 @@
    Places are in pixels of the network's input: (0, 0) is the upper left corner of what it saw. All panes share one
    `view`, so that they show the same part: `zoom` 1 fits what the network saw, `x` and `y` are the centre, in shares
    of it. */
-const MARGIN = 0.94; // of the canvas is what the network saw, the rest its surroundings
+const MARGIN = 0.965; // of the canvas is what the network saw, the rest its surroundings
 const LARGEST_ZOOM = 40;
 const ZOOM_STEP = 1.25;
 const PIXELATED = 6; // screen pixels per pixel of the map: from there on each one is meant to be seen
