@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -20,11 +18,11 @@ import skimage.data
 import torch
 from browser_probe import BROWSER
 from devtools import Page, open_browser
+from explorer_page import READY, choose_class, choose_method, saved_array, shown_probabilities, visit
 from PIL import Image
 from torch import Tensor, nn
 
 from convlens import image
-from convlens.errors import ConvLensError
 from convlens.explain import ForwardPass, run
 from convlens.explain.scores import scores_of
 from convlens.gallery import build_from
@@ -33,17 +31,15 @@ from convlens.types import Attribution
 
 explorer_site = pytest.importorskip("convlens.explorer.site")
 explorer_server = pytest.importorskip("convlens.explorer.server")
-browser_runtime = pytest.importorskip("convlens.explorer.browser_runtime")
+explorer_sites = pytest.importorskip("explorer_sites")
 pytest.importorskip("onnxscript")
 pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"), pytest.mark.slow]
 
-USER_CACHE = os.environ.get("CONVLENS_CACHE")  # where the runtime was fetched to, before tests get a cache of their own
 CLASSES, SIDE = 6, 48
 TARGET = 4
 METHODS = ("saliency", "guided_backprop", "grad_cam", "occlusion")
 WINDOW = {"left": 8, "top": 12, "width": 16, "height": 16}
 TOLERANCE = 1e-4  # float32 sums in another order, of the largest value
-READY = "!document.querySelector('[data-working]') && document.querySelectorAll('#predictions button').length"
 
 
 class Small(nn.Module):
@@ -66,17 +62,6 @@ def network() -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def runtime() -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CONVLENS_CACHE", USER_CACHE) if USER_CACHE else patch.delenv("CONVLENS_CACHE")
-        try:
-            folder: Path = browser_runtime.find_runtime()
-        except ConvLensError as error:
-            pytest.skip(str(error))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A landscape and an upright one. The site's samples are JPEG, which a browser decodes as libjpeg does."""
     folder = tmp_path_factory.mktemp("photographs")
@@ -87,9 +72,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def site(
-    network: Classifier, runtime: Path, photographs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def site(network: Classifier, photographs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explorer")
     samples = [explorer_site.Sample(path, name.title(), "a photograph") for name, path in photographs.items()]
     gallery = [(name, f"a {name}", image.read(path)) for name, path in photographs.items()]
@@ -97,7 +80,7 @@ def site(
     explorer_site.write_site(
         network,
         folder / "site",
-        runtime=runtime,
+        runtime=explorer_sites.browser_runtime(),
         methods=[*METHODS, "neighbours"],
         samples=samples,
         gallery=folder / "gallery",
@@ -133,15 +116,6 @@ def page(browser: Page, address: str) -> Iterator[Page]:
     assert browser.complaints == []
 
 
-def visit(page: Page, address: str, state: str = "") -> None:
-    page.complaints.clear()
-    page.requests.clear()
-    page.size(1440, 1000)
-    page.open("about:blank")  # else an address that differs behind the # alone would not be loaded anew
-    page.open(address + state)
-    page.wait_for(READY)
-
-
 # ---- what the library says
 
 
@@ -166,42 +140,6 @@ def explained(network: Classifier, picture: Image.Image, method: str, *, target:
 
 def close(found: Any, expected: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
-
-
-# ---- what the page says
-
-
-def shown_probabilities(page: Page) -> dict[int, float]:
-    """By class; those before a hidden window are not shown where there is one."""
-    rows = "[...document.querySelectorAll('#predictions button')]"
-    pairs = page.evaluate(f"{rows}.map((row) => [row.dataset.class, row.querySelector('data').value])")
-    return {int(index): float(value) for index, value in pairs}
-
-
-def saved_array(page: Page) -> Any:
-    """The .npy file that the page's button gives, taken where it would go to the disk."""
-    page.evaluate(
-        "window.saved = new Promise((resolve) => { const make = URL.createObjectURL;"
-        "URL.createObjectURL = (blob) => { URL.createObjectURL = make;"
-        "const reader = new FileReader(); reader.onload = () => resolve(reader.result.split(',')[1]);"
-        "reader.readAsDataURL(blob); return make(blob); }; }), null"
-    )
-    page.click("#save-npy")
-    return np.load(io.BytesIO(base64.b64decode(page.evaluate("window.saved"))), allow_pickle=False)
-
-
-def choose_method(page: Page, name: str) -> None:
-    page.click(f"[data-method='{name}']")
-    page.wait_for(f"document.querySelector(\"[data-method='{name}'][aria-pressed='true']\") && {READY}")
-
-
-def choose_class(page: Page, words: str) -> None:
-    """By the keyboard alone."""
-    page.key("/")
-    page.type(words)
-    page.wait_for("!document.getElementById('class-matches').hidden")
-    page.key("Enter")
-    page.wait_for(READY)
 
 
 # ---- tests
@@ -377,8 +315,7 @@ def test_what_is_no_picture_is_refused_in_words(page: Page) -> None:
 
 
 def test_a_method_that_the_folder_lacks_says_what_to_export(page: Page) -> None:
-    page.click("#chips summary")
-    page.click("[data-method='integrated_gradients']")
+    choose_method(page, "integrated_gradients")
 
     said = page.wait_for("document.querySelector('#about .absent')?.textContent")
     assert "convlens explore" in said

@@ -68,10 +68,13 @@ class Page:
         return done["result"].get("value")
 
     def wait_for(self, expression: str, *, within_s: float = _SECONDS) -> Any:
-        """The expression's value once it is true; fails with what the page shows otherwise."""
+        """The expression's value once it is true, true for an element; fails with what the page shows otherwise."""
         until = time.monotonic() + within_s
         while time.monotonic() < until:
-            value = self.evaluate(f"(() => {{ try {{ return {expression} }} catch {{ return null }} }})()")
+            value = self.evaluate(
+                f"(() => {{ try {{ const value = {expression}; return value instanceof Node || value }}"
+                "catch { return null } })()"
+            )
             if value:
                 return value
             time.sleep(0.05)
@@ -80,8 +83,9 @@ class Page:
 
     def click(self, selector: str) -> None:
         x, y = self.evaluate(
-            f"((element) => {{ element.scrollIntoView({{ block: 'center' }}); const box = element.getBoundingClientRect();"
-            f"return [box.x + box.width / 2, box.y + box.height / 2] }})(document.querySelector({json.dumps(selector)}))"
+            "((element) => { element.scrollIntoView({ block: 'center' }); const box = element.getBoundingClientRect();"
+            "return [box.x + box.width / 2, box.y + box.height / 2] })"
+            f"(document.querySelector({json.dumps(selector)}))"
         )
         self.drag((x, y), (x, y))
 

@@ -112,7 +112,7 @@ function showSide() {
     name: state.panes.length > 1 ? `for the ${state.active ? "second" : "first"}` : "",
   }, chooseClass);
   markSample(site.samples.findIndex((sample) => sampleName(sample) === pane.sample));
-  byId("command").textContent = pane.picture ? command(pane) : "";
+  byId("command").textContent = pane.scores ? command(pane) : "";
   showCaptions();
   remember();
 }
