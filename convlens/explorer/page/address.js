@@ -1,7 +1,7 @@
 /* The state of the page in its address, after the #. A picture of one's own cannot be there, a sample can. */
 const VIEWS = ["overlay", "map", "photo"];
 
-/* `state` as explorer.js keeps it; what is as at the start is left out. */
+/* `state` as state.js keeps it; what is as at the start is left out. */
 export function written(state) {
   const parts = new URLSearchParams();
   parts.set("method", state.method);
@@ -15,12 +15,15 @@ export function written(state) {
   if (state.opacity !== null) parts.set("opacity", state.opacity);
   if (state.smooth !== null) parts.set("smooth", state.smooth);
   if (state.shared) parts.set("shared", "1");
+  if (state.onServer) parts.set("engine", "server");
   if (state.hiding && state.window) {
     const { left, top, width, height } = state.window;
     parts.set("hide", [left, top, width, height].join(","));
   }
   for (const [method, options] of Object.entries(state.options)) {
-    for (const [name, value] of Object.entries(options)) parts.append("set", `${method}.${name}=${JSON.stringify(value)}`);
+    for (const [name, value] of Object.entries(options)) {
+      parts.append("set", `${method}.${name}=${JSON.stringify(value)}`);
+    }
   }
   return `#${parts}`;
 }
@@ -33,7 +36,7 @@ export function read(address) {
     const value = parts.has(name) ? Number(parts.get(name)) : NaN;
     return value >= 0 && value <= high ? value : null;
   };
-  const window = /^(\d+),(\d+),(\d+),(\d+)$/.exec(parts.get("hide") ?? "");
+  const [left, top, width, height] = (parts.get("hide") ?? "").split(",").map(Number);
   return {
     method: parts.get("method"),
     samples: [parts.get("sample"), parts.get("sample2")],
@@ -43,7 +46,8 @@ export function read(address) {
     opacity: within("opacity", 100),
     smooth: within("smooth", 8),
     shared: parts.get("shared") === "1",
-    window: window && { left: Number(window[1]), top: Number(window[2]), width: Number(window[3]), height: Number(window[4]) },
+    onServer: parts.get("engine") === "server",
+    window: left >= 0 && top >= 0 && width > 0 && height > 0 ? { left, top, width, height } : null,
     options: optionsOf(parts.getAll("set")),
   };
 }

@@ -61,7 +61,7 @@ export class BrowserEngine {
     const run = (name, x, count, targets) => {
       signal?.throwIfAborted();
       const graph = this.#site.graphs[name];
-      if (!graph) return Promise.reject(new Error(`the graph ${name} is not in this folder; export it with convlens explore`));
+      if (!graph) throw new Error(`the graph ${name} is not in this folder; export it with convlens explore`);
       return this.#call({ name, graph, x, count, targets });
     };
     return { run: async (...call) => run(...call) };
@@ -110,7 +110,8 @@ export class ServerEngine {
   /* `site.server` is the address of the server, or of one of its models: …/predictions/NAME. */
   constructor(site) {
     this.#site = site;
-    const [, base, name] = /^(.*?)(?:\/(?:predictions|explanations)\/([^/]+))?\/?$/.exec(new URL(site.server, location.href).href);
+    const { href } = new URL(site.server, location.href);
+    const [, base, name] = /^(.*?)(?:\/(?:predictions|explanations)\/([^/]+))?\/?$/.exec(href);
     this.#base = base;
     this.#name = name ?? DEFAULT_NAME;
   }
@@ -157,8 +158,9 @@ export class ServerEngine {
   async #explanation(picture, method, signal) {
     const { target, ...rest } = method;
     const methods = [target === undefined || target === null ? rest : method];
-    const reply = await this.#post("explanations", picture.blob, { methods, output: ["array"], dtype: "<f4", topk: 1 }, signal);
-    return reply.explanations[0];
+    const params = { methods, output: ["array"], dtype: "<f4", topk: 1 };
+    const { explanations } = await this.#post("explanations", picture.blob, params, signal);
+    return explanations[0];
   }
 
   async #post(path, blob, params, signal) {
@@ -199,6 +201,7 @@ async function hiddenInOriginal({ image, box, width, height }, window, mean) {
   pen.fillStyle = `rgb(${[red, green, blue].map((part) => Math.round(255 * part)).join(" ")})`;
   const across = box.width / width;
   const down = box.height / height;
-  pen.fillRect(box.left + across * window.left, box.top + down * window.top, across * window.width, down * window.height);
+  const [left, top] = [box.left + across * window.left, box.top + down * window.top];
+  pen.fillRect(left, top, across * window.width, down * window.height);
   return canvas.convertToBlob({ type: "image/png" });
 }

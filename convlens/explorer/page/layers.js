@@ -1,7 +1,7 @@
 /* A result as pixels of the network's input: the map over the photograph, or alone, with the colours of its bar. */
 import * as drawing from "./drawing.js";
 
-const OVERLAY_QUANTILE = 0.99; // as convlens.visualization: gradients have long tails, over a photograph they stay faint
+const OVERLAY_QUANTILE = 0.99; // as convlens.visualization: gradients have long tails, over a photograph they are faint
 const MAP_QUANTILE = 0.999;
 const PIXELS_SIGMA = 2; // of overlays, as the engine draws them: single pixels are spread so that they can be seen
 const SHARES_SIGMA = 3;
@@ -17,11 +17,12 @@ export function standardSigma(result, method, kind) {
   return result.dims[0] > 1 ? PIXELS_SIGMA : 0;
 }
 
-/* What is drawn of the result in this kind of view, all of H·W numbers: `values` as they are drawn, `raw` as they were
-   computed, one a pixel. `gradient` are instead the three channels of a gradient that is drawn as a picture of its own. */
+/* What is drawn of the result in this kind of view, a number a pixel: `values` as they are drawn, `raw` as they were
+   computed. `gradient` are the three channels of a gradient that is drawn as a picture of its own. */
 export function mapOf(result, method, kind, sigma) {
   const raw = result.raw ??= drawing.relevance(result.values, result.dims, result.drawing);
-  if (kind !== "overlay" && result.drawing === "gradient" && result.dims[0] === 3) return gradientOf(result, raw, sigma);
+  const isPicture = result.drawing === "gradient" && result.dims[0] === 3;
+  if (kind !== "overlay" && isPicture) return gradientOf(result, raw, sigma);
   const isShare = kind === "overlay" && method.overlay_signs === "positive";
   const [, height, width] = result.dims;
   const drawn = result.drawn ??= drawing.drawnMap(result);

@@ -12,7 +12,9 @@ function scaledToUnit(vector) {
 export function nearest(gallery, vectors, query, count) {
   const { dimension, entries, metric } = gallery;
   if (query.length !== dimension || vectors.length !== dimension * entries.length) {
-    throw new Error(`the gallery has ${entries.length} vectors of ${dimension} numbers, the picture's has ${query.length}`);
+    throw new Error(
+      `the gallery has ${entries.length} vectors of ${dimension} numbers, the picture's has ${query.length}; write the `
+        + "folder again with convlens explore");
   }
   if (!SPACES[metric]) throw new Error(`no metric "${metric}"; there are: ${Object.keys(SPACES).join(", ")}`);
   const from = SPACES[metric](query);

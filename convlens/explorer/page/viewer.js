@@ -19,7 +19,8 @@ export async function drawable(picture) {
   const { image, display, width, height } = picture;
   const seen = new ImageData(display, width, height);
   const whole = new ImageData(image.data, image.width, image.height);
-  const [colour, grey, seenColour, seenGrey] = await Promise.all([whole, dimmed(whole), seen, dimmed(seen)].map(bitmap));
+  const pixels = [whole, dimmed(whole), seen, dimmed(seen)];
+  const [colour, grey, seenColour, seenGrey] = await Promise.all(pixels.map(bitmap));
   return { colour, grey, seenColour, seenGrey };
 }
 
@@ -51,7 +52,7 @@ export class Viewer {
   #pointers = new Map();
   #drag = null;
 
-  /* `on`: {view, probe, hide} are called with a changed view, the pixel under the pointer (null outside) and a window. */
+  /* `on`: {view, probe, hide} are called with a changed view, the pixel under the pointer or null, and a window. */
   constructor(canvas, view, on) {
     this.#canvas = canvas;
     this.#pen = canvas.getContext("2d");

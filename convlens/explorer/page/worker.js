@@ -32,14 +32,16 @@ async function download({ file, bytes }, onProgress) {
     onProgress(loaded);
   }
   if (loaded !== bytes) {
-    throw new Error(`${file} has ${loaded} bytes where site.json says ${bytes}; write the folder again with convlens explore`);
+    throw new Error(
+      `${file} has ${loaded} bytes where site.json says ${bytes}; write the folder again with convlens explore`);
   }
   return content;
 }
 
 async function open(name, graph) {
-  const content = await download(graph, (loaded) => postMessage({ progress: { graph: name, loaded, total: graph.bytes } }));
-  postMessage({ progress: { graph: name, loaded: graph.bytes, total: graph.bytes } });
+  const report = (loaded) => postMessage({ progress: { graph: name, loaded, total: graph.bytes } });
+  const content = await download(graph, report);
+  report(graph.bytes);
   return ort.InferenceSession.create(content, { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
 }
 
@@ -56,7 +58,7 @@ function sessionOf(name, graph) {
 function feedsOf(graph, { x, count, targets }) {
   const values = { float32: x, int64: targets };
   return Object.fromEntries(graph.inputs.map(({ name, dtype, shape }) => {
-    if (!TENSORS[dtype] || !values[dtype]) throw new Error(`input ${name} of type ${dtype} is not one that the page can fill`);
+    if (!values[dtype]) throw new Error(`the page has nothing for the input ${name} of type ${dtype}`);
     return [name, TENSORS[dtype](values[dtype], [count, ...shape.slice(1)])];
   }));
 }
@@ -80,7 +82,8 @@ onmessage = ({ data: { id, call } }) => {
   queue = queue.then(async () => {
     try {
       const outputs = await run(call);
-      postMessage({ id, outputs, threads: ort.env.wasm.numThreads }, Object.values(outputs).map(({ data }) => data.buffer));
+      const memory = Object.values(outputs).map(({ data }) => data.buffer); // handed over, not copied
+      postMessage({ id, outputs, threads: ort.env.wasm.numThreads }, memory);
     } catch (error) {
       postMessage({ id, error: error.message || String(error) });
     }
