@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import http.server
 import json
 import re
 import threading
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from browser_probe import BROWSER
+from browser_probe import BROWSER, Recorder
 from devtools import Page, open_browser
 from explorer_page import READY, choose_class, choose_method, saved_array, shown_probabilities, visit
 from PIL import Image
@@ -345,6 +347,41 @@ def test_nothing_is_asked_of_anybody_else(page: Page, address: str) -> None:
     asked = {request for request in page.requests if not request.startswith(("data:", "blob:", "about:"))}
     assert any(request.endswith(".wasm") for request in asked), "the workers' requests are seen as well"
     assert [request for request in asked if not request.startswith(address)] == []
+
+
+def test_the_keyboard_alone_suffices(page: Page) -> None:
+    pressed = "[...document.querySelectorAll('[aria-pressed=true]')].map((made) => made.id || made.textContent)"
+    focused = "document.activeElement.id"
+    before = page.evaluate("document.querySelector('#chips [aria-pressed=true]').textContent")
+
+    page.key("]")
+    page.key("3")
+    page.wait_for(f"document.querySelector('#chips [aria-pressed=true]').textContent !== {json.dumps(before)}")
+    page.evaluate("document.activeElement.blur(), null")
+    for _ in range(20):
+        if page.evaluate(focused) == "compare-class":
+            break
+        page.key("Tab")
+    page.key("Enter")
+    page.wait_for(f"document.querySelectorAll('.pane').length === 2 && {READY}")
+    page.key("h")
+
+    assert {"Photo", "compare-class", "hide"} <= set(page.evaluate(pressed))
+    assert page.evaluate("document.activeElement.tagName") == "CANVAS"
+    page.key("?")
+    assert page.evaluate("document.getElementById('help-dialog').open")
+
+
+def test_a_plain_static_server_suffices(browser: Page, site: Path, network: Classifier) -> None:
+    handler = functools.partial(Recorder, directory=str(site), asked=[])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        visit(browser, f"http://127.0.0.1:{server.server_address[1]}/", f"#method=guided_backprop&class={TARGET}")
+        server.shutdown()
+
+    assert browser.evaluate("crossOriginIsolated") is False
+    close(saved_array(browser), explained(network, opened(site, "cat"), "guided_backprop"))
+    assert browser.complaints == []
 
 
 def test_an_isolated_page_computes_with_threads(page: Page) -> None:

@@ -118,7 +118,7 @@ def test_the_server_s_predictions_are_shown(page: Page, network: Classifier, x_C
 
     shown = shown_probabilities(page)
 
-    assert TARGET in shown
+    assert len(shown) > 1
     np.testing.assert_allclose(list(shown.values()), expected_K[list(shown)], rtol=1e-4)
 
 

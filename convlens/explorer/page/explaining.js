@@ -6,6 +6,7 @@ import { changed, context, methodNow, report, state, targetOf } from "./state.js
 const NEIGHBOURS = "neighbours";
 const SHOWN_NEIGHBOURS = 10;
 const KEPT_RESULTS = 24;
+const STALE_MS = 150; // for so long the map before stays in sight: most are there by then, and nothing flickers
 const results = new Map(); // by what decides them, the latest last
 const numbers = new WeakMap(); // of pictures
 let count = 0;
@@ -52,18 +53,21 @@ async function explainPane(pane) {
     return;
   }
   const { signal } = pane.job = new AbortController();
+  const target = targetOf(pane);
+  const key = keyOf(pane, method.name, target);
+  pane.result = null; // nobody is to save the one before as this one
+  const stale = setTimeout(() => !signal.aborted && !pane.result && setResult(pane, null), STALE_MS);
   try {
-    const target = targetOf(pane);
-    const key = keyOf(pane, method.name, target);
     working(pane, results.has(key) ? "" : method.title);
     const result = await kept(key, () => compute(pane, method, target, signal));
-    if (signal.aborted) return;
-    setResult(pane, result);
-    working(pane, "");
+    if (!signal.aborted) setResult(pane, result);
   } catch (error) {
     if (signal.aborted) return;
     setResult(pane, null);
     throw error;
+  } finally {
+    clearTimeout(stale);
+    if (!signal.aborted) working(pane, "");
   }
 }
 

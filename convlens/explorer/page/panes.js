@@ -81,10 +81,11 @@ export function showBar(pane) {
 }
 
 function unitText({ sigma, map }) {
+  const channels = map.gradient ? "each channel" : "";
   const cells = map.cells ? `drawn from ${map.cells[1]} × ${map.cells[2]} cells` : "";
   const smoothing = sigma > 0 ? `smoothed, σ ${sigma} px` : cells ? "" : "raw";
   const scale = state.shared && state.panes.length > 1 ? "shared scale" : "";
-  return [cells, smoothing, scale].filter(Boolean).join(", ");
+  return [channels, cells, smoothing, scale].filter(Boolean).join(", ");
 }
 
 // ---- captions
