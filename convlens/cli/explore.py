@@ -120,8 +120,8 @@ def _exportable(values: Sequence[str]) -> list[str]:
     for name in parse_names(values):
         if name in names and name not in NEEDED:
             raise RequestError(
-                f"{name} needs the network itself, which a page does not have; a server runs it, named by --server. "
-                f"A page computes: {', '.join(sorted(NEEDED))}",
+                f"{name} is not computed in a page; a server does that, named by --server. A page computes: "
+                f"{', '.join(sorted(NEEDED))}",
                 field="methods",
             )
     return [name for name in names if name in NEEDED]

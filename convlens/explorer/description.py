@@ -16,7 +16,7 @@ from convlens.types import Bytes8, ModelSpec
 from convlens.visualization.colormaps import diverging, sequential, vivid_signs
 
 VERSION = 1
-_NEEDS_SERVER = "needs the network itself, which a server runs: `convlens explore {model} --server URL`"
+_NEEDS_SERVER = "not computed in a page; a server does: `convlens explore {model} --server URL`"
 _NEEDS_GALLERY = "needs a gallery to search: `convlens explore {model} --gallery GALLERY`"
 _NOT_ASKED = "its graph is not in this folder: `convlens explore {model} --methods all,{method}`"
 _LATTICE = (
@@ -63,15 +63,14 @@ def describe_methods(
     lattice: bool,
     has_gallery: bool,
 ) -> list[dict[str, Any]]:
-    """Every method with its options' defaults, its graph, and what to do where the page cannot compute it.
+    """Every method with its options' defaults, its first graph, and what to do where the page cannot compute it.
 
     ``asked`` are those whose graphs the site should have; ``lattice``: deconvnet was left out of them, because its map
     would be one lattice.
     """
 
     def missing(name: str) -> str | None:
-        graph = NEEDED.get(name)
-        if graph is None:
+        if name not in NEEDED:
             return _NEEDS_SERVER
         if name == "neighbours" and not has_gallery:
             return _NEEDS_GALLERY
@@ -79,14 +78,14 @@ def describe_methods(
             return _LATTICE
         if name not in asked:
             return _NOT_ASKED
-        return graphs.missing.get(graph)
+        return next((graphs.missing[graph] for graph in NEEDED[name] if graph in graphs.missing), None)
 
     model = shlex.quote(classifier.source)
     methods = []
     for name in available_methods():
         reason = missing(name)
         text = None if reason is None else reason.replace("{model}", model).replace("{method}", name)
-        methods.append(_describe_method(get(name), None if text else NEEDED[name], text))
+        methods.append(_describe_method(get(name), None if text else NEEDED[name][0], text))
     return methods
 
 

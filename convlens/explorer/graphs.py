@@ -23,21 +23,22 @@ from convlens.types import Step, no_op
 Graph = Literal["scores", "embedding", "saliency", "guided_backprop", "deconvnet", "cam"]
 """What a page calls a graph; logits may come from the graph of embeddings, which is one file less to load."""
 
-# Method -> the graph that a page computes it from. All others need the network itself, or chance as torch draws it.
-NEEDED: Mapping[str, Graph] = {
-    "saliency": "saliency",
-    "input_x_gradient": "saliency",
-    "integrated_gradients": "saliency",
-    "smoothgrad": "saliency",
-    "guided_backprop": "guided_backprop",
-    "deconvnet": "deconvnet",
-    "grad_cam": CAM,
-    "hires_cam": CAM,
-    "layer_cam": CAM,
-    "occlusion": "scores",
-    "neighbours": "embedding",
+# Method -> the graphs that a page computes it from; the logits' are always there. A page computes no others.
+NEEDED: Mapping[str, tuple[Graph, ...]] = {
+    "saliency": ("saliency",),
+    "input_x_gradient": ("saliency",),
+    "integrated_gradients": ("saliency",),
+    "smoothgrad": ("saliency",),
+    "guided_backprop": ("guided_backprop",),
+    "deconvnet": ("deconvnet",),
+    "grad_cam": (CAM,),
+    "grad_cam_plus_plus": (CAM,),
+    "hires_cam": (CAM,),
+    "layer_cam": (CAM,),
+    "guided_grad_cam": ("guided_backprop", CAM),
+    "occlusion": ("scores",),
+    "neighbours": ("embedding",),
 }
-_UNDEFINED_FOR_SOME: tuple[Graph, ...] = ("guided_backprop", "deconvnet", CAM)
 _TOLERANCE = 1e-3  # of logits: far above rounding, far below another network
 
 
@@ -95,7 +96,7 @@ class _LeftOutError(Exception):
 
 def _others(methods: Collection[str]) -> list[Graph]:
     """The graphs beside that of the logits, each once, in the order of the methods' table."""
-    needed = [graph for name, graph in NEEDED.items() if name in methods]
+    needed = [graph for name, graphs in NEEDED.items() if name in methods for graph in graphs]
     return [graph for graph in dict.fromkeys(needed) if graph not in ("scores", "embedding")]
 
 

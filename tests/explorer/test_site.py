@@ -127,7 +127,7 @@ def test_options_have_the_method_s_own_defaults(site: Path) -> None:
     assert method(site, "grad_cam")["options"] == {"layer": "", "relu": True}
 
 
-def test_a_method_that_needs_the_network_says_that_a_server_runs_it(site: Path) -> None:
+def test_a_method_that_no_page_computes_says_that_a_server_runs_it(site: Path) -> None:
     entry = method(site, "deep_lift")
     assert entry["graph"] is None
     assert "--server" in entry["missing"]

@@ -124,7 +124,7 @@ def test_without_methods_and_without_a_server_there_is_nothing_to_show(tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "rise"], "a server runs it"),
+        (["--methods", "rise"], "a server does that"),
         (["--methods", "salience"], "did you mean saliency"),
         (["--server", "host"], "should read like"),
         (["--serve", "nowhere"], "holds no site"),
@@ -139,3 +139,12 @@ def test_mistakes_are_told_before_the_model_is_loaded(
     result = explore("file:never.py:loaded", *arguments)
     assert isinstance(result.exception, RequestError)
     assert message in result.exception.message
+
+
+def test_the_command_writes_a_site_and_says_how_to_open_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVLENS_CACHE", str(browser_runtime().parent.parent))
+    model, folder = network(tmp_path).source, tmp_path / "site"
+    result = explore(model, "--methods", "none", "--server", "/", "-o", folder)
+    assert result.exit_code == 0, result.output
+    assert f"convlens explore --serve {folder}" in result.output
+    assert [sample["title"] for sample in described(folder)["samples"]][:2] == ["cat", "espresso"]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
+import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from explorer_sites import network, site_without_graphs
+from explorer_sites import LABELS, browser_runtime, network, site_without_graphs
 
 COMMAND = [sys.executable, "-c", "from convlens.cli.main import main; main()", "explore", "--no-open"]
 SERVER = "https://host.example:8443"
@@ -37,10 +41,14 @@ class Served:
     port: int
 
 
-@pytest.fixture(scope="module")
-def served(site: Path) -> Iterator[Served]:
+@contextmanager
+def running(*arguments: object, **environment: str) -> Iterator[Served]:
     process = subprocess.Popen(
-        [*COMMAND, "--serve", str(site)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
     )
     try:
         assert process.stdout is not None
@@ -50,7 +58,13 @@ def served(site: Path) -> Iterator[Served]:
         yield Served(process, int(found[1]))
     finally:
         process.kill()
-        process.wait(20)
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[Served]:
+    with running("--serve", site) as started:
+        yield started
 
 
 def ask(
@@ -150,6 +164,21 @@ def test_a_port_that_is_taken_is_named(site: Path) -> None:
     assert done.returncode == 2
     assert f"port {port} of 127.0.0.1 is in use" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_folder_the_site_is_served_from_one_that_goes_with_the_command(tmp_path: Path) -> None:
+    runtime = browser_runtime().parent
+    shutil.copytree(runtime, tmp_path / "cache" / runtime.name)
+    (tmp_path / "temporary").mkdir()
+    model = network(tmp_path).source
+    environment = {"CONVLENS_CACHE": str(tmp_path / "cache"), "TMPDIR": str(tmp_path / "temporary")}
+    with running(model, "--methods", "none", "--server", "/", **environment) as started:
+        assert json.loads(ask(started, "/site.json")[2])["model"]["labels"] == list(LABELS)
+        assert list((tmp_path / "temporary").glob("convlens-*/site"))
+        started.process.terminate()
+        _, stderr = started.process.communicate(timeout=20)
+    assert "Traceback" not in stderr
+    assert not list((tmp_path / "temporary").glob("convlens-*"))
 
 
 def test_ctrl_c_ends_it_without_a_word_of_python(served: Served) -> None:
