@@ -20,7 +20,10 @@ import psutil
 import pytest
 from explorer_sites import LABELS, browser_runtime, network, site_without_graphs
 
-COMMAND = [sys.executable, "-c", "from convlens.cli.main import main; main()", "explore", "--no-open"]
+# As in a terminal, also where the tests run in the background, in which a shell has SIGINT ignored.
+IN_FOREGROUND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+RUN = f"{IN_FOREGROUND}; from convlens.cli.main import main; main()"
+COMMAND = [sys.executable, "-c", RUN, "explore", "--no-open"]
 SERVER = "https://host.example:8443"
 
 
