@@ -72,8 +72,8 @@ def describe_methods(
     def missing(name: str) -> str | None:
         if name not in NEEDED:
             return _NEEDS_SERVER
-        if name == "neighbours" and not has_gallery:
-            return _NEEDS_GALLERY
+        if name == "neighbours":  # which nobody asks for but by a gallery
+            return None if has_gallery and "embedding" in graphs.graphs else _NEEDS_GALLERY
         if name == "deconvnet" and lattice:
             return _LATTICE
         if name not in asked:

@@ -16,7 +16,7 @@ from PIL import Image
 import convlens
 from convlens import visualization
 from convlens.acceleration import CacheDir
-from convlens.errors import ModelError
+from convlens.errors import ModelError, UnsupportedModelError
 from convlens.explorer.graphs import NEEDED
 from convlens.explorer.site import Sample, write_site
 from convlens.gallery import build_from
@@ -36,12 +36,18 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
 
 
 @pytest.fixture(scope="module")
-def site(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all that a site can have."""
-    gallery = tmp_path_factory.mktemp("gallery") / "gallery"
+def gallery(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five views of the cat."""
+    folder = tmp_path_factory.mktemp("gallery") / "gallery"
     with Image.open(CHELSEA) as cat:
         views = [(f"view {n}", "cat", cat.crop((20 * n, 0, 20 * n + 200, 200))) for n in range(5)]
-    build_from(views, gallery, classifier)
+    build_from(views, folder, classifier)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(classifier: Classifier, gallery: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With all that a site can have."""
     folder = tmp_path_factory.mktemp("explorer") / "site"
     samples = [Sample(CHELSEA, "cat", "Stefan van der Walt, CC0")]
     write_site(classifier, folder, runtime=browser_runtime(), methods=list(NEEDED), samples=samples, gallery=gallery)
@@ -165,6 +171,20 @@ def test_the_nearest_in_the_site_s_vectors_are_the_gallery_s(site: Path, classif
     assert distance.min() < TOLERANCE
     with Image.open(site / nearest["thumbnail"]) as thumbnail:
         assert thumbnail.format == "JPEG"
+
+
+def test_a_gallery_brings_neighbours_whichever_methods_are_asked_for(
+    tmp_path: Path, classifier: Classifier, gallery: Path
+) -> None:
+    write_site(classifier, tmp_path / "site", runtime=browser_runtime(), methods=["occlusion"], gallery=gallery)
+    assert method(tmp_path / "site", "neighbours")["missing"] is None
+    assert method(tmp_path / "site", "saliency")["missing"] is not None
+
+
+def test_a_network_that_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="scripted"):
+        write_site(network(tmp_path, "scripted"), tmp_path / "site", runtime=browser_runtime(), methods=["occlusion"])
+    assert not (tmp_path / "site").exists()
 
 
 def test_a_sample_is_the_photograph(site: Path) -> None:

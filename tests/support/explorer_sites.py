@@ -43,6 +43,9 @@ def averaging():
 
 def gelu():
     return seeded(nn.GELU(), nn.MaxPool2d(2))
+
+def scripted():
+    return torch.jit.script(relu().eval())
 """
 # Neither square nor ImageNet's: nothing can be right by chance.
 PREPARED = "size=24x32&resize=30x40&crop_mode=squash&interpolation=bicubic&mean=.1,.2,.3&std=.4,.5,.6"
