@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from convlens.acceleration import cached_graphs
-from convlens.errors import ModelError, UnsupportedModelError
+from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, get, run
 from convlens.explain.methods.deconvnet import depends_on_image
 from convlens.models import Classifier
@@ -62,24 +63,23 @@ class SiteGraphs:
 def export_graphs(
     classifier: Classifier, methods: Sequence[str], site: Path, *, on_step: Callable[[Step], None] = no_op
 ) -> SiteGraphs:
-    """Copy the graphs that these methods need, and that of the logits, into ``graphs/``; exported where the cache has
-    none.
+    """Write the graphs that these methods need, and that of the logits, into ``graphs/``; none without methods.
 
-    Without methods there are none. A graph that the network has no use for is left out, with the reason: guided
-    backprop's without ReLUs, say. Raises as ``acceleration.cached_graphs``, and ModelError for a kept graph that no
-    longer gives what the network gives.
+    They come from the cache, or are exported where it has none or where the kept one no longer gives the network's
+    logits. A graph that is not defined for the network is left out, with the reason: guided backprop's without ReLUs,
+    say. Raises as ``acceleration.cached_graphs``.
     """
     if not methods:
         return SiteGraphs()
     (site / "graphs").mkdir()
+    exporter = _Exporter(classifier, on_step)
     graphs: dict[Graph, SiteGraph] = {}
     missing: dict[Graph, str] = {}
     scores: Graph = "embedding" if classifier.spec.embedding_layer else "scores"
-    graphs[scores] = graphs["scores"] = _export(classifier, scores, site, on_step)
-    _require_agreement(site / graphs["scores"].file, classifier)
+    graphs[scores] = graphs["scores"] = exporter.write(scores, site)
     for graph in _others(methods):
         try:
-            graphs[graph] = _export(classifier, graph, site, on_step)
+            graphs[graph] = exporter.write(graph, site)
         except _LeftOutError:
             missing[graph] = _why_undefined(classifier, graph)
     return SiteGraphs(graphs, missing)
@@ -100,30 +100,45 @@ def _others(methods: Collection[str]) -> list[Graph]:
     return [graph for graph in dict.fromkeys(needed) if graph not in ("scores", "embedding")]
 
 
-def _export(classifier: Classifier, graph: Graph, site: Path, on_step: Callable[[Step], None]) -> SiteGraph:
-    kind: Kind = graph
-    if kind == CAM and not classifier.spec.gradcam_layer:
-        raise _LeftOutError
-    exported = cached_graphs(classifier, kinds=(kind,), on_step=on_step) / f"{kind}.onnx"
-    if not exported.exists():
-        raise _LeftOutError
-    file = f"graphs/{kind}.onnx"
-    shutil.copyfile(exported, site / file)
-    contract = OnnxRuntime(site / file, providers="cpu", threads=1).contract
-    return SiteGraph(file, (site / file).stat().st_size, contract)
+class _Exporter:
+    def __init__(self, classifier: Classifier, on_step: Callable[[Step], None]) -> None:
+        spec = classifier.spec
+        self._classifier, self._on_step = classifier, on_step
+        self._x_NCHW = np.random.default_rng(0).standard_normal((1, spec.channels, *spec.input_size), dtype=np.float32)
+        self._logits_NK = ForwardPass(classifier, torch.from_numpy(self._x_NCHW)).logits_NK
+
+    def write(self, kind: Kind, site: Path) -> SiteGraph:
+        """Raises _LeftOutError where the exporter does not define the graph for the network."""
+        if kind == CAM and not self._classifier.spec.gradcam_layer:
+            raise _LeftOutError
+        file = f"graphs/{kind}.onnx"
+        kept = cached_graphs(self._classifier, kinds=(kind,), on_step=self._on_step) / f"{kind}.onnx"
+        contract = _copy(kept, site / file)
+        if not self._agrees(site / file):
+            # No key of the cache sees an edited forward pass: the weights are the same.
+            from export.bundle import bundle  # on first use: the exporter takes a second to import
+
+            with tempfile.TemporaryDirectory(prefix="convlens-graphs-") as folder:
+                bundle(self._classifier, Path(folder) / kind, kinds=(kind,), on_step=self._on_step)
+                contract = _copy(Path(folder) / kind / f"{kind}.onnx", site / file)
+        return SiteGraph(file, (site / file).stat().st_size, contract)
+
+    def _agrees(self, graph: Path) -> bool:
+        """Whether it gives the network's logits now."""
+        runtime = OnnxRuntime(graph, providers="cpu", threads=1)
+        rows = runtime.contract.batch or 1
+        targets = [np.zeros(rows, np.int64) for _ in runtime.contract.inputs[1:]]
+        found_NK = runtime.run(self._x_NCHW.repeat(rows, axis=0), *targets)[LOGITS][:1]
+        return bool(np.abs(found_NK - self._logits_NK).max() <= _TOLERANCE * np.abs(self._logits_NK).max())
 
 
-def _require_agreement(graph: Path, classifier: Classifier) -> None:
-    """ModelError where the logits are others than the network's: no key of the cache sees an edited forward pass."""
-    spec = classifier.spec
-    x_NCHW = np.random.default_rng(0).standard_normal((1, spec.channels, *spec.input_size), dtype=np.float32)
-    expected_NK = ForwardPass(classifier, torch.from_numpy(x_NCHW)).logits_NK
-    difference = np.abs(OnnxRuntime(graph, providers="cpu").logits(x_NCHW) - expected_NK).max()
-    if not difference <= _TOLERANCE * np.abs(expected_NK).max():  # negated, so that NaN disagrees too
-        raise ModelError(
-            f"the graph that is kept of {spec.name} gives other {LOGITS} than the network, as after an edit of its "
-            "code; run `convlens cache clear`, then try again"
-        )
+def _copy(graph: Path, place: Path) -> GraphContract:
+    """The contract of the graph, which then lies at ``place`` as well; _LeftOutError where there is none."""
+    place.unlink(missing_ok=True)
+    if not graph.exists():
+        raise _LeftOutError
+    shutil.copyfile(graph, place)
+    return OnnxRuntime(place, providers="cpu", threads=1).contract
 
 
 def _why_undefined(classifier: Classifier, graph: Graph) -> str:

@@ -15,8 +15,7 @@ from PIL import Image
 
 import convlens
 from convlens import visualization
-from convlens.acceleration import CacheDir
-from convlens.errors import ModelError, UnsupportedModelError
+from convlens.errors import UnsupportedModelError
 from convlens.explorer.graphs import NEEDED
 from convlens.explorer.site import Sample, write_site
 from convlens.gallery import build_from
@@ -223,14 +222,20 @@ def test_a_method_that_was_not_asked_for_says_how_to_ask(tmp_path: Path, classif
     assert "--gallery" in method(tmp_path / "site", "neighbours")["missing"]
 
 
-def test_a_graph_of_code_that_was_edited_since_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_of_code_that_was_edited_since_is_exported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / "cache"))
-    options: dict[str, Any] = {"runtime": browser_runtime(), "methods": ["occlusion"]}
+    options: dict[str, Any] = {"runtime": browser_runtime(), "methods": ["saliency"]}
     classifier = network(tmp_path)
-    write_site(classifier, tmp_path / "site", **options)
-    # Modules are no part of the key: the same name and the same weights.
+    write_site(classifier, tmp_path / "earlier", **options)
+    # Modules without weights are no part of the cache's key.
     classifier.module.activation = torch.nn.Tanh().eval()
-    with pytest.raises(ModelError, match="cache clear"):
-        write_site(classifier, tmp_path / "other", **options)
-    assert not (tmp_path / "other").exists()
-    assert len(CacheDir().entries()) == 1
+    write_site(classifier, tmp_path / "site", **options)
+    expected = classifier.module(torch.from_numpy(x_NCHW())).detach().numpy()
+    feeds = {"x_NCHW": x_NCHW(), "target_N": np.array([2, 0])}
+    for found in (
+        graph_outputs(tmp_path / "site", "scores", {"x_NCHW": x_NCHW()}),
+        graph_outputs(tmp_path / "site", "saliency", feeds),
+    ):
+        np.testing.assert_allclose(found["logits_NK"], expected, atol=TOLERANCE * np.abs(expected).max())
