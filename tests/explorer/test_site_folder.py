@@ -108,6 +108,15 @@ def test_a_network_that_a_page_cannot_show_is_refused(tmp_path: Path, factory: s
         site_without_graphs(classifier, tmp_path / "site")
 
 
+@pytest.mark.parametrize(("factory", "channels"), [("binary_grey", 1), ("multi_label", 3)])
+def test_labels_that_do_not_exclude_each_other_come_with_a_sigmoid(tmp_path: Path, factory: str, channels: int) -> None:
+    classifier = convlens.load(f"{OWN}:{factory}?size=32&resize=32&mean=.5&std=.25", device="cpu")
+    site = site_without_graphs(classifier, tmp_path / "site")
+    assert site["model"]["activation"] == "sigmoid"
+    assert site["preprocessing"]["mean"] == [0.5] * channels
+    assert site["preprocessing"]["channels"] == channels
+
+
 def test_a_gallery_of_other_weights_is_refused(tmp_path: Path, classifier: Classifier) -> None:
     other = convlens.load(f"{OWN}:rectangle?size=24x32&resize=24x32&crop_mode=squash", device="cpu")
     views = [(colour, "", Image.new("RGB", (40, 30), colour)) for colour in ("red", "green", "blue")]
