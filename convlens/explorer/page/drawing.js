@@ -117,7 +117,7 @@ export function resizeSmoothly(cells, [, rows, columns], height, width) {
   return map;
 }
 
-/* Each pixel's cells and their shares: the B-spline in truncated powers is 2/3 - d² + d³/2, from 1 to 2 (2 - d)³/6. */
+/* Each pixel's cells and their shares: of a cell at distance d 2/3 - d² + d³/2, and (2 - d)³/6 from 1 to 2. */
 function splineTaps(pixels, cells) {
   return Array.from({ length: pixels }, (_, pixel) => {
     const centre = ((pixel + 0.5) * cells) / pixels - 0.5, first = Math.floor(centre) - 1;

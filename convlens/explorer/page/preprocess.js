@@ -114,7 +114,8 @@ export function resizePlan(image, preprocessing) {
   const { crop_mode: rule, input_size: [cropHeight, cropWidth], resize_size: [toHeight, toWidth] } = preprocessing;
   if (rule !== "border" && (toHeight < cropHeight || toWidth < cropWidth)) {
     throw new Error(
-      `a resize to ${toHeight} x ${toWidth} is below the crop of ${cropHeight} x ${cropWidth}, which would need padding`,
+      `a resize to ${toHeight} x ${toWidth} is below the crop of ${cropHeight} x ${cropWidth}, which would need ` +
+        "padding",
     );
   }
   const { width, height } = resizedSize(image, rule, toWidth, toHeight);
