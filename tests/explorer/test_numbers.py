@@ -372,6 +372,11 @@ def default(exported: Any, default_bundle: Any) -> tuple[Classifier, Graphs]:
     return classifier, Graphs(paths | {"cam": exported(classifier, "cam")})
 
 
+def by_library(classifier: Classifier, x: np.ndarray, name: str, options: dict[str, Any]) -> np.ndarray:
+    forward = convlens.ForwardPass(classifier, torch.as_tensor(x)[None])
+    return convlens.run(name, forward, [281], options).values_NCHW[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
@@ -379,8 +384,8 @@ def default(exported: Any, default_bundle: Any) -> tuple[Classifier, Graphs]:
         ("saliency", {}),
         ("guided_backprop", {}),
         ("input_x_gradient", {}),
-        ("integrated_gradients", {"steps": 6}),
         ("grad_cam", {}),
+        ("layer_cam", {}),
         ("occlusion", {"window": 64, "stride": 40}),
     ],
     ids=str,
@@ -389,6 +394,15 @@ def test_the_default_model_is_explained_as_by_the_library(node, default, name, o
     classifier, graphs = default
     x = nets.photograph("chelsea.png", classifier.spec)[0].numpy()
     found = explain(node, graphs, site_of(classifier, graphs), x, name, target=281, **options)
-    forward = convlens.ForwardPass(classifier, torch.as_tensor(x)[None])
-    expected = convlens.run(name, forward, [281], options)
-    assert nets.relative_error(values_of(found), expected.values_NCHW[0]) <= TOLERANCE
+    assert nets.relative_error(values_of(found), by_library(classifier, x, name, options)) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_path_through_the_default_model_is_integrated_as_by_the_library(node, default):
+    classifier, graphs = default
+    x = nets.photograph("chelsea.png", classifier.spec)[0].numpy()
+    found = explain(node, graphs, site_of(classifier, graphs), x, "integrated_gradients", target=281, steps=6)
+    expected = by_library(classifier, x, "integrated_gradients", {"steps": 6})
+    # On the way units lie within rounding of 0, on in one runtime and off in the other: single pixels of a gradient
+    # then differ by up to 4 % of the largest, torch's from those in float64 by as much as the graph's.
+    assert np.linalg.norm(values_of(found) - expected) <= 2e-2 * np.linalg.norm(expected)

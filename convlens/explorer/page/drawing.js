@@ -58,9 +58,9 @@ export function limitOf(map, quantile = LIMIT_QUANTILE) {
 
 /* Linear between two neighbours, as numpy's. */
 function quantileOf(sorted, quantile) {
-  const place = quantile * (sorted.length - 1), below = Math.floor(place), share = place - below;
+  const place = quantile * (sorted.length - 1), below = Math.floor(place);
   const low = sorted[below], high = sorted[Math.min(below + 1, sorted.length - 1)];
-  return share < 0.5 ? low + (high - low) * share : high - (high - low) * (1 - share);
+  return low + (high - low) * (place - below);
 }
 
 /** Gaussian blur by `sigma` pixels, out to 3 sigma, the border repeated; 0 leaves the map as it is. */

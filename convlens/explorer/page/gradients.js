@@ -43,7 +43,10 @@ export async function integratedGradients(task) {
     count: steps,
     write: (n, image) => {
       const share = Math.fround((nodes[n] + 1) / 2);
-      for (let at = 0; at < image.length; at += 1) image[at] = baseline + share * (x[at] - baseline);
+      // Each step rounded as the library's 32-bit floats are: an ulp decides on which side of 0 a ReLU's input lies.
+      for (let at = 0; at < image.length; at += 1) {
+        image[at] = baseline + Math.fround(share * Math.fround(x[at] - baseline));
+      }
     },
     weightOf: (n) => weights[n] / 2,
     partial: () => null,

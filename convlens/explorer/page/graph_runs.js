@@ -11,8 +11,8 @@ export const LOGITS = "logits_NK", GRADIENT = "gradient_NCHW", MAPS = "maps_NCHW
 /**
  * The outputs of a graph for `count` images, in batches: {first, rows, outputs}.
  *
- * `write(n, image)` fills in each image in its order. A graph that takes one batch size alone gets the last image
- * again where it needs more.
+ * `write(n, image)` fills in each image in its order. A graph that takes one batch size alone gets empty images behind
+ * the last, and what it gives for them is left out by `rows`.
  */
 export async function* inBatches(session, site, graph, { count, write, target = null }) {
   const { channels, input_size: [height, width] } = site.preprocessing;
@@ -21,7 +21,6 @@ export async function* inBatches(session, site, graph, { count, write, target = 
     const rows = Math.min(most, count - first), sent = fixed ?? rows;
     const images = new Float32Array(sent * size);
     for (let n = 0; n < rows; n += 1) write(first + n, images.subarray(n * size, (n + 1) * size));
-    for (let n = rows; n < sent; n += 1) images.copyWithin(n * size, (rows - 1) * size, rows * size);
     const targets = target === null ? null : new Array(sent).fill(target);
     const outputs = await session.run(graph, images, sent, targets);
     if (outputs[LOGITS]) requireFinite(outputs[LOGITS].data);
