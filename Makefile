@@ -12,7 +12,7 @@ DEVICE ?= cpu
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
-demo: $(READY)  ## explain photographs through a live TorchServe; writes demo/report.html
+demo: $(READY)  ## explain photographs through a live TorchServe; writes demo/report.html and demo/explorer
 	$(BIN)/convlens demo
 
 serve: $(READY)  ## run TorchServe on 127.0.0.1 and print curl commands to try
@@ -49,7 +49,7 @@ image:  ## build a container image with docker, podman or buildah; see scripts/i
 	scripts/image.sh
 
 clean:  ## remove built files, but not the environment
-	rm -rf .convlens demo/report.html model_store/*.mar .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .convlens demo/report.html demo/explorer model_store/*.mar .pytest_cache .mypy_cache .ruff_cache
 
 # The environment, from the pinned requirements; updated when they change.
 $(READY): pyproject.toml $(wildcard requirements/*.txt)
@@ -57,4 +57,6 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
+	@# Without npm's registry all but the explorer works, and the explorer says what it lacks.
+	-$(BIN)/python -m convlens.explorer.browser_runtime
 	@touch $@

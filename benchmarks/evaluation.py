@@ -5,9 +5,9 @@
 
 ``table`` evaluates every method and baseline on ``--pictures`` images, evenly spread over the folder's, and writes
 results/evaluation-NAME.json; killed, it goes on from the work folder. ``speed`` takes the time of twelve methods with
-insertion and deletion curves (44 passes each), image by image, in plain scripts that take turns: ``convlens.evaluate``
-with an accelerated classifier, captum's methods by their defaults with a curve's images in one batch, and the same by
-eights, the best size of batch here.
+insertion and deletion curves (44 passes each) in plain scripts that take turns, a few images each:
+``convlens.evaluate`` with an accelerated classifier, captum's methods by their defaults with a curve's images in one
+batch, and the same by eights, the best size of batch here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def table(given: argparse.Namespace) -> None:
     )
     # Again, alone: the run may have shared the machine.
     timed = spread(given.images, given.timed)
-    again = convlens.evaluate(classifier, timed, methods=methods, metrics=["sparseness"], baselines=[])
+    again = convlens.evaluate(classifier, timed, methods=methods, metrics=["sparseness"], baselines=[], workers=1)
     seconds = {name: method["seconds"] for name, method in again.summary["methods"].items()}
     rows = [
         {"method": name, **_means(method["metrics"]), "seconds": seconds.get(name, 0.0), "metrics": method["metrics"]}
@@ -110,10 +110,11 @@ class Side:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("OMP_")}
         self._process = OtherProcess(__file__, "side", name, model, env=kept)
 
-    def seconds(self, picture: Path) -> tuple[float, dict[str, Any]]:
+    def seconds(self, pictures: Sequence[Path]) -> tuple[float, dict[str, dict[str, list[float]]]]:
+        """Of one of the images, and the areas by image and method."""
         started = time.perf_counter()
-        areas = json.loads(self._process.ask(str(picture)))
-        return time.perf_counter() - started, areas
+        areas = json.loads(self._process.ask(json.dumps([str(path) for path in pictures])))
+        return (time.perf_counter() - started) / len(pictures), areas
 
     def close(self) -> None:
         self._process.close()
@@ -122,23 +123,24 @@ class Side:
 def speed(given: argparse.Namespace) -> None:
     from table import RESULTS, ratios, show, write
 
-    pictures = list(spread(given.images, given.pictures + 1).values())
+    pictures = list(spread(given.images, (given.turns + 1) * given.pictures).values())
     sides = {name: Side(name, given.model) for name in SIDES}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     apart: list[float] = []
-    for turn, picture in enumerate(pictures):
-        names = list(sides) if turn % 2 else list(reversed(sides))
+    for turn in range(given.turns + 1):
+        some = pictures[turn * given.pictures :][: given.pictures if turn else 2]  # the first turn warms up
         areas = {}
-        for name in names:
-            taken, areas[name] = sides[name].seconds(picture)
-            if turn:  # the first warms up
+        for name in list(sides) if turn % 2 else list(reversed(sides)):
+            taken, areas[name] = sides[name].seconds(some)
+            if turn:
                 seconds[name].append(taken)
         apart += [
             abs(a - b)
+            for picture in areas["convlens"]
             for method in ("integrated_gradients", "input_x_gradient")
-            for a, b in zip(areas["convlens"][method], areas["captum and torch"][method], strict=True)
+            for a, b in zip(areas["convlens"][picture][method], areas["captum and torch"][picture][method], strict=True)
         ]
-        print(picture.name, {name: round(times[-1], 2) for name, times in seconds.items() if times}, flush=True)
+        print({name: round(times[-1], 2) for name, times in seconds.items() if times}, flush=True)
     for side in sides.values():
         side.close()
     rows = [
@@ -159,13 +161,13 @@ def speed(given: argparse.Namespace) -> None:
         model=given.model.partition("?")[0],
         methods=TWELVE,
         steps=STEPS,
-        pictures=len(pictures) - 1,
+        pictures=given.turns * given.pictures,
         **{"areas apart": max(apart)},
     )
 
 
 def side(name: str, model: str) -> None:
-    """Answer each path of an image with the areas of all methods' curves, [insertion, deletion] of the probability."""
+    """Answer each list of images with the areas of all methods' curves, [insertion, deletion] of the probability."""
     import convlens
 
     warnings.simplefilter("ignore")
@@ -175,18 +177,33 @@ def side(name: str, model: str) -> None:
     evaluate = _by_convlens if name == "convlens" else partial(_by_hand, at_once=SIDES[name])
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(evaluate(classifier, Path(line.strip()))), flush=True)
+        print(json.dumps(evaluate(classifier, [Path(path) for path in json.loads(line)])), flush=True)
 
 
-def _by_convlens(classifier: Any, picture: Path) -> dict[str, list[float]]:
+Areas = dict[str, dict[str, list[float]]]
+
+
+def _by_convlens(classifier: Any, pictures: Sequence[Path]) -> Areas:
     import convlens
 
-    evaluation = convlens.evaluate(classifier, picture, methods=TWELVE, metrics=("insertion", "deletion"), baselines=())
-    values = {name: method["values"] for name, method in evaluation.records[0]["methods"].items() if "values" in method}
-    return {name: [each["insertion"], each["deletion"]] for name, each in values.items()}
+    evaluation = convlens.evaluate(
+        classifier, pictures, methods=TWELVE, metrics=("insertion", "deletion"), baselines=()
+    )
+    return {
+        record["id"]: {
+            name: [method["values"]["insertion"], method["values"]["deletion"]]
+            for name, method in record["methods"].items()
+            if "values" in method
+        }
+        for record in evaluation.records
+    }
 
 
-def _by_hand(classifier: Any, picture: Path, at_once: int) -> dict[str, list[float]]:
+def _by_hand(classifier: Any, pictures: Sequence[Path], at_once: int) -> Areas:
+    return {picture.name: _areas_by_hand(classifier, picture, at_once) for picture in pictures}
+
+
+def _areas_by_hand(classifier: Any, picture: Path, at_once: int) -> dict[str, list[float]]:
     """captum's methods with the samples and windows that ConvLens has by default, and one loop over them."""
     import torch
     from torchvision.transforms.functional import gaussian_blur
@@ -305,7 +322,8 @@ def main(arguments: Sequence[str]) -> None:
     second.set_defaults(call=speed)
     second.add_argument("images", type=Path)
     second.add_argument("--model", default="packaged:efficientnet_lite0")
-    second.add_argument("--pictures", type=int, default=10)
+    second.add_argument("--pictures", type=int, default=6, help="images of a turn")
+    second.add_argument("--turns", type=int, default=3)
     given = parser.parse_args(arguments)
     given.call(given)
 

@@ -12,8 +12,10 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from convlens import image
 from convlens.cli.archive_cache import archive_graphs, current_archive
-from convlens.cli.console import print_message, print_result, progress_bar, spinner
+from convlens.cli.console import print_message, print_result, print_warning, progress_bar, spinner
+from convlens.cli.explore import page_methods, write_explorer
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, method_params, parse_methods
+from convlens.cli.photographs import PHOTOGRAPHS, photographs, skimage_data
 from convlens.cli.results import REPORT, ImageResult, show_table, write_report
 from convlens.client import Client
 from convlens.client.auth import TOKEN_VARIABLE
@@ -25,15 +27,8 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.torchserve import server
 
 NAME = "convlens"
+EXPLORER = "explorer"
 METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"
-# Name of the file in skimage/data -> what it shows.
-PHOTOGRAPHS = {
-    "chelsea.png": "cat",
-    "coffee.png": "espresso",
-    "rocket.jpg": "rocket",
-    "motorcycle_left.png": "motorcycle",
-    "astronaut.png": "astronaut",
-}
 _GALLERY_ONLY = {
     "brick.png": "brick",
     "grass.png": "grass",
@@ -54,8 +49,9 @@ def demo(
     methods: Annotated[list[str], typer.Option(help="Methods, comma-separated; may be repeated.")] = [METHODS],  # noqa: B006
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),
     store: StoreOption = Path("model_store"),
+    explorer: Annotated[bool, typer.Option(help="Write the explorer as well, beside the report.")] = True,
 ) -> None:
-    """Serve a model on TorchServe, explain images over REST, write a report, stop the server."""
+    """Serve a model on TorchServe, explain images over REST, write a report, stop the server, write the explorer."""
     keep_freed_memory()
     paths = list(images or photographs().values())
     for path in paths:
@@ -77,6 +73,8 @@ def demo(
     write_report(report, results, model=results[0].reply.model_name if url else classifier.spec.name)
     show_table(results)
     print_result(f"report: {report}")
+    if explorer:
+        _write_explorer(classifier, output / EXPLORER)
 
 
 def demo_archive(classifier: Classifier, store: Path) -> Path:
@@ -98,15 +96,10 @@ def demo_gallery(classifier: Classifier, folder: Path = Path(".convlens") / "dem
     return folder
 
 
-def photographs() -> dict[str, Path]:
-    """The demo's images by file name."""
-    return {name: _skimage_data() / name for name in PHOTOGRAPHS}
-
-
 def gallery_views() -> Iterator[tuple[str, str, Image.Image]]:
     """(id, label, image) of every view. None is one of the demo's images: all differ from them pixel by pixel."""
     for name, label in (PHOTOGRAPHS | _GALLERY_ONLY).items():
-        photograph = image.read(_skimage_data() / name)
+        photograph = image.read(skimage_data() / name)
         for kind, view in _views(photograph).items():
             yield f"{Path(name).stem}-{kind}", label, view
 
@@ -121,6 +114,17 @@ def require_inference(live: server.Server) -> None:
 def client_of(live: server.Server, model: str) -> Client:
     """A client of one of the server's models, with its token if the server has one."""
     return Client(live.inference_url, model=model, key_file=live.key_file if live.auth else None)
+
+
+def _write_explorer(classifier: Classifier, folder: Path) -> None:
+    """The explorer with the demo's gallery; where it cannot be written, a line says why."""
+    try:
+        methods = page_methods(classifier)
+        write_explorer(classifier, folder, methods=methods, gallery=demo_gallery(classifier), overwrite=True)
+    except ConvLensError as error:
+        print_warning(f"no explorer: {error.message}")
+        return
+    print_result(f"explorer: {folder}; open it by `.venv/bin/convlens explore --serve {folder}`")
 
 
 def _serve(classifier: Classifier, *, store: Path) -> AbstractContextManager[server.Server]:
@@ -157,11 +161,3 @@ def _views(photograph: Image.Image) -> dict[str, Image.Image]:
         "close": ImageOps.mirror(middle),
         "dark": ImageEnhance.Brightness(ImageOps.mirror(photograph)).enhance(0.6),
     }
-
-
-def _skimage_data() -> Path:
-    try:
-        import skimage
-    except ImportError as error:
-        raise ConvLensError("the demo's photographs come with scikit-image; pip install 'convlens[demo]'") from error
-    return Path(skimage.__file__).parent / "data"

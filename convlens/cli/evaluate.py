@@ -104,6 +104,9 @@ def evaluate(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
     accelerate: AccelerateOption = True,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Images evaluated at once; 0 for one a core on a CPU, and one on a GPU.")
+    ] = 0,
     ray: RayOption = "",
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -136,6 +139,7 @@ def evaluate(
             out=output,
             overwrite=overwrite,
             write=lambda folder, result: _write(folder, result, network, files),
+            workers=workers or None,
             cluster=_cluster(ray, model, device, precision, network),
             on_picture=show,
         )

@@ -21,6 +21,7 @@ from convlens.errors import ConvLensError
 # Command -> (module and function, one line of help for the list of commands).
 COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain:explain", "Explain images without a server: arrays, overlays and one HTML report."),
+    "explore": ("explore:explore", "Explain images in the browser, by a page that works offline."),
     "gallery": ("gallery:app", "Build and query galleries for nearest neighbours."),
     "evaluate": ("evaluate:evaluate", "Measure which explanations of a model can be trusted; run again to resume."),
     "features": ("features:features", "Write the embeddings of many images; run again to resume."),

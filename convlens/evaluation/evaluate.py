@@ -14,6 +14,7 @@ import numpy as np
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.evaluation.baselines import BASELINES, require_baselines
 from convlens.evaluation.boxes import Objects, objects_by_id, read_boxes
+from convlens.evaluation.concurrent import ConcurrentEvaluators, default_workers, require_workers
 from convlens.evaluation.journal import EvaluationDir, open_evaluation_dir
 from convlens.evaluation.labels import LabelsFrom, true_classes
 from convlens.evaluation.metrics import GROUPS, require_groups
@@ -24,6 +25,7 @@ from convlens.evaluation.stages import Stage, stages
 from convlens.evaluation.summary import summarise
 from convlens.evaluation.verdict import verdict
 from convlens.explain import GraphModel, available_methods, get
+from convlens.explain.forward import OnStep
 from convlens.explain.registry import require_options
 from convlens.features.image_list import find_images
 from convlens.models import Classifier
@@ -77,6 +79,7 @@ def evaluate(
     out: Path | None = None,
     overwrite: bool = False,
     write: Callable[[Path, Evaluation], None] = no_op,
+    workers: int | None = None,
     cluster: EvaluationCluster | None = None,
     on_picture: OnPicture = no_op,
 ) -> Evaluation:
@@ -90,8 +93,9 @@ def evaluate(
     localisation: a file or folder that ``read_boxes`` reads, or objects by image.
 
     With a folder ``out`` the records are kept there as they are made: killed and called again, it resumes and ends with
-    the records of one run; ``write`` may add files to the folder before it is complete. ``on_picture`` is called with
-    the images done, their number, and what is worked on. Raises RequestError for unknown names, and as
+    the records of one run; ``write`` may add files to the folder before it is complete. ``workers`` images are
+    evaluated at once, by default one a core on a CPU. ``on_picture`` is called with the images done, their number, and
+    what is worked on, the latter by the workers' threads. Raises RequestError for unknown names, and as
     ``open_evaluation_dir`` does.
     """
     files = dict(images) if isinstance(images, Mapping) else find_images([Path(path) for path in _as_list(images)])
@@ -101,10 +105,13 @@ def evaluate(
         named, require_baselines(tuple(baselines)), groups, protocol or CurveProtocol(seed=seed), seed, parts
     )
     _require(model, plan, costly_pictures, target, labels, boxes)
+    require_workers(model, workers)
     classes, objects = true_classes(list(files), labels, model.spec.labels), _objects(boxes, files)
     pictures = _pictures(files, classes, objects, target, costly_pictures)
     settings = _settings(model, plan, files, objects, target, costly_pictures)
-    run = _Run(model, plan, pictures, settings, cluster, on_picture)
+    # Of all images, though few may be left: with another share of the cores the last digits would differ.
+    workers = workers or default_workers(model, plan, len(pictures))
+    run = _Run(model, plan, pictures, settings, workers, cluster, on_picture)
     if out is None:
         return run.result(run.records([]))
     with open_evaluation_dir(out, settings, overwrite=overwrite) as folder:
@@ -120,6 +127,7 @@ class _Run:
     plan: EvaluationPlan
     pictures: Sequence[Picture]
     settings: Mapping[str, Any]
+    workers: int
     cluster: EvaluationCluster | None
     on_picture: OnPicture
 
@@ -136,15 +144,18 @@ class _Run:
         return records
 
     def _further(self, pictures: Sequence[Picture], done: Callable[[], int]) -> Generator[Record]:
-        if self.cluster is not None:
-            yield from self.cluster.records(pictures, self.plan)
+        cluster = self.cluster
+        if cluster is None and self.workers > 1:
+            cluster = ConcurrentEvaluators(self.model, self.workers, on_step=self._on_step(done))
+        if cluster is not None:
+            yield from cluster.records(pictures, self.plan)
             return
-        total = len(self.pictures)
-        evaluator = PictureEvaluator(
-            self.model, self.plan, on_step=lambda step: self.on_picture(done(), total, step.stage)
-        )
+        evaluator = PictureEvaluator(self.model, self.plan, on_step=self._on_step(done))
         for picture in pictures:
             yield evaluator.record(picture)
+
+    def _on_step(self, done: Callable[[], int]) -> OnStep:
+        return lambda step: self.on_picture(done(), len(self.pictures), step.stage)
 
     def result(self, records: Sequence[Record]) -> Evaluation:
         if all("error" in record for record in records):

@@ -19,7 +19,7 @@ from convlens.evaluation.captum_metrics import ScoreChanges, infidelity, max_sen
 from convlens.evaluation.localisation import localise
 from convlens.evaluation.metrics import GROUPS
 from convlens.evaluation.objects import MarkedObject, Mask, object_mask, objects_for
-from convlens.evaluation.perturbation import CurveProtocol, perturbation_curves
+from convlens.evaluation.perturbation import CurveProtocol, ImageCurves
 from convlens.evaluation.randomisation import RandomisedNetworks, randomisation_values
 from convlens.evaluation.relevance import pixel_order, relevance
 from convlens.evaluation.road import road_curves, road_values
@@ -79,6 +79,7 @@ class _Case:
     target: int
     mask_HW: Mask | None
     changes: ScoreChanges | None
+    curves: ImageCurves | None
 
 
 class PictureEvaluator:
@@ -104,9 +105,11 @@ class PictureEvaluator:
             objects = objects_for(picture.objects, spec.labels[target])
             mask_HW, unmarked = object_mask(objects, decoded.size, prepared.box, spec.input_size)
             changes = self._changes(forward, target) if self._wants("infidelity", picture) else None
+            kinds = [kind for kind in _CURVES if kind in self._plan.metrics]
+            of_image = ImageCurves(forward, target, kinds, self._plan.protocol) if kinds else None
         except ConvLensError as error:
             return {"id": picture.id, "error": error.message}
-        case = _Case(picture, prepared.x_CHW, forward, target, mask_HW, changes)
+        case = _Case(picture, prepared.x_CHW, forward, target, mask_HW, changes, of_image)
         maps: dict[str, Floats] = {}
         methods = {name: self._method(name, case, maps) for name in self._plan.methods}
         if self._wants("randomisation", picture):
@@ -211,10 +214,9 @@ class PictureEvaluator:
 
     def _curves(self, case: _Case, order: Ints, values: dict[str, float]) -> Record:
         """The insertion and deletion curves that the plan wants; their areas go into ``values``."""
-        kinds = [kind for kind in _CURVES if kind in self._plan.metrics]
-        if not kinds:
+        if case.curves is None:
             return {}
-        curves = perturbation_curves(case.forward, case.target, order, kinds, self._plan.protocol)
+        curves = case.curves.of(order)
         for kind, curve in curves.items():
             values[kind], values[f"{kind}_logit"] = curve.auc("probability"), curve.auc("logit")
         if len(curves) == len(_CURVES):

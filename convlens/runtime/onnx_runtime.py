@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -121,6 +122,16 @@ class OnnxRuntime:
         if self._parallel is not None:
             self._single_threaded_session()
 
+    def on_one_core(self) -> OnnxRuntime:
+        """The same graph, run after run by one thread: for threads of one's own that run it at once.
+
+        As it is on a GPU, and where the weights are too large to be held twice.
+        """
+        alone = copy.copy(self)
+        if self.threads > 1 and self.device.type == "cpu" and not _is_large(self.graph):
+            alone._session, alone._parallel, alone.threads = self._single_threaded_session(), None, 1
+        return alone
+
     def require_weights(self, weights_sha256: str) -> None:
         """ModelError where the graph was exported from other weights, with both hashes."""
         self.contract.require_weights(weights_sha256)
@@ -218,11 +229,10 @@ class OnnxRuntime:
 
     def _parallel_runs(self, graph: Path | str | bytes, count: int) -> ParallelRuns | None:
         """None where one run at a time is better, or the weights are too large to be held twice."""
-        large = (len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size) > _LARGEST_TWICE_BYTES
         takes_any_number = self.contract.batch is None and any(port.name == LOGITS for port in self.contract.outputs)
-        if large or count == 1 or self.device.type != "cpu" or len(self.contract.inputs) > 1 or not takes_any_number:
+        if count == 1 or self.device.type != "cpu" or len(self.contract.inputs) > 1 or not takes_any_number:
             return None
-        return ParallelRuns(count)
+        return None if _is_large(graph) else ParallelRuns(count)
 
     def _single_threaded_session(self) -> Any:
         """A session whose runs take one thread each; opened when first needed."""
@@ -288,6 +298,10 @@ class OnnxRuntime:
         if self.contract.kind not in kinds:
             needed = " or ".join(map(repr, kinds))
             raise ModelError(f"this needs a graph of kind {needed}; the given one is of kind {self.contract.kind!r}")
+
+
+def _is_large(graph: Path | str | bytes) -> bool:
+    return (len(graph) if isinstance(graph, bytes) else Path(graph).stat().st_size) > _LARGEST_TWICE_BYTES
 
 
 def _require_ports(session: Any, contract: GraphContract, label: str) -> None:

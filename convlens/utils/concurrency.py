@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +27,18 @@ def batched(items: Iterable[Item], size: int) -> Generator[tuple[Item, ...]]:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    ahead: int,
+    stopped: threading.Event | None = None,
 ) -> Generator[Result]:
     """``function`` of each item, in order, by ``workers`` threads; at most ``ahead`` are begun and not yet taken.
 
     An item is drawn when its turn comes. What ``function`` raises is raised here; then, and when the iterator is
-    closed, nothing more is begun and the threads have ended.
+    closed, nothing more is begun, ``stopped`` is set (a ``function`` that takes long may look at it) and the threads
+    have ended.
     """
     # Threads: Pillow releases the GIL while it decodes and resizes. Two of them read 2,190 images a second on two
     # cores; two processes, which must send the pixels over, read 1,460.
@@ -44,6 +51,8 @@ def ordered_map(
                 yield begun.popleft().result()
                 begun.extend(pool.submit(function, item) for item in itertools.islice(remaining, 1))
         finally:
+            if stopped is not None:
+                stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -7,6 +7,7 @@
 #   PROXY_LISTEN        address and port for clients, default 127.0.0.1:8443
 #   PROXY_METRICS       address and port for Prometheus, default 127.0.0.1:9102
 #   PROXY_REST, PROXY_GRPC, PROXY_TORCHSERVE_METRICS    the server's addresses, by default those of config.properties
+#   PROXY_SITE          folder that `convlens explore --server / -o` wrote, to be served at / without a token; none by default
 #   PROXY_DIR           folder to write to, default /tmp/proxy
 #
 # On SIGTERM it answers the requests in flight, then ends.
@@ -55,11 +56,47 @@ listen() {
     fi
 }
 
+# The explorer beside the interface it asks. Files are open to everybody: the site's graphs hold the weights. The headers
+# isolate the page, so that its threads may share memory, and keep it from asking anybody else.
+site() {
+    if [ -z "${PROXY_SITE:-}" ]; then
+        echo "location / { return 404; }"
+        return
+    fi
+    cat <<END
+location / {
+    if (\$request_method !~ ^(GET|HEAD)\$) { return 404; }
+    limit_req zone=rate burst=200 nodelay;
+    root "$PROXY_SITE";
+    try_files \$uri \${uri}index.html =404;
+    types {
+        text/html              html;
+        text/css               css;
+        text/javascript        js mjs;
+        application/wasm       wasm;
+        application/json       json;
+        image/jpeg             jpg;
+        text/plain             txt;
+    }
+    default_type application/octet-stream;
+    charset utf-8;
+    add_header Cross-Origin-Opener-Policy   same-origin;
+    add_header Cross-Origin-Embedder-Policy require-corp;
+    add_header Cross-Origin-Resource-Policy same-origin;
+    add_header X-Content-Type-Options       nosniff;
+    add_header Referrer-Policy              no-referrer;
+    add_header Cache-Control                no-cache;
+    add_header Content-Security-Policy      "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
+}
+END
+}
+
 require_readable() {
     [ -r "$1" ] || fail "cannot read $1; docs/serving.md says what belongs there"
 }
 
 require_readable "$clients"
+[ -z "${PROXY_SITE:-}" ] || require_readable "$PROXY_SITE/site.json"
 [ "$tls" = none ] || { require_readable "$tls/tls.crt" && require_readable "$tls/tls.key"; }
 # Others may enter: when started as root, nginx runs its workers as another user, who must reach the uploads in here.
 mkdir -p "$folder/temp"
@@ -67,6 +104,7 @@ chmod 711 "$folder"
 cp "$here/nginx.conf" "$folder/nginx.conf"
 ln -sfn "$clients" "$folder/clients.conf"
 listen >"$folder/listen.conf"
+site >"$folder/site.conf"
 echo "listen ${PROXY_METRICS:-127.0.0.1:9102};" >"$folder/listen_metrics.conf"
 cat >"$folder/addresses.conf" <<END
 upstream rest { server ${PROXY_REST:-127.0.0.1:8080}; keepalive 16; }

@@ -44,6 +44,8 @@ def test_the_demo_explains_photographs_through_a_live_server_and_stops_it(workpl
     report = (workplace / "demo" / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/") > 10
     assert (workplace / "model_store" / "convlens.mar").is_file()
+    # The tests' own cache does not hold what runs graphs in a page.
+    assert "no explorer: " in done.stderr and "convlens.explorer.browser_runtime" in done.stderr
     assert not [process for process in psutil.process_iter(["cwd"]) if str(workplace) in str(process.info["cwd"])]
 
 

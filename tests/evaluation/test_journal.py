@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_evaluations import METHODS, QUICK, small_model, write_images
+from killable import Killable
+from small_evaluations import METHODS, QUICK, run_command, small_model, write_images
 
 from convlens.errors import RequestError
 from convlens.evaluation.evaluate import Evaluation, evaluate
@@ -105,27 +102,21 @@ def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
         "nn.Linear(96, 3))\n"
     )
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    command = [sys.executable, "-c", "from convlens.cli.main import main; main()", "evaluate", str(images), "--model"]
     name = f"file:{tmp_path / 'net.py'}:factory?size=224&labels={tmp_path / 'names.txt'}"
-    command.append(name)
+    command = ["evaluate", str(images), "--model", name, "-o", str(tmp_path / "out")]
     command += ["--methods", "saliency,occlusion", "--metrics", "insertion,deletion", "--device", "cpu"]
-    environment = {**os.environ, "CONVLENS_ACCELERATE": "0", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "-o", str(tmp_path / "out")], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = Killable(run_command, command)
     journal, deadline = tmp_path / "out" / ".partial" / "records.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         if journal.exists() and journal.read_bytes().count(b"\n") >= 2:
             break
         time.sleep(0.02)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait(30)
+    assert process.is_alive(), "it ended before it could be killed"
+    process.kill()
     done = journal.read_bytes().count(b"\n")
     assert 2 <= done < 6
-    subprocess.run(
-        [*command, "-o", str(tmp_path / "out")], env=environment, check=True, timeout=200, capture_output=True
-    )
+    status, said = Killable(run_command, command).ended(within_s=200)
+    assert status == 0, said
     evaluate(
         load(name, device="cpu", precision="float32"),
         images,

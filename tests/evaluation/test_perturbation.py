@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms.functional import gaussian_blur
 
 from convlens.errors import RequestError, UnsupportedModelError
-from convlens.evaluation.perturbation import CurveProtocol, blurred, perturbation_curves
+from convlens.evaluation.perturbation import CurveProtocol, ImageCurves, blurred, perturbation_curves
 from convlens.evaluation.relevance import pixel_order, relevance
 from convlens.explain import ForwardPass
 from convlens.models import Classifier
@@ -192,6 +192,23 @@ def test_progress_is_told_in_passes() -> None:
     forward = forward_of(Additive(np.ones((SIDE, SIDE))), np.ones((1, 3, SIDE, SIDE)), on_step=steps.append)
     perturbation_curves(forward, 0, np.arange(SIDE * SIDE), ["insertion", "deletion"], CurveProtocol(10))
     assert [(step.stage, step.done, step.total) for step in steps] == [("evaluate", n, 20) for n in (8, 16, 20)]
+
+
+def test_the_end_without_any_pixel_of_the_image_is_scored_once_for_several_orders() -> None:
+    steps: list[Step] = []
+    forward = forward_of(
+        Additive(np.arange(SIDE * SIDE, dtype=float).reshape(SIDE, SIDE)),
+        np.random.default_rng(3).standard_normal((1, 3, SIDE, SIDE)),
+        on_step=steps.append,
+    )
+    curves = ImageCurves(forward, 0, ["insertion", "deletion"], CurveProtocol(10))
+    orders = [np.arange(SIDE * SIDE), np.random.default_rng(4).permutation(SIDE * SIDE)]
+    found = [curves.of(order) for order in orders]
+    assert [step.done for step in steps if step.done == step.total] == [20, 18]
+    for order, by_kind in zip(orders, found, strict=True):
+        alone = perturbation_curves(forward, 0, order, ["insertion", "deletion"], CurveProtocol(10))
+        for kind, curve in by_kind.items():
+            np.testing.assert_allclose(curve.logit_S, alone[kind].logit_S, atol=1e-5)
 
 
 def test_an_accelerated_classifier_gives_the_network_s_curves(exported: GraphCache) -> None:

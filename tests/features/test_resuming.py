@@ -142,18 +142,16 @@ def test_killed_at_any_step_and_begun_again_it_writes_the_same_bytes(tmp_path: P
 def test_killed_again_and_again_at_random_moments_it_ends_the_same(tmp_path: Path, images: Path, format: str) -> None:
     chance = random.Random(1)
     whole = in_a_process(images, tmp_path / "whole", format, 0)
-    assert whole.communicate(timeout=120)[0].endswith("resumed 0\n")
+    assert whole.ended(within_s=120)[1].endswith("resumed 0\n")
     for _ in range(2):
         run = in_a_process(images, tmp_path / "killed", format, 0.1)
-        assert run.stdout is not None
-        run.stdout.readline()  # the work begins
+        run.output.readline()  # the work begins
         time.sleep(chance.uniform(0.05, 0.25))
-        run.send_signal(signal.SIGKILL)
-        assert run.wait(timeout=30) == -signal.SIGKILL
-        run.stdout.close()
+        run.kill()
+        assert run.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "manifest.json").exists()
     last = in_a_process(images, tmp_path / "killed", format, 0)
-    assert int(last.communicate(timeout=120)[0].split()[-1]) > 0
+    assert int(last.ended(within_s=120)[1].split()[-1]) > 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     positions = pq.read_table(tmp_path / "killed" / "manifest.parquet")["position"].to_pylist()
     assert sorted(positions) == sorted(set(positions))

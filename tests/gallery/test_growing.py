@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from extractions import SUPPORT, mixed, photographs
+import torch
+from extractions import build_batch_by_batch, mixed, photographs
+from killable import Killable
 
 from convlens.errors import GalleryError
 from convlens.gallery import Gallery, add, build
@@ -86,25 +85,9 @@ def test_labels_and_thumbnails_go_along(tmp_path: Path) -> None:
 
 # ---- killed and resumed
 
-BUILDER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from extractions import mixed
-from convlens.gallery import build
-import convlens.gallery.builder as building
-from functools import partial
-building.extract = partial(building.extract, commit_seconds=0.0)  # so that every batch may be the last before the kill
-def told(done, total):
-    print(done, flush=True)
-build(Path(sys.argv[2]), Path(sys.argv[3]), mixed(), batch=4, on_step=told)
-print("built", flush=True)
-"""
 
-
-def start(folder: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILDER, str(SUPPORT), str(folder), str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=None)
+def start(folder: Path, out: Path) -> Killable:
+    return Killable(build_batch_by_batch, folder, out, torch.get_num_threads())
 
 
 @pytest.mark.slow
@@ -116,15 +99,12 @@ def test_a_build_killed_and_resumed_equals_one_that_was_not(tmp_path: Path) -> N
     chance = random.Random(0)
     for turn in range(8):
         builder = start(folder, tmp_path / "killed")
-        lines = builder.stdout
-        assert lines is not None
         stop_at = chance.randrange(1, 40)
-        for line in lines:
+        for line in builder.output:
             if line.strip() == "built" or (line.strip().isdigit() and int(line) >= stop_at + 12 * turn):
                 break
         time.sleep(chance.uniform(0, 0.02))
-        builder.send_signal(signal.SIGKILL)
-        builder.wait(timeout=30)
+        builder.kill()
         seen = {name: data for name, data in contents(tmp_path / "killed").items() if EXTRACTION not in name}
         assert seen == old or len(Gallery.open(tmp_path / "killed")) == 118
     build(folder, tmp_path / "killed", mixed(), batch=4)

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -17,10 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from galleries import SHA, found, make
+from killable import Killable
+from numbered_galleries import write_forever
 
 from convlens.errors import GalleryError
 from convlens.gallery import Gallery, GalleryEntry, write
 from convlens.gallery.versions import new_version
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def write_two(folder: Path, **changed) -> Gallery:
@@ -143,23 +146,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 # ---- killed
 
-# Writes gallery after gallery, each of vectors that all hold the gallery's own number.
-WRITER = """
-import sys
-from pathlib import Path
-import numpy as np
-from convlens.gallery import GalleryEntry, write
-
-def one(folder, number):
-    entries = [GalleryEntry(f"{number}/{n}", str(number), b"%d" % number * 50) for n in range(1000)]
-    write(folder, vectors_ND=np.full((1000, 256), float(number)), entries=entries, weights_sha256="0" * 64,
-          model=f"number {number}", embedding_layer="head", feature_space="raw")
-"""
-FOREVER = """
-for number in range(int(sys.argv[2]), 1_000_000):
-    one(Path(sys.argv[1]), number)
-    print(number, flush=True)
-"""
+WRITER = f"import sys; sys.path.insert(0, {str(SUPPORT)!r}); from numbered_galleries import Path, write_numbered\n"
 # A child that dies without a word at the n-th step it takes in the file system, for every n until it survives.
 EVERY_STEP = """
 import os
@@ -176,12 +163,13 @@ def die_at(step):
 
 from convlens.gallery import Gallery
 folder, states, status, step = Path(sys.argv[1]), [], 1, 0
+write_numbered(folder, 0)
 while status:
     step += 1
     child = os.fork()
     if child == 0:
         die_at(step)
-        one(folder, step)
+        write_numbered(folder, step)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     states.append(Gallery.open(folder).model)
@@ -207,7 +195,7 @@ def _start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_writer_killed_at_any_step_leaves_the_old_gallery_or_the_new_one(tmp_path):
-    writer = _start(WRITER + "one(Path(sys.argv[1]), 0)\n" + EVERY_STEP, tmp_path)
+    writer = _start(WRITER + EVERY_STEP, tmp_path)
     output, _ = writer.communicate(timeout=120)
     assert writer.returncode == 0
     numbers = [int(state.removeprefix("number ")) for state in json.loads(output.replace("'", '"'))]
@@ -224,13 +212,9 @@ def test_a_writer_killed_at_random_moments_leaves_the_last_gallery_or_the_next(t
     chance = random.Random(0)
     last = 0
     for _ in range(20):
-        writer = _start(WRITER + FOREVER, tmp_path, last + 1)
-        lines = writer.stdout
-        assert lines is not None
-        told = int(lines.readline())  # the interpreter has started, and one gallery is done
+        writer = Killable(write_forever, tmp_path, last + 1)
+        told = int(writer.output.readline())  # one gallery is done
         time.sleep(chance.uniform(0, 0.15))
-        writer.send_signal(signal.SIGKILL)
-        told = max([told, *(int(line) for line in lines.read().split())])
-        writer.wait(timeout=30)
+        told = max([told, *(int(line) for line in writer.kill().split())])
         last = _whole(tmp_path)
         assert last in (told, told + 1)

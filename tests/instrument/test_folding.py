@@ -267,3 +267,45 @@ def test_what_is_folded_has_the_network_s_gradient() -> None:
     with folded.mode():
         (gradient,) = torch.autograd.grad(net(x_NCHW).square().sum(), x_NCHW)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 1, "bias": False},
+        {"kernel_size": (1, 5), "padding": (0, 2)},
+        {"kernel_size": 3, "dilation": 2, "groups": 4},
+        {"kernel_size": 3, "padding": 1, "groups": 8},
+        {"kernel_size": 3, "padding": 4},  # more than the kernel reaches
+        {"kernel_size": 3, "stride": 2, "padding": 1, "groups": 8},
+        {"kernel_size": 1, "stride": 2},
+    ],
+)
+def test_in_float32_each_geometry_has_the_gradient_that_float64_has(options: dict) -> None:
+    torch.manual_seed(7)
+    net = nn.Sequential(nn.Conv2d(8, 16, **options), batch_norm(channels=16), nn.ReLU6(inplace=True)).eval()
+    x_NCHW, weights = torch.randn(5, 8, 13, 17), None
+    folded = None
+    for images in (x_NCHW, x_NCHW[:2]):  # the weights' layout is chosen for the first batch
+        images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
+        exact = images.detach().double().requires_grad_()
+        out = net.double()(exact)
+        weights = torch.linspace(-1, 1, out[0].numel(), dtype=torch.float64).view_as(out[0])
+        (expected,) = torch.autograd.grad((out * weights).sum(), exact)
+        net.float()
+        folded = folded or FoldedBatchNorms(watched(net, images.detach())[0].convolutions)
+        with folded.mode():
+            (gradient,) = torch.autograd.grad((net(images) * weights).sum(), images)
+        np.testing.assert_allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_weights_get_no_gradient_of_what_is_packed() -> None:
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), batch_norm(), nn.Conv2d(5, 4, 1)).eval()
+    x_NCHW = pictures(2, 3, 9, 9).float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    folded = FoldedBatchNorms(watched(net, x_NCHW.detach())[0].convolutions)
+    with folded.mode():
+        net(x_NCHW).sum().backward()
+    assert x_NCHW.grad is not None
+    assert all(weight.grad is None for weight in net.parameters())

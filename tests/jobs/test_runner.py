@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import resource
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -19,8 +14,9 @@ import nets
 import numpy as np
 import pytest
 import torch
-import yaml
+from killable import Killable
 from PIL import Image
+from synthesis_runs import run_described, run_described_on_a_full_disk
 from torch import Tensor
 from torch_flags import fresh_flags
 
@@ -35,8 +31,6 @@ from convlens.synth.efros_leung import EfrosLeung
 from convlens.synth.quilting import Quilt
 from convlens.types import Bytes8
 
-SUPPORT = Path(__file__).parents[1] / "support"
-ROOT = SUPPORT.parents[1]
 NETWORK = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 OURS = {"job.yaml", "losses.jsonl", "snapshots", "index.html", "manifest.json", ".lock"}
 
@@ -187,27 +181,13 @@ def test_a_finished_job_is_left_as_it_is(tmp_path: Path) -> None:
     assert seen == []
 
 
-_KILLED = """
-import sys
-sys.path[:0] = {paths!r}
-import torch
-torch.set_num_threads(1)
-import jobs_of_tests
-from pathlib import Path
-from convlens.jobs import from_mapping, run_job
-import yaml
-run_job(from_mapping(yaml.safe_load(sys.argv[1])), Path(sys.argv[2]), device="cpu", checkpoint_s=0.0)
-"""
+def in_a_process(description: dict[str, Any], out: Path) -> Killable:
+    return Killable(run_described, description, out)
 
 
-def in_a_process(description: dict[str, Any], out: Path) -> subprocess.Popen[str]:
-    code = _KILLED.format(paths=[str(SUPPORT), str(ROOT)]).replace("import jobs_of_tests\n", "")
-    return subprocess.Popen(
-        [sys.executable, "-c", code, yaml.safe_dump(description), str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def run_in_a_process(description: dict[str, Any], out: Path) -> None:
+    status, said = in_a_process(description, out).ended(within_s=200)
+    assert status == 0, said
 
 
 def killed_at_a_checkpoint(description: dict[str, Any], out: Path, *, after: int) -> int:
@@ -215,14 +195,13 @@ def killed_at_a_checkpoint(description: dict[str, Any], out: Path, *, after: int
     process = in_a_process(description, out)
     deadline = time.monotonic() + 120
     try:
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             done = [int(path.stem.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*.pt")]
             if max(done, default=0) >= after:
                 break
             time.sleep(0.001)
     finally:
         process.kill()
-        process.communicate()
     done = [int(path.stem.removeprefix("step-")) for path in (out / "checkpoints").glob("step-*.pt")]
     return max(done, default=0)
 
@@ -230,7 +209,7 @@ def killed_at_a_checkpoint(description: dict[str, Any], out: Path, *, after: int
 @pytest.fixture(params=["quilt", "ascent", "texture"])
 def description(request: pytest.FixtureRequest, source: str) -> dict[str, Any]:
     return {
-        "quilt": {"kind": "quilt", "source": source, "height": 300, "width": 300, "block": 12},
+        "quilt": {"kind": "quilt", "source": source, "height": 160, "width": 160, "block": 12},
         "ascent": {"kind": "ascent", "classes": [1, 2], "steps": 40, "model": NETWORK, "size": 64},
         "texture": {
             "kind": "texture",
@@ -249,13 +228,13 @@ def description(request: pytest.FixtureRequest, source: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(description: dict[str, Any], tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert in_a_process(description, whole).wait(timeout=200) == 0
+    run_in_a_process(description, whole)
     total = json.loads((whole / "manifest.json").read_text())["steps"]
     for share in (0.25, 0.6):
         reached = killed_at_a_checkpoint(description, cut, after=round(share * total))
         assert 0 < reached < total, "it was to be killed on its way"
         assert not (cut / "manifest.json").exists()
-    assert in_a_process(description, cut).wait(timeout=200) == 0
+    run_in_a_process(description, cut)
     assert contents(cut) == contents(whole)
 
 
@@ -377,20 +356,6 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path: Path, source: str) ->
             run_job(from_mapping(description), out)
     finally:
         process.kill()
-        process.communicate()
-
-
-def _full_disk(out: Path, source: str, limit: int) -> subprocess.CompletedProcess[str]:
-    """A file that grows beyond the limit cannot be written, as on a full disk."""
-    description = {"kind": "quilt", "source": source, "height": 200, "width": 200, "block": 16}
-
-    def short() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    code = _KILLED.format(paths=[str(SUPPORT), str(ROOT)]).replace("import jobs_of_tests\n", "")
-    command = [sys.executable, "-c", code, yaml.safe_dump(description), str(out)]
-    return subprocess.run(command, stderr=subprocess.PIPE, text=True, preexec_fn=short, timeout=100, check=False)
 
 
 @pytest.mark.slow
@@ -399,10 +364,10 @@ def test_a_full_disk_is_told_and_what_was_there_stays(tmp_path: Path, source: st
     description = {"kind": "quilt", "source": source, "height": 200, "width": 200, "block": 16}
     killed_at_a_checkpoint(description, out, after=20)
     before = {path.name: path.read_bytes() for path in (out / "checkpoints").glob("step-*.pt")}
-    found = _full_disk(out, source, limit=2000)
-    assert found.returncode != 0
-    assert "cannot write to" in found.stderr
-    assert "goes on from its last checkpoint" in found.stderr
+    status, said = Killable(run_described_on_a_full_disk, description, out, 2000).ended(within_s=100)
+    assert status == 1
+    assert "cannot write to" in said
+    assert "goes on from its last checkpoint" in said
     after = {path.name: path.read_bytes() for path in (out / "checkpoints").glob("step-*.pt")}
     assert after == before
     assert not list(out.rglob(".part.*"))

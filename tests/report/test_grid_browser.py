@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from browser_probe import BROWSER, DARK, QUIET, WIDTHS, browse, serve
+from browser_probe import BROWSER, DARK, WIDTHS, browse, dump_dom, serve
 from PIL import Image
 
 from convlens.cli.results import ImageResult, write_results
@@ -136,12 +135,10 @@ def test_a_visitor_finds_every_picture_by_mouse_and_keyboard_at_every_width(
 
 
 def test_the_page_opens_from_the_disk_at_the_picture_that_its_address_names(folder: Path, tmp_path: Path) -> None:
-    address = f"{(folder / 'report.html').as_uri()}#image-3"
-    command = [str(BROWSER), *QUIET, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr
-    assert 'id="picture-name"' in done.stdout
-    assert "%3Cscript%3Econsole.error%28%27escaped%27%29%3C%21--%23%3F%25/occlusion.overlay.png" in done.stdout
+    page, complaints = dump_dom(f"{(folder / 'report.html').as_uri()}#image-3", tmp_path / "profile")
+    assert "CONSOLE" not in complaints
+    assert 'id="picture-name"' in page
+    assert "%3Cscript%3Econsole.error%28%27escaped%27%29%3C%21--%23%3F%25/occlusion.overlay.png" in page
 
 
 def test_pictures_far_below_the_first_screen_are_not_asked_for(tmp_path: Path) -> None:
@@ -150,8 +147,7 @@ def test_pictures_far_below_the_first_screen_are_not_asked_for(tmp_path: Path) -
     # A headless browser loads all images at once unless it is told otherwise.
     lazily = ("--blink-settings=lazyLoadEnabled=true", "--window-size=1440,1000")
     with serve(tmp_path / "site", "report.html") as (address, asked):
-        command = [str(BROWSER), *QUIET, *lazily, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-        subprocess.run([*command, f"{address}/report.html"], capture_output=True, timeout=120, check=True)
+        dump_dom(f"{address}/report.html", tmp_path / "profile", *lazily)
     thumbnails = [path for path in asked if path.endswith("thumbnail.jpg")]
     # Seven in a row: those of the first screen, and of the three or so below that the browser looks ahead.
     assert 7 <= len(thumbnails) < 150

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,22 @@ def test_logits_side_by_side_are_torch_s_in_order(scores: Path, threads: int) ->
         wanted = small().module(torch.tensor(x_NCHW)).numpy()
     assert [len(part) for part in parts] == [3, 3, 3, 2]
     np.testing.assert_allclose(np.concatenate(parts), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_graph_on_one_core_gives_the_same_run_by_run(scores: Path, threads: int) -> None:
+    runtime = OnnxRuntime(scores, providers="cpu", threads=threads)
+    alone = runtime.on_one_core()
+    assert (alone.threads, alone.parallel_runs, runtime.threads) == (1, 1, threads)
+    np.testing.assert_allclose(alone.logits(pictures(5)), runtime.logits(pictures(5)), atol=1e-6)
+    calling: set[str] = set()
+
+    def maker() -> np.ndarray:
+        calling.add(threading.current_thread().name)
+        return pictures(2)
+
+    assert len(list(alone.logits_each([maker] * 3))) == 3
+    assert calling == {threading.current_thread().name}
 
 
 def test_a_graph_that_was_replaced_meanwhile_is_refused(scores: Path, tmp_path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-import html
 import http.server
 import json
-import re
+import os
+import queue
 import shutil
+import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,11 @@ WIDTHS = (360, 390, 768, 1280, 1600)
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
-    "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr", "--virtual-time-budget=20000",
+    "--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr",
 )  # fmt: skip
 DARK = "--blink-settings=preferredColorScheme=0"
+WITHIN_S = 120
+OVER = "the probe is over"
 
 # A page around another, in one frame a width, that writes down what it finds. Luminance and contrast as in WCAG 2.1.
 PROBE = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,"><body><script>
@@ -70,19 +74,26 @@ const frames = WIDTHS.map((width) => {
   return frame;
 });
 onload = async () => {
-  const found = document.createElement("pre");
-  found.textContent = JSON.stringify(await Promise.all(frames.map(look)));
-  document.body.replaceChildren(found);
+  const found = await Promise.all(frames.map(look)).catch((error) => `${error} ${error.stack}`);
+  console.info("OVER");  // follows all that the frames complained about
+  await fetch("/found", { method: "POST", body: JSON.stringify(found) });
 };
 </script>"""
 
+_findings: dict[str, queue.SimpleQueue[bytes]] = {}  # of the servers that run, by their addresses
+
 
 class Recorder(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder and remembers what was asked for."""
+    """Serves a folder, remembers what was asked for, and takes what the probe found."""
 
-    def __init__(self, *args: Any, asked: list[str], **options: Any) -> None:
-        self.asked = asked
+    def __init__(self, *args: Any, asked: list[str], found: queue.SimpleQueue[bytes], **options: Any) -> None:
+        self.asked, self.found = asked, found
         super().__init__(*args, **options)
+
+    def do_POST(self) -> None:
+        self.found.put(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response_only(204)
+        self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         self.asked.append(self.path)
@@ -94,20 +105,58 @@ def serve(folder: Path, page: str, *, more: str = "null") -> Iterator[tuple[str,
 
     ``more`` is a JavaScript expression of ``page``, the document: what it gives is found beside the rest.
     """
-    text = PROBE.replace("WIDTHS", json.dumps(WIDTHS)).replace("PAGE", json.dumps(page)).replace("MORE", more)
-    (folder / "probe.html").write_text(text, encoding="utf-8")
+    text = PROBE.replace("OVER", OVER).replace("WIDTHS", json.dumps(WIDTHS)).replace("PAGE", json.dumps(page))
+    (folder / "probe.html").write_text(text.replace("MORE", more), encoding="utf-8")
     asked: list[str] = []
-    handler = functools.partial(Recorder, directory=str(folder), asked=asked)
+    found: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    handler = functools.partial(Recorder, directory=str(folder), asked=asked, found=found)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        _findings[address] = found
+        yield address, asked
+        del _findings[address]
         server.shutdown()
 
 
 def browse(address: str, profile: Path, *flags: str) -> tuple[list[dict[str, Any]], str]:
-    """What the probe found, a frame each, and what the browser said on standard error."""
-    command = [str(BROWSER), *QUIET, *flags, f"--user-data-dir={profile}", "--dump-dom", f"{address}/probe.html"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found.group(1))), done.stderr
+    """What the probe found, a frame each, and what the browser said on standard error.
+
+    The probe itself says when it is over, however long that takes: a browser that is told to write down the page once
+    it is idle does so too early where other processes keep the cores.
+    """
+    said = profile.with_name(f"{profile.name}.stderr")
+    with said.open("wb") as output:
+        command = [str(BROWSER), *QUIET, *flags, f"--user-data-dir={profile}", f"{address}/probe.html"]
+        # In a group of its own, so that all of the browser's processes end together.
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output, start_new_session=True)
+    try:
+        _wait_until(lambda: not _findings[address].empty() and OVER in _text(said), process, said)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = json.loads(_findings[address].get())
+    assert isinstance(found, list), found
+    return found, "".join(line for line in _text(said).splitlines(keepends=True) if OVER not in line)
+
+
+def _text(said: Path) -> str:
+    return said.read_text(encoding="utf-8", errors="replace")
+
+
+def _wait_until(is_over: Callable[[], bool], browser: subprocess.Popen[bytes], said: Path) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not is_over():
+        assert browser.poll() is None, f"the browser ended before the page: {_text(said)[-2000:]}"
+        assert time.monotonic() < deadline, f"the page has not ended after {WITHIN_S} s: {_text(said)[-2000:]}"
+        time.sleep(0.02)
+
+
+def dump_dom(address: str, profile: Path, *flags: str) -> tuple[str, str]:
+    """The page as its scripts leave it, and what the browser said on standard error; of any page, as it is.
+
+    Waits for no promise of the page.
+    """
+    command = [str(BROWSER), *QUIET, "--virtual-time-budget=20000", *flags, f"--user-data-dir={profile}", "--dump-dom"]
+    done = subprocess.run([*command, address], capture_output=True, text=True, timeout=WITHIN_S, check=True)
+    return done.stdout, done.stderr

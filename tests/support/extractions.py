@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # this file is also the process that is killed
 
 import nets
 import numpy as np
 import torch
+from killable import Killable
 from PIL import Image
 
 from convlens.features.embedder import Embedder, torch_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.image_list import find_images
+from convlens.gallery import builder
 from convlens.models import Classifier
 
 SUPPORT = Path(__file__).parent
@@ -75,24 +74,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def in_a_process(*arguments: object) -> subprocess.Popen[str]:
-    """Runs ``main`` below; what it prints can be read line by line."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+def in_a_process(folder: Path, out: Path, format: str, seconds_a_step: float) -> Killable:
+    """Runs ``_counting``; what it prints can be read line by line."""
+    return Killable(_counting, folder, out, format, seconds_a_step)
 
 
-def main(folder: str, out: str, format: str, seconds_a_step: str) -> None:
+def _counting(folder: Path, out: Path, format: str, seconds_a_step: float) -> None:
     """An extraction that prints how many pictures are done, and takes its time."""
     torch.set_num_threads(2)
 
     def tell(done: int, _: int) -> None:
         sys.stdout.write(f"{done}\n")
-        time.sleep(float(seconds_a_step))
+        time.sleep(seconds_a_step)
 
-    found = extraction(Path(folder), Path(out), format=format, shard_rows=7, on_step=tell)
+    found = extraction(folder, out, format=format, shard_rows=7, on_step=tell)
     sys.stdout.write(f"resumed {found.resumed}\n")
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def build_batch_by_batch(folder: Path, gallery: Path, threads: int) -> None:
+    """Prints how many pictures are done, each batch of which may be the last before a kill, and "built" at the end."""
+    torch.set_num_threads(threads)
+    builder.extract = partial(builder.extract, commit_seconds=0.0)
+    builder.build(folder, gallery, mixed(), batch=4, on_step=lambda done, _: sys.stdout.write(f"{done}\n"))
+    sys.stdout.write("built\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from nets import classifier
 from PIL import Image
 from torch import nn
 
+from convlens.cli.main import main
 from convlens.evaluation.perturbation import CurveProtocol
 from convlens.models import Classifier
 
@@ -35,3 +38,11 @@ def write_images(folder: Path, count: int, height: int = 20, width: int = 24) ->
     for n in range(count):
         Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{n:02}.png")
     return folder
+
+
+def run_command(arguments: list[str]) -> None:
+    """``convlens`` with these arguments, in one thread."""
+    torch.set_num_threads(1)
+    sys.argv = ["convlens", *arguments]
+    os.environ["CONVLENS_ACCELERATE"] = "0"
+    main()

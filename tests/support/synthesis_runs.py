@@ -1,14 +1,18 @@
-"""Running synthesis works in tests: to the end, and in pieces that were put away in between."""
+"""Running synthesis works in tests: to the end, in pieces that were put away in between, and to be killed."""
 
 from __future__ import annotations
 
 import io
+import resource
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from convlens.jobs import from_mapping, run_job
 from convlens.synth.base import Outcome, SynthesisRun
 
 
@@ -62,3 +66,19 @@ def period_of(picture: np.ndarray) -> float:
     rows = picture.astype(float).mean(2)
     power = np.abs(np.fft.rfft(rows - rows.mean(), axis=1)).mean(0)
     return rows.shape[1] / int(power[1:].argmax() + 1)
+
+
+# ---- in a process of its own
+
+
+def run_described(description: dict[str, Any], out: Path) -> None:
+    """A job with a checkpoint after each step, in one thread."""
+    torch.set_num_threads(1)
+    run_job(from_mapping(description), out, device="cpu", checkpoint_s=0.0)
+
+
+def run_described_on_a_full_disk(description: dict[str, Any], out: Path, limit: int) -> None:
+    """No file may grow beyond ``limit`` bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    run_described(description, out)

@@ -1,0 +1,131 @@
+"""The explorer that the proxy serves at / , beside the interface: by nginx, with no server behind it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from explorer_sites import network, site_without_graphs
+from nginx_proxy import ALICE, INSTALLED, PATH, START, listens, two_free_ports, until
+
+from convlens.explorer.server import headers
+
+pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl")
+
+
+@contextmanager
+def running(folder: Path, site: str) -> Iterator[httpx.Client]:
+    """A client of the proxy, which writes into the folder."""
+    port, metrics_port = two_free_ports()
+    (folder / "key_file.json").write_text('{"inference": {"key": "server-token"}}')
+    (folder / "clients.conf").write_text(f'"Bearer {ALICE}" alice;\n')
+    environment = {
+        "PATH": PATH,
+        "CONVLENS_KEY_FILE": str(folder / "key_file.json"),
+        "PROXY_TLS": "none",
+        "PROXY_CLIENTS": str(folder / "clients.conf"),
+        "PROXY_DIR": str(folder / "run"),
+        "PROXY_LISTEN": f"127.0.0.1:{port}",
+        "PROXY_METRICS": f"127.0.0.1:{metrics_port}",
+        "PROXY_SITE": site,
+    }
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(["sh", START], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        assert until(lambda: listens(port), within_s=20), (folder / "log").read_text()
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Not below pytest's folder, which is root's alone: nginx gives its workers to another user."""
+    made = Path(tempfile.mkdtemp(prefix="convlens-proxy-"))
+    made.chmod(0o711)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[httpx.Client]:
+    site_without_graphs(network(folder), folder / "site")
+    (folder / "site" / "index.html").write_text("<!DOCTYPE html><title>first</title>", encoding="utf-8")
+    (folder / "secret.txt").write_text("secret")
+    with running(folder, str(folder / "site")) as asked:
+        yield asked
+
+
+def test_the_page_is_at_the_root(client: httpx.Client) -> None:
+    answer = client.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "<title>first</title>" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "type"),
+    [
+        ("/site.json", "application/json"),
+        ("/runtime/ort.wasm.min.mjs", "text/javascript"),
+        ("/runtime/ort-wasm-simd-threaded.wasm", "application/wasm"),
+        ("/samples/", None),
+        ("/samples", None),
+        ("/nowhere", None),
+        ("/../secret.txt", None),
+        ("/%2e%2e/secret.txt", None),
+        ("/samples%2f..%2f..%2fsecret.txt", None),
+    ],
+)
+def test_files_have_their_types_and_nothing_else_is_there(
+    client: httpx.Client, folder: Path, path: str, type: str | None
+) -> None:
+    answer = client.get(path)
+    if type is None:
+        assert answer.status_code in (400, 404)
+        assert "secret" not in answer.text
+    else:
+        assert answer.headers["Content-Type"].split(";")[0] == type
+        assert answer.content == (folder / "site" / path[1:]).read_bytes()
+
+
+def test_the_headers_are_those_of_the_explorer_s_own_server(client: httpx.Client) -> None:
+    answer = client.get("/site.json")
+    for name, value in headers().items():
+        assert answer.headers[name] == value
+
+
+def test_the_interface_beside_it_still_needs_a_token(client: httpx.Client) -> None:
+    assert client.post("/predictions/convlens", content=b"0").status_code == 401
+    # Past the proxy, and nobody is behind it.
+    answer = client.post("/predictions/convlens", content=b"0", headers={"Authorization": f"Bearer {ALICE}"})
+    assert answer.status_code == 502
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+def test_nothing_can_be_sent_to_the_site(client: httpx.Client, method: str) -> None:
+    assert client.request(method, "/site.json").status_code in (404, 405)
+
+
+def test_without_a_site_there_is_nothing_at_the_root(folder: Path) -> None:
+    (folder / "none").mkdir()
+    with running(folder / "none", "") as client:
+        assert "no such path" in client.get("/").json()["message"]
+
+
+def test_a_folder_without_a_site_ends_the_proxy_with_a_reason(folder: Path) -> None:
+    environment = {**os.environ, "PROXY_SITE": "/nowhere", "PROXY_TLS": "none"}
+    (folder / "clients.conf").touch()
+    environment["PROXY_CLIENTS"] = str(folder / "clients.conf")
+    done = subprocess.run(["sh", START], env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert "cannot read /nowhere/site.json" in done.stderr
