@@ -18,22 +18,22 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from browser_probe import BROWSER, Recorder
+from browser_probe import BROWSER
 from devtools import Page, open_browser
 from explorer_page import READY, choose_class, choose_method, saved_array, shown_probabilities, visit
+from explorer_sites import browser_runtime
 from PIL import Image
 from torch import Tensor, nn
 
 from convlens import image
 from convlens.explain import ForwardPass, run
 from convlens.explain.scores import scores_of
+from convlens.explorer.server import running
+from convlens.explorer.site import Sample, write_site
 from convlens.gallery import build_from
 from convlens.models import Classifier
 from convlens.types import Attribution
 
-explorer_site = pytest.importorskip("convlens.explorer.site")
-explorer_server = pytest.importorskip("convlens.explorer.server")
-explorer_sites = pytest.importorskip("explorer_sites")
 pytest.importorskip("onnxscript")
 pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"), pytest.mark.slow]
 
@@ -76,13 +76,13 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def site(network: Classifier, photographs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explorer")
-    samples = [explorer_site.Sample(path, name.title(), "a photograph") for name, path in photographs.items()]
+    samples = [Sample(path, name.title(), "a photograph") for name, path in photographs.items()]
     gallery = [(name, f"a {name}", image.read(path)) for name, path in photographs.items()]
     build_from(gallery, folder / "gallery", network)
-    explorer_site.write_site(
+    write_site(
         network,
         folder / "site",
-        runtime=explorer_sites.browser_runtime(),
+        runtime=browser_runtime(),
         methods=[*METHODS, "neighbours"],
         samples=samples,
         gallery=folder / "gallery",
@@ -98,7 +98,7 @@ def address(site: Path) -> Iterator[str]:
 
 @contextmanager
 def served(site: Path) -> Iterator[str]:
-    with explorer_server.running(site) as server:
+    with running(site) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.url
         server.shutdown()
@@ -358,7 +358,7 @@ def test_the_keyboard_alone_suffices(page: Page) -> None:
     page.key("3")
     page.wait_for(f"document.querySelector('#chips [aria-pressed=true]').textContent !== {json.dumps(before)}")
     page.evaluate("document.activeElement.blur(), null")
-    for _ in range(20):
+    for _ in range(80):
         if page.evaluate(focused) == "compare-class":
             break
         page.key("Tab")
@@ -372,8 +372,15 @@ def test_the_keyboard_alone_suffices(page: Page) -> None:
     assert page.evaluate("document.getElementById('help-dialog').open")
 
 
+class Plain(http.server.SimpleHTTPRequestHandler):
+    """As it is, without a header of its own."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
 def test_a_plain_static_server_suffices(browser: Page, site: Path, network: Classifier) -> None:
-    handler = functools.partial(Recorder, directory=str(site), asked=[])
+    handler = functools.partial(Plain, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         visit(browser, f"http://127.0.0.1:{server.server_address[1]}/", f"#method=guided_backprop&class={TARGET}")

@@ -18,18 +18,18 @@ import torch
 from browser_probe import BROWSER
 from devtools import Page, open_browser
 from explorer_page import DRAWN, READY, choose_method, saved_array, shown_probabilities
+from explorer_sites import site_without_graphs
 from PIL import Image
 from server_fixtures import running
 from small_server import NETWORK, built
 
 from convlens import image
 from convlens.explain import ForwardPass, run
+from convlens.explorer.site import Sample
 from convlens.models import Classifier, load
 from convlens.torchserve.server import Server
 from convlens.types import Attribution
 
-explorer_site = pytest.importorskip("convlens.explorer.site")
-explorer_sites = pytest.importorskip("explorer_sites")
 pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"), pytest.mark.live]
 
 TOKEN, TARGET = "visitor-1234567890", 17
@@ -76,8 +76,8 @@ def network() -> Classifier:
 def site(network: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explorer")
     Image.fromarray(skimage.data.chelsea()[:200, :300]).save(folder / "cat.png")
-    sample = explorer_site.Sample(folder / "cat.png", "Cat", "a photograph")
-    explorer_sites.site_without_graphs(network, folder / "site", samples=[sample])
+    sample = Sample(folder / "cat.png", "Cat", "a photograph")
+    site_without_graphs(network, folder / "site", samples=[sample])
     return folder / "site"
 
 
