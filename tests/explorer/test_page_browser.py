@@ -7,6 +7,7 @@ import functools
 import http.server
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -289,31 +290,49 @@ def test_neighbours_are_the_gallery_s(page: Page, network: Classifier) -> None:
     assert page.evaluate("document.querySelector('.neighbours img').naturalWidth") > 0
 
 
-def test_a_picture_is_dropped_and_explained(page: Page, photographs: dict[str, Path], network: Classifier) -> None:
-    encoded = base64.b64encode(photographs["cup"].read_bytes()).decode()
-    expected_K = expected_probabilities(network, image.prepare(Image.open(photographs["cup"]), network.spec).x_CHW)
+# What the browser does with files that are let go over the page, and with those of the clipboard.
+ARRIVALS = {
+    "dropped": "new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })",
+    "pasted": "new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true })",
+}
+
+
+def bring(page: Page, name: str, content: bytes, arrival: str) -> None:
+    encoded = base64.b64encode(content).decode()
     page.evaluate(
-        "(() => {"
-        f"const bytes = Uint8Array.from(atob('{encoded}'), (letter) => letter.charCodeAt(0));"
-        "const data = new DataTransfer(); data.items.add(new File([bytes], 'mine.png', { type: 'image/png' }));"
-        "document.querySelector('.pane canvas').dispatchEvent("
-        "new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })); })()"
+        f"(() => {{ const bytes = Uint8Array.from(atob('{encoded}'), (letter) => letter.charCodeAt(0));"
+        f"const data = new DataTransfer(); data.items.add(new File([bytes], {json.dumps(name)}));"
+        f"document.querySelector('.pane canvas').dispatchEvent({ARRIVALS[arrival]}) }})()"
     )
 
-    page.wait_for(f"document.querySelector('.picture-name')?.textContent === 'mine.png' && {READY}")
 
+@pytest.mark.parametrize("arrival", ARRIVALS)
+def test_a_picture_of_one_s_own_is_explained(
+    page: Page, photographs: dict[str, Path], network: Classifier, arrival: str
+) -> None:
+    expected_K = expected_probabilities(network, image.prepare(Image.open(photographs["cup"]), network.spec).x_CHW)
+
+    bring(page, "mine.png", photographs["cup"].read_bytes(), arrival)
+
+    page.wait_for(f"document.querySelector('.picture-name')?.textContent === 'mine.png' && {READY}")
     shown = shown_probabilities(page)
     close([shown[index] for index in range(CLASSES)], expected_K)
 
 
 def test_what_is_no_picture_is_refused_in_words(page: Page) -> None:
-    page.evaluate(
-        "(() => { const data = new DataTransfer(); data.items.add(new File(['no picture'], 'notes.txt'));"
-        "const drop = { dataTransfer: data, bubbles: true, cancelable: true };"
-        "document.body.dispatchEvent(new DragEvent('drop', drop)) })()"
-    )
+    bring(page, "notes.txt", b"no picture", "dropped")
 
     assert "notes.txt" in page.wait_for("document.getElementById('notice').textContent")
+
+
+def test_a_folder_without_its_runtime_says_how_to_mend_it(browser: Page, site: Path, tmp_path: Path) -> None:
+    shutil.copytree(site, tmp_path / "site", ignore=shutil.ignore_patterns("runtime"))
+
+    with served(tmp_path / "site") as url:
+        browser.open(url)
+        said = browser.wait_for("document.getElementById('notice').textContent")
+
+    assert "convlens explore" in said
 
 
 def test_a_method_that_the_folder_lacks_says_what_to_export(page: Page) -> None:

@@ -11,6 +11,7 @@ import { Scores } from "./scores.js";
 
 const EMBEDDING = "embedding";
 const NEIGHBOURS = "neighbours";
+const UNLOADED = "the files in runtime/ cannot be loaded; write the folder again with convlens explore";
 
 export class BrowserEngine {
   #site;
@@ -18,13 +19,14 @@ export class BrowserEngine {
   #waiting = new Map();
   #calls = 0;
   #gallery = null;
+  #failure = null; // of the worker as a whole, after which it answers nothing
 
   /* `onProgress({graph, loaded, total})` follows the loading of graphs. */
   constructor(site, { onProgress }) {
     this.#site = site;
     this.#worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
     this.#worker.onmessage = ({ data }) => (data.progress ? onProgress(data.progress) : this.#settle(data));
-    this.#worker.onerror = (event) => this.#fail(event.message || "worker.js could not be loaded");
+    this.#worker.onerror = (event) => this.#fail(event.message || UNLOADED);
   }
 
   place = "in this page";
@@ -68,6 +70,7 @@ export class BrowserEngine {
   }
 
   #call(call) {
+    if (this.#failure) return Promise.reject(new Error(this.#failure));
     return new Promise((resolve, reject) => {
       this.#calls += 1;
       this.#waiting.set(this.#calls, { resolve, reject });
@@ -84,6 +87,7 @@ export class BrowserEngine {
   }
 
   #fail(message) {
+    this.#failure = message;
     for (const { reject } of this.#waiting.values()) reject(new Error(message));
     this.#waiting.clear();
   }

@@ -183,6 +183,7 @@ function connect() {
   connectFiles(activate);
   connectCamera();
   connectSearch(context.site.model.labels, chooseClass);
+  addEventListener("hashchange", () => location.reload()); // an address that the visitor wrote
 }
 
 function connectSettings() {

@@ -13,8 +13,10 @@ async function readPicture(blob, name) {
 }
 
 export async function openPicture(pane, blob, name, sample = null) {
+  const turn = pane.turn = Symbol(name);
   try {
     const picture = await readPicture(blob, name);
+    if (pane.turn !== turn) return; // another was opened meanwhile
     byId("notice").hidden = true;
     // Two classes are of one picture.
     const panes = state.compare === "class" ? state.panes : [pane];
