@@ -266,6 +266,17 @@ def test_a_shared_scale_has_one_limit_for_both(page: Page) -> None:
     assert shared[0] == shared[1]
 
 
+def test_the_page_says_whether_a_map_is_smoothed(page: Page) -> None:
+    said = "[document.querySelector('.unit').textContent, document.getElementById('smooth-value').value]"
+
+    choose_method(page, "saliency")
+    over_the_photograph = page.evaluate(said)
+    page.key("2")
+
+    assert over_the_photograph == ["smoothed, σ 2 px", "σ 2 px"]
+    assert page.evaluate(said) == ["raw", "raw"]
+
+
 def test_the_value_under_the_pointer_is_that_of_the_map(page: Page, site: Path, network: Classifier) -> None:
     values_CHW = explained(network, opened(site, "cat"), "saliency")
     visit(page, page.evaluate("location.origin + '/'"), f"#method=saliency&class={TARGET}&view=map")
@@ -347,11 +358,12 @@ def test_the_address_holds_the_state(page: Page, address: str) -> None:
     choose_class(page, f"class {TARGET}")
     choose_method(page, "occlusion")
     page.key("2")
+    page.wait_for("location.hash.includes('view=map')")
     state = page.evaluate("location.hash")
 
     visit(page, address, state)
 
-    assert page.evaluate("location.hash") == state
+    assert page.wait_for(f"location.hash === {json.dumps(state)}")
     pressed = "[...document.querySelectorAll('main [aria-pressed=true]')].map((made) => made.textContent)"
     shown = page.evaluate(pressed)
     assert "Occlusion" in shown

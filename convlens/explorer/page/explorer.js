@@ -19,6 +19,7 @@ import { fitted, zoomFactor } from "./viewer.js";
 
 const FIRST_METHODS = ["grad_cam", "guided_backprop", "saliency"]; // of a first visit, where the site has them
 const SHOWN_CLASSES = 8;
+const REST_MS = 150;
 
 // ---- around the pictures
 
@@ -33,7 +34,17 @@ function showSide() {
   byId("command").textContent = pane.scores ? command(pane) : "";
   showCaptions();
   showControls();
-  history.replaceState(null, "", written(state));
+  rememberSoon();
+}
+
+let remembering = null;
+
+/* Once what changes is at rest: browsers warn of a page that writes its address with every step of a pointer. */
+function rememberSoon() {
+  clearTimeout(remembering);
+  remembering = setTimeout(() => {
+    if (written(state) !== location.hash) history.replaceState(null, "", written(state));
+  }, REST_MS);
 }
 
 function showControls() {

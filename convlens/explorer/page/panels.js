@@ -71,6 +71,7 @@ export function showPredictions({ site, scores, hidden, target, count, name }, o
     return;
   }
   const shown = classesToShow(scores, hidden, target, count);
+  const focused = byId("predictions").contains(document.activeElement) ? document.activeElement.dataset.class : null;
   const isShare = site.model.activation !== "none";
   const largest = isShare ? 1 : Math.max(...shown.map((index) => Math.abs(scores.of(index)?.probability ?? 0)), 1e-9);
   byId("predictions").replaceChildren(...shown.map((index) => {
@@ -80,6 +81,8 @@ export function showPredictions({ site, scores, hidden, target, count, name }, o
       bar((before?.probability ?? 0) / largest, hidden ? (now?.probability ?? 0) / largest : null));
     return element("li", {}, row);
   }));
+  // The rows are new; whoever walks through them stays where they were.
+  if (focused) byId("predictions").querySelector(`[data-class="${focused}"]`)?.focus({ preventScroll: true });
 }
 
 function classesToShow(scores, hidden, target, count) {

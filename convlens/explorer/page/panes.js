@@ -2,7 +2,7 @@
 import { element, number, text } from "./elements.js";
 import { barOf, layerOf, mapOf, standardSigma } from "./layers.js";
 import { colourBar, neighbourList } from "./panels.js";
-import { active, context, labelOf, methodNow, opacity, state, targetOf } from "./state.js";
+import { active, changed, context, labelOf, methodNow, opacity, state, targetOf } from "./state.js";
 import { Viewer } from "./viewer.js";
 
 /* `on`: {hide(window), key(pane, event), activate(pane)}. */
@@ -37,6 +37,7 @@ export function setResult(pane, result) {
   pane.notes.replaceChildren(...notesOf(result).map((note) => element("p", { class: "quiet" }, note)),
     ...(result?.neighbours ? [neighbourList(result.neighbours)] : []));
   showMaps();
+  changed();
 }
 
 /* What the method warns of, and where its numbers are others than the command line's. */
