@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import typer
@@ -53,6 +54,10 @@ _PHOTOGRAPHS = {
     "handwriting": "text.png",
 }
 _TEXTURE = "gravel"
+_REMARK = (
+    f"The images are {len(_PHOTOGRAPHS)} photographs with five views of each, so that neighbours exist: that views of "
+    "one photograph are found together shows robustness, not knowledge of a class."
+)
 
 
 def lecture(
@@ -97,13 +102,14 @@ def lecture(
         pictures, subjects, sample = _own_images(folder) if images is None else _images_of(Path(given[0]))
         plan = Lecture(
             folder=folder.resolve(),
-            model=model,
+            model=_with_whole_paths(model),
             classifier=classifier,
             pictures=pictures,
             subjects=tuple(subjects),
             texture=given[1] or sample,
-            beside=tuple(beside),
+            beside=tuple(map(_with_whole_paths, beside)),
             quick=quick,
+            remark="" if images else _REMARK,
         )
         left_out = write_lecture(
             plan,
@@ -123,6 +129,21 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
     # Errors are raised. An exit code only says that something was left out, and what the command wrote says what.
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
         build(arguments)(list(arguments), standalone_mode=False)
+
+
+def _with_whole_paths(model: str) -> str:
+    """The model's name with absolute paths of files: commands run in the lecture's folder, not in this one."""
+    head, _, query = model.partition("?")
+    source, _, rest = head.partition(":")
+    if source == "file":
+        path, _, factory = rest.rpartition(":")
+        head = f"file:{Path(path).expanduser().resolve()}:{factory}"
+    options = []
+    for pair in filter(None, query.split("&")):
+        key, _, value = pair.partition("=")
+        path = Path(unquote(value)).expanduser()
+        options.append(f"{key}={quote(str(path.resolve()))}" if path.is_file() else pair)
+    return "?".join(filter(None, (head, "&".join(options))))
 
 
 def _absolute(path: Path | None) -> str:

@@ -88,7 +88,8 @@ class Lecture:
 
     ``pictures`` is the folder of images for galleries and patches, ``subjects`` are the images that are explained, and
     ``texture`` is a sample of a texture: paths as the commands take them. ``beside`` are names of other networks whose
-    filters stand beside this one's. ``quick`` makes everything small and rough.
+    filters stand beside this one's. ``quick`` makes everything small and rough. ``remark`` says what a reader must know
+    of the images, in captions that compare many of them.
     """
 
     folder: Path
@@ -99,6 +100,7 @@ class Lecture:
     texture: str
     beside: tuple[str, ...] = ()
     quick: bool = False
+    remark: str = ""
 
     def path(self, address: str) -> Path:
         """The path of a file that a command takes or writes."""
@@ -119,10 +121,17 @@ class Lecture:
         return self.command("gallery", "build", self.pictures, "--no-accelerate", output="gallery")
 
     @cached_property
-    def layers(self) -> tuple[str, ...]:
-        """A shallow and a deep layer with a map, at a quarter and at three quarters of the depth."""
-        names = [layer.name for layer in trunk(self.classifier)]
-        return tuple(dict.fromkeys(names[round(share * (len(names) - 1))] for share in (0.25, 0.75)))
+    def _trunk(self) -> list[str]:
+        return [layer.name for layer in trunk(self.classifier)]
+
+    def layers(self, **depths: float) -> dict[str, str]:
+        """Layers with a map at these shares of the depth, by what each is called here, every layer once."""
+        chosen: dict[str, str] = {}
+        for place, share in depths.items():
+            layer = self._trunk[round(share * (len(self._trunk) - 1))]
+            if layer not in chosen.values():
+                chosen[place] = layer
+        return chosen
 
     def channels(self, layer: str, count: int) -> list[int]:
         """The channels of a layer that the first subject excites most, the strongest first."""
@@ -149,7 +158,9 @@ class Lecture:
         return self.label(wanted[0] if wanted else ranking[max(1, len(ranking) // 2)])
 
     def maximised(self, count: int) -> list[str]:
-        """Classes to maximise: of the lecture's own those that the network has, else those of the subjects."""
+        """Classes to maximise: of the lecture's own those that the network has, then those of the subjects; or none."""
+        if not self.classifier.spec.labels:
+            return []
         known = self._known(_MAXIMISED)
         first = [self.ranking(subject)[0] for subject in self.subjects]
         return [self.label(index) for index in dict.fromkeys([*known, *first])][:count]
@@ -173,6 +184,10 @@ class Lecture:
         # p = 1 / (1 + Σ e^(z_k − z)) ≥ 1 / (1 + (K − 1) e^−m)
         rivals = max(1, self.classifier.spec.classes - 1)
         return math.ceil(10 * math.log(9 * rivals)) / 10
+
+    def caution(self, text: str) -> str:
+        """The text, with the remark on the images."""
+        return f"{text} {self.remark}".strip()
 
     def _known(self, names: Sequence[str]) -> list[int]:
         indices = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
+import small_lecture_network
 from browser_probe import BROWSER, DARK, WIDTHS, browse, serve
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -22,7 +23,7 @@ from convlens.errors import ConvLensError, RequestError
 from convlens.lecture import chapter_names
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
-SMALL = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
+SMALL = f"file:{small_lecture_network.__file__}:make?size=64&resize=64"
 SILU = "timm:test_efficientnet:untrained?size=64&resize=64"
 
 
@@ -84,7 +85,7 @@ def test_every_chapter_has_its_figures_with_text_numbers_and_a_file(whole: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["saliency", "fooling", "pca", "first-filters", "texture-quilt", "patches-deep"])
+@pytest.mark.parametrize("name", ["saliency", "fooling", "pca", "first-filters", "texture-quilt", "patches-middle"])
 def test_the_command_below_a_figure_makes_the_same_results_alone(
     whole: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +203,7 @@ def test_what_a_network_cannot_do_is_left_out_with_the_reason(images: Path, tmp_
 def test_patches_of_a_network_without_relus_show_the_plain_gradient_and_say_so(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "lecture"
     make(out, images, "patches", model=SILU)
-    figure = stored(out)["patches-deep"]
+    figure = stored(out)["patches-middle"]
     assert figure["numbers"]["backprop"] == "saliency"
     assert "SiLU" in dict(figure["facts"])["Gradient"]
     assert "--backprop saliency" in figure["commands"][0]
@@ -244,13 +245,30 @@ def test_without_images_the_photographs_are_copied_with_their_views(tmp_path: Pa
     out = tmp_path / "lecture"
     convlens("lecture", "-o", out, "--model", SMALL, "--quick", "--chapters", "neighbours")
     copies = sorted((out / "pictures" / "cat").iterdir())
-    assert [path.stem for path in copies] == [
+    assert {path.stem for path in copies} == {
         "chelsea", "chelsea-close", "chelsea-dark", "chelsea-left", "chelsea-mirrored", "chelsea-right",
-    ]  # fmt: skip
+    }  # fmt: skip
+    with Image.open(PHOTOGRAPHS / "chelsea.png") as photograph, Image.open(out / "pictures/cat/chelsea.jpg") as copy:
+        assert copy.size == photograph.size  # below 512 pixels
+        difference = np.abs(np.asarray(copy).astype(int) - np.asarray(photograph.convert("RGB")))
+    assert difference.mean() < 2  # JPEG
     figure = stored(out)["neighbours"]
     assert "pictures/cat/chelsea.jpg" in figure["commands"][1]
     queries = {row["query"] for row in figure["numbers"]["neighbours"]}
     assert len(queries) == 3 and "pictures/cat/chelsea.jpg" in queries
+
+
+def test_files_of_a_model_are_found_from_wherever_the_command_was_given(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_bytes(Path(small_lecture_network.__file__).read_bytes())
+    (tmp_path / "names.txt").write_text("".join(f"kind {n}\n" for n in range(10)))
+    monkeypatch.chdir(tmp_path)
+    make(Path("lecture"), images, "saliency", "file:net.py:make?size=64&resize=64&labels=names.txt")
+    command = stored(Path("lecture"))["saliency"]["commands"][0]
+    assert f"file:{tmp_path}/net.py:make" in command and f"labels={tmp_path}/names.txt" in command
+    predictions = stored(Path("lecture"))["saliency"]["numbers"]["pictures"][0]["predictions"]
+    assert predictions[0]["label"].startswith("kind ")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

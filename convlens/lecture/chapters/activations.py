@@ -6,15 +6,17 @@ from collections.abc import Iterator
 
 from convlens.lecture.base import RESULTS, Drawn, Figure, Lecture, chapter
 from convlens.lecture.outputs import read_image, read_table
+from convlens.synth.images import resized
 from convlens.visualization.layout import add_margin, hstack, vstack
 
 _SHOWN = 24
+_SIDE = 448  # pixels, as the channel beside it
 
 
 @chapter("activations", title="Activations", place=4)
 def figures(lecture: Lecture) -> Iterator[Figure]:
     """A figure a layer."""
-    for place, layer in zip(("shallow", "deep"), lecture.layers, strict=False):
+    for place, layer in lecture.layers(shallow=0.25, deep=0.75).items():
         yield _figure(lecture, place, layer)
 
 
@@ -25,8 +27,9 @@ def _figure(lecture: Lecture, place: str, layer: str) -> Figure:
         path = lecture.path(folder)
         ranking = read_table(path / "ranking.csv")[:_SHOWN]
         channel = int(ranking[0]["channel"])
-        first = [read_image(path / f"{stem}-{channel:04}.png") for stem in ("channel", "overlay")]
-        figure = vstack([read_image(path / "strongest.png"), add_margin(hstack(first, gap=16), margin=12)])
+        alone, over = (read_image(path / f"{stem}-{channel:04}.png") for stem in ("channel", "overlay"))
+        over = add_margin(resized(over, (_SIDE, round(over.shape[1] * _SIDE / len(over)))), margin=12)
+        figure = vstack([read_image(path / "strongest.png"), hstack([alone, over], gap=16)], gap=16)
         numbers = {"layer": layer, "ranking": ranking}
         return Drawn(figure, numbers, [("Layer", layer), ("Strongest channel", str(channel))])
 

@@ -13,8 +13,8 @@ from convlens.report.html import percent
 # What it is called -> the folder's name, and options after the class.
 _REGULARISERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "none": ("none", ("--preset", "simonyan", "--set", "l2=0")),
-    "L2, λ‖I‖² (Simonyan)": ("l2", ("--preset", "simonyan", "--set", "l2=0.002")),
-    "total variation": ("tv", ("--preset", "simonyan", "--set", "l2=0", "--set", "tv=0.002")),
+    "L2, λ‖I‖² (Simonyan)": ("l2", ("--preset", "simonyan", "--set", "l2=0.02")),
+    "total variation": ("tv", ("--preset", "simonyan", "--set", "l2=0", "--set", "tv=0.1")),
     "decay and blur (Yosinski 3)": ("blur", ("--preset", "yosinski3")),
     "blur, small norms clipped (Yosinski 1)": ("clip", ("--preset", "yosinski1")),
     "shifts, Fourier (Lucid)": ("lucid", ("--preset", "lucid")),
@@ -29,18 +29,21 @@ _NOT_SHOWN = (
 
 @chapter("ascent", title="Gradient ascent", place=10)
 def figures(lecture: Lecture) -> Iterator[Figure]:
-    """Regularisers side by side, several classes, channels of the deep layer."""
-    if lecture.classifier.spec.labels:
-        yield _by_regulariser(lecture)
-        yield _classes(lecture)
+    """Regularisers side by side, several classes, channels of the middle layer."""
+    yield _by_regulariser(lecture)
+    yield _classes(lecture)
     yield _channels(lecture)
 
 
 def _by_regulariser(lecture: Lecture) -> Figure:
-    (target,) = lecture.maximised(1)
+    layer, channels = _layer_and_channels(lecture)
+    classes = lecture.maximised(1)
+    # A network without classes has channels all the same.
+    target = classes[0] if classes else f"channel {channels[0]} of {layer}"
+    maximised = classes or ["--layer", layer, "--channels", str(channels[0])]
     steps = lecture.size(200, 3)
     commands = tuple(
-        lecture.command("ascent", target, *options, "--steps", steps, output=f"ascent-{name}")
+        lecture.command("ascent", *maximised, *options, "--steps", steps, output=f"ascent-{name}")
         for name, options in _REGULARISERS.values()
     )
 
@@ -49,16 +52,17 @@ def _by_regulariser(lecture: Lecture) -> Figure:
         for (title, (name, _)), command in zip(_REGULARISERS.items(), commands, strict=True):
             folder = lecture.path(command.output)
             numbers[name] = job_numbers(folder)
-            caption = f"{title}: {_headline(numbers[name])}"
-            tiles.append(captioned(read_image(_only_image(folder)), caption))
-            facts.append((title, _headline(numbers[name])))
+            (made,) = numbers[name]["facts"]["targets"]
+            score = _score(made) or f"objective {numbers[name]['objective']:.3g}"
+            tiles.append(captioned(read_image(_only_image(folder)), f"{title}: {score}"))
+            facts.append((title, score))
         pages = [job_page(f"ascent-{name}", title) for title, (name, _) in _REGULARISERS.items()]
         return Drawn(sheet(tiles, columns=_COLUMNS), numbers, facts, pages)
 
     return Figure(
         name="ascent-regularisers",
-        title=f"One class, {target}, by each regulariser",
-        shows=f"Images that maximise the score of {target}, each from {steps} steps, under one prior after another: "
+        title=f"{target[0].upper()}{target[1:]}, by each regulariser",
+        shows=f"Images that maximise {target}, each from {steps} steps, under one prior after another: "
         "without any, fine noise suffices; the stronger the prior, the more parts of things come out.",
         does_not_show=_NOT_SHOWN,
         commands=commands,
@@ -77,13 +81,13 @@ def _classes(lecture: Lecture) -> Figure:
         does_not_show=_NOT_SHOWN,
         commands=(command,),
         draw=_all_images(lecture, command),
+        needs_classes=True,
         photograph=True,
     )
 
 
 def _channels(lecture: Lecture) -> Figure:
-    layer = lecture.layers[-1]
-    channels = lecture.channels(layer, lecture.size(4, 2))
+    layer, channels = _layer_and_channels(lecture)
     command = lecture.command(
         *("ascent", "--layer", layer, "--channels", ",".join(map(str, channels))),
         *("--steps", lecture.size(192, 3)),
@@ -91,7 +95,7 @@ def _channels(lecture: Lecture) -> Figure:
     )
     return Figure(
         name="ascent-channels",
-        title="Channels of a deep layer",
+        title=f"Channels of {layer}",
         shows=f"Images that excite single channels of {layer}, the first of those whose patches are shown above: "
         "compare the two.",
         does_not_show=_NOT_SHOWN,
@@ -101,6 +105,12 @@ def _channels(lecture: Lecture) -> Figure:
     )
 
 
+def _layer_and_channels(lecture: Lecture) -> tuple[str, list[int]]:
+    """Those whose patches are shown."""
+    (layer,) = lecture.layers(middle=0.5).values()
+    return layer, lecture.channels(layer, lecture.size(4, 2))
+
+
 def _all_images(lecture: Lecture, command: Command) -> Any:
     """All images of the job side by side."""
 
@@ -108,10 +118,10 @@ def _all_images(lecture: Lecture, command: Command) -> Any:
         folder = lecture.path(command.output)
         numbers = job_numbers(folder)
         targets = numbers["facts"]["targets"]
-        captions = [f"{target['name']}{_probability(target)}" for target in targets]
+        captions = [", ".join(filter(None, (target["name"], _score(target)))) for target in targets]
         images = [read_image(path) for path in sorted(folder.glob("[0-9][0-9]-*.png"))]
         tiles = [captioned(image, caption) for image, caption in zip(images, captions, strict=True)]
-        facts = [(target["name"], _probability(target)[2:] or "") for target in targets if _probability(target)]
+        facts = [(target["name"], _score(target)) for target in targets if _score(target)]
         return Drawn(sheet(tiles, columns=_COLUMNS), numbers, facts, [job_page(folder.name)])
 
     return draw
@@ -122,13 +132,9 @@ def _only_image(folder: Path) -> Path:
     return path
 
 
-def _headline(numbers: dict[str, Any]) -> str:
-    (target,) = numbers["facts"]["targets"]
-    return _probability(target)[2:]
-
-
-def _probability(target: dict[str, Any]) -> str:
-    """``, p = 99.1 %, score 21.3`` of a class; nothing of a channel."""
+def _score(target: dict[str, Any]) -> str:
+    """``p > 99.9 %, score 21.3`` of a class; nothing of a channel."""
     if target.get("probability") is None:
         return ""
-    return f", p = {percent(target['probability'])}, score {target['logit']:.1f}"
+    share = percent(target["probability"])
+    return f"p {share if share[0] in '<>' else f'= {share}'}, score {target['logit']:.1f}"

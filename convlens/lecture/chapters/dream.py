@@ -12,7 +12,7 @@ from convlens.synth.trunk import dream_layers
 @chapter("dream", title="DeepDream", place=12)
 def figures(lecture: Lecture) -> Iterator[Figure]:
     """A deep layer, which draws parts of things, and a shallow one, which draws strokes."""
-    layers = dict.fromkeys((*dream_layers(lecture.classifier), lecture.layers[0]))
+    layers = dict.fromkeys((*dream_layers(lecture.classifier), *lecture.layers(shallow=0.25).values()))
     for n, layer in enumerate(layers):
         yield _figure(lecture, layer, "dream" if n == 0 else "dream-shallow", is_deep=n == 0)
 

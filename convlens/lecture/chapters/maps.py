@@ -12,7 +12,7 @@ _TEXTS = {
         "Features by PCA",
         "Every image at the first two principal components of its features: the directions in which they vary most. "
         "What lies far apart here is different in the features too.",
-        "Two directions hold a small share of the variance, so images that lie together may be far apart in all others.",
+        "Two directions hold a small share of the variance: images that lie together may be far apart in all others.",
     ),
     "tsne": (
         "Features by t-SNE",
@@ -53,7 +53,7 @@ def _figure(lecture: Lecture, method: str, title: str, shows: str, does_not_show
         name=method,
         title=title,
         shows=shows,
-        does_not_show=does_not_show,
+        does_not_show=lecture.caution(does_not_show),
         commands=(lecture.gallery, project),
         draw=draw,
         photograph=True,

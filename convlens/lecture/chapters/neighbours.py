@@ -26,9 +26,9 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
         shows="For each image the five nearest others: above by the network's last features, below by the pixels "
         "themselves. Neighbours by features show the same kind of thing, though place, size and light differ; "
         "neighbours by pixels share colours and layout.",
-        does_not_show="Near means near among these images only: in a small collection the nearest may not be alike at "
-        "all. Where crops of one photograph are in the collection, that features find them shows robustness, not "
-        "knowledge of the class.",
+        does_not_show=lecture.caution(
+            "Near means near among these images only: in a small collection the nearest may not be alike at all."
+        ),
         commands=(lecture.gallery, compare),
         draw=draw,
         photograph=True,

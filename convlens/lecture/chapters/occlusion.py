@@ -25,6 +25,6 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
                 output="occlusion",
             ),
         ),
-        draw=explanation_drawing(lecture, "occlusion", {"occlusion": "Occlusion"}, unit="score"),
+        draw=explanation_drawing(lecture, "occlusion", {"occlusion": "Occlusion"}, unit="logit"),
         photograph=True,
     )

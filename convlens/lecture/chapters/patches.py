@@ -19,7 +19,7 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
     """A figure a layer; the plain gradient stands in, and says so, where guided backpropagation has no rule."""
     reason = lecture.refusal("guided_backprop") if lecture.classifier.spec.labels else ""
     count = len(find_images([lecture.path(lecture.pictures)]))
-    for place, layer in zip(("shallow", "deep"), lecture.layers, strict=False):
+    for place, layer in lecture.layers(shallow=0.25, middle=0.5).items():
         yield _figure(lecture, place, layer, reason, min(_K, count))
 
 
@@ -40,13 +40,14 @@ def _figure(lecture: Lecture, place: str, layer: str, reason: str, k: int) -> Fi
     below = "the gradient" if reason else "guided backpropagation"
     return Figure(
         name=name,
-        title=f"Patches that excite channels of a {place} layer",
-        shows="For each channel the crops, out of all images, that excite it most, strongest first; below each, "
-        "{below} of that neuron: which pixels of the crop do it. The channels are those that the "
-        "first image excites most.",
-        does_not_show="The best of a few images is not the best there is: with other images the same channel may seem "
-        "to be for something else. Crops are at most one from an image, and of crops of one "
-        "photograph several may come.",
+        title=f"Patches that excite channels of {layer}",
+        shows="For each channel the crops, out of all images, that excite it most, strongest first, as large as what "
+        f"the neuron sees; below each, {below} of that neuron: which pixels of the crop do it. The channels are those "
+        "that the first image excites most.",
+        does_not_show=lecture.caution(
+            "The best of a few images is not the best there is: with other images the same channel may seem to be for "
+            "something else."
+        ),
         commands=(
             lecture.command(
                 *("patches", lecture.pictures, "--layer", layer, "--channels", ",".join(map(str, channels))),
