@@ -19,7 +19,8 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
         name="inversion",
         title="Images with the features of the first one",
         shows="Each image was made to have the same features at one layer as the first image has. Shallow layers keep "
-        "nearly everything; deep ones keep kinds of parts and roughly where they are, and lose texture and colour.",
+        "nearly everything; deep ones keep kinds of parts and roughly where they are, and lose texture and colour. "
+        "Faint images are drawn with more contrast, as their captions say.",
         does_not_show="What is missing may be lost in the layer, or only be hard to find from it; what looks natural "
         "may come from the prior, which prefers smooth images, more so for deep layers.",
         commands=(command,),
