@@ -86,6 +86,11 @@ def lecture(
     chosen = parse_names(chapters)
     for name in chosen:
         get_chapter(name)
+    if images is not None and output.resolve().is_relative_to(images.resolve()):
+        raise RequestError(
+            f"{output} lies in --images {images}, whose images would then be its own; choose another folder",
+            field="output",
+        )
     with spinner(f"loading {model}"):
         classifier = load(model)
     given = [_absolute(path) for path in (images, texture)]
@@ -141,8 +146,8 @@ def _with_whole_paths(model: str) -> str:
     options = []
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
-        path = Path(unquote(value)).expanduser()
-        options.append(f"{key}={quote(str(path.resolve()))}" if path.is_file() else pair)
+        file = Path(unquote(value)).expanduser()
+        options.append(f"{key}={quote(str(file.resolve()))}" if file.is_file() else pair)
     return "?".join(filter(None, (head, "&".join(options))))
 
 
