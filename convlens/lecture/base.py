@@ -69,7 +69,8 @@ class Figure:
     """A figure of a chapter, to be made by its ``commands`` and then put together by ``draw`` from what they wrote.
 
     ``shows`` says what one sees, ``does_not_show`` what would be wrong to see. A ``photograph`` is written as JPEG,
-    anything else as PNG. ``needs_classes`` leaves it out for a network that gives embeddings.
+    anything else as PNG. ``needs_classes`` leaves it out for a network that gives embeddings, ``method`` where the
+    network cannot be explained by that method.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Figure:
     draw: Callable[[], Drawn]
     photograph: bool = False
     needs_classes: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,14 @@ class Lecture:
         except RequestError as error:
             return error.message
         return ""
+
+    def require(self, figure: Figure) -> None:
+        """UnsupportedModelError, with the reason, where the network cannot have the figure."""
+        if figure.needs_classes:
+            self.require_classes()
+        reason = self.refusal(figure.method) if figure.method else ""
+        if reason:
+            raise UnsupportedModelError(reason)
 
     def require_classes(self) -> None:
         """UnsupportedModelError for a network without classes."""

@@ -107,8 +107,7 @@ class _Writer:
         """The reason why it could not be made; empty where it was."""
         self._on_figure(chapter.title, figure.title)
         try:
-            if figure.needs_classes:
-                self._lecture.require_classes()
+            self._lecture.require(figure)
             for command in figure.commands:
                 self._run_once(command)
             drawn = figure.draw()
@@ -129,6 +128,8 @@ class _Writer:
         if line in ended and self._lecture.path(command.output).exists():
             return
         self._run(command.arguments)
+        if not self._lecture.path(command.output).exists():
+            raise RequestError(f"`{command}` left everything out; run it to see why")
         with done.open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
             sync_file(file)

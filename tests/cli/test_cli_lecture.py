@@ -72,6 +72,14 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def page(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lecture with six figures and one that is left out."""
+    out = tmp_path_factory.mktemp("page") / "lecture"
+    make(out, images, "filters,saliency,relu,backprop,dream", SILU)
+    return out
+
+
 @pytest.mark.slow
 def test_every_chapter_has_its_figures_with_text_numbers_and_a_file(whole: Path) -> None:
     figures = stored(whole)
@@ -221,13 +229,6 @@ def test_the_confident_fooling_image_has_a_probability_of_nine_tenths(whole: Pat
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH")
 class TestPage:
-    @pytest.fixture(scope="class")
-    def page(self, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Six figures and one that is left out."""
-        out = tmp_path_factory.mktemp("page") / "lecture"
-        make(out, images, "filters,saliency,relu,backprop,dream", SILU)
-        return out
-
     @pytest.fixture
     def served(self, page: Path) -> Iterator[tuple[str, list[str]]]:
         with serve(page, "index.html") as (address, asked):

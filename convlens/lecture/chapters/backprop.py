@@ -33,5 +33,5 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
         ),
         draw=explanation_drawing(lecture, "guided-backprop", methods, overlays=len(methods) == 1, unit="logit"),
         photograph=True,
-        needs_classes=True,
+        method="guided_backprop",
     )

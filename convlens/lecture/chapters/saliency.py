@@ -21,5 +21,5 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
         commands=(lecture.command("explain", *lecture.subjects, "--methods", "saliency", output="saliency"),),
         draw=explanation_drawing(lecture, "saliency", {"saliency": "Saliency"}, unit="logit"),
         photograph=True,
-        needs_classes=True,
+        method="saliency",
     )
