@@ -38,7 +38,7 @@ from convlens.visualization.layout import hstack
 
 _SHALLOW_TV, _DEEP_TV = 0.001, 20.0  # default weights of total variation
 # Of the picture's contrast: images below the first share are drawn at the second in the figure. Deep layers are matched
-# by faint images whatever the weights (σ 8 of 58 levels for weights of total variation from .05 to 20).
+# by faint images whatever the weights (σ 8 of 44 levels for weights of total variation from .05 to 20).
 _FAINT, _DRAWN = 0.5, 0.75
 
 
