@@ -100,7 +100,7 @@ def gallery_views() -> Iterator[tuple[str, str, Image.Image]]:
     """(id, label, image) of every view. None is one of the demo's images: all differ from them pixel by pixel."""
     for name, label in (PHOTOGRAPHS | _GALLERY_ONLY).items():
         photograph = image.read(skimage_data() / name)
-        for kind, view in _views(photograph).items():
+        for kind, view in views(photograph).items():
             yield f"{Path(name).stem}-{kind}", label, view
 
 
@@ -151,7 +151,8 @@ def _explain_all(
     return results
 
 
-def _views(photograph: Image.Image) -> dict[str, Image.Image]:
+def views(photograph: Image.Image) -> dict[str, Image.Image]:
+    """Views of a photograph that differ from it pixel by pixel: crops, mirrored, darker."""
     width, height = photograph.size
     middle = photograph.crop((width // 5, height // 5, width - width // 5, height - height // 5))
     return {

@@ -46,12 +46,14 @@ from convlens.models import Classifier, load
 from convlens.report.pages import ThumbnailSheet, render_map
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import Neighbour
+from convlens.utils.csv_files import Cell, write_csv
 from convlens.utils.files import replace_folder
 
 TABLE, PAGE = "coordinates.csv", "map.html"
 _MAX_THUMBNAILS, _THUMBNAIL_SIDE = 5000, 48  # on the page: about 8 MB
 # Between features of length 1. The same image again is nearer than this, whichever machine computed its features.
 _SAME_IMAGE = 1e-4
+_NEIGHBOUR_FIELDS = ("query", "space", "rank", "label", "distance")
 
 
 def project(
@@ -89,6 +91,7 @@ def neighbours(
         typer.Option("--pictures", help="Folder of the gallery's images, to compare pixels. Default: its thumbnails."),
     ] = None,
     keep_self: Annotated[bool, typer.Option(help="Keep the query image itself if it is in the gallery.")] = False,
+    table: Annotated[Path | None, typer.Option(help="Also write the neighbours to this CSV file.")] = None,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
@@ -109,6 +112,9 @@ def neighbours(
         f"Below: pixel values 0..255 of {views}."
     )
     write_figure(output, draw_neighbours(rows, caption=caption))
+    if table is not None:
+        table.parent.mkdir(parents=True, exist_ok=True)
+        write_csv(table, _NEIGHBOUR_FIELDS, _neighbour_rows(images, rows))
     for row in rows:
         _show_neighbours(row)
     print_result(f"figure: {output}")
@@ -162,6 +168,7 @@ def _facts(gallery: Gallery, projection: Projection) -> list[tuple[str, str]]:
         facts.append(
             (f"variance in {projection.options['dimensions']} dimensions", f"{projection.explained_variance[0]:.1%}")
         )
+    facts.append(("5 nearest on the map among the 5 nearest in the features", f"{projection.shared_neighbours:.1%}"))
     facts.append(("trustworthiness", f"{projection.trustworthiness:.3f}"))
     if projection.agreement_of_features is not None and projection.agreement_of_map is not None:
         shares = f"{projection.agreement_of_features:.1%} in the features, {projection.agreement_of_map:.1%} on the map"
@@ -186,8 +193,9 @@ def _how_to_read(projection: Projection) -> str:
             "features; variation along other directions is not visible."
         )
     return (
-        "Images with similar features lie together. The distances between groups and the sizes of groups mean little; "
-        "trustworthiness is the share of neighbours on the map that are neighbours in the features too."
+        "Images with similar features lie together. The distances between groups and the sizes of groups mean little. "
+        "Trustworthiness is no share of neighbours: it weighs those that are not among the nearest in the features by "
+        "their rank there."
     )
 
 
@@ -202,6 +210,7 @@ def _manifest(gallery: Gallery, projection: Projection) -> dict[str, object]:
         "options": dict(projection.options),
         "explained": list(projection.explained_variance),
         "trustworthiness": projection.trustworthiness,
+        "shared": projection.shared_neighbours,
         "agreement_of_features": projection.agreement_of_features,
         "agreement_of_map": projection.agreement_of_map,
         "judged": projection.sample_size,
@@ -267,6 +276,13 @@ def _thumbnail_side(gallery: Gallery) -> int:
         raise RequestError("the gallery keeps no thumbnails; name the folder of its images by --pictures")
     with Image.open(io.BytesIO(first)) as thumbnail:
         return thumbnail.width
+
+
+def _neighbour_rows(images: Sequence[Path], rows: Sequence[Comparison]) -> Iterator[tuple[Cell, ...]]:
+    for path, row in zip(images, rows, strict=True):
+        for space, nearest in (("features", row.by_features), ("pixels", row.by_pixels)):
+            for rank, near in enumerate(nearest, start=1):
+                yield str(path), space, rank, near.label, near.distance
 
 
 def _show_neighbours(row: Comparison) -> None:

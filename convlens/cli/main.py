@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dream": ("synthesis:dream", "DeepDream: exaggerate in an image what activates a layer."),
     "invert": ("synthesis:invert", "Feature inversion: reconstruct an image from a layer's features."),
     "texture": ("synthesis:texture", "Texture synthesis: Gram matrices, quilting or Efros-Leung."),
+    "lecture": ("lecture:lecture", 'Every figure of "Visualizing and Understanding" from one network, on one page.'),
     "jobs": ("jobs:app", "Run many synthesis jobs from a file; run again to resume."),
     "cache": ("cache:app", "List or clear what is kept for this machine, such as exported graphs."),
     "archive": ("archive:archive", "Build NAME.mar for TorchServe."),

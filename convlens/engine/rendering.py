@@ -64,7 +64,7 @@ def _overlaid_map(attribution: Attribution, method: Method) -> Floats:
     Of shares that change sign from pixel to pixel only those for the class are left, as a density: smoothed with their
     sign they cancel, and what remains are spots of either colour wherever the image is far from the baseline.
     """
-    map_HW = _drawn_map(attribution, method)
+    map_HW = drawn_map(attribution, method)
     if method.overlay_signs == "positive":
         return visualization.smoothed(map_HW.clip(0), sigma=_SHARES_SIGMA)
     return visualization.smoothed(map_HW, sigma=_PIXELS_SIGMA if attribution.values_NCHW.shape[1] > 1 else 0)
@@ -74,11 +74,11 @@ def _heatmap(attribution: Attribution, method: Method) -> Bytes8:
     """The attribution alone, in the colours of its kind; (H, W, 3) of the model's grid."""
     if method.drawing == "gradient":
         return visualization.draw_gradient(attribution.values_NCHW[0])
-    map_HW = _drawn_map(attribution, method)
+    map_HW = drawn_map(attribution, method)
     return visualization.diverging(map_HW) if method.drawing == "signed" else visualization.sequential(map_HW)
 
 
-def _drawn_map(attribution: Attribution, method: Method) -> Floats:
+def drawn_map(attribution: Attribution, method: Method) -> Floats:
     """(H, W): summed over channels where signs mean for and against, else the largest magnitude.
 
     A coarse map is drawn from its own cells: the values are stretched bilinearly, which shows as crosses and edges.

@@ -77,13 +77,24 @@ def _chunks(vectors_ND: Floats) -> Iterator[Floats]:
 
 
 def trustworthiness(features_ND: Floats, map_N2: Floats) -> float:
-    """How many of each point's 5 nearest on the map are near in the features, too (Venna & Kaski 2001); 1 is all."""
+    """How near in the features each point's 5 nearest on the map are, by ranks (Venna & Kaski 2001); 1 is nearest.
+
+    It is no share of neighbours: one that is not among the 5 nearest in the features costs little where it comes soon
+    after. ``shared_neighbours`` is that share.
+    """
     from sklearn.manifold import trustworthiness as measured  # slow to load
 
-    # Weighted by ranks, it is mild: .917 for t-SNE and .592 for PCA of 509 images, where .464 and .043 of the 5 nearest
-    # on the map are among the 5 nearest in the features. sklearn defines it for fewer neighbours than half the points.
+    # Mild: .917 for t-SNE and .592 for PCA of 509 images, where .464 and .043 of the 5 nearest on the map are among the
+    # 5 nearest in the features. sklearn defines it for fewer neighbours than half the points.
     neighbours = min(_NEIGHBOURS, (len(map_N2) - 1) // 2)
     return float(measured(np.asarray(features_ND, np.float64), map_N2, n_neighbors=neighbours))
+
+
+def shared_neighbours(features_ND: Floats, map_N2: Floats) -> float:
+    """The share of each point's 5 nearest on the map that are among its 5 nearest in the features."""
+    rows_M, k = np.arange(len(map_N2)), min(_NEIGHBOURS, len(map_N2) - 1)
+    on_map_MK, in_features_MK = (nearest_others(each, rows_M, k=k) for each in (map_N2, features_ND))
+    return float((on_map_MK[:, :, None] == in_features_MK[:, None, :]).any(axis=2).mean())
 
 
 def label_agreement(vectors_ND: Floats, labels: Sequence[str], sample_M: Ints) -> float | None:
@@ -109,9 +120,10 @@ class Projection:
     """Where each vector lies on the map: ``coordinates_N2``, float64, centred.
 
     ``explained_variance`` is the features' share of variance along both axes (PCA), or that of the dimensions that
-    t-SNE starts from. ``trustworthiness`` (0..1) compares the map's neighbours with the features' own (Venna & Kaski
-    2001), 5 each; ``agreement_of_features`` and ``agreement_of_map`` are the shares of 5 neighbours with the same
-    label, None where no label occurs twice. ``sample_size`` is how many images these were measured on.
+    t-SNE starts from. ``trustworthiness`` (0..1) compares the map's 5 nearest neighbours with the features' own by
+    their ranks (Venna & Kaski 2001), ``shared_neighbours`` is the share of them that are among the features' own 5;
+    ``agreement_of_features`` and ``agreement_of_map`` are the shares of 5 neighbours with the same label, None where no
+    label occurs twice. ``sample_size`` is how many images these were measured on.
     """
 
     method: Method
@@ -122,6 +134,7 @@ class Projection:
     agreement_of_map: float | None
     sample_size: int
     options: Mapping[str, Any]
+    shared_neighbours: float
 
 
 def project(
@@ -171,6 +184,7 @@ def project(
         label_agreement(coordinates_N2, labels, sample_M),
         len(sample_M),
         options,
+        shared_neighbours(features_ND[sample_M], coordinates_N2[sample_M]),
     )
 
 

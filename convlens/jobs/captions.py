@@ -27,7 +27,7 @@ _TITLES = {
 }
 _FIGURES = {
     "before-and-after": "Before and after",
-    "figure": "Original, adversarial example, difference, difference × 10",
+    "figure": "Original, adversarial example, difference, amplified difference",
     "shallow-to-deep": "The image and its inversions, from shallow to deep layers",
     "source-and-texture": "Source and texture",
 }
@@ -48,6 +48,7 @@ _FACTS = {
     "blocks": ("Blocks of the source", ""),
     "overlap": ("Overlap used", "pixels"),
     "max_error": ("Error allowed at the end", ""),
+    "contrast_levels": ("Standard deviation of the picture", "levels of 255"),
 }
 _SHOWN_PREDICTIONS = 5
 

@@ -38,7 +38,7 @@ from convlens.types import Bytes8, Floats, ModelSpec
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 _GAMMA = 0.05  # by which share the radius grows or shrinks in a step
-_AMPLIFICATION = 10  # of the difference that the figure shows
+_VISIBLE = 96  # levels from mid grey that the figure amplifies all but the largest hundredth of the differences to
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
@@ -237,15 +237,24 @@ def _rms(x: Tensor) -> Tensor:
 def _figure(before: Bytes8, after: Bytes8, before_ranking: Ranking, after_ranking: Ranking, psnr: float) -> Bytes8:
     """Original, adversarial image, difference, amplified difference, with both predictions."""
     difference: Floats = after.astype(np.float64) - before
+    factor = amplification(difference)
     (_, label_before, p_before, _), (_, label_after, p_after, _) = before_ranking[0], after_ranking[0]
     tiles = [
         (before, f"{label_before}, p = {p_before:.3f}"),
         (after, f"{label_after}, p = {p_after:.3f}"),
         (_about_grey(difference), f"difference, PSNR {psnr:.1f} dB"),
-        (_about_grey(_AMPLIFICATION * difference), f"difference × {_AMPLIFICATION}"),
+        (_about_grey(factor * difference), f"difference × {factor}"),
     ]
     captioned = [vstack([tile, text_image(caption, size=14, width=tile.shape[1])], gap=4) for tile, caption in tiles]
     return add_margin(hstack(captioned, gap=8), margin=8)
+
+
+def amplification(difference_HWC: Floats) -> int:
+    """The factor of 10, 20, 50, 100, … by which a difference in levels is drawn to be seen, the largest that fits."""
+    # Ten times a change of half a level is still grey to the eye.
+    size = float(np.quantile(np.abs(difference_HWC[difference_HWC != 0]), 0.99)) if difference_HWC.any() else 1.0
+    fitting = [m * 10**n for n in (1, 2) for m in (1, 2, 5) if m * 10**n * size <= _VISIBLE]
+    return max(fitting, default=10)
 
 
 def _about_grey(difference: Floats) -> Bytes8:

@@ -26,8 +26,14 @@ def gradient_image(values_CHW: Floats, *, limit: float | None = None) -> Bytes8:
     if values_CHW.ndim != 3 or values_CHW.shape[0] != 3:
         raise ValueError(f"values have shape {values_CHW.shape}; need (3, H, W)")
     rows = values_CHW.reshape(-1, values_CHW.shape[2])
-    part_CHW = divide_by_limit(rows, _limit(rows, limit)).reshape(values_CHW.shape)
+    limit = gradient_limit(values_CHW) if limit is None else limit
+    part_CHW = divide_by_limit(rows, limit).reshape(values_CHW.shape)
     return np.asarray(128 + np.rint(127 * part_CHW)).astype(np.uint8).transpose(1, 2, 0)
+
+
+def gradient_limit(values_CHW: Floats) -> float:
+    """The absolute value that :func:`gradient_image` draws at full strength: the 99th percentile over all channels."""
+    return scale(values_CHW.reshape(-1, values_CHW.shape[2]), quantile=_QUANTILE)
 
 
 def draw_gradient(values_CHW: Floats) -> Bytes8:

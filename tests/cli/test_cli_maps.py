@@ -140,3 +140,21 @@ def test_other_weights_a_missing_file_and_another_ending(gallery: Path, pictures
     with pytest.raises(RequestError, match=r"should end in \.png"):
         convlens(*common, "-o", tmp_path / "near.jpg")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_table_of_neighbours_is_what_a_query_of_the_gallery_finds(
+    gallery: Path, pictures: Path, tmp_path: Path
+) -> None:
+    query, table = pictures / "chelsea-00.png", tmp_path / "tables" / "neighbours.csv"
+    convlens("neighbours", query, "--gallery", gallery, "-k", 3, "--table", table, "-o", tmp_path / "figure.png")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["space"], row["rank"]) for row in rows] == [
+        (space, str(rank)) for space in ("features", "pixels") for rank in (1, 2, 3)
+    ]
+    assert {row["query"] for row in rows} == {str(query)}
+    found = json.loads(convlens("gallery", "query", gallery, query, "-k", 4, "--json").stdout)["neighbours"][1:]
+    # The first is the query itself, which the table leaves out.
+    np.testing.assert_allclose(
+        [float(row["distance"]) for row in rows[:3]], [near["distance"] for near in found], rtol=1e-5
+    )

@@ -17,7 +17,7 @@ from convlens.gallery import build
 from convlens.gallery.vectors import nearest_others
 from convlens.inspection import projection
 from convlens.inspection.pixel_neighbours import nearest_by_pixels, views_of_files
-from convlens.inspection.projection import label_agreement, principal_components, project
+from convlens.inspection.projection import label_agreement, principal_components, project, shared_neighbours
 
 RANDOM = np.random.default_rng(0)
 
@@ -63,6 +63,21 @@ def test_nearest_others_are_brute_force_s() -> None:
     vectors_ND = RANDOM.normal(size=(90, 5))
     theirs = NearestNeighbors(n_neighbors=5, algorithm="brute").fit(vectors_ND).kneighbors(return_distance=False)
     np.testing.assert_array_equal(nearest_others(vectors_ND, np.arange(90), k=4), theirs[:, :4])
+
+
+def test_shared_neighbours_are_the_share_that_brute_force_finds_in_both_spaces() -> None:
+    features_ND, map_N2 = RANDOM.normal(size=(60, 8)), RANDOM.normal(size=(60, 2))
+    features_NK, map_NK = (
+        NearestNeighbors(n_neighbors=5, algorithm="brute").fit(each).kneighbors(return_distance=False)
+        for each in (features_ND, map_N2)
+    )
+    shared = [len(set(near) & set(on_map)) / 5 for near, on_map in zip(features_NK, map_NK, strict=True)]
+    assert shared_neighbours(features_ND, map_N2) == pytest.approx(np.mean(shared))
+
+
+def test_shared_neighbours_are_all_of_them_where_the_map_is_the_features() -> None:
+    vectors_N2 = RANDOM.normal(size=(30, 2))
+    assert shared_neighbours(vectors_N2, vectors_N2) == 1
 
 
 def test_label_agreement_counts_by_hand() -> None:

@@ -19,7 +19,7 @@ from synthesis_runs import assert_resumes, run_to_end
 from convlens import image
 from convlens.errors import RequestError, TargetError
 from convlens.models import Classifier
-from convlens.synth.adversarial import Fool
+from convlens.synth.adversarial import Fool, amplification
 
 CHELSEA = Path(skimage.__file__).parent / "data" / "chelsea.png"
 SIDE = 16
@@ -92,6 +92,16 @@ def test_a_bound_is_kept_or_said_to_be_too_small(saved: Callable[..., str]) -> N
     with pytest.raises(RequestError, match="no picture within the bound was taken for 'class") as caught:
         run_to_end(far.begin(classifier))
     assert caught.value.field == "bound"
+
+
+@pytest.mark.parametrize(("level", "factor"), [(1, 50), (2, 20), (4, 20), (9, 10), (60, 10)])
+def test_a_difference_is_amplified_by_the_largest_round_factor_that_keeps_it_within_the_greys(
+    level: int, factor: int
+) -> None:
+    difference = np.zeros((20, 30, 3))
+    difference[::2] = level
+    difference[1, 1] = -200  # one pixel may be cut off
+    assert amplification(difference) == factor
 
 
 def test_it_resumes_bit_by_bit(saved: Callable[..., str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convlens.errors import RequestError
 from convlens.models import Classifier
-from convlens.synth.feature_inversion import Invert
+from convlens.synth.feature_inversion import Invert, contrast_factor, with_contrast
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.step_gradient import StepGradient
 
@@ -99,6 +99,23 @@ def test_the_second_error_is_over_the_mean_distance_between_pictures(saved: Call
     (fact,) = outcome.facts["layers"]
     assert fact["error_over_pairwise"] == pytest.approx(distance / pairwise, rel=1e-4)
     assert fact["normalised_error"] == pytest.approx(distance**2 / (every[0] ** 2).sum(), rel=1e-4)
+
+
+def test_a_faint_image_is_drawn_at_three_quarters_of_the_picture_s_contrast_about_its_mean() -> None:
+    halves = np.repeat([[0, 1]], 8, axis=0).repeat(4, axis=1)[..., None].repeat(3, axis=2)
+    picture, faint = (60 + 80 * halves).astype(np.uint8), (90 + 10 * halves).astype(np.uint8)  # σ 40 and 5
+    factor = contrast_factor(faint, picture)
+    assert factor == 6
+    drawn = with_contrast(faint, factor)
+    np.testing.assert_array_equal(np.unique(drawn), [65, 125])  # 95 ± 30
+
+
+@pytest.mark.parametrize("level", [20, 40], ids=["half of it", "all of it"])
+def test_an_image_that_is_not_faint_is_drawn_as_it_is(level: int) -> None:
+    halves = np.repeat([[-1, 1]], 8, axis=0).repeat(4, axis=1)[..., None].repeat(3, axis=2)
+    picture, other = (128 + 40 * halves).astype(np.uint8), (128 + level * halves).astype(np.uint8)
+    assert contrast_factor(other, picture) == 1
+    np.testing.assert_array_equal(with_contrast(other, 1.0), other)
 
 
 def test_without_other_pictures_the_second_error_is_left_out(saved: Callable[..., str]) -> None:

@@ -1,0 +1,1 @@
+"""A chapter a file: which figures it has, by which commands, and what they show."""
