@@ -34,7 +34,8 @@ def explore(
     methods: Annotated[
         list[str],
         typer.Option(
-            help="Methods whose graphs the page gets, comma-separated, `all`, or `none` where a server computes."
+            help="Methods whose graphs the page gets, comma-separated, `all`, or `none` where a server computes; may "
+            "be repeated."
         ),
     ] = ["all"],  # noqa: B006 - typer's way; never changed
     gallery: Annotated[
