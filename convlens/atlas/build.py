@@ -20,7 +20,7 @@ from convlens.atlas.site_dir import AtlasDir, Record, open_atlas_dir
 from convlens.atlas.survey import Survey
 from convlens.errors import RequestError
 from convlens.evaluation.labels import LabelsFrom, true_classes
-from convlens.inspection.patches import Patch, PatchGradients, read_unchanged
+from convlens.inspection.patches import Patch, PatchGradients, read_unchanged, visible_box
 from convlens.inspection.receptive_field import ReceptiveField, receptive_fields, require_receptive_field
 from convlens.jobs.ray_cluster import map_on
 from convlens.models import Classifier
@@ -206,28 +206,29 @@ class _Run:
         field, side = self._plan.fields[layer], self._sides[layer]
         patches = []
         for rank, (neuron, value, image_id) in enumerate(strongest_patches(self._survey, layer, channel), start=1):
-            box = effective_box(field.box(neuron.y or 0, neuron.x or 0), side)
-            if side == max(field.image_size):
-                box = (0, 0, *field.image_size)
+            box = visible_box(effective_box(field.box(neuron.y or 0, neuron.x or 0), side), field.image_size)
             patches.append(Patch(neuron, rank, value, image_id, box))
         return ChannelTask(
             layer, channel, tuple(patches), {each.image_id: self._files[each.image_id] for each in patches}
         )
 
     def _effective_side(self, layer: str) -> int | None:
-        """By the gradients of units of channels evenly spread, each in the image that excites it most."""
+        """By the gradients of units of channels evenly spread, each in the last image of its patches.
+
+        The first ones may have units at the end of a ReLU6's range, where they have no gradient.
+        """
         survey, field = self._survey.layers[layer], self._plan.fields[layer]
         if not survey.has_map:
             return None
         count = min(_SAMPLED, survey.channels)
         some = np.linspace(0, survey.channels - 1, count).round().astype(int).tolist()
-        units = [next(iter(strongest_patches(self._survey, layer, channel))) for channel in some]
+        units = [list(strongest_patches(self._survey, layer, channel))[-1] for channel in some]
         images = [read_unchanged(self._plan.classifier, *self._files[image_id])[1] for _, _, image_id in units]
         gradients = PatchGradients(self._plan.classifier, layer, backprop="saliency")
         boxes = [field.box(neuron.y or 0, neuron.x or 0) for neuron, _, _ in units]
         side = effective_side(gradients.each([neuron for neuron, _, _ in units], images), boxes)
-        # Never beyond the receptive field, and where that is larger than the image, not beyond the image.
-        return side and min(side, max(field.size), max(field.image_size))
+        # Never beyond the receptive field, nor, by more than a pixel's half, beyond the image's size.
+        return side and min(side, max(field.size), max(field.image_size) + 1)
 
 
 def _select(channels: Sequence[int] | None, count: int, layer: str) -> list[int]:

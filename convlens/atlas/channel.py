@@ -54,7 +54,10 @@ class ChannelTask:
 
 @dataclass(frozen=True)
 class ChannelImages:
-    """Encoded files by name, and the largest activation on each maximised picture, in the order of their numbers."""
+    """Encoded files by name, and the largest activation on each maximised picture, in the order of their numbers.
+
+    The name of a gradient is empty where none reaches the patch, and there is no name at all where none was wanted.
+    """
 
     files: Mapping[str, bytes]
     activations: tuple[float, ...]
@@ -85,7 +88,9 @@ class ChannelPainter:
         padding = image.displayed_mean(self._classifier.spec)
         crops = [crop(view_HWC, box, fill=padding) for view_HWC, box in zip(views, boxes, strict=True)]
         patch_files = _add(files, "patch", crops)
-        gradient_files = _add(files, "gradient", self._gradient_crops(task, inputs))
+        gradients = self._gradient_crops(task, inputs)
+        names = iter(_add(files, "gradient", [draw_gradient(grad) for grad in gradients if grad.any()]))
+        gradient_files = tuple(next(names) if grad.any() else "" for grad in gradients)
         pictures, activations = self._maximiser(task.layer).pictures(task.channel)
         picture_files = _add(files, "picture", pictures)
         return ChannelImages(files, tuple(activations), patch_files, gradient_files, picture_files)
@@ -102,12 +107,12 @@ class ChannelPainter:
         pairs = [self._read(*task.files[patch.image_id]) for patch in task.patches]
         return [view_HWC for view_HWC, _ in pairs], [x_CHW for _, x_CHW in pairs]
 
-    def _gradient_crops(self, task: ChannelTask, inputs: Sequence[Floats]) -> list[Bytes8]:
+    def _gradient_crops(self, task: ChannelTask, inputs: Sequence[Floats]) -> list[Floats]:
         if self._options.backprop == "none":
             return []
         neurons = [patch.neuron for patch in task.patches]
         whole = self._gradients(task.layer).each(neurons, inputs)
-        return [draw_gradient(crop_gradient(grad, patch.box)) for grad, patch in zip(whole, task.patches, strict=True)]
+        return [crop_gradient(grad, patch.box) for grad, patch in zip(whole, task.patches, strict=True)]
 
     def _new_maximiser(self, layer: str) -> ChannelMaximiser:
         return ChannelMaximiser(self._classifier, layer, self._options.maximisation, seed=self._options.seed)

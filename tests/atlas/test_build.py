@@ -213,6 +213,18 @@ def test_a_network_without_relus_is_refused_before_anything_is_written(images: P
     assert len(atlas(images, tmp_path / "out", model, layers=("1",), options=plain).records) == 4
 
 
+def test_a_unit_at_the_end_of_its_range_is_said_to_have_no_gradient(images: Path, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    network[0].weight.data[0] *= 1000  # saturated in each image; the other channel is as it was
+    network[0].weight.data[1].fill_(0.01)
+    model = classifier(network, classes=3, crop=SIDE, embedding_layer="4", gradcam_layer="1")
+    saturated, other = atlas(images, tmp_path / "out", model, layers=("1",)).records
+    assert [patch["gradient"] for patch in saturated["patches"]] == ["", ""]
+    assert [patch["gradient"] for patch in other["patches"]] == ["gradient-1.png", "gradient-2.png"]
+    text = Page((tmp_path / "out" / "layers" / "1" / "0.html").read_text()).text
+    assert "no gradient: the unit is at the end of its range" in text
+
+
 def test_a_file_that_changes_under_way_ends_the_run(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", 3)
 

@@ -76,6 +76,25 @@ def test_the_similarity_is_the_cosine_between_gram_matrices() -> None:
     assert mean_similarity(rows).item() == pytest.approx((0.0 + 0.5 + 0.5) / 3)
 
 
+def test_the_similarity_of_many_channels_is_that_of_the_matrices_written_out() -> None:
+    output_NCHW = torch.randn(3, 40, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    grams = [each.flatten(1) @ each.flatten(1).T for each in output_NCHW]
+    cosines = [float((a * b).sum() / (a.norm() * b.norm())) for n, a in enumerate(grams) for b in grams[:n]]
+    assert mean_similarity(output_NCHW).item() == pytest.approx(np.mean(cosines))
+
+
+def test_a_filter_of_edges_is_maximised_by_edges() -> None:
+    """Its map has a mean of 0 whatever the image, but for the border."""
+    network = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(24 * 24, 3))
+    network[0].weight.data = torch.tensor([-1.0, 0.0, 1.0]).expand(1, 3, 3, 3).clone()
+    model = classifier(network, classes=3, crop=24, embedding_layer="2", gradcam_layer="0")
+    options = replace(QUICK, side=24, steps=60, rate=0.2, rotate=0.0)
+    images, _ = ChannelMaximiser(model, "0", options).pictures(0)
+    for image_HWC in images:
+        grey_HW = image_HWC[4:-4, 4:-4].mean(2)
+        assert np.abs(np.diff(grey_HW, axis=1)).mean() > 1.5 * np.abs(np.diff(grey_HW, axis=0)).mean()
+
+
 def test_diversity_makes_a_channel_s_pictures_differ_in_style() -> None:
     model = small_model()
 
