@@ -29,6 +29,7 @@ from convlens.types import ArithmeticPrecision, Step, no_op
 
 FORMAT = 1
 _DEFAULTS = ChannelOptions()
+_NEARLY_ALL = 0.75  # of the image's side: a unit that sees so much is shown with the whole image
 _SAMPLED = 16  # units by whose gradients a layer's effective receptive field is measured
 
 
@@ -207,6 +208,9 @@ class _Run:
         patches = []
         for rank, (neuron, value, image_id) in enumerate(strongest_patches(self._survey, layer, channel), start=1):
             box = visible_box(effective_box(field.box(neuron.y or 0, neuron.x or 0), side), field.image_size)
+            if side is not None and side >= _NEARLY_ALL * max(field.image_size):
+                # Of a unit near the border such a square would be mostly padding.
+                box = (0, 0, *field.image_size)
             patches.append(Patch(neuron, rank, value, image_id, box))
         return ChannelTask(
             layer, channel, tuple(patches), {each.image_id: self._files[each.image_id] for each in patches}

@@ -164,6 +164,7 @@ class _PatchView:
         self.height, self.width = facts["image_size"]
         self.box = {"x": left, "y": top, "width": right - left, "height": bottom - top}
         self.size = f"{bottom - top}×{right - left}"
+        self.is_whole = (top, left, bottom, right) == (0, 0, self.height, self.width)
 
 
 @dataclass(frozen=True)
