@@ -30,7 +30,6 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Step
 
 _TITLES = {"images": "running the images", "channels": "drawing channels", "pages": "writing pages"}
-_DEFAULTS = MaximisationOptions()
 
 
 def atlas(
@@ -54,9 +53,9 @@ def atlas(
         str,
         typer.Option(help="True classes: `folder` (an image's folder is its class) or a CSV table (file, label)."),
     ] = "",
-    pictures: Annotated[int, typer.Option(help="Maximising pictures per channel.")] = _DEFAULTS.pictures,
-    steps: Annotated[int, typer.Option(help="Steps of each; more draw finer and take longer.")] = _DEFAULTS.steps,
-    side: Annotated[int, typer.Option(help="Their height and width in pixels.")] = _DEFAULTS.side,
+    pictures: Annotated[int, typer.Option(help="Maximising pictures per channel.")] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of each; more draw finer and take longer.")] = 40,
+    side: Annotated[int, typer.Option(help="Their height and width in pixels.")] = 112,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",

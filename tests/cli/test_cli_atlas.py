@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -15,6 +16,9 @@ from small_atlases import contents
 from small_evaluations import write_images
 from typer.testing import CliRunner, Result
 
+from convlens.atlas import ChannelOptions
+from convlens.atlas.maximisation import MaximisationOptions
+from convlens.cli.atlas import atlas
 from convlens.cli.main import build
 from convlens.errors import RequestError
 
@@ -49,13 +53,23 @@ def test_a_model_and_a_folder_become_a_site(model: str, tmp_path: Path) -> None:
     assert "6 channels of 2 layers from 3 images" in result.output
     assert str(out / "index.html") in result.output
     facts = json.loads((out / "atlas.json").read_text())
-    assert [name for name, _ in facts["unreadable"]] == ["broken.png"]
+    assert [name for name, _ in facts["unreadable"]] == ["bee/broken.png"]
     assert [layer["channel_page"] for layer in facts["layers"]] == [
         "layers/1/{channel}.html",
         "layers/3/{channel}.html",
     ]
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert {record["labelled"][0]["label"] for record in records} == {"bee"}
+
+
+def test_the_defaults_are_the_library_s() -> None:
+    given = {name: parameter.default for name, parameter in inspect.signature(atlas).parameters.items()}
+    assert {name: given[name] for name in ("k", "backprop", "seed")} == {
+        name: getattr(ChannelOptions(), name) for name in ("k", "backprop", "seed")
+    }
+    assert {name: given[name] for name in ("pictures", "steps", "side")} == {
+        name: getattr(MaximisationOptions(), name) for name in ("pictures", "steps", "side")
+    }
 
 
 @pytest.mark.parametrize(
