@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "filters": ("inspection:filters", "Draw the filters of a convolution, of several models side by side."),
     "activations": ("inspection:activations", "Draw a layer's feature maps for one image."),
     "patches": ("patches:patches", "Find the image crops that excite each channel of a layer most."),
+    "atlas": ("atlas:atlas", "Make a site of every channel: what maximises it, what excites it; run again to resume."),
     "project": ("gallery_maps:project", "Map a gallery by PCA or t-SNE, as an image and a page to zoom into."),
     "neighbours": ("gallery_maps:neighbours", "Draw the nearest neighbours in feature space and in pixel space."),
     "ascent": ("synthesis:ascent", "Activation maximisation of classes, neurons, channels or layers."),

@@ -124,19 +124,23 @@ class Patches:
 
         RequestError where the file has changed since.
         """
-        # Compared by hash: a crop of a changed file would not show what excited the neuron.
-        path, sha256 = self.files[patch.image_id]
-        limits = image.file_limits(classifier.spec.channels)
-        changed = RequestError(f"{path} has changed since its patches were found; start again")
-        try:
-            data = image.read_bytes(path, limits=limits)
-        except ImageError as error:
-            raise changed from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise changed
-        decoded = image.decode_channels(data, classifier.spec.channels, limits=limits)
-        prepared = image.prepare(decoded, classifier.spec)
-        return prepared.display_HWC, prepared.x_CHW
+        return read_unchanged(classifier, *self.files[patch.image_id])
+
+
+def read_unchanged(classifier: Classifier, path: Path, sha256: str) -> tuple[Bytes8, Floats]:
+    """An image as it is shown (H, W, 3), and normalised (C, H, W); RequestError where its file has another hash now."""
+    # Compared by hash: a crop of a changed file would not show what excited the neuron.
+    limits = image.file_limits(classifier.spec.channels)
+    changed = RequestError(f"{path} has changed since its patches were found; start again")
+    try:
+        data = image.read_bytes(path, limits=limits)
+    except ImageError as error:
+        raise changed from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise changed
+    decoded = image.decode_channels(data, classifier.spec.channels, limits=limits)
+    prepared = image.prepare(decoded, classifier.spec)
+    return prepared.display_HWC, prepared.x_CHW
 
 
 def find_patches(

@@ -99,7 +99,7 @@ class _EmbeddingActors:
 
     def __init__(self, ray: Any, config: _ActorConfig, part: int) -> None:
         self._ray, self.part = ray, part
-        self._actors = _actors(ray, _EmbeddingActor, config)
+        self._actors = _actors(ray, _EmbeddingActor, config.device, config)
 
     def embed_files(
         self, files: Iterable[tuple[str, Path]], *, batch: int, thumbnail_side: int
@@ -142,7 +142,7 @@ class EvaluationActors:
     def records(self, pictures: Iterable[Picture], plan: EvaluationPlan) -> Generator[Record]:
         """A record for each image, in their order. Raises JobError where a worker died."""
         with _cluster(self._address, None) as ray:
-            actors = _actors(ray, _EvaluationActor, self._config, plan)
+            actors = _actors(ray, _EvaluationActor, self._config.device, self._config, plan)
             yield from _in_turn(ray, actors, pictures, lambda actor, picture: actor.record.remote(picture))
 
 
@@ -156,12 +156,38 @@ class _EvaluationActor:
         return self._evaluator.record(picture)
 
 
-def _actors(ray: Any, kind: type, config: _ActorConfig, *args: Any) -> list[Any]:
+def map_on(
+    address: str,
+    make: Callable[[], Callable[[Item], Any]],
+    items: Iterable[Item],
+    *,
+    device: str,
+    workers: int | None = None,
+) -> Generator[Any]:
+    """What the function that ``make`` gives, once in each worker, returns for each item, in their order.
+
+    Both must be importable by the workers. JobError as for ``run_batch_on``, and where a worker died.
+    """
+    with _cluster(address, workers) as ray:
+        actors = _actors(ray, _MapActor, device, make)
+        yield from _in_turn(ray, actors, items, lambda actor, item: actor.call.remote(item))
+
+
+class _MapActor:
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        _limit_threads()
+        self._function = make()
+
+    def call(self, item: Any) -> Any:
+        return self._function(item)
+
+
+def _actors(ray: Any, kind: type, device: str, *args: Any) -> list[Any]:
     """An actor for each GPU of the cluster, else for each core."""
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
+    gpus = int(resources.get("GPU", 0)) if device != "cpu" else 0
     actor = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0)(kind)
-    return [actor.remote(config, *args) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
+    return [actor.remote(*args) for _ in range(gpus or max(1, int(resources.get("CPU", 1))))]
 
 
 def _in_turn(

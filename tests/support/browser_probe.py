@@ -99,6 +99,11 @@ class Recorder(http.server.SimpleHTTPRequestHandler):
         self.asked.append(self.path)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    # Five frames ask at once for all that their pages hold: with the usual queue of 5 some were turned away.
+    request_queue_size = 128
+
+
 @contextmanager
 def serve(folder: Path, page: str, *, more: str = "null") -> Iterator[tuple[str, list[str]]]:
     """The address of a probe of ``page`` in the folder, and the list of what is asked for.
@@ -110,7 +115,7 @@ def serve(folder: Path, page: str, *, more: str = "null") -> Iterator[tuple[str,
     asked: list[str] = []
     found: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     handler = functools.partial(Recorder, directory=str(folder), asked=asked, found=found)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_address[1]}"
         _findings[address] = found
