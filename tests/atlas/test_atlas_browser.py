@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,12 +68,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(
     params=[("index.html", INDEX), (f"layers/{LAST}/index.html", LAYER), (f"layers/{LAST}/3.html", CHANNEL)]
 )
-def served(
-    site: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, str, list[str]]]:
+def served(site: Path, request: pytest.FixtureRequest) -> Iterator[tuple[str, str, list[str]]]:
     page, visit = request.param
-    # Five frames ask for their files at once, and the server's own queue holds five.
-    monkeypatch.setattr(http.server.ThreadingHTTPServer, "request_queue_size", 128)
     with serve(site, page, more=visit) as (address, asked):
         yield page, address, asked
 
