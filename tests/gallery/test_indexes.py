@@ -66,7 +66,7 @@ def test_more_than_an_index_offers_is_looked_for_exactly(indexed: tuple[Gallery,
 
 @pytest.mark.slow
 def test_the_same_features_make_the_same_ivfpq_index(tmp_path) -> None:
-    vectors_ND = clusters(10_000)
+    vectors_ND = clusters(10_000, 8)
     first, second = (make(tmp_path / name, vectors_ND, index="ivfpq") for name in ("a", "b"))
     assert first._manifest == second._manifest
 
@@ -139,5 +139,5 @@ def test_a_hub_is_counted_and_the_skewness_is_that_of_the_counts() -> None:
 @pytest.mark.slow
 def test_an_index_that_looks_at_every_list_is_written_with_the_recall_it_has(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(index, "_RECALL_GOAL", 1.1)  # no index is that good
-    gallery = make(tmp_path, clusters(10_000), index="ivfpq")
+    gallery = make(tmp_path, clusters(10_000, 8), index="ivfpq")
     assert gallery.index.breadth == 2 ** round(np.log2(4 * np.sqrt(10_000)))
