@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 
@@ -17,6 +20,7 @@ if WORKER:
 import pytest
 import torch
 from graph_cache import GraphCache
+from torch.onnx._internal import _lazy_import as lazy_imports
 from xdist.scheduler import LoadScopeScheduling
 
 from convlens.runtime.torch_runtime import keep_freed_memory
@@ -40,6 +44,20 @@ def test_data() -> Path:
 def _as_our_processes_run() -> None:
     keep_freed_memory()
     torch.set_num_threads(1 if WORKER else min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_listed_once() -> None:
+    """torch's exporter asks onnxscript at every export for the same 500 operators, which parses each one's source: a
+    third of the time that a small network takes.
+    """
+    apis: Any = lazy_imports.onnxscript_apis  # onnxscript takes a second to load: it waits for the first export
+
+    @functools.cache
+    def operators() -> Any:
+        return importlib.import_module(apis._name).get_torchlib_ops()
+
+    apis.get_torchlib_ops = operators
 
 
 @pytest.fixture(scope="session")

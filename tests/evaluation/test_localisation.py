@@ -118,9 +118,9 @@ def test_a_tolerance_that_is_no_distance_is_an_error(tolerance: float) -> None:
 
 # --- real photographs -------------------------------------------------------------------------------------------------
 
-# Method -> its options; coarser windows than usual take half as long.
+# Method -> its options; coarser windows than usual take a third as long.
 METHODS: dict[str, dict[str, int]] = {
-    "occlusion": {"window": 48, "stride": 24},
+    "occlusion": {"window": 56, "stride": 28},
     "grad_cam": {},
     "guided_backprop": {},
 }

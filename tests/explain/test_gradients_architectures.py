@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import nets
@@ -16,6 +17,7 @@ from torch import Tensor
 from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, run
 from convlens.models import Classifier, load
+from convlens.types import Attribution
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +55,11 @@ class Case:
     def short_name(self) -> str:
         return self.name.split(":")[1]
 
+    @functools.cached_property
+    def results(self) -> dict[str, Attribution]:
+        """What each method gives, computed once for all tests."""
+        return {method: run(method, self.forward, TARGETS) for method in RULES}
+
 
 def case_of(name: str, size: int) -> Case:
     loaded = load(name, device="cpu")
@@ -70,7 +77,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
 
 @pytest.mark.parametrize("method", RULES)
 def test_equals_the_rule_written_into_each_relu_by_hand(case: Case, method: str) -> None:
-    result = run(method, case.forward, TARGETS)
+    result = case.results[method]
     expected = case.reference.gradient(RULES[method], TARGETS)
     assert expected.abs().max() > 0
     # float64 rounding along a hundred layers; both add in another order.
@@ -78,7 +85,7 @@ def test_equals_the_rule_written_into_each_relu_by_hand(case: Case, method: str)
 
 
 def test_every_relu_call_that_is_made_is_ruled(case: Case) -> None:
-    meta = run("guided_backprop", case.forward, TARGETS).meta
+    meta = case.results["guided_backprop"].meta
     made = reference_gradients.relu_calls(case.classifier.module, case.x_NCHW)
     assert made == case.reference.relu_calls > 0
     assert (meta.relu_calls_seen, meta.relu_calls_ruled) == (made, made)
@@ -93,7 +100,7 @@ CAPTUM_IS_OFF = ("densenet121",)
 @pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
 def test_equals_captum_where_captum_is_right(case: Case) -> None:
     for method, captums in captum_results(case).items():
-        error = nets.relative_error(captums, run(method, case.forward, TARGETS).values_NCHW)
+        error = nets.relative_error(captums, case.results[method].values_NCHW)
         if method != "saliency" and case.short_name in CAPTUM_IS_PLAIN + CAPTUM_IS_OFF:
             assert error > 0.1
         else:

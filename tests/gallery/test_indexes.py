@@ -17,21 +17,35 @@ from convlens.gallery.vectors import nearest_others
 RANDOM = np.random.default_rng(0)
 
 
-def clusters(count: int, dimensions: int = 32, *, seed: int = 0) -> np.ndarray:
+def clusters(count: int, dimensions: int = 8, *, seed: int = 0) -> np.ndarray:
     chance = np.random.default_rng(seed)
     centres = chance.normal(size=(60, dimensions))
     return (centres[chance.integers(0, 60, count)] + 0.4 * chance.normal(size=(count, dimensions))).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["hnsw", "ivfpq"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gallery of ``clusters(12_000)`` with an index of each kind."""
-    path = tmp_path_factory.mktemp("gallery") / "gallery"
-    make(path, clusters(12_000), index=request.param)
-    return path
+@pytest.fixture(scope="module")
+def hnsw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("hnsw"), "hnsw")
 
 
 @pytest.fixture(scope="module")
+def ivfpq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("ivfpq"), "ivfpq")
+
+
+def made(folder: Path, kind: str) -> Path:
+    """A gallery of ``clusters(12_000)``."""
+    make(folder, clusters(12_000), index=kind)
+    return folder
+
+
+@pytest.fixture(params=["hnsw", "ivfpq"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture
 def indexed(folder: Path) -> tuple[Gallery, np.ndarray]:
     return Gallery.open(folder), clusters(12_000)
 
@@ -65,10 +79,9 @@ def test_more_than_an_index_offers_is_looked_for_exactly(indexed: tuple[Gallery,
 
 
 @pytest.mark.slow
-def test_the_same_features_make_the_same_ivfpq_index(tmp_path) -> None:
-    vectors_ND = clusters(10_000)
-    first, second = (make(tmp_path / name, vectors_ND, index="ivfpq") for name in ("a", "b"))
-    assert first._manifest == second._manifest
+def test_the_same_features_make_the_same_ivfpq_index(ivfpq: Path, tmp_path: Path) -> None:
+    again = made(tmp_path / "again", "ivfpq")
+    assert Gallery.open(again)._manifest == Gallery.open(ivfpq)._manifest
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
