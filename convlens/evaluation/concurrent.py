@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,7 +79,7 @@ class ConcurrentEvaluators:
     def _models(self) -> Iterator[Classifier | GraphModel]:
         # Hooks stand in a network's layers while a method runs: no two may share one.
         for number in range(self._workers):
-            yield _alone(self._model, copied=number > 0)
+            yield _alone(self._model, number)
 
     def _step(self, step: Step) -> None:
         if self._stopped.is_set():
@@ -91,13 +92,26 @@ class _StoppedError(Exception):
     """Ends a worker whose record nobody waits for."""
 
 
-def _alone(model: Classifier | GraphModel, *, copied: bool) -> Classifier | GraphModel:
-    """The model with graphs whose runs take one thread, and with a network of its own if ``copied``."""
+def _alone(model: Classifier | GraphModel, number: int) -> Classifier | GraphModel:
+    """The model for the worker of that number: a network of its own, and graphs whose runs take one thread."""
+    graphs = model.graphs and _graphs_of_worker(model.graphs, number)
     if isinstance(model, GraphModel):
-        runtimes = {runtime: runtime.on_one_core() for runtime in model.graphs.runtimes}
-        return replace(model, graphs=GraphSet(tuple(runtimes.values())), main=runtimes[model.main])
-    graphs = model.graphs and GraphSet(tuple(runtime.on_one_core() for runtime in model.graphs.runtimes))
-    return replace(model, module=copy_of(model.module) if copied else model.module, graphs=graphs)
+        assert graphs is not None, "a model of graphs has some"
+        main = graphs.runtimes[model.graphs.runtimes.index(model.main)]
+        return replace(model, graphs=graphs, main=main)
+    return replace(model, module=copy_of(model.module) if number else model.module, graphs=graphs)
+
+
+def _graphs_of_worker(graphs: GraphSet, number: int) -> GraphSet:
+    """The same at each call: what their sweeps have learnt of their speed stays."""
+    kept = _KEPT.setdefault(graphs, {})
+    if number not in kept:
+        kept[number] = GraphSet(tuple(runtime.on_one_core() for runtime in graphs.runtimes))
+    return kept[number]
+
+
+# By what lives as long as the model does; a worker's graphs do not hold it.
+_KEPT: weakref.WeakKeyDictionary[GraphSet, dict[int, GraphSet]] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
