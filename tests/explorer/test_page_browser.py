@@ -298,7 +298,7 @@ def test_neighbours_are_the_gallery_s(page: Page, network: Classifier) -> None:
 
     names = page.evaluate("[...document.querySelectorAll('.neighbours img')].map((made) => made.alt)")
     assert names[0] == "Gallery picture cat"
-    assert page.evaluate("document.querySelector('.neighbours img').naturalWidth") > 0
+    assert page.wait_for("document.querySelector('.neighbours img').naturalWidth") > 0
 
 
 # What the browser does with files that are let go over the page, and with those of the clipboard.
