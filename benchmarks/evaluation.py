@@ -79,7 +79,8 @@ def table(given: argparse.Namespace) -> None:
         for name, method in evaluation.summary["methods"].items()
     ]
     rows.sort(key=lambda row: -row.get("faithfulness", 0.0))
-    show([{key: value for key, value in row.items() if key != "metrics"} for row in rows])
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "metrics"]
+    show([{key: row.get(key, "") for key in columns} for row in rows])  # costly methods get no sanity checks
     settings = {key: value for key, value in evaluation.settings.items() if key != "list_sha256"}
     settings["model"] = classifier.spec.name.partition("?")[0]
     path = RESULTS / f"evaluation-{given.name or classifier.spec.name.partition(':')[2].partition('?')[0]}.json"

@@ -247,7 +247,7 @@ def randomisation(result: dict[str, Any]) -> str:
             rows.append((name.replace("_", " "), *("" if mean is None else f"{mean:.2f}" for mean in means)))
     rows.sort(key=lambda row: -float(row[1] or 0))
     heads = ("random down to", *(f"`{stage}`" for stage in stages))
-    return _table(heads, rows) + f"\n\n{_short(result['settings']['model'])}."
+    return _table(heads, rows) + f"\n\n{result['summary']['pictures']} images, {_short(result['settings']['model'])}."
 
 
 def evaluation_speed(result: dict[str, Any]) -> str:
