@@ -42,7 +42,8 @@ def atlas(
     channels: Annotated[
         list[str],
         typer.Option(
-            help="Channels, such as 0,3,8-15, for a quick look; each layer shows those that it has. Default: all."
+            help="Channels, such as 0,3,8-15, for a quick look; each layer shows those that it has. Default: all; may "
+            "be repeated."
         ),
     ] = [],  # noqa: B006
     k: Annotated[int, typer.Option("-k", min=1, max=100, help="Patches per channel, at most one from an image.")] = 6,
