@@ -275,6 +275,7 @@ def test_what_is_folded_has_the_network_s_gradient() -> None:
         {"kernel_size": 3, "padding": 1},
         {"kernel_size": 1, "bias": False},
         {"kernel_size": (1, 5), "padding": (0, 2)},
+        {"kernel_size": (3, 5), "padding": (0, 2)},
         {"kernel_size": 3, "dilation": 2, "groups": 4},
         {"kernel_size": 3, "padding": 1, "groups": 8},
         {"kernel_size": 3, "padding": 4},  # more than the kernel reaches
