@@ -53,6 +53,23 @@ class OtherWayForMany(Normed):
         return functional.relu(self.norms[1](self.second(functional.relu(self.first(x))))) * 2
 
 
+class Kinked(Normed):
+    """At the first image alone, and only by exactly its maps, a twentieth more: a kink that rounding decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Tensor] = []
+        self.kink = torch.empty(0)
+
+    def maps(self, x: Tensor) -> Tensor:
+        self.batches.append(x.detach().clone())
+        y = self.norms[0](self.first(x))
+        if y.requires_grad and not len(self.kink):
+            self.kink = y[0].detach().clone()
+        on = torch.tensor([torch.equal(row, self.kink) for row in y.detach()], dtype=y.dtype)
+        return functional.relu(self.norms[1](self.second(functional.relu(y)))) * (1 + on[:, None, None, None] / 20)
+
+
 def by_autograd(module: nn.Module, x_NCHW: Floats, target_N: list[int], many: bool) -> Floats:
     """Integrated gradients from grey, node by node; each node's image twice where the network minds being alone."""
     nodes, weights = np.polynomial.legendre.leggauss(STEPS)
@@ -88,6 +105,16 @@ def test_in_float32_folding_changes_rounding_only() -> None:
     exact = ForwardPass(classifier(Normed().double().eval(), classes=3), x_NCHW.astype(np.float64))
     expected = run("smoothgrad", exact, [2, 0], {"samples": STEPS}).values_NCHW
     np.testing.assert_allclose(values, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_kink_at_the_first_point_does_not_keep_a_network_from_being_folded() -> None:
+    x_NCHW = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    nodes, _ = np.polynomial.legendre.leggauss(STEPS)
+    points_PCHW = torch.as_tensor((nodes + 1) / 2).float()[:, None, None, None] * x_NCHW
+    module = Kinked().eval()
+    run("integrated_gradients", ForwardPass(classifier(module, classes=3), x_NCHW), [0], {"steps": STEPS})
+    at_second = [batch for batch in module.batches if any(torch.equal(row, points_PCHW[1]) for row in batch)]
+    assert len(at_second) == 1  # a second time where the folded network's first batch is thrown away
 
 
 def test_the_network_is_as_it_was() -> None:
