@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from convlens.evaluation.sparseness import sparseness
 from convlens.evaluation.stages import Stage
 from convlens.explain import ForwardPass, GraphForward, GraphModel, get
 from convlens.explain.forward import Forward, OnStep
+from convlens.explain.sampled_gradients import folded_once
 from convlens.explain.scores import scores_of
 from convlens.models import Classifier
 from convlens.types import Attribution, CurveKind, Floats, Ints, ModelSpec, Step, no_op
@@ -111,7 +113,8 @@ class PictureEvaluator:
             return {"id": picture.id, "error": error.message}
         case = _Case(picture, prepared.x_CHW, forward, target, mask_HW, changes, of_image)
         maps: dict[str, Floats] = {}
-        methods = {name: self._method(name, case, maps) for name in self._plan.methods}
+        with folded_once(self._model.module) if isinstance(self._model, Classifier) else nullcontext():
+            methods = {name: self._method(name, case, maps) for name in self._plan.methods}
         if self._wants("randomisation", picture):
             self._add_randomisation(case, methods, maps)
         return {

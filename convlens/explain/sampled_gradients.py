@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -82,6 +84,24 @@ def _summed(
     return total
 
 
+@contextmanager
+def folded_once(module: nn.Module) -> Iterator[None]:
+    """Inside this ``with`` a network's batch norms are folded for the first call and serve the others.
+
+    For who calls often: to fold and to compare take as long as three gradients. The network, its weights too,
+    must stay as it is.
+    """
+    _FOLDED[module] = {}
+    try:
+        yield
+    finally:
+        _FOLDED.pop(module, None)
+
+
+# By the form of an image.
+_FOLDED: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, FoldedBatchNorms]] = weakref.WeakKeyDictionary()
+
+
 class _InputGradient:
     """d logit(target) / d x (N, C, H, W), each row by its own target (N,), of so many ``images`` in all.
 
@@ -98,10 +118,15 @@ class _InputGradient:
     def __call__(self, x_NCHW: Tensor, targets: Tensor) -> Tensor:
         if not self._may_fold or x_NCHW.device.type != "cpu":
             return self._gradient(x_NCHW, targets)
+        kept = _FOLDED.get(self._module, {})
+        self._folded = self._folded or kept.get(x_NCHW.shape[1:])
         if self._folded is not None:
             with self._folded.mode():
                 return self._gradient(x_NCHW, targets)
-        return self._first(x_NCHW, targets)
+        gradient_NCHW = self._first(x_NCHW, targets)
+        if self._folded is not None:
+            kept[x_NCHW.shape[1:]] = self._folded
+        return gradient_NCHW
 
     def _first(self, x_NCHW: Tensor, targets: Tensor) -> Tensor:
         """The gradients of the first batch, by the network that the others then go through as well."""

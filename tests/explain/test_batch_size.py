@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import nets
 import numpy as np
 import pytest
@@ -24,12 +26,31 @@ class Wide(nn.Module):
         return self.head(self.first(x_NCHW).mean((2, 3)))
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [2], indirect=True)
 @pytest.mark.parametrize(
     ("channels", "expected"),
     [(1, 8), (15, 8), (16, 7), (20, 6), (25, 5), (64, 4)],
     ids=["small", "8 of 3.75 MB", "8 of 4 MB reach 32", "6 of 5 MB", "5 of 6.25 MB", "never fewer than 4"],
 )
+@pytest.mark.usefixtures("threads")
 def test_no_tensor_of_a_pass_reaches_32_mb_while_4_images_are_left(channels: int, expected: int) -> None:
+    assert cpu_gradient_batch(Wide(channels).eval(), torch.zeros(3, 1, 256, 256)) == expected
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+@pytest.mark.parametrize(
+    ("channels", "expected"), [(1, 8), (10, 7), (13, 6), (64, 4)], ids=["small", "2.5 MB", "3.25 MB", "16 MB"]
+)
+@pytest.mark.usefixtures("threads")
+def test_on_one_thread_no_tensor_of_a_pass_reaches_20_mb(channels: int, expected: int) -> None:
     assert cpu_gradient_batch(Wide(channels).eval(), torch.zeros(3, 1, 256, 256)) == expected
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convlens.explain import ForwardPass, run
+from convlens.explain.sampled_gradients import folded_once
 from convlens.types import Floats
 
 STEPS = 20  # more than it takes to fold
@@ -62,7 +63,8 @@ class Kinked(Normed):
         self.kink = torch.empty(0)
 
     def maps(self, x: Tensor) -> Tensor:
-        self.batches.append(x.detach().clone())
+        if x.requires_grad:
+            self.batches.append(x.detach().clone())
         y = self.norms[0](self.first(x))
         if y.requires_grad and not len(self.kink):
             self.kink = y[0].detach().clone()
@@ -115,6 +117,40 @@ def test_a_kink_at_the_first_point_does_not_keep_a_network_from_being_folded() -
     run("integrated_gradients", ForwardPass(classifier(module, classes=3), x_NCHW), [0], {"steps": STEPS})
     at_second = [batch for batch in module.batches if any(torch.equal(row, points_PCHW[1]) for row in batch)]
     assert len(at_second) == 1  # a second time where the folded network's first batch is thrown away
+
+
+def test_folded_once_the_second_call_neither_folds_nor_compares_and_gives_the_same() -> None:
+    module = Kinked().eval()
+    x_NCHW = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+
+    def values() -> Floats:
+        forward = ForwardPass(classifier(module, classes=3), x_NCHW)
+        return run("gradient_shap", forward, [2], {"samples": STEPS}).values_NCHW
+
+    alone = values()
+    with folded_once(module):
+        values()
+        module.batches.clear()
+        second = values()
+        gradients = sum(map(len, module.batches))
+    np.testing.assert_array_equal(second, alone)
+    assert gradients == STEPS  # and none of one image alone to compare with
+
+
+def test_behind_folded_once_changed_weights_are_folded_anew() -> None:
+    module = Normed().eval()
+    x_NCHW = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    forward = ForwardPass(classifier(module, classes=3), x_NCHW)
+    with folded_once(module):
+        run("smoothgrad", forward, [2], {"samples": STEPS})
+    module.head.weight.data *= 2
+    module.second.weight.data *= 3
+    found = run("smoothgrad", forward, [2], {"samples": STEPS}).values_NCHW
+    exact = Normed().eval()
+    exact.load_state_dict(module.state_dict())
+    expected = ForwardPass(classifier(exact.double(), classes=3), x_NCHW.astype(np.float64))
+    expected_NCHW = run("smoothgrad", expected, [2], {"samples": STEPS}).values_NCHW
+    np.testing.assert_allclose(found, expected_NCHW, atol=1e-3 * np.abs(expected_NCHW).max())
 
 
 def test_the_network_is_as_it_was() -> None:
