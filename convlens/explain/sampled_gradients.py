@@ -119,16 +119,13 @@ class _InputGradient:
         if not self._may_fold or x_NCHW.device.type != "cpu":
             return self._gradient(x_NCHW, targets)
         kept = _FOLDED.get(self._module, {})
-        self._folded = self._folded or kept.get(x_NCHW.shape[1:])
-        if self._folded is not None:
-            with self._folded.mode():
+        folded = self._folded or kept.get(x_NCHW.shape[1:])
+        if folded is not None:
+            with folded.mode():
                 return self._gradient(x_NCHW, targets)
-        gradient_NCHW = self._first(x_NCHW, targets)
-        if self._folded is not None:
-            kept[x_NCHW.shape[1:]] = self._folded
-        return gradient_NCHW
+        return self._first(x_NCHW, targets, kept)
 
-    def _first(self, x_NCHW: Tensor, targets: Tensor) -> Tensor:
+    def _first(self, x_NCHW: Tensor, targets: Tensor, kept: dict[torch.Size, FoldedBatchNorms]) -> Tensor:
         """The gradients of the first batch, by the network that the others then go through as well."""
         with WatchedConvolutions() as watched:
             expected_1CHW = self._gradient(x_NCHW[:1], targets[:1])
@@ -141,6 +138,7 @@ class _InputGradient:
             with self._folded.mode():
                 gradient_NCHW = self._gradient(x_NCHW, targets)
             if self._agrees(gradient_NCHW[:1], expected_1CHW, targets[:1]):
+                kept[x_NCHW.shape[1:]] = self._folded
                 return gradient_NCHW
         except (RuntimeError, UnsupportedModelError) as error:
             # Checkpointed layers run a second time during the backward pass, where nothing is folded.
