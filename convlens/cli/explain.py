@@ -57,7 +57,7 @@ def explain(
         list[str],
         typer.Option(
             help="Methods, comma-separated, `all`, or `recommended` with --evaluation; may be repeated. "
-            f"Default: {CLASS_METHODS}, and neighbours with --gallery; for a neuron {NEURON_METHODS}."
+            f"Default: {CLASS_METHODS}; for a neuron {NEURON_METHODS}; with --gallery neighbours too."
         ),
     ] = [],  # noqa: B006 - typer's way; never changed
     evaluation: EvaluationOption = None,
@@ -65,7 +65,7 @@ def explain(
     neuron: NeuronOption = "",
     model: ModelOption = DEFAULT_MODEL,
     gallery: Annotated[
-        Path | None, typer.Option(help="Gallery to search for nearest neighbours; `all` then includes them.")
+        Path | None, typer.Option(help="Gallery to search for nearest neighbours, which `all` then includes.")
     ] = None,
     graphs: Annotated[
         list[Path],
@@ -91,7 +91,7 @@ def explain(
     require_results_folder(output)
     recommendation = recommended(methods, evaluation)
     names = parse_methods(
-        methods or _default_methods(neuron, gallery), recommendation, with_gallery=gallery is not None and not neuron
+        methods or _default_methods(neuron, gallery), recommendation, with_gallery=gallery is not None
     )
     evaluated = recommendation.options_not_default() if recommendation else {}
 
@@ -164,9 +164,7 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _default_methods(neuron: str, gallery: Path | None) -> list[str]:
-    if neuron:
-        return [NEURON_METHODS]
-    return [CLASS_METHODS, *(["neighbours"] if gallery else [])]
+    return [NEURON_METHODS if neuron else CLASS_METHODS, *(["neighbours"] if gallery else [])]
 
 
 def _explain_all(

@@ -27,7 +27,7 @@ def require_movable(folder: Path) -> None:
             f"{folder} holds the folder that this command runs in and cannot be replaced; choose another",
             field="output",
         )
-    require_writable(folder.parent)
+    require_writable(folder.parent, path=folder)
 
 
 def require_png(path: Path) -> None:

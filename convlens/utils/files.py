@@ -36,10 +36,13 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def require_writable(path: Path) -> None:
-    """RequestError, before any work, where no file can be made in the folder ``path``, or it cannot be made itself."""
+def require_writable(folder: Path, *, path: Path | None = None) -> None:
+    """RequestError, before any work, where no file can be made in the folder, or it cannot be made itself.
+
+    ``path`` is what the error names, by default the folder.
+    """
+    path, place = path or folder, folder
     try:
-        place = path
         while not os.path.lexists(place):
             place = place.parent
         if not place.is_dir():
@@ -58,7 +61,7 @@ def require_writable_file(path: Path) -> None:
     """The same for a file, which may be there already."""
     if path.is_dir():
         raise RequestError(f"{path} is a folder; name a file", field="output")
-    require_writable(path.parent)
+    require_writable(path.parent, path=path)
 
 
 @contextmanager
