@@ -89,10 +89,9 @@ NEEDS = re.compile(r"torchvision:\w+(?!\S*untrained)\b(?!:)|--graph ")  # weight
 
 def console_lines(text: str) -> list[list[str]]:
     """The arguments of every ``convlens`` in the blocks of a document."""
-    found = (
-        re.search(r"(?:^|\.venv/bin/|\$\()convlens ([^)\n]*)", line)
-        for line in "".join(blocks("console", text)).splitlines()
-    )
+    indented = re.findall(r"^    (convlens .*)$", text, flags=re.MULTILINE)
+    lines = [*"".join(blocks("console", text)).splitlines(), *indented]
+    found = (re.search(r"(?:^|\.venv/bin/|\$\()convlens ([^)\n]*)", line) for line in lines)
     return [shlex.split(match[1]) for match in found if match]
 
 
