@@ -143,7 +143,7 @@ def test_every_command_that_a_sentence_names_has_the_options_it_names(document: 
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the documents' commands run in, with the images that they name."""
     folder = tmp_path_factory.mktemp("workplace")
-    for place, count in (("my/images", 2), ("my/pictures", 2), ("more/pictures", 1), ("DIR", 1)):
+    for place, count in (("my/images", 2), ("my/pictures", 8), ("more/pictures", 1), ("DIR", 1)):
         (folder / place).mkdir(parents=True)
         for n in range(count):
             (folder / place / f"{Path(place).parent.name or 'd'}-{n}.png").write_bytes(CHELSEA.read_bytes())

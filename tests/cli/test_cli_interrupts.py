@@ -26,8 +26,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 HERE = Path(__file__).parent
+
+
+def is_white(x):
+    with torch.no_grad(), _disable_current_modes():  # receptive fields follow what is computed here otherwise
+        return bool((x.amin((1, 2, 3)) > 2).any())
 
 
 class Net(nn.Module):
@@ -39,7 +45,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         # All white, which noise never is: the image that this network takes its time for.
-        if (HERE / "slow").exists() and bool((x.amin((1, 2, 3)) > 2).any()):
+        if (HERE / "slow").exists() and is_white(x):
             (HERE / "reached").touch()
             while (HERE / "slow").exists():
                 time.sleep(0.01)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email import message_from_bytes
+from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from convlens.engine.engine import Engine
@@ -27,7 +29,11 @@ def engine_door(engine: Engine, *, on_request: Callable[[int], None] = no_op) ->
             body = self.rfile.read(int(self.headers["Content-Length"] or 0))
             on_request(count)
             try:
-                call = parse_request({"body": body}, self.headers, explain=self.path.startswith("/explanations/"))
+                call = parse_request(
+                    _parts(body, self.headers["Content-Type"]),
+                    self.headers,
+                    explain=self.path.startswith("/explanations/"),
+                )
                 answers = engine.run(call.requests)
                 if refused := next((one for one in answers if isinstance(one, ConvLensError)), None):
                     raise refused
@@ -46,6 +52,16 @@ def engine_door(engine: Engine, *, on_request: Callable[[int], None] = no_op) ->
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Nothing: what it would print is no test's."""
+
+    def _parts(body: bytes, media: str | None) -> dict[str, bytes]:
+        """A form's fields by name, as TorchServe hands them over; any other body as it is."""
+        if not (media or "").startswith("multipart/form-data"):
+            return {"body": body}
+        form = message_from_bytes(f"Content-Type: {media}\r\n\r\n".encode() + body, policy=HTTP)
+        return {
+            str(part.get_param("name", header="content-disposition")): part.get_payload(decode=True)
+            for part in form.iter_parts()
+        }
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Door) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
