@@ -235,7 +235,7 @@ SMALLER: dict[str, tuple[dict[str, str], str]] = {
             '"my/images", ': '"my/images", metrics=["sparseness"], ',
             ', "occlusion"': "",
         },
-        "saliency",
+        "no method is ranked or recommended",
     ),
     "inside.md": ({}, "blocks.2.0"),
     "synthesis.md": ({}, ""),

@@ -102,7 +102,8 @@ def list_kinds(
 
 def _explain_kind(kind: str) -> None:
     table = Table(title=f"{kind}: {kind_title(kind)}", title_justify="left")
-    for heading in ("option", "takes", "default", "unit"):
+    table.add_column("option", no_wrap=True)  # to be copied
+    for heading in ("takes", "default", "unit"):
         table.add_column(heading)
     table.add_column("meaning", overflow="fold", ratio=1)
     for option in option_docs(kind):

@@ -219,6 +219,7 @@ def test_a_gallery_adds_neighbours_to_all_methods_and_to_the_default_ones(
     few = ("rise.masks=8", "smoothgrad.samples=2", "gradient_shap.samples=2", "integrated_gradients.steps=4")
     options = ["--methods", asked, *(part for value in few for part in ("--set", value))] if asked else []
     common = ("--model", tiny, "--no-accelerate", "--gallery", tmp_path / "gallery", "-o", tmp_path / "out")
+    common += ("--set", "neighbours.k=2")
     result = convlens("explain", pictures / "coffee.png", *options, *common)
     assert result.exit_code == 0, result.output
     reply = json.loads((tmp_path / "out" / "coffee" / "reply.json").read_text())
