@@ -15,6 +15,7 @@ from convlens.errors import ConvLensError
 from convlens.models import DEFAULT, load
 from convlens.runtime.graph_contract import BACKWARD, CAM, KINDS
 from convlens.types import Step
+from convlens.utils.files import require_writable, require_writable_file
 from export.bundle import ALONE, bundle
 from export.compatibility import FAMILIES, Row, compare_families, markdown
 from export.exporter import ExportReport, OnStep, export
@@ -42,12 +43,21 @@ def main(arguments: Sequence[str] | None = None, *, show_steps: ShowSteps = prin
     """
     options = _parser().parse_args(arguments)
     try:
+        _require_output(options)
         if options.command == "table":
             return _table(options)
         return (_bundle if options.command == "bundle" else _export)(options, show_steps)
     except ConvLensError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
+
+
+def _require_output(options: argparse.Namespace) -> None:
+    """RequestError, before a model is loaded, for an output that cannot be written."""
+    if options.command == "bundle":
+        require_writable(options.output)
+    elif options.output is not None:
+        require_writable_file(options.output)
 
 
 class _AddUp(argparse.Action):

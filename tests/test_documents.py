@@ -1,26 +1,37 @@
-"""What the README and the how-tos say is true: every block of code in them runs here."""
+"""What the README and the how-tos say is true: every block of code in them runs here, or where its server runs.
+
+Every command line is read by the command's own parser, and run where it takes no minutes and no network.
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
+import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import skimage
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from convlens import explain
 from convlens.cli.main import COMMANDS, build
+from convlens.engine.method_calls import method_calls
+from convlens.jobs.batch import read_batch
+from convlens.jobs.check import check_entries
 from convlens.protocol.negotiation import Media
-from convlens.protocol.params import Params
+from convlens.protocol.params import Params, parse_params
 from convlens.serving.openapi import STATUSES, json_schema
+from export.__main__ import _parser as exporter_options
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,19 +55,228 @@ def test_every_make_target_named_exists(line: str) -> None:
     subprocess.run([*line.split(), "--dry-run"], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
-@pytest.mark.parametrize("line", lines(".venv/bin/convlens"))
-def test_every_convlens_line_names_a_command_and_its_options(line: str) -> None:
-    _, command, *arguments = shlex.split(line)
-    if command.startswith("--"):
-        assert command in CliRunner().invoke(build([]), ["--help"], env={"COLUMNS": "200"}).output
+# ---- command lines
+
+DOCUMENTS = {
+    path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+}
+# What is not run here, and why; a test of its own runs what is quick on a small network.
+PARSED_ONLY = {
+    "ascent": "hundreds of steps",
+    "archive": "exports graphs",
+    "atlas": "draws for minutes",
+    "demo": "starts a server",
+    "dream": "hundreds of steps",
+    "evaluate": "explains for minutes",
+    "explain": "sweeps for seconds, and its own test runs it",
+    "explore": "serves until it is stopped",
+    "export": "exports graphs",
+    "fool": "hundreds of steps",
+    "invert": "hundreds of steps",
+    "jobs": "hundreds of steps",
+    "lecture": "draws for minutes",
+    "models": "asks timm for its list",
+    "patches": "draws for minutes",
+    "probe": "asks a server",
+    "project": "projects for seconds",
+    "query": "asks a server",
+    "serve": "serves until it is stopped",
+    "texture": "hundreds of steps",
+    "token": "asks for a server's token",
+}
+NEEDS = re.compile(r"torchvision:\w+(?!\S*untrained)\b(?!:)|--graph ")  # weights to download, a graph to export
+
+
+def console_lines(text: str) -> list[list[str]]:
+    """The arguments of every ``convlens`` in the blocks of a document."""
+    indented = re.findall(r"^    (convlens .*)$", text, flags=re.MULTILINE)
+    lines = [*"".join(blocks("console", text)).splitlines(), *indented]
+    found = (re.search(r"(?:^|\.venv/bin/|\$\()convlens ([^)\n]*)", line) for line in lines)
+    return [shlex.split(match[1]) for match in found if match]
+
+
+LINES = [(document, line) for document, text in DOCUMENTS.items() for line in console_lines(text)]
+MENTIONS = [
+    (document, mention.split())
+    for document, text in DOCUMENTS.items()
+    for mention in re.findall(r"`(?:\.venv/bin/)?convlens ([a-z][^`]*)`", text)
+]
+
+
+def by_words(parameter: object) -> str:
+    return " ".join(parameter) if isinstance(parameter, list) else str(parameter)
+
+
+def chosen_command(words: list[str]) -> tuple[Any, list[str]]:
+    """The command, or the command of a command, that the words name, and the words behind it."""
+    command: Any = get_command(build(words[:1])).commands[words[0]]  # type: ignore[attr-defined]
+    rest = words[1:]
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, rest = command.commands[rest[0]], rest[1:]
+    return command, rest
+
+
+@pytest.mark.parametrize(("document", "words"), LINES, ids=by_words)
+def test_every_command_line_is_one_that_its_command_takes(document: str, words: list[str]) -> None:
+    if words[0].startswith("--"):
+        assert words[0] in CliRunner().invoke(build([]), ["--help"], env={"COLUMNS": "200"}).output
+    elif words[0] == "export":
+        exporter_options().parse_args(words[1:])
+    else:
+        command, rest = chosen_command(words)
+        command.make_context("convlens", list(rest))
+
+
+@pytest.mark.parametrize(("document", "words"), MENTIONS, ids=by_words)
+def test_every_command_that_a_sentence_names_has_the_options_it_names(document: str, words: list[str]) -> None:
+    assert words[0] in COMMANDS
+    if words[0] == "export":
+        assert words[1:] in ([], ["KIND"]) or words[1] in exporter_options().format_help()
         return
-    assert command in COMMANDS
-    nested = command in ("export", "gallery", "jobs")
-    asked = [command, *([arguments[0]] if nested else []), "--help"]
-    said = CliRunner().invoke(build([command]), asked, env={"COLUMNS": "200"}).output
-    for argument in arguments:
-        if argument.startswith("-"):
-            assert argument in said
+    command, rest = chosen_command(words)
+    known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word for word in rest if word.startswith("-")} <= known
+    assert not getattr(command, "commands", {}) or not rest, f"{words} names no command"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the documents' commands run in, with the images that they name."""
+    folder = tmp_path_factory.mktemp("workplace")
+    for place, count in (("my/images", 2), ("my/pictures", 8), ("more/pictures", 1), ("DIR", 1)):
+        (folder / place).mkdir(parents=True)
+        for n in range(count):
+            (folder / place / f"{Path(place).parent.name or 'd'}-{n}.png").write_bytes(CHELSEA.read_bytes())
+    for place in ("my/cat.jpg", "cat.jpg", "dog.jpg"):
+        (folder / place).write_bytes(CHELSEA.read_bytes())
+    return folder
+
+
+RUN = [
+    (document, line)
+    for document, line in LINES
+    if line[0] in COMMANDS and line[0] not in PARSED_ONLY and not NEEDS.search(" ".join(line))
+]
+
+
+@pytest.mark.parametrize(("document", "words"), RUN, ids=by_words)
+def test_every_quick_command_line_runs(
+    document: str, words: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workplace)
+    (workplace / "features" / "manifest.json").unlink(missing_ok=True)  # another document's line made it
+    shutil.rmtree(workplace / "features", ignore_errors=True)
+    result = CliRunner().invoke(build(words), words)
+    assert result.exit_code == 0, f"{result.output} {result.exception!r}"
+
+
+CURLS = [
+    line
+    for text in DOCUMENTS.values()
+    for block in blocks("console", text)
+    for line in block.splitlines()
+    if line.startswith("curl ")
+]
+
+
+@pytest.mark.parametrize("line", CURLS)
+def test_every_curl_line_asks_for_what_there_is(line: str) -> None:
+    words = shlex.split(line)
+    (address,) = (word for word in words if word.startswith("http://"))
+    path = re.fullmatch(r"http://127\.0\.0\.1:8080/(predictions|explanations)/convlens(?:/1\.0/(\w+))?", address)
+    assert path is not None
+    assert path[2] is None or explain.get(path[2])
+    for word in words:
+        if word.startswith("params="):
+            assert method_calls(parse_params(json.loads(word.removeprefix("params="))), ())
+        if word.startswith("Accept: "):
+            assert word.removeprefix("Accept: ") in get_args(Media)
+
+
+# ---- Python
+
+
+def statements(text: str) -> list[str]:
+    """Every import in the blocks of Python and in the sentences of a document."""
+    trees = [ast.parse(block) for block in blocks("python", text)]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [*map(ast.unparse, nodes), *re.findall(r"`((?:from|import) convlens[^`]*)`", text)]
+
+
+@pytest.mark.parametrize("statement", sorted({line for text in DOCUMENTS.values() for line in statements(text)}))
+def test_every_documented_import_works(statement: str) -> None:
+    exec(statement, {})
+
+
+NAMES = sorted(
+    {name for text in DOCUMENTS.values() for name in re.findall(r"`(convlens(?:\.[A-Za-z_]\w*)+)(?![\w/])", text)}
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_of_the_library_that_a_sentence_names_exists(name: str) -> None:
+    pkgutil.resolve_name(name)
+
+
+SMALL = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
+# Document -> what is smaller here than in its blocks, and what these print or write.
+SMALLER: dict[str, tuple[dict[str, str], str]] = {
+    "atlas.md": (
+        {
+            "convlens.load()": f'convlens.load("{SMALL}", device="cpu")',
+            "blocks.3.1": "features.3",
+            "range(8)": "range(1), options=ChannelOptions(k=2, maximisation=MaximisationOptions(pictures=1, steps=2))",
+        },
+        ".png",
+    ),
+    "evaluation.md": (
+        {
+            'convlens.accelerate(convlens.load("packaged:efficientnet_lite0"))': f'convlens.load("{SMALL}")',
+            '"my/images", ': '"my/images", metrics=["sparseness"], ',
+            ', "occlusion"': "",
+        },
+        "no method is ranked or recommended",
+    ),
+    "inside.md": ({}, "blocks.2.0"),
+    "synthesis.md": ({}, ""),
+}
+PRELUDE = """
+import convlens
+from convlens.atlas import ChannelOptions
+from convlens.atlas.maximisation import MaximisationOptions
+
+classifier = convlens.load(device="cpu")
+x_CHW = convlens.image.prepare(convlens.image.read("cat.jpg"), classifier.spec).x_CHW
+"""
+
+
+@pytest.mark.parametrize("document", SMALLER)
+def test_every_python_block_of_the_how_to_runs_on_less(
+    document: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    (workplace / "bricks.jpg").write_bytes((CHELSEA.parent / "brick.png").read_bytes())
+    smaller, prints = SMALLER[document]
+    names: dict[str, Any] = {"__name__": "how_to"}
+    exec(PRELUDE, names)
+    for block in blocks("python", DOCUMENTS[document]):
+        for old, new in smaller.items():
+            block = block.replace(old, new)
+        exec(compile(block, document, "exec"), names)
+    assert prints in capsys.readouterr().out
+
+
+def test_the_batch_of_the_how_to_can_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    (workplace / "bricks.jpg").write_bytes((CHELSEA.parent / "brick.png").read_bytes())
+    (block,) = blocks("yaml", DOCUMENTS["synthesis.md"])
+    (workplace / "batch.yaml").write_text(block)
+    results = list(check_entries(read_batch(workplace / "batch.yaml")))
+    assert [(result.name, result.error) for result in results] == [
+        ("animals-and-coffee", ""),
+        ("001-texture", ""),
+        ("002-quilt", ""),
+    ]
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from convlens.utils.record_dir import (
     SETTINGS,
     read_records,
     record_line,
+    require_usable,
     resumed_records,
     write_json,
 )
@@ -34,6 +35,7 @@ PICTURES, LAYERS, IMAGES = "pictures", "layers", "images"
 _ASSETS = ("atlas.css", "atlas.js")
 _PUBLISHED = (PICTURES, IMAGES, LAYERS, *_ASSETS, PAGE)
 _SURVEY = "survey.npz"
+_KIND = "an atlas"  # what errors call it
 _OURS = frozenset({RESULT, RECORDS, *_PUBLISHED})
 
 Record = dict[str, Any]
@@ -83,6 +85,11 @@ class AtlasDir:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_atlas_dir(out: Path, *, overwrite: bool) -> None:
+    """RequestError, before any work, for a folder that ``open_atlas_dir`` refuses whatever the settings are."""
+    require_usable(out, kind=_KIND, result=RESULT, ours=_OURS, overwrite=overwrite)
+
+
 @contextlib.contextmanager
 def open_atlas_dir(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Iterator[AtlasDir]:
     """The folder of a new atlas, or of an interrupted one with these very settings, with its records so far.
@@ -92,7 +99,7 @@ def open_atlas_dir(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -
     are replaced. ConvLensError where the disk refuses, after which the same call resumes.
     """
     with (
-        resumed_records(out, settings, kind="an atlas", result=RESULT, ours=_OURS, overwrite=overwrite) as resumed,
+        resumed_records(out, settings, kind=_KIND, result=RESULT, ours=_OURS, overwrite=overwrite) as resumed,
         contextlib.closing(AtlasDir(out, resumed)) as folder,
     ):
         yield folder

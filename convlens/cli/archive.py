@@ -9,6 +9,7 @@ import typer
 
 from convlens.cli.archive_cache import Runtime, archive_graphs, current_archive
 from convlens.cli.console import print_result, print_warning, spinner
+from convlens.cli.models import without_lattice
 from convlens.cli.options import (
     DEFAULT_MODEL,
     PRECISION,
@@ -16,6 +17,7 @@ from convlens.cli.options import (
     ModelOption,
     StoreOption,
     parse_methods,
+    parse_names,
     recommended,
 )
 from convlens.engine.backend import graphs_beside
@@ -26,6 +28,7 @@ from convlens.models import Classifier, load
 from convlens.torchserve.archive import SWEEP_SUFFIX
 from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.types import ArithmeticPrecision
+from convlens.utils.files import require_writable
 
 
 def archive(
@@ -61,8 +64,9 @@ def archive(
     response_timeout: Annotated[int, typer.Option(help="Seconds after which TorchServe kills a busy worker.")] = 120,
 ) -> None:
     """Build NAME.mar for TorchServe: the model, its gallery, the handler and this library."""
+    require_writable(store)
     recommendation = recommended(methods, evaluation)
-    defaults = tuple(parse_methods(methods, recommendation)) or None
+    names = parse_methods(methods, recommendation, with_gallery=gallery is not None)
     with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
     if recommendation is not None:
@@ -72,6 +76,7 @@ def archive(
             print_warning(f"{method} was evaluated with {settings}; the archive's defaults are the method's own")
     if gallery is not None:
         Gallery.open(gallery).require_weights(classifier.spec.weights_sha256)
+    defaults = tuple(without_lattice(names, classifier, asked=parse_names(methods))) or None
     folder = _graph_folder(classifier, runtime, graphs)
     options = ArchiveOptions(
         batch_size=batch_size,

@@ -10,8 +10,9 @@ import typer
 from convlens.atlas.build import ChannelActors, build_atlas, default_layers
 from convlens.atlas.channel import ChannelOptions
 from convlens.atlas.maximisation import MaximisationOptions
-from convlens.atlas.site_dir import PAGE
+from convlens.atlas.site_dir import PAGE, require_atlas_dir
 from convlens.cli.console import print_message, print_result, print_skipped, progress_bar, spinner
+from convlens.cli.interrupts import resumable
 from convlens.cli.options import (
     DeviceOption,
     LayersOption,
@@ -30,6 +31,7 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Step
 
 _TITLES = {"images": "running the images", "channels": "drawing channels", "pages": "writing pages"}
+_DONE = {"images": "images have run", "channels": "channels are drawn", "pages": "pages are written"}
 
 
 def atlas(
@@ -65,6 +67,7 @@ def atlas(
 ) -> None:
     """Show each channel of a network: what maximises it, the patches that excite it, and the classes it speaks for."""
     keep_freed_memory()
+    require_atlas_dir(output, overwrite=overwrite)
     maximisation = MaximisationOptions(pictures=pictures, steps=steps, side=side)
     options = ChannelOptions(k=k, backprop=backprop, maximisation=maximisation, seed=seed)
     selected = parse_channels(channels) or None
@@ -73,9 +76,16 @@ def atlas(
         classifier = load(model, device=device, precision=precision)
         chosen = parse_names(layers) or default_layers(classifier)
     print_message(f"layers: {', '.join(chosen)}")
-    with progress_bar(_TITLES["images"], len(files)) as bar:
+    last = Step("images", 0, len(files))
+
+    def kept() -> str:
+        return f"{last.done} of {last.total} {_DONE[last.stage]} and kept in {output}"
+
+    with resumable(kept), progress_bar(_TITLES["images"], len(files)) as bar:
 
         def show(step: Step) -> None:
+            nonlocal last
+            last = step
             title = _TITLES[step.stage]
             bar.update(bar.task_ids[0], description=title, completed=step.done, total=step.total)
 

@@ -53,6 +53,14 @@ def print_skipped(items: Iterable[tuple[str, str]]) -> None:
         print_warning(f"skipped {name}: {reason}")
 
 
+def print_lattice_left_out(model: str) -> None:
+    """A warning that deconvnet's maps of this model are left out."""
+    print_warning(
+        f"deconvnet is left out: {model} has no max pooling, without which its map is the same lattice for every "
+        "image; name it in --methods to have it all the same"
+    )
+
+
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table whose first column holds names and whose other columns hold numbers."""
     table = Table()

@@ -14,7 +14,9 @@ from convlens import image
 from convlens.cli.archive_cache import archive_graphs, current_archive
 from convlens.cli.console import print_message, print_result, print_warning, progress_bar, spinner
 from convlens.cli.explore import page_methods, write_explorer
-from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, method_params, parse_methods
+from convlens.cli.interrupts import stoppable
+from convlens.cli.models import without_lattice
+from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, method_params, parse_methods, parse_names
 from convlens.cli.photographs import PHOTOGRAPHS, photographs, skimage_data
 from convlens.cli.results import REPORT, ImageResult, show_table, write_report
 from convlens.client import Client
@@ -25,6 +27,7 @@ from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.torchserve import server
+from convlens.utils.files import require_writable
 
 NAME = "convlens"
 EXPLORER = "explorer"
@@ -53,26 +56,38 @@ def demo(
 ) -> None:
     """Serve a model on TorchServe, explain images over REST, write a report, stop the server, write the explorer."""
     keep_freed_memory()
+    require_writable(output)
+    if not url:
+        require_writable(store)
     paths = list(images or photographs().values())
     for path in paths:
         image.read(path)  # before the server is started, for an early error
-    names = parse_methods(methods)
+    # Its own server has a gallery; what another one has is not known.
+    names = parse_methods(methods, with_gallery=not url)
+    with spinner(f"loading {model}"):
+        classifier = load(model, device="cpu")
+    names = without_lattice(names, classifier, asked=parse_names(methods))
     # Where the network is unsure, the probability tells more than the logit: what keeps this class above its rivals.
     settings = ["occlusion.score=probability"] if "occlusion" in names else []
     params: dict[str, Any] = {"methods": method_params(names, settings), "output": ["array", "overlay", "heatmap"]}
-    with spinner(f"loading {model}"):
-        classifier = load(model, device="cpu")
-    if url:
-        with Client(url, model=name) as client:
-            results = _explain_all(client, paths, classifier, params)
-    else:
-        with _serve(classifier, store=store) as live, client_of(live, NAME) as client:
-            results = _explain_all(client, paths, classifier, params)
+    results: list[ImageResult] = []
+    with stoppable() as stop:
+        if url:
+            with Client(url, model=name) as client:
+                _explain_all(client, paths, classifier, params, results)
+        else:
+            with _serve(classifier, store=store) as live, client_of(live, NAME) as client:
+                _explain_all(client, paths, classifier, params, results)
+    if stop.code:
+        print_warning(f"interrupted: {len(results)} of {len(paths)} images are explained")
+        if not results:
+            stop.leave()
     output.mkdir(parents=True, exist_ok=True)
     report = output / REPORT
     write_report(report, results, model=results[0].reply.model_name if url else classifier.spec.name)
     show_table(results)
     print_result(f"report: {report}")
+    stop.leave()
     if explorer:
         _write_explorer(classifier, output / EXPLORER)
 
@@ -137,9 +152,9 @@ def _serve(classifier: Classifier, *, store: Path) -> AbstractContextManager[ser
 
 
 def _explain_all(
-    client: Client, paths: Sequence[Path], classifier: Classifier, params: dict[str, Any]
-) -> list[ImageResult]:
-    results = []
+    client: Client, paths: Sequence[Path], classifier: Classifier, params: dict[str, Any], results: list[ImageResult]
+) -> None:
+    """Append each image's result: those that are there stay when this is interrupted."""
     with progress_bar("explaining over REST", len(paths)) as bar:
         for path in paths:
             reply = client.explain(path, **params)
@@ -148,7 +163,6 @@ def _explain_all(
             view_HWC = image.prepare(image.read_channels(path, classifier.spec.channels), classifier.spec).display_HWC
             results.append(ImageResult(path.name, image.encode_png(view_HWC), reply))
             bar.advance(bar.task_ids[0])
-    return results
 
 
 def views(photograph: Image.Image) -> dict[str, Image.Image]:

@@ -17,7 +17,8 @@ from convlens.cli.console import (
     progress_bar,
     spinner,
 )
-from convlens.cli.models import accelerated, open_model
+from convlens.cli.interrupts import resumable
+from convlens.cli.models import accelerated, open_model, without_lattice
 from convlens.cli.options import (
     DEFAULT_MODEL,
     AccelerateOption,
@@ -39,7 +40,7 @@ from convlens.errors import RequestError
 from convlens.evaluation.baselines import BASELINES
 from convlens.evaluation.evaluate import Evaluation, EvaluationCluster
 from convlens.evaluation.evaluate import evaluate as evaluate_images
-from convlens.evaluation.journal import MAPS, PAGE, TABLES
+from convlens.evaluation.journal import MAPS, PAGE, TABLES, require_evaluation_dir
 from convlens.evaluation.labels import LabelsFrom
 from convlens.evaluation.metrics import GROUPS, metric, metric_names
 from convlens.evaluation.perturbation import CurveProtocol, Substrate
@@ -112,16 +113,26 @@ def evaluate(
 ) -> None:
     """Measure which explanations of this model can be trusted, and say it in words, tables and a page."""
     keep_freed_memory()
+    require_evaluation_dir(output, overwrite=overwrite)
     files = find_images(images)
-    named = _with_options(parse_methods(methods), option)
+    names = parse_methods(methods)
+    _with_options(names, option)  # what is wrong with them is said before the model is loaded
     wanted = _metrics(metrics, boxes)
     with spinner(f"loading {model}"):
         network = open_model(model, device=device, precision=precision)
+    named = _with_options(without_lattice(names, network, asked=parse_names(methods)), option)
     if isinstance(network, Classifier):
         network = accelerated(network, wanted=accelerate)
-    with progress_bar("evaluating", len(files)) as bar:
+    evaluated = 0
+
+    def kept() -> str:
+        return f"{evaluated} of {len(files)} images are evaluated and kept in {output}"
+
+    with resumable(kept), progress_bar("evaluating", len(files)) as bar:
 
         def show(done: int, _: int, stage: str) -> None:
+            nonlocal evaluated
+            evaluated = done
             bar.update(bar.task_ids[0], completed=done, description=stage.replace("_", " ") or "evaluating")
 
         evaluation = evaluate_images(

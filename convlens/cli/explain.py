@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from convlens import image
 from convlens.cli.console import print_error, print_result, print_warning, progress_bar, spinner
+from convlens.cli.interrupts import stoppable
 from convlens.cli.models import accelerated, open_model, open_sweep_graphs, wants_sweeps, without_lattice
 from convlens.cli.options import (
     DEFAULT_MODEL,
@@ -32,7 +34,7 @@ from convlens.cli.options import (
     recommended,
     target_param,
 )
-from convlens.cli.results import REPORT, ImageResult, show_table, write_results
+from convlens.cli.results import REPORT, ImageResult, require_results_folder, show_table, write_results
 from convlens.engine.engine import Engine, EngineOptions
 from convlens.errors import ConvLensError
 from convlens.features.image_list import image_files
@@ -55,20 +57,28 @@ def explain(
         list[str],
         typer.Option(
             help="Methods, comma-separated, `all`, or `recommended` with --evaluation; may be repeated. "
-            f"Default: {CLASS_METHODS}; for a neuron {NEURON_METHODS}."
+            f"Default: {CLASS_METHODS}; for a neuron {NEURON_METHODS}; with --gallery neighbours too."
         ),
     ] = [],  # noqa: B006 - typer's way; never changed
     evaluation: EvaluationOption = None,
     target: TargetOption = "",
     neuron: NeuronOption = "",
     model: ModelOption = DEFAULT_MODEL,
-    gallery: Annotated[Path | None, typer.Option(help="Gallery to search for nearest neighbours.")] = None,
+    gallery: Annotated[
+        Path | None, typer.Option(help="Gallery to search for nearest neighbours, which `all` then includes.")
+    ] = None,
     graphs: Annotated[
         list[Path],
         typer.Option(help="Graphs of `convlens export` (files or folders) to run occlusion sweeps on; faster."),
     ] = [],  # noqa: B006
     option: MethodSettings = [],  # noqa: B006
     topk: TopKOption = 5,
+    max_passes: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Refuse what needs more forward passes an image than this, as servers do. Default: no limit."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
     accelerate: AccelerateOption = True,
@@ -78,8 +88,11 @@ def explain(
     keep_freed_memory()
     # Its tracebacks are for a server's log; here each error is said in a sentence of its own.
     logging.getLogger("convlens.engine").addHandler(logging.NullHandler())
+    require_results_folder(output)
     recommendation = recommended(methods, evaluation)
-    names = parse_methods(methods or [NEURON_METHODS if neuron else CLASS_METHODS], recommendation)
+    names = parse_methods(
+        methods or _default_methods(neuron, gallery), recommendation, with_gallery=gallery is not None
+    )
     evaluated = recommendation.options_not_default() if recommendation else {}
 
     def parsed(names: Sequence[str]) -> Params:
@@ -103,9 +116,20 @@ def explain(
     params = parsed(names)
     if isinstance(network, Classifier):
         network = accelerated(network, wanted=accelerate and not graphs and wants_sweeps(params, "full"))
-    options = EngineOptions(shows_details=True)
+    options = EngineOptions(shows_details=True, max_cost=max_passes or math.inf)
     engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params), options=options)
-    results, failures = _explain_all(engine, paths, params)
+    results: list[ImageResult] = []
+    failures: list[tuple[Path, ConvLensError]] = []
+    with stoppable() as stop:
+        for path, result in _explain_all(engine, paths, params):
+            if isinstance(result, ConvLensError):
+                failures.append((path, result))
+            else:
+                results.append(result)
+    if stop.code:
+        print_warning(
+            f"interrupted: {len(results)} of {len(paths)} images are explained{' and kept' if results else ''}"
+        )
     if results:
         write_results(output, results, model=network.spec.name, single_file=single_file)
         show_table(results)
@@ -115,6 +139,7 @@ def explain(
     missing = list(_left_out(results, names))
     for line in missing:
         print_warning(line)
+    stop.leave()
     if failures or (methods and missing):
         raise typer.Exit(1)
 
@@ -138,11 +163,14 @@ def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
             yield path
 
 
+def _default_methods(neuron: str, gallery: Path | None) -> list[str]:
+    return [NEURON_METHODS if neuron else CLASS_METHODS, *(["neighbours"] if gallery else [])]
+
+
 def _explain_all(
     engine: Engine, paths: Sequence[Path], params: Params
-) -> tuple[list[ImageResult], list[tuple[Path, ConvLensError]]]:
-    results: list[ImageResult] = []
-    failures: list[tuple[Path, ConvLensError]] = []
+) -> Iterator[tuple[Path, ImageResult | ConvLensError]]:
+    """Each path with its result or error, as soon as its batch is done."""
     remaining = iter(paths)
     with progress_bar("explaining", len(paths)) as bar:
         while batch := list(islice(remaining, BATCH)):
@@ -152,13 +180,8 @@ def _explain_all(
                 done = f" {step.done}/{step.total}" if step.total else ""
                 bar.update(bar.task_ids[0], description=f"{names}: {step.stage}{done}")
 
-            for path, result in _explain_batch(engine, batch, params, show):
-                if isinstance(result, ConvLensError):
-                    failures.append((path, result))
-                else:
-                    results.append(result)
+            yield from _explain_batch(engine, batch, params, show)
             bar.advance(bar.task_ids[0], len(batch))
-    return results, failures
 
 
 def _explain_batch(

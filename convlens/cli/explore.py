@@ -14,6 +14,7 @@ from convlens.acceleration import can_export
 from convlens.cli.console import print_message, print_result, print_warning, spinner
 from convlens.cli.models import without_lattice
 from convlens.cli.options import DEFAULT_MODEL, parse_methods, parse_names
+from convlens.cli.outputs import require_movable
 from convlens.cli.photographs import CREDITS, PHOTOGRAPHS, photographs
 from convlens.errors import ConvLensError, RequestError
 from convlens.explorer.browser_runtime import find_runtime
@@ -64,6 +65,7 @@ def explore(
         return
     server_origin(server)  # before the model is loaded, for an early error
     if output is not None:
+        require_movable(output)
         require_replaceable(output, overwrite=overwrite)
     find_runtime()
     names = [] if parse_names(methods) == [_NONE] else _exportable(methods)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from convlens.cli.console import print_message, print_result, print_skipped, spinner, throughput_bar
+from convlens.cli.interrupts import resumable
 from convlens.cli.models import accelerated
 from convlens.cli.options import (
     DEFAULT_MODEL,
@@ -24,7 +25,7 @@ from convlens.features.embedder import open_embedder
 from convlens.features.extract import Extraction, extract
 from convlens.features.image_list import find_images
 from convlens.features.loader import BATCH_SIZE
-from convlens.features.output_dir import interrupted_runtime
+from convlens.features.output_dir import interrupted_images, interrupted_runtime, require_usable
 from convlens.features.row_files import Format
 from convlens.models import load
 from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
@@ -48,11 +49,16 @@ def features(
 ) -> None:
     """Write the embeddings of many images, and a table of which image each row is."""
     keep_freed_memory()
+    require_usable(output, overwrite=overwrite)
     files = find_images(pictures)
+
+    def kept() -> str:
+        return f"{interrupted_images(output)} of {len(files)} images are done and kept in {output}"
+
     if ray:
         from convlens.jobs.ray_cluster import extract_on
 
-        with throughput_bar("extracting", len(files)) as update:
+        with resumable(kept), throughput_bar("extracting", len(files)) as update:
             extraction = extract_on(
                 ray,
                 files,
@@ -71,7 +77,7 @@ def features(
             classifier = load(model, device=device, precision=precision)
         by_graph = accelerate and not graph and interrupted_runtime(output) != TorchRuntime.name
         embedder = open_embedder(accelerated(classifier, wanted=by_graph), graph, batch=batch)
-        with throughput_bar("extracting", len(files)) as update:
+        with resumable(kept), throughput_bar("extracting", len(files)) as update:
             extraction = extract(
                 files,
                 output,

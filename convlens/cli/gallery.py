@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from convlens import image
 from convlens.cli.console import out, print_result, print_skipped, spinner, throughput_bar
+from convlens.cli.interrupts import resumable
 from convlens.cli.models import accelerated
 from convlens.cli.options import (
     DEFAULT_MODEL,
@@ -28,12 +30,14 @@ from convlens.cli.options import (
 from convlens.gallery import BuildReport, Gallery
 from convlens.gallery import add as add_images
 from convlens.gallery import build as build_gallery
-from convlens.gallery.builder import image_files, interrupted_runtime
+from convlens.gallery.builder import image_files, interrupted_images, interrupted_runtime
 from convlens.gallery.index import IndexChoice
 from convlens.gallery.vectors import FeatureSpace
+from convlens.gallery.versions import require_ours
 from convlens.models import load
 from convlens.runtime.torch_runtime import TorchRuntime, keep_freed_memory
 from convlens.types import Neighbour
+from convlens.utils.files import require_writable
 
 app = typer.Typer(help="Build and query galleries for nearest neighbours.", no_args_is_help=True)
 
@@ -61,12 +65,14 @@ def build(
 ) -> None:
     """Build a gallery from a folder of images with the model's embeddings; run again to resume."""
     keep_freed_memory()
+    require_ours(output)
+    require_writable(output)
     total = len(image_files(folder))
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
     by_graph = accelerate and not graph and interrupted_runtime(output) != TorchRuntime.name
     classifier = accelerated(classifier, wanted=by_graph)
-    with throughput_bar("embedding", total) as update:
+    with _kept(output, total), throughput_bar("embedding", total) as update:
         report = build_gallery(
             folder,
             output,
@@ -94,12 +100,14 @@ def add(
 ) -> None:
     """Add images to a gallery; the gallery changes only when all of them are in."""
     keep_freed_memory()
+    Gallery.open(gallery)
+    require_writable(gallery)
     total = len(image_files(folder))
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
     by_graph = accelerate and not graph and interrupted_runtime(gallery) != TorchRuntime.name
     classifier = accelerated(classifier, wanted=by_graph)
-    with throughput_bar("embedding", total) as update:
+    with _kept(gallery, total), throughput_bar("embedding", total) as update:
         report = add_images(
             folder,
             gallery,
@@ -158,6 +166,15 @@ def info(
     for name, value in _described(opened, facts):
         table.add_row(Text(name), Text(value))
     out.print(table)
+
+
+def _kept(gallery: Path, total: int) -> AbstractContextManager[None]:
+    return resumable(
+        lambda: (
+            f"{interrupted_images(gallery)} of {total} images are embedded and kept in {gallery}, not yet in the "
+            "gallery"
+        )
+    )
 
 
 def _show_report(report: BuildReport, summary: str) -> None:

@@ -28,7 +28,8 @@ from convlens.cli.options import (
     PrecisionOption,
     ReplacedFolder,
 )
-from convlens.cli.results import MANIFEST, require_png, require_replaceable, write_figure
+from convlens.cli.outputs import require_png, require_replaceable
+from convlens.cli.results import MANIFEST, write_figure
 from convlens.errors import RequestError
 from convlens.gallery import Gallery, GalleryEntry
 from convlens.inspection.pixel_neighbours import (
@@ -47,7 +48,7 @@ from convlens.report.pages import ThumbnailSheet, render_map
 from convlens.runtime.torch_runtime import TorchRuntime
 from convlens.types import Neighbour
 from convlens.utils.csv_files import Cell, write_csv
-from convlens.utils.files import replace_folder
+from convlens.utils.files import replace_folder, require_writable_file
 
 TABLE, PAGE = "coordinates.csv", "map.html"
 _MAX_THUMBNAILS, _THUMBNAIL_SIDE = 5000, 48  # on the page: about 8 MB
@@ -98,6 +99,8 @@ def neighbours(
 ) -> None:
     """Draw each image's nearest neighbours in feature space and in pixel space."""
     require_png(output)
+    if table is not None:
+        require_writable_file(table)
     opened = Gallery.open(gallery)
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)

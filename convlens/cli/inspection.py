@@ -25,7 +25,8 @@ from convlens.cli.options import (
     PrecisionOption,
     ReplacedFolder,
 )
-from convlens.cli.results import MANIFEST, require_png, require_replaceable, write_figure
+from convlens.cli.outputs import require_png, require_replaceable
+from convlens.cli.results import MANIFEST, write_figure
 from convlens.errors import RequestError
 from convlens.inspection.activations import (
     Activations,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +20,12 @@ import convlens
 from convlens import image
 from convlens.cli.console import print_message, print_result, print_warning, spinner
 from convlens.cli.demo import views
+from convlens.cli.interrupts import exit_code, resumable
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, parse_names
 from convlens.errors import ConvLensError, RequestError
 from convlens.features.image_list import find_images
 from convlens.lecture.base import Lecture, get_chapter
-from convlens.lecture.writer import PAGE, lecture_folder, write_lecture
+from convlens.lecture.writer import PAGE, lecture_folder, require_lecture_folder, write_lecture
 from convlens.models import load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.utils.files import replace_folder
@@ -83,6 +86,7 @@ def lecture(
 ) -> None:
     """Make every figure of the lecture "Visualizing and Understanding" from one network, on one page."""
     keep_freed_memory()
+    require_lecture_folder(output)
     chosen = parse_names(chapters)
     for name in chosen:
         get_chapter(name)
@@ -103,7 +107,11 @@ def lecture(
         "quick": quick,
         "convlens": convlens.__version__,
     }
-    with lecture_folder(output, description) as folder:
+    made: list[str] = []
+    with (
+        resumable(lambda: f"{max(0, len(made) - 1)} figures are made and kept; {output / PAGE} shows them"),
+        lecture_folder(output, description) as folder,
+    ):
         pictures, subjects, sample = _own_images(folder) if images is None else _images_of(Path(given[0]))
         plan = Lecture(
             folder=folder.resolve(),
@@ -116,11 +124,16 @@ def lecture(
             quick=quick,
             remark="" if images else _REMARK,
         )
+
+        def show(chapter: str, figure: str) -> None:
+            made.append(figure)
+            print_message(f"{chapter}: {figure}")
+
         left_out = write_lecture(
             plan,
             lambda arguments: _run(arguments, plan.folder),
             chapters=chosen,
-            on_figure=lambda chapter, figure: print_message(f"{chapter}: {figure}"),
+            on_figure=show,
         )
     for omission in left_out:
         print_warning(f"left out: {omission.title}: {omission.reason}")
@@ -133,7 +146,11 @@ def _run(arguments: Sequence[str], folder: Path) -> None:
 
     # Errors are raised. An exit code only says that something was left out, and what the command wrote says what.
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        build(arguments)(list(arguments), standalone_mode=False)
+        code = build(arguments)(list(arguments), standalone_mode=False)
+    if code == exit_code(signal.SIGINT):
+        raise KeyboardInterrupt
+    if code == exit_code(signal.SIGTERM):
+        sys.exit(code)
 
 
 def _with_whole_paths(model: str) -> str:

@@ -86,6 +86,9 @@ def main() -> None:
     except ConvLensError as error:
         print_error(f"error: {error.message}")
         sys.exit(2)
+    except OSError as error:  # such as a disk that is full by now: what was checked before the work may have changed
+        print_error(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        sys.exit(2)
 
 
 def _compute_in_float32() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from convlens.acceleration import accelerate, cached_graphs, can_export
-from convlens.cli.console import print_message, print_result, print_warning, spinner
+from convlens.cli.console import print_lattice_left_out, print_message, print_result, print_warning, spinner
 from convlens.engine.backend import Model, graphs_beside
 from convlens.engine.method_calls import MethodCall, method_calls
 from convlens.errors import ConvLensError, ModelError, RequestError
@@ -73,10 +73,7 @@ def without_lattice(names: Sequence[str], network: Model, *, asked: Sequence[str
         return names
     if depends_on_image(network):
         return names
-    print_warning(
-        f"{_DECONVNET} is left out: {network.spec.name} has no max pooling, without which its map is the same lattice "
-        f"for every image; name it in --methods to have it all the same"
-    )
+    print_lattice_left_out(network.spec.name)
     names.remove(_DECONVNET)
     return names
 

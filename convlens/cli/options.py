@@ -17,7 +17,7 @@ from convlens.instrument import use_precision
 from convlens.types import ArithmeticPrecision
 
 DEFAULT_MODEL = models.DEFAULT
-_RECOMMENDED = "recommended"
+_RECOMMENDED, _NEIGHBOURS = "recommended", "neighbours"
 REPLACED = "Folder for the results; replaced if an earlier run of this command wrote it."
 
 Images = Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Query images.")]
@@ -98,13 +98,16 @@ JobSettings = Annotated[
 ]
 
 
-def parse_methods(values: Sequence[str], recommendation: Recommendation | None = None) -> list[str]:
-    """The methods of an option's values, each known and once; ``all`` is every method but neighbours, which needs a
-    gallery, and ``recommended`` those of ``recommendation``.
+def parse_methods(
+    values: Sequence[str], recommendation: Recommendation | None = None, *, with_gallery: bool = False
+) -> list[str]:
+    """The methods of an option's values, each known and once; ``all`` is every method, neighbours only where there is a
+    gallery to find them in, and ``recommended`` those of ``recommendation``.
 
     Raises RequestError for an unknown name, with the closest known one.
     """
-    groups: dict[str, Sequence[str]] = {"all": [name for name in explain.available_methods() if name != "neighbours"]}
+    every = [name for name in explain.available_methods() if with_gallery or name != _NEIGHBOURS]
+    groups: dict[str, Sequence[str]] = {"all": every}
     if recommendation is not None:
         groups[_RECOMMENDED] = recommendation.methods
     given = [name for value in parse_names(values) for name in groups.get(value, [value])]

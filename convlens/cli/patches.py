@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,16 @@ import typer
 
 import convlens
 from convlens import image
-from convlens.cli.console import print_result, print_skipped, progress_bar, spinner, throughput_bar
+from convlens.cli.console import (
+    print_message,
+    print_result,
+    print_skipped,
+    print_warning,
+    progress_bar,
+    spinner,
+    throughput_bar,
+)
+from convlens.cli.interrupts import exit_code
 from convlens.cli.options import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -23,7 +33,8 @@ from convlens.cli.options import (
     ReplacedFolder,
     parse_channels,
 )
-from convlens.cli.results import MANIFEST, REPORT, require_replaceable
+from convlens.cli.outputs import require_replaceable
+from convlens.cli.results import MANIFEST, REPORT
 from convlens.features.image_list import find_images
 from convlens.inspection.patches import (
     Backprop,
@@ -42,6 +53,7 @@ from convlens.report.pages import ChannelRow, render_patches
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Bytes8, Floats
 from convlens.utils.files import replace_folder
+from convlens.utils.interrupts import deferred_interrupts
 
 TABLE, SHEETS = "patches.csv", "channels"
 _HEADINGS = ("channel", "rank", "value", "picture", "y", "x", "top", "left", "bottom", "right")
@@ -72,23 +84,48 @@ def patches(
     with spinner(f"loading {model}"):
         classifier = load(model, device=device, precision=precision)
     gradients = None if backprop == "none" else PatchGradients(classifier, layer, backprop=backprop)
-    with throughput_bar(f"running up to {layer}", len(files)) as update:
+    with deferred_interrupts() as interruption, throughput_bar(f"running up to {layer}", len(files)) as update:
         update(0)
         result = find_patches(
-            classifier, files, layer=layer, channels=selected, k=k, on_images=lambda done, _: update(done)
+            classifier,
+            files,
+            layer=layer,
+            channels=selected,
+            k=k,
+            on_images=lambda done, _: update(done),
+            stop=lambda: bool(interruption.received),
         )
     print_skipped(result.unreadable)
+    if interruption.received:
+        print_warning(f"interrupted: {result.images} of {len(files)} images have run")
+        if not result.images:
+            raise typer.Exit(exit_code(interruption.received))
+        print_message("drawing their patches; interrupt once more to stop after the channel that is being drawn")
     with replace_folder(output) as draft:
-        _write(draft, result, classifier, gradients, backprop)
-    count, channel_count = sum(map(len, result.by_channel.values())), len(result.by_channel)
-    print_result(f"{count} patches of {channel_count} channels from {result.images} images\nreport: {output / REPORT}")
+        # Drawing may take as long again, so it can be interrupted by itself.
+        with deferred_interrupts() as again:
+            rows = _draw(draft, result, classifier, gradients, stop=lambda: bool(again.received))
+        drawn = replace(result, by_channel={row.channel: result.by_channel[row.channel] for row in rows})
+        _write(draft, drawn, rows, backprop)
+    if again.received:
+        print_warning(f"interrupted: {len(rows)} of {len(result.by_channel)} channels are drawn")
+    count = sum(map(len, drawn.by_channel.values()))
+    print_result(f"{count} patches of {len(rows)} channels from {result.images} images\nreport: {output / REPORT}")
+    if received := interruption.received or again.received:
+        raise typer.Exit(exit_code(received))
 
 
-def _write(
-    draft: Path, result: Patches, classifier: Classifier, gradients: PatchGradients | None, backprop: Backprop
-) -> None:
+def _draw(
+    draft: Path,
+    result: Patches,
+    classifier: Classifier,
+    gradients: PatchGradients | None,
+    *,
+    stop: Callable[[], bool],
+) -> list[ChannelRow]:
+    """The sheets of all channels, or of those before ``stop`` returns True."""
     (draft / SHEETS).mkdir()
-    rows = []
+    rows: list[ChannelRow] = []
     with progress_bar("drawing", sum(map(len, result.by_channel.values()))) as bar:
         for channel, sheet_HWC in _sheets(result, classifier, gradients):
             path = draft / SHEETS / f"{channel:04}.jpg"
@@ -98,6 +135,12 @@ def _write(
             names = [patch.image_id for patch in best]
             rows.append(ChannelRow(channel, best[0].value, f"{SHEETS}/{path.name}", width, height, names))
             bar.advance(bar.task_ids[0], len(best))
+            if stop():
+                break
+    return rows
+
+
+def _write(draft: Path, result: Patches, rows: Sequence[ChannelRow], backprop: Backprop) -> None:
     with (draft / TABLE).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([_HEADINGS, *_table_rows(result)])
     (draft / REPORT).write_text(_page(result, rows, backprop), encoding="utf-8")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,8 @@ import typer
 from PIL import Image, ImageOps
 
 from convlens import client, image
-from convlens.cli.console import print_error, print_result, progress_bar
+from convlens.cli.console import print_error, print_lattice_left_out, print_result, print_warning, progress_bar
+from convlens.cli.interrupts import stoppable
 from convlens.cli.options import (
     MethodSettings,
     NeuronOption,
@@ -22,13 +25,15 @@ from convlens.cli.options import (
     TopKOption,
     method_params,
     parse_methods,
+    parse_names,
     target_param,
 )
-from convlens.cli.results import REPORT, ImageResult, show_table, write_results
+from convlens.cli.results import REPORT, ImageResult, require_results_folder, show_table, write_results
 from convlens.client.auth import TOKEN_VARIABLE
 from convlens.errors import ConvLensError, RequestError
+from convlens.explain.methods.deconvnet import LATTICE
 from convlens.protocol.params import Params, parse_params
-from convlens.types import Attribution, Reply
+from convlens.types import Attribution, Explanation, Reply
 
 _VIEW_SIDE = 224  # pixels, of an image in the report where no map gives a size
 
@@ -59,11 +64,22 @@ def query(
     single_file: SingleFileOption = False,
 ) -> None:
     """Predict and explain images on a running server, over REST or gRPC."""
+    if output is not None:
+        require_results_folder(output)
     params = _params(methods, option, target_param(target, neuron), topk, with_images=output is not None)
     settings: dict[str, Any] = {"model": model, "key_file": key_file, "timeout_s": timeout}
     connection = client.GrpcClient(address, **settings) if grpc else client.Client(url, **settings)
-    with connection:
-        results, failures = _query_all(connection, images, params, at_once=at_once)
+    results: list[ImageResult] = []
+    failures: list[tuple[Path, ConvLensError]] = []
+    with stoppable() as stop, connection:
+        for path, result in _query_all(connection, images, params, at_once=at_once):
+            if isinstance(result, ConvLensError):
+                failures.append((path, result))
+            else:
+                results.append(result)
+    if stop.code:
+        print_warning(f"interrupted: {len(results)} of {len(images)} images are answered")
+    results = _without_lattice(results, asked=parse_names(methods))
     if results:
         if output is not None:
             write_results(output, results, model=results[0].reply.model_name, single_file=single_file)
@@ -72,8 +88,30 @@ def query(
         print_result(f"report: {output / REPORT}")
     for path, error in failures:
         print_error(f"no answer for {shlex.quote(str(path))}: {error.message}")
+    stop.leave()
     if failures:
         raise typer.Exit(1)
+
+
+def _without_lattice(results: Sequence[ImageResult], *, asked: Sequence[str]) -> list[ImageResult]:
+    """The results of ``--methods all`` less deconvnet's maps where they are the same for every image.
+
+    Only the server knows its network, and says so with each map.
+    """
+    if "all" not in asked or "deconvnet" in asked:
+        return list(results)
+    kept, left_out = [], []
+    for result in results:
+        explanations = [item for item in result.reply.explanations if LATTICE not in _warnings(item)]
+        kept.append(replace(result, reply=replace(result.reply, explanations=tuple(explanations))))
+        left_out.append(len(explanations) < len(result.reply.explanations))
+    if any(left_out):
+        print_lattice_left_out(results[0].reply.model_name)
+    return kept
+
+
+def _warnings(explanation: Explanation) -> tuple[str, ...]:
+    return explanation.result.meta.warnings if isinstance(explanation.result, Attribution) else ()
 
 
 def _params(
@@ -89,19 +127,17 @@ def _params(
 
 def _query_all(
     connection: client.BaseClient, paths: Sequence[Path], params: Params, *, at_once: int
-) -> tuple[list[ImageResult], list[tuple[Path, ConvLensError]]]:
-    results: list[ImageResult] = []
-    failures: list[tuple[Path, ConvLensError]] = []
+) -> Iterator[tuple[Path, ImageResult | ConvLensError]]:
+    """Each image with its answer or error, as it comes."""
     request: dict[str, Any] = params.model_dump(exclude_unset=True, exclude_none=True, exclude={"explain"})
-    with progress_bar("querying", len(paths)) as bar:
-        for path, reply in zip(paths, connection.explain_many(paths, at_once=at_once, **request), strict=True):
+    answers = connection.explain_many(paths, at_once=at_once, **request)
+    with progress_bar("querying", len(paths)) as bar, closing(answers):
+        for path, reply in zip(paths, answers, strict=True):
             if isinstance(reply, Reply):
-                view_png = _view(path, reply) if params.output else b""
-                results.append(ImageResult(path.name, view_png, reply))
+                yield path, ImageResult(path.name, _view(path, reply) if params.output else b"", reply)
             else:
-                failures.append((path, reply))
+                yield path, reply
             bar.advance(bar.task_ids[0])
-    return results, failures
 
 
 def _view(path: Path, reply: Reply) -> bytes:

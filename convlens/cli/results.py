@@ -14,6 +14,7 @@ from rich.text import Text
 import convlens
 from convlens import explain, image
 from convlens.cli.console import out
+from convlens.cli.outputs import require_replaceable
 from convlens.errors import RequestError
 from convlens.protocol.reply_folder import read_reply, write_reply
 from convlens.report import GridRow, ReportRow, render, render_grid, write
@@ -45,7 +46,7 @@ def write_results(folder: Path, results: Sequence[ImageResult], *, model: str, s
     With ``single_file`` the report holds its images, else it refers to those in the folders. The whole folder is
     replaced, or nothing is. Raises RequestError for a folder that holds anything else.
     """
-    require_replaceable(folder, marker=MANIFEST, contents="results")
+    require_results_folder(folder)
     with replace_folder(folder) as draft:
         rows = [_write_result(draft, result) for result in results]
         write_csv(draft / PREDICTIONS, _PREDICTION_FIELDS, _prediction_rows(rows))
@@ -74,16 +75,9 @@ def read_results(folder: Path) -> list[ImageResult]:
     return [_read_result(folder / place, name) for place, name in names.items()]
 
 
-def require_replaceable(folder: Path, *, marker: str, contents: str) -> None:
-    """RequestError unless the folder is missing, empty, or holds the file that marks results of the same command."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / marker).is_file())):
-        raise RequestError(f"{folder} holds other things than {contents}; choose a new folder or empty it")
-
-
-def require_png(path: Path) -> None:
-    """RequestError for a figure's file name with another ending: a figure is written as PNG only."""
-    if path.suffix.lower() != ".png":
-        raise RequestError(f"{path} should end in .png: the figure is written as PNG")
+def require_results_folder(folder: Path) -> None:
+    """RequestError where ``write_results`` would not write there."""
+    require_replaceable(folder, marker=MANIFEST, contents="results")
 
 
 def write_figure(path: Path, figure_HWC: Bytes8) -> None:

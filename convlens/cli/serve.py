@@ -18,6 +18,7 @@ from convlens.models import load
 from convlens.torchserve import server, server_config
 from convlens.torchserve.archive import entries
 from convlens.torchserve.server import Server
+from convlens.utils.files import require_writable
 
 RUN_DIR = Path(".convlens") / "server"
 
@@ -32,6 +33,9 @@ def serve(
     store: StoreOption = Path("model_store"),
 ) -> None:
     """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl commands to try."""
+    require_writable(RUN_DIR)
+    if archive is None:
+        require_writable(store)
     path = archive or _default_archive(model, store)
     ports = replace(server_config.free_ports(), inference=port)
     with server.running(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, Unpack
@@ -100,7 +100,7 @@ class BaseClient(ABC):
 
     def explain_many(
         self, pictures: Iterable[ImageSource], *, at_once: int = 8, **params: Unpack[RequestParams]
-    ) -> Iterator[Reply | ConvLensError]:
+    ) -> Generator[Reply | ConvLensError]:
         """For each image, in order, its reply or its error as a value; ``at_once`` requests run at a time.
 
         Images are taken as they can be sent: there may be any number of them. What is still to be sent when the caller

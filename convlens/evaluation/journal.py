@@ -22,6 +22,7 @@ from convlens.utils.record_dir import (
     SETTINGS,
     read_records,
     record_line,
+    require_usable,
     resumed_records,
     write_json,
 )
@@ -31,6 +32,7 @@ __all__ = ["RECORDS", "read_records"]
 RESULT, PAGE = "evaluation.json", "index.html"
 TABLES = ("methods.csv", "pictures.csv")
 MAPS = "maps"
+_KIND = "an evaluation"  # what errors call it
 _OURS = frozenset({RESULT, RECORDS, PAGE, MAPS, *TABLES})
 
 
@@ -65,6 +67,11 @@ class EvaluationDir:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def require_evaluation_dir(out: Path, *, overwrite: bool) -> None:
+    """RequestError, before any work, for a folder that ``open_evaluation_dir`` refuses whatever the settings are."""
+    require_usable(out, kind=_KIND, result=RESULT, ours=_OURS, overwrite=overwrite)
+
+
 @contextlib.contextmanager
 def open_evaluation_dir(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> Iterator[EvaluationDir]:
     """The folder of a new evaluation, or of an interrupted one with these very settings, with its records so far.
@@ -74,7 +81,7 @@ def open_evaluation_dir(out: Path, settings: Mapping[str, Any], *, overwrite: bo
     are replaced. ConvLensError where the disk refuses, after which the same call resumes.
     """
     with (
-        resumed_records(out, settings, kind="an evaluation", result=RESULT, ours=_OURS, overwrite=overwrite) as resumed,
+        resumed_records(out, settings, kind=_KIND, result=RESULT, ours=_OURS, overwrite=overwrite) as resumed,
         contextlib.closing(EvaluationDir(out, settings, resumed)) as folder,
     ):
         yield folder

@@ -66,6 +66,14 @@ class Forward(ABC):
         return len(self._rows)
 
     @property
+    def remembers_places(self) -> bool:
+        """Whether gradients go to the places where maxima were; True where that cannot be told, as of graphs.
+
+        To be read after a gradient.
+        """
+        return True
+
+    @property
     def explains_classes(self) -> bool:
         """Whether results are of classes; where the network has none, only what needs none can be explained."""
         return True

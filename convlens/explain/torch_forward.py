@@ -25,6 +25,7 @@ from convlens.instrument import (
     arithmetic,
     fast_convolutions,
     find_layer,
+    remembers_places,
     require_eval,
     require_relu_network,
     tapped,
@@ -129,6 +130,10 @@ class ForwardPass(Forward):
     def gradient(self, rule: ReluRule, target_N: Ints, *, score: ScoreKind = "logit", method: str) -> Tensor:
         return self._shared.gradient(rule, self._rows, target_N, score, method)
 
+    @property
+    def remembers_places(self) -> bool:
+        return self._shared.remembers_places
+
     def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
         """By a forward pass of its own. A layer that runs several times counts by its last run."""
         whole = len(self._rows) == len(self._shared)
@@ -217,6 +222,12 @@ class _SharedPass:
             x_NCHW, logits_NK = computed(self._graph)
             self._guard(rule, logits_NK, method)
             return self._grouped(rows, target_N, partial(self._backward, rule, x_NCHW, logits_NK, kind, method))
+
+    @property
+    def remembers_places(self) -> bool:
+        if self._graph is not None:
+            return remembers_places(self._graph[1])
+        return self._replay is None or not self._replay.recorded or remembers_places(self._replay.recorded_logits_NK)
 
     def _arithmetic(self) -> AbstractContextManager[None]:
         return arithmetic(self._classifier.precision, self._classifier.device)

@@ -27,6 +27,7 @@ from convlens.features.output_dir import (
 from convlens.features.row_files import SHARD_ROWS, Format, RowLayout, fill_headers, row_layout
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE, read_failures, write_tables
 from convlens.types import no_op
+from convlens.utils.interrupts import deferred_interrupts
 
 OnStep = Callable[[int, int], None]
 
@@ -72,12 +73,12 @@ def extract(
     """Write the features of all images, in their order, as float32 files with a table of what each row is.
 
     Killed at any moment and called again, it resumes, losing at most ``commit_seconds`` of work, and ends with the very
-    bytes that one run would have written. Images that cannot be read are listed with the reason and left out. With
-    ``thumbnail_side`` (in pixels) thumbnails are kept beside the features, as JPEG one after the other; with ``reuse``
-    a complete folder of these very settings is returned as it is. ``on_step`` is called with the images done and their
-    number, at the start and after each batch. Raises RequestError where ``out`` is complete, was begun with other
-    settings or holds other things, and where no image can be used; ConvLensError where the disk refuses, after which
-    the same call resumes as well.
+    bytes that one run would have written. Ctrl-C and SIGTERM act after the batch that is under way and lose nothing.
+    Images that cannot be read are listed with the reason and left out. With ``thumbnail_side`` (in pixels) thumbnails
+    are kept beside the features, as JPEG one after the other; with ``reuse`` a complete folder of these very settings
+    is returned as it is. ``on_step`` is called with the images done and their number, at the start and after each
+    batch. Raises RequestError where ``out`` is complete, was begun with other settings or holds other things, and where
+    no image can be used; ConvLensError where the disk refuses, after which the same call resumes as well.
     """
     # All that can be refused is refused before the folder is touched.
     if batch < 1 or shard_rows < 1 or (workers is not None and workers < 1):
@@ -138,10 +139,13 @@ class _Run:
         committer = Committer(
             self.partial, self.layout, last, activation=activation, seconds=self.commit_seconds, blob=blob
         )
-        with contextlib.closing(committer), contextlib.closing(batches):
+        with contextlib.closing(committer), contextlib.closing(batches), deferred_interrupts() as interruption:
             for batch in batches:
                 self.on_step(committer.add(batch), len(self.files))
+                if interruption.received:
+                    break
             committer.commit()
+        interruption.deliver()
 
     def _batches(self, files: Iterable[tuple[str, Path]]) -> Generator[EmbeddedBatch]:
         side = self.thumbnail_side

@@ -19,10 +19,17 @@ from typing import Any
 
 from convlens.errors import RequestError
 from convlens.features.embedder import Embedder
-from convlens.features.journal import JournalEntry
+from convlens.features.journal import JOURNAL, JournalEntry, read_journal
 from convlens.features.row_files import Format
 from convlens.features.tables import ROWS, THUMBNAILS, UNREADABLE
-from convlens.utils.files import atomic_write, exclusive_lock, package_version, sha256_of_file, sync_folder
+from convlens.utils.files import (
+    atomic_write,
+    exclusive_lock,
+    package_version,
+    require_writable,
+    sha256_of_file,
+    sync_folder,
+)
 
 PARTIAL, MANIFEST = ".partial", "manifest.json"
 _SETTINGS = "settings.json"
@@ -101,6 +108,18 @@ def _versions(embedder: Embedder) -> dict[str, str]:
     return {name: package_version(name) for name in packages}
 
 
+def require_usable(out: Path, *, overwrite: bool) -> None:
+    """RequestError, before any work, for a folder that an extraction refuses whatever its settings are."""
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file; choose a new folder")
+    require_writable(out)
+    if not out.is_dir():
+        return
+    _require_ours(out)
+    if (out / MANIFEST).exists() and not overwrite:
+        raise RequestError(f"{out} is finished already; choose a new folder, or --overwrite to make it anew")
+
+
 @contextlib.contextmanager
 def exclusive_output_dir(out: Path) -> Iterator[None]:
     """The folder, made where it is missing, for this process alone.
@@ -158,6 +177,12 @@ def interrupted_runtime(out: Path) -> str:
     """The runtime of the run that was begun in this folder and can be resumed; empty where there is none."""
     settings = _read_json(out / PARTIAL / _SETTINGS) or {}
     return str(settings.get("runtime", ""))
+
+
+def interrupted_images(out: Path) -> int:
+    """How many images the run that was begun in this folder has done; those that could not be read are among them."""
+    journal = out / PARTIAL / JOURNAL
+    return max((entry.next for entry in read_journal(journal)), default=0) if journal.is_file() else 0
 
 
 def _differences(previous: Mapping[str, Any], settings: Mapping[str, Any]) -> str:

@@ -183,6 +183,11 @@ def interrupted_runtime(folder: Path) -> str:
     return output_dir.interrupted_runtime(folder / EXTRACTION)
 
 
+def interrupted_images(folder: Path) -> int:
+    """How many images the build that was begun in this folder has embedded."""
+    return output_dir.interrupted_images(folder / EXTRACTION)
+
+
 @dataclass(frozen=True)
 class _Embedding:
     """How images are embedded. Raises GalleryError for values that cannot work."""

@@ -151,12 +151,14 @@ def find_patches(
     channels: Sequence[int] | None = None,
     k: int = 9,
     on_images: Callable[[int, int], None] = no_op,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Patches:
     """Run every image (id -> file) up to the layer once; keep for each channel the ``k`` that excite it most.
 
     Memory grows with the number of images only by their names. Files that cannot be read are reported and left out.
     Behind a fully connected layer a channel's patch is the whole image. ``on_images`` is called with the number done
-    and the total after each file. Raises RequestError for a layer or channel that does not exist, a layer whose units
+    and the total after each file; where ``stop`` then returns True, the images so far are all, and there may be fewer
+    patches than ``k``. Raises RequestError for a layer or channel that does not exist, a layer whose units
     have no receptive field, and for ``k`` above the number of readable images; UnsupportedModelError where receptive
     fields are not known.
     """
@@ -171,7 +173,9 @@ def find_patches(
         on_images(done, len(files))
         if isinstance(outcome, UnreadableImage):
             search.unreadable.append((outcome.id, outcome.reason))
-    if search.top.seen < k:
+        if stop():
+            break
+    if search.top.seen < k and not stop():
         reasons = "".join(f"; {id}: {reason}" for id, reason in search.unreadable[:3])
         raise RequestError(
             f"k={k}, but {search.top.seen} of {len(files)} images could be read{reasons}; use a smaller k "
@@ -216,7 +220,7 @@ class _PatchSearch:
                 yield from batch
 
     def patches(self, channel: int) -> tuple[Patch, ...]:
-        return tuple(self._patch(channel, m) for m in range(self.top.k))
+        return tuple(self._patch(channel, m) for m in range(min(self.top.k, self.top.seen)))
 
     def _patch(self, channel: int, m: int) -> Patch:
         top = self.top

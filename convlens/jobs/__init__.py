@@ -4,7 +4,7 @@ from convlens.jobs import run_job
 run_job(Ascent(classes=("koala",)), Path("koala"))
 
 runner       one job, from description to page    config    jobs as plain values, and back
-job_dir      a job's folder, and its lock         batch     many jobs from one file
+job_dir      a job's folder, and its lock         batch     many jobs from one file; check: without running them
 checkpoints  states of a run on disk              results   images, arrays, video, page, manifest
 loss_log     the objective, step by step          ray_cluster   jobs and extraction over a cluster
 """

@@ -74,14 +74,35 @@ def resume_or_create(out: Path, description: Mapping[str, Any], identity: str) -
         text = yaml.safe_dump({"identity": identity, **description}, sort_keys=False, allow_unicode=True)
         write(path, text.encode())
         return
-    previous = yaml.safe_load(path.read_text(encoding="utf-8"))
-    previous = previous if isinstance(previous, dict) else {}
+    previous = _read_description(path)
     if previous.get("identity") == identity:
         return
     # The identity is a hash and cannot say what differs; options can, weights and contents of files cannot.
     names = [name for name, value in description.items() if previous.get(name) != value]
-    difference = f"with other {', '.join(names)}" if names else "of other weights or images"
-    raise JobError(f"{out} holds a job {difference}; choose another folder, or remove this one")
+    raise _other_job(out, f"with other {', '.join(names)}" if names else "of other weights or images")
+
+
+def require_no_other_job(out: Path, asked: Mapping[str, Any]) -> None:
+    """JobError, before a model is loaded, for the folder of a job with other options than those ``asked`` for.
+
+    An empty list, which the network may fill, says nothing.
+    """
+    path = out / DESCRIPTION
+    if not path.is_file():
+        return
+    previous = _read_description(path)
+    names = [name for name, value in asked.items() if value != [] and previous.get(name) != value]
+    if names:
+        raise _other_job(out, f"with other {', '.join(names)}")
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    previous = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return previous if isinstance(previous, dict) else {}
+
+
+def _other_job(out: Path, difference: str) -> JobError:
+    return JobError(f"{out} holds a job {difference}; choose another folder, or remove this one")
 
 
 def is_complete(out: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A job's options as rows to read: value, unit, meaning, and whether the value is the default.
+"""A job's options as rows to read: value, unit, meaning, and whether the value is the default; and those of a kind.
 
 A meaning is what the job's class says of the option: the clause of its docstring that names it. A field whose metadata
 holds ``meaning`` or ``unit`` says it itself.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any
 
 from convlens.jobs.config import to_mapping
 from convlens.report.job_page import OptionRow
-from convlens.synth.base import Job
-from convlens.synth.presets import Settings
+from convlens.synth.base import Job, job_class
+from convlens.synth.presets import OVERRIDABLE, PRESETS, Settings
 
 _SENTENCE_ENDS = re.compile(r"(?<=[.;])\s+(?=[A-Z`|Φ])|(?<=;)\s+(?!or |and )|\n\s*\n")
 _NAMES = re.compile("``[a-z_0-9]+``")
@@ -56,6 +56,7 @@ _UNITS = {
     "levels of 255": ("bound",),
 }
 _UNIT = {name: unit for unit, names in _UNITS.items() for name in names}
+_TYPES = {"int": "whole number", "float": "number", "str": "text", "bool": "truth value"}
 _UNIT_OF_KIND = {("dream", "rate"): "levels of 255", ("texture", "scales"): "", ("ascent", "y"): "units of the layer"}
 
 
@@ -80,8 +81,58 @@ def _row(job: Job, field: Field[Any], value: Any, asked: Any, facts: Mapping[str
         source = "chosen from the network"
     elif value is None and facts.get(name) is not None:
         value, source = facts[name], f"preset {getattr(job, 'preset', '')}".strip()
-    unit = field.metadata.get("unit", _UNIT_OF_KIND.get((job.kind, name), _UNIT.get(name, "")))
-    return OptionRow(name, as_words(value), unit if value is not None else "", _meaning(job, field), source, is_default)
+    unit = _unit(job.kind, field)
+    return OptionRow(
+        name, as_words(value), unit if value is not None else "", _meaning(type(job), field), source, is_default
+    )
+
+
+@dataclass(frozen=True)
+class OptionDoc:
+    """An option of a kind of job; ``values`` says what it takes, ``default`` is "needed" where there is none."""
+
+    name: str
+    values: str
+    default: str
+    unit: str
+    meaning: str
+
+
+def option_docs(kind: str) -> list[OptionDoc]:
+    """All options of that kind, its own first; RequestError for a kind that does not exist."""
+    cls = job_class(kind)
+    shared = {field.name for field in fields(Job)}
+    options = [field for field in fields(cls) if cls.needs_model or field.name != "model"]
+    return [_option_doc(cls, field) for field in sorted(options, key=lambda field: field.name in shared)]
+
+
+def _option_doc(cls: type[Job], field: Field[Any]) -> OptionDoc:
+    meaning = _meaning(cls, field).replace("``", "")
+    if field.name == "preset":
+        meaning += f" There are {', '.join(PRESETS)}."
+    return OptionDoc(field.name, _values(str(field.type)), _default(cls, field), _unit(cls.kind, field), meaning)
+
+
+def _default(cls: type[Job], field: Field[Any]) -> str:
+    if field.default is MISSING:
+        return "needed"
+    if field.default is None and field.name in OVERRIDABLE and hasattr(cls, "settings"):
+        preset = str(next(each.default for each in fields(cls) if each.name == "preset"))
+        return f"{as_words(getattr(PRESETS[preset], field.name))} (preset {preset})"
+    return as_words(_plain(field.default))
+
+
+def _values(annotation: str) -> str:
+    """What an option of that type takes, in words: ``list of whole numbers or texts``."""
+    inner = re.fullmatch(r"tuple\[(.+), \.\.\.\]", annotation)
+    parts = [part for part in (inner[1] if inner else annotation).split(" | ") if part != "None"]
+    words = " or ".join(_TYPES.get(part, part) + ("s" if inner else "") for part in parts)
+    return f"list of {words}" if inner else words
+
+
+def _unit(kind: str, field: Field[Any]) -> str:
+    named = _UNIT_OF_KIND.get((kind, field.name), _UNIT.get(field.name, ""))
+    return str(field.metadata.get("unit", named))
 
 
 def _plain(value: Any) -> Any:
@@ -107,12 +158,12 @@ def as_words(value: Any) -> str:
     return str(value).replace("-", "−")
 
 
-def _meaning(job: Job, field: Field[Any]) -> str:
+def _meaning(cls: type[Job], field: Field[Any]) -> str:
     if "meaning" in field.metadata:
         return str(field.metadata["meaning"])
     if field.name in ("model", "seed", "parameter"):
         return _COMMON[field.name]
-    classes = [type(job), *([Settings] if hasattr(job, "settings") else [])]
+    classes = [cls, *([Settings] if hasattr(cls, "settings") else [])]
     clauses = [clause for each in classes for clause in _clauses(inspect.getdoc(each) or "")]
     named = [(clause.index(f"``{field.name}``"), clause) for clause in clauses if f"``{field.name}``" in clause]
     if not named:

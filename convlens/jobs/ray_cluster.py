@@ -50,13 +50,17 @@ def run_batch_on(
     folder = str(out.resolve())
     tasks = [(to_mapping(entry.job), entry.name, folder, device, precision, video) for entry in entries]
     index = BatchIndex(out, {entry.name: entry.job for entry in entries})
-    with _cluster(address, workers) as ray:
-        ended = _run_tasks(ray, _run_entry, tasks, device)
-    results = [
-        result if isinstance(result, BatchResult) else BatchResult(entry.name, error=f"its worker died: {result}")
-        for entry, result in zip(entries, ended, strict=True)
-    ]
-    index.update_all({result.name: result.error for result in results})
+    results: list[BatchResult] = []
+    try:
+        with _cluster(address, workers) as ray:
+            ended = _run_tasks(ray, _run_entry, tasks, device)
+        results += [
+            result if isinstance(result, BatchResult) else BatchResult(entry.name, error=f"its worker died: {result}")
+            for entry, result in zip(entries, ended, strict=True)
+        ]
+    finally:
+        # After an interrupt, too: the jobs have come further than the index knows.
+        index.update_all({entry.name: "" for entry in entries} | {result.name: result.error for result in results})
     return results
 
 

@@ -22,6 +22,7 @@ from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.synth.base import Job, SynthesisRun
 from convlens.types import ArithmeticPrecision, no_op
+from convlens.utils.interrupts import deferred_interrupts
 
 _CHECKPOINT_S = 30.0
 
@@ -52,13 +53,14 @@ def run_job(
     """Run the job in the folder ``out``, or resume it where it was interrupted; returns the path of its manifest.
 
     After a kill at any moment the same call resumes from the last checkpoint, at most ``checkpoint_s`` seconds of work
-    before, and ends with the very same images (on a CPU, with as many threads). A folder whose job is done is left as
-    it is. ``precision`` is as for ``convlens.load``. ``video`` also writes the run's frames, where it has any. Raises
-    JobError for a folder of another job, where the disk is full, and for a run that diverges; the last good checkpoint
-    stays.
+    before, and ends with the very same images (on a CPU, with as many threads). Ctrl-C and SIGTERM act after the step
+    that is under way, which is then in a checkpoint. A folder whose job is done is left as it is. ``precision`` is as
+    for ``convlens.load``. ``video`` also writes the run's frames, where it has any. Raises JobError for a folder of
+    another job, where the disk is full, and for a run that diverges; the last good checkpoint stays.
     """
     keep_freed_memory()
     with job_dir.exclusive_job_dir(out):
+        job_dir.require_no_other_job(out, to_mapping(job))
         # The weights are part of the identity, so the model is loaded before the folder is compared with the job.
         classifier = load(job.model, device=device, precision=precision) if job.needs_model else None
         weights = classifier.spec.weights_sha256 if classifier else ""
@@ -145,9 +147,20 @@ class _Steps:
 
     def run_all(self, checkpoint_s: float) -> float:
         """Make all steps that are left; the seconds that all took, those of interrupted runs too."""
+        # An interrupt in the middle of a step would leave a state that no run has.
+        with deferred_interrupts() as interruption:
+            self._step_until_done(checkpoint_s, stop=lambda: bool(interruption.received))
+            # Once more, so that a kill while the results are written costs no step.
+            self._save()
+        if interruption.received:
+            self._on_progress(Progress(self._run.done, self._run.total, self.losses.last))
+        interruption.deliver()
+        return self._seconds()
+
+    def _step_until_done(self, checkpoint_s: float, *, stop: Callable[[], bool]) -> None:
         run, losses = self._run, self.losses
         saved_at = time.monotonic()
-        while run.done < run.total:
+        while run.done < run.total and not stop():
             # Step by step: a pass of another precision elsewhere in this process waits for one, not for all.
             with _arithmetic(self._classifier):
                 was_read = losses.add(run.step())
@@ -160,9 +173,6 @@ class _Steps:
             if run.done < run.total and time.monotonic() - saved_at >= checkpoint_s:
                 self._save()
                 saved_at = time.monotonic()
-        # Once more, so that a kill while the results are written costs no step.
-        self._save()
-        return self._seconds()
 
     def _seconds(self) -> float:
         return self._earlier_s + time.monotonic() - self._began

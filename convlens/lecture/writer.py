@@ -24,7 +24,7 @@ from convlens.errors import RequestError
 from convlens.lecture.base import RESULTS, Chapter, Command, Drawn, Figure, Lecture, chapter_names, get_chapter
 from convlens.report.lecture_page import ChapterPart, ShownFigure, render_lecture
 from convlens.types import no_op
-from convlens.utils.files import atomic_write, exclusive_lock, sync_file
+from convlens.utils.files import atomic_write, exclusive_lock, require_writable, sync_file
 
 DESCRIPTION, FIGURES, PAGE = "lecture.json", "figures", "index.html"
 _DONE, _LOCK = f"{RESULTS}/done.jsonl", ".lock"
@@ -41,6 +41,15 @@ class LeftOut:
     reason: str
 
 
+def require_lecture_folder(out: Path) -> None:
+    """RequestError, before any work, for a folder that no lecture can be written into."""
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file; choose a folder", field="output")
+    if out.is_dir() and not (out / DESCRIPTION).is_file() and any(path.name[:1] != "." for path in out.iterdir()):
+        raise RequestError(f"{out} holds other things than a lecture; choose a new or empty folder", field="output")
+    require_writable(out)
+
+
 @contextlib.contextmanager
 def lecture_folder(out: Path, description: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of that lecture, made where it is missing, for this process alone.
@@ -48,11 +57,8 @@ def lecture_folder(out: Path, description: Mapping[str, Any]) -> Iterator[Path]:
     Raises RequestError for a folder of something else, of another lecture (with what differs), and for one that another
     process works in.
     """
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"{out} is a file; choose a folder", field="output")
+    require_lecture_folder(out)
     path = out / DESCRIPTION
-    if out.is_dir() and not path.is_file() and any(not each.name.startswith(".") for each in out.iterdir()):
-        raise RequestError(f"{out} holds other things than a lecture; choose a new or empty folder", field="output")
     out.mkdir(parents=True, exist_ok=True)
     busy = RequestError(f"{out} is being worked on by another process; wait until it is done", field="output")
     with exclusive_lock(out / _LOCK, busy=busy):

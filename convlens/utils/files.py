@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from convlens.errors import ConvLensError
+from convlens.errors import ConvLensError, RequestError
 
 
 @contextmanager
@@ -34,6 +34,34 @@ def atomic_write(path: Path, *, shared: bool = False) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path, *, path: Path | None = None) -> None:
+    """RequestError, before any work, where no file can be made in the folder, or it cannot be made itself.
+
+    ``path`` is what the error names, by default the folder.
+    """
+    path, place = path or folder, folder
+    try:
+        while not os.path.lexists(place):
+            place = place.parent
+        if not place.is_dir():
+            raise RequestError(f"{path} cannot be written: {place} is no folder; choose another place", field="output")
+        # Tried, not asked for: permissions say nothing of a full disk, a quota or a disk that is read-only.
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"{path} cannot be written ({error.strerror or error}); make room, or choose another folder",
+            field="output",
+        ) from error
+
+
+def require_writable_file(path: Path) -> None:
+    """The same for a file, which may be there already."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; name a file", field="output")
+    require_writable(path.parent, path=path)
 
 
 @contextmanager

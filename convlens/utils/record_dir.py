@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convlens.errors import ConvLensError, RequestError
-from convlens.utils.files import atomic_write, exclusive_lock
+from convlens.utils.files import atomic_write, exclusive_lock, require_writable
 
 PARTIAL, SETTINGS, RECORDS = ".partial", "settings.json", "records.jsonl"
 
@@ -32,20 +32,31 @@ def resumed_records(
     that is complete, and for one that was begun with other settings (which are named); with ``overwrite`` the last two
     are replaced. ConvLensError where the disk refuses, after which the same call resumes.
     """
-    if out.exists() and not out.is_dir():
-        raise RequestError(f"{out} is a file; choose a new folder")
+    require_usable(out, kind=kind, result=result, ours=ours, overwrite=overwrite)
     try:
         out.mkdir(parents=True, exist_ok=True)
         busy = RequestError(f"{out} is being written by another process; wait until it is done")
         with exclusive_lock(out, busy=busy):
-            _require_ours(out, kind, result, ours)
-            _resume_or_begin(out, settings, result, overwrite=overwrite)
+            require_usable(out, kind=kind, result=result, ours=ours, overwrite=overwrite)
+            _resume_or_begin(out, settings, overwrite=overwrite)
             yield _recovered(out / PARTIAL / RECORDS)
     except OSError as error:
         raise ConvLensError(
             f"{out} cannot be written ({error.strerror or error}); make room, or choose another folder. What was done "
             "so far stays, and the same command goes on from there"
         ) from error
+
+
+def require_usable(out: Path, *, kind: str, result: str, ours: Collection[str], overwrite: bool) -> None:
+    """RequestError, before any work, for a folder that ``resumed_records`` refuses whatever the settings are."""
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file; choose a new folder")
+    require_writable(out)
+    if not out.is_dir():
+        return
+    _require_ours(out, kind, result, ours)
+    if (out / result).exists() and not overwrite:
+        raise RequestError(f"{out} is finished already; choose a new folder, or --overwrite to make it anew")
 
 
 def read_records(out: Path) -> list[dict[str, Any]]:
@@ -74,10 +85,8 @@ def _require_ours(out: Path, kind: str, result: str, ours: Collection[str]) -> N
         )
 
 
-def _resume_or_begin(out: Path, settings: Mapping[str, Any], result: str, *, overwrite: bool) -> None:
+def _resume_or_begin(out: Path, settings: Mapping[str, Any], *, overwrite: bool) -> None:
     partial = out / PARTIAL
-    if (out / result).exists() and not overwrite:
-        raise RequestError(f"{out} is finished already; choose a new folder, or --overwrite to make it anew")
     previous = _read_settings(partial / SETTINGS)
     if previous is not None:
         differences = _differences(previous, settings)

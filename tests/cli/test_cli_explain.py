@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from convlens import ForwardPass, image, load, run
 from convlens.cli.main import build
 from convlens.errors import ConvLensError, ModelError, RequestError
-from convlens.explain import run_neurons
+from convlens.explain import available_methods, run_neurons
 from convlens.types import Attribution, Neuron
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
@@ -180,6 +181,75 @@ def test_a_gallery_of_other_views_finds_the_same_animal(tmp_path: Path) -> None:
     convlens("explain", PHOTOGRAPHS / "chelsea.png", *arguments, "-o", tmp_path / "out")
     reply = json.loads((tmp_path / "out" / "chelsea" / "reply.json").read_text())
     assert reply["explanations"][0]["neighbours"][0]["label"] == "chelsea"
+
+
+NET = """
+import torch
+from torch import nn
+
+
+def factory():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(NET)
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
+    return f"file:{tmp_path}/net.py:factory?size=48&resize=48&labels={tmp_path}/names.txt"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    for name in ("chelsea", "coffee"):
+        with Image.open(PHOTOGRAPHS / f"{name}.png") as photograph:
+            photograph.resize((60, 48)).save(tmp_path / "pictures" / f"{name}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("asked", ["all", ""])
+def test_a_gallery_adds_neighbours_to_all_methods_and_to_the_default_ones(
+    tiny: str, pictures: Path, tmp_path: Path, asked: str
+) -> None:
+    convlens("gallery", "build", pictures, "--model", tiny, "--no-accelerate", "-o", tmp_path / "gallery")
+    few = ("rise.masks=8", "smoothgrad.samples=2", "gradient_shap.samples=2", "integrated_gradients.steps=4")
+    options = ["--methods", asked, *(part for value in few for part in ("--set", value))] if asked else []
+    common = ("--model", tiny, "--no-accelerate", "--gallery", tmp_path / "gallery", "-o", tmp_path / "out")
+    common += ("--set", "neighbours.k=2")
+    result = convlens("explain", pictures / "coffee.png", *options, *common)
+    assert result.exit_code == 0, result.output
+    reply = json.loads((tmp_path / "out" / "coffee" / "reply.json").read_text())
+    methods = {each["method"]: each for each in reply["explanations"]}
+    # The image itself is in the gallery, at distance 0.
+    nearest = methods["neighbours"]["neighbours"][0]
+    assert (nearest["id"], nearest["distance"]) == ("coffee.png", pytest.approx(0, abs=1e-3))
+    wanted = set(available_methods()) if asked else {"saliency", "guided_backprop", "occlusion", "neighbours"}
+    assert set(methods) == wanted
+
+
+def test_a_sweep_that_a_server_refuses_is_computed_offline(tiny: str, pictures: Path, tmp_path: Path) -> None:
+    # (48 - 2 + 1)² = 2209 windows, where servers allow 2000 passes.
+    sweep = ("--methods", "occlusion", "--set", "occlusion.window=2", "--set", "occlusion.stride=1", "--target", 0)
+    common = (pictures / "coffee.png", "--model", tiny, "--no-accelerate", *sweep, "-o", tmp_path / "out")
+    assert convlens("explain", *common).exit_code == 0
+    reply = json.loads((tmp_path / "out" / "coffee" / "reply.json").read_text())
+    assert reply["explanations"][0]["extras"]["grid_NRQ"]["shape"] == [47, 47]
+
+
+def test_max_passes_refuses_what_needs_more_and_says_what_would_fit(tiny: str, pictures: Path, tmp_path: Path) -> None:
+    # (48 - 16) / 8 + 1 = 5 windows a side, and the pass of the image itself.
+    sweep = ("--methods", "occlusion", "--set", "occlusion.window=16", "--set", "occlusion.stride=8", "--target", 0)
+    common = (pictures / "coffee.png", "--model", tiny, "--no-accelerate", *sweep, "-o", tmp_path / "out")
+    refused = convlens("explain", *common, "--max-passes", 20)
+    said = " ".join(refused.output.split())
+    assert refused.exit_code == 1
+    assert "and 20 are allowed; occlusion with stride=" in said
+    assert not (tmp_path / "out").exists()
+    assert convlens("explain", *common, "--max-passes", 30).exit_code == 0
 
 
 def test_a_sweep_on_an_exported_graph_gives_the_same_map(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from convlens.cli.main import build
 from convlens.errors import ConvLensError, JobError, RequestError
+from convlens.jobs.option_docs import option_docs
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
 SMALL = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
@@ -130,15 +131,83 @@ def test_a_batch_runs_and_says_how_each_job_ended(tmp_path: Path) -> None:
             }
         )
     )
-    assert convlens("jobs", "check", batch).output.split() == ["bricks:", "quilt", "huge:", "quilt"]
     result = convlens("jobs", "run", batch, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert (tmp_path / "out" / "bricks" / "texture.png").is_file()
     assert not (tmp_path / "out" / "huge" / "manifest.json").exists()
 
 
+def test_check_finds_what_cannot_run_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    brick, chelsea = str(PHOTOGRAPHS / "brick.png"), str(PHOTOGRAPHS / "chelsea.png")
+    (tmp_path / "torn.jpg").write_bytes((PHOTOGRAPHS / "rocket.jpg").read_bytes()[:5000])
+    jobs = {
+        "bricks": {"kind": "quilt", "source": brick},
+        "huge": {"kind": "quilt", "source": brick, "block": 4000},
+        "missing": {"kind": "quilt", "source": "nowhere.png"},
+        "torn": {"kind": "efros", "source": "torn.jpg"},
+        "fish": {"kind": "ascent", "classes": ["goldfish"], "model": SMALL},
+        "nobody": {"kind": "ascent", "classes": ["goldfsh"], "model": SMALL},
+        "no-layer": {"kind": "invert", "picture": chelsea, "layers": ["feature.3"], "model": SMALL},
+        "no-channel": {"kind": "ascent", "layer": "features.3", "channels": [4000], "model": SMALL},
+        "no-guide": {"kind": "dream", "picture": chelsea, "guide": "guide.png", "model": SMALL},
+        "no-model": {"kind": "ascent", "classes": [1], "model": "torchvision:resnet5:untrained"},
+    }
+    Path("batch.yaml").write_text(yaml.safe_dump({"jobs": [{**job, "name": name} for name, job in jobs.items()]}))
+    result = convlens("jobs", "check", "batch.yaml")
+    said = dict(line.split(": ", 1) for line in result.output.splitlines() if ": " in line)
+    assert result.exit_code == 1
+    assert (said["bricks"], said["fish"]) == ("quilt", "ascent")
+    for name, reason in {
+        "huge": "block",
+        "missing": "nowhere.png",
+        "torn": "torn.jpg",
+        "nobody": "did you mean goldfish",
+        "no-layer": "did you mean features.3",
+        "no-channel": "4000",
+        "no-guide": "guide.png",
+        "no-model": "resnet5",
+    }.items():
+        assert reason in said[name], said[name]
+    assert {path.name for path in tmp_path.iterdir()} == {"batch.yaml", "torn.jpg"}
+
+
+def test_check_passes_what_can_run(tmp_path: Path) -> None:
+    (tmp_path / "batch.yaml").write_text(yaml.safe_dump({"jobs": [{"kind": "ascent", "classes": [3], "model": SMALL}]}))
+    result = convlens("jobs", "check", tmp_path / "batch.yaml")
+    assert (result.exit_code, result.stdout) == (0, "000-ascent: ascent\n")
+
+
+@pytest.mark.parametrize("kind", ["ascent", "dream", "efros", "fool", "invert", "quilt", "texture"])
+def test_kinds_explains_every_option_of_one_kind(kind: str) -> None:
+    listed = yaml.safe_load(convlens("jobs", "kinds").stdout.replace("(needed)", '"(needed)"'))
+    rows = [line.strip("│").split("│") for line in convlens("jobs", "kinds", kind).output.splitlines() if "│" in line]
+    explained = {cells[0].strip(): cells for cells in rows if cells[0].strip()}
+    unused = {"model"} if kind in ("efros", "quilt") else set()
+    assert set(explained) == set(listed[kind]) - unused
+    assert [name for name, cells in explained.items() if not cells[1].strip() or not cells[4].strip()] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("quilt", ("block", "whole number", "48", "pixels")),
+        ("fool", ("target", "whole number or text", "needed", "")),
+        ("ascent", ("steps", "whole number", "512 (preset robust)", "steps")),
+        ("ascent", ("classes", "list of whole numbers or texts", "none", "")),
+    ],
+)
+def test_an_option_is_explained_by_what_it_takes_its_default_and_its_unit(kind: str, row: tuple[str, ...]) -> None:
+    assert row in {(doc.name, doc.values, doc.default, doc.unit) for doc in option_docs(kind)}
+
+
+def test_a_kind_that_does_not_exist_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(RequestError, match="did you mean quilt"):
+        convlens("jobs", "kinds", "quit")
+
+
 def test_kinds_lists_every_option() -> None:
-    listed = yaml.safe_load(convlens("jobs", "kinds").output.replace("(needed)", '"(needed)"'))
+    listed = yaml.safe_load(convlens("jobs", "kinds").stdout.replace("(needed)", '"(needed)"'))
     assert listed["quilt"]["source"] == "(needed)"
     assert listed["ascent"]["preset"] == "robust"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 from typing import IO, Any
 
 # Nothing here may compute when it is imported: torch's threads would not live on in the forks.
@@ -35,6 +37,10 @@ class Killable:
         """Minus the signal where one ended it, None while it runs."""
         return self._process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
     def kill(self) -> str:
         """By SIGKILL, at whatever it does; what it had still written."""
         self._process.kill()
@@ -50,6 +56,17 @@ class Killable:
         assert not self._process.is_alive(), f"it has not ended after {within_s:g} s"
         with self.output as output:
             return output.read()
+
+
+def run_command_line(folder: Path, arguments: Sequence[str]) -> None:
+    """``convlens`` with these arguments, in that folder; for a process of its own."""
+    from convlens.cli.main import main
+
+    os.chdir(folder)
+    sys.argv = ["convlens", *arguments]
+    # Whoever starts the tests in the background has them ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
 
 
 def _run(send: Connection, function: Callable[..., Any], arguments: tuple[object, ...]) -> None:

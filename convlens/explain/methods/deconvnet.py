@@ -13,6 +13,8 @@ from convlens.instrument import RuledRelus, remembers_places, require_relu_netwo
 from convlens.models import Classifier
 from convlens.types import Attribution, Ints
 
+LATTICE = "this network has no max pooling, without which the map is the same lattice for every image"
+
 
 @explainer(
     "deconvnet",
@@ -28,13 +30,15 @@ def deconvnet(forward: Forward, target_N: Ints) -> Attribution:
     """max(g, 0) at every ReLU on the way back from the target's logit (Zeiler & Fergus 2014, arXiv:1311.2901).
 
     Values (N, C, H, W) are signed, in units of logit per normalised pixel. Raises UnsupportedModelError for
-    networks with other activations than ReLU.
+    networks with other activations than ReLU. A warning says where the map would be the same for every image.
     """
     # The rule ignores which ReLUs were on. Only max pooling remembers anything of the image: without it, on
     # EfficientNet-Lite0, the maps of a cat, a dog, a koala and an elephant correlate by .999.
     started = time.perf_counter()
     grad = forward.gradient("deconvnet", target_N, method="deconvnet")
-    return forward.attribution("deconvnet", grad, target_N, {}, forward.meta("logit", started=started, ruled=True))
+    warnings = () if forward.remembers_places else (LATTICE,)
+    meta = forward.meta("logit", started=started, ruled=True, warnings=warnings)
+    return forward.attribution("deconvnet", grad, target_N, {}, meta)
 
 
 def depends_on_image(classifier: Classifier) -> bool:
