@@ -17,10 +17,11 @@ from convlens.cli.explore import page_methods, write_explorer
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, method_params, parse_methods
 from convlens.cli.photographs import PHOTOGRAPHS, photographs, skimage_data
 from convlens.cli.results import REPORT, ImageResult, show_table, write_report
+from convlens.cli.server_address import ServedModelOption, find_server
 from convlens.client import Client
-from convlens.client.auth import TOKEN_VARIABLE
 from convlens.client.base import PROBE_PNG
 from convlens.errors import ConvLensError, GalleryError, RequestError
+from convlens.features.image_list import expand_folders
 from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
@@ -39,13 +40,26 @@ _GALLERY_ONLY = {
 
 
 def demo(
-    images: Annotated[list[Path] | None, typer.Argument(help="Images. Default: scikit-image's photographs.")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images, or folders of images. Default: scikit-image's photographs."),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     url: Annotated[
         str,
-        typer.Option(help=f"Running server to use instead of starting one; its token is in ${TOKEN_VARIABLE}."),
+        typer.Option(
+            help="Running server to use instead of starting one: its REST address, or the folder it runs in, such as "
+            ".convlens/server."
+        ),
     ] = "",
-    name: Annotated[str, typer.Option(help="Name of the model on that server.")] = NAME,
+    name: ServedModelOption = "",
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="That server's key_file.json with its token. Default: that of a server started here, else "
+            "$CONVLENS_TOKEN."
+        ),
+    ] = None,
     methods: Annotated[list[str], typer.Option(help="Methods, comma-separated; may be repeated.")] = [METHODS],  # noqa: B006
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),
     store: StoreOption = Path("model_store"),
@@ -53,7 +67,8 @@ def demo(
 ) -> None:
     """Serve a model on TorchServe, explain images over REST, write a report, stop the server, write the explorer."""
     keep_freed_memory()
-    paths = list(images or photographs().values())
+    paths = list(expand_folders(images or photographs().values()))
+    asked = find_server(url, model=name, key_file=key_file) if url else None
     for path in paths:
         image.read(path)  # before the server is started, for an early error
     names = parse_methods(methods)
@@ -62,15 +77,15 @@ def demo(
     params: dict[str, Any] = {"methods": method_params(names, settings), "output": ["array", "overlay", "heatmap"]}
     with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
-    if url:
-        with Client(url, model=name) as client:
+    if asked is not None:
+        with Client(asked.rest, model=asked.model, key_file=asked.key_file) as client:
             results = _explain_all(client, paths, classifier, params)
     else:
         with _serve(classifier, store=store) as live, client_of(live, NAME) as client:
             results = _explain_all(client, paths, classifier, params)
     output.mkdir(parents=True, exist_ok=True)
     report = output / REPORT
-    write_report(report, results, model=results[0].reply.model_name if url else classifier.spec.name)
+    write_report(report, results, model=results[0].reply.model_name if asked else classifier.spec.name)
     show_table(results)
     print_result(f"report: {report}")
     if explorer:
