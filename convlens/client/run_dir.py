@@ -12,11 +12,13 @@ from convlens.utils.files import atomic_write
 
 RUN_DIR = Path(".convlens") / "server"  # of `convlens serve`, seen from the folder that it was started in
 RECORD = "server.json"
+_TEXTS = ("rest", "grpc", "metrics", "management", "management_grpc", "version")
 
 
 @dataclass(frozen=True)
 class ServerRecord:
-    """Addresses on this machine, the names of the model entries, and whether the server asks for a token.
+    """Addresses on this machine, the names of the model entries, whether the server asks for a token, and the version
+    of ConvLens that started it.
 
     ``rest``, ``metrics`` and ``management`` are URLs, ``grpc`` and ``management_grpc`` read HOST:PORT.
     """
@@ -28,6 +30,7 @@ class ServerRecord:
     management_grpc: str
     models: tuple[str, ...]
     auth: bool
+    version: str
 
     def write(self, run_dir: Path) -> None:
         with atomic_write(run_dir / RECORD) as draft:
@@ -39,7 +42,7 @@ def read_record(run_dir: Path) -> ServerRecord:
     path = run_dir / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        texts = {name: str(values[name]) for name in ("rest", "grpc", "metrics", "management", "management_grpc")}
+        texts = {name: str(values[name]) for name in _TEXTS}
         return ServerRecord(**texts, models=tuple(map(str, values["models"])), auth=bool(values["auth"]))
     except OSError as error:
         raise ServerError(

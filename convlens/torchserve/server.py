@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from convlens import __version__
 from convlens.client.run_dir import ServerRecord, remove_record
 from convlens.errors import ServerError
 from convlens.torchserve import launcher, server_config
@@ -73,6 +74,7 @@ class Server:
             management_grpc=f"{server_config.LOOPBACK}:{self.ports.grpc_management}",
             models=self.models,
             auth=self.auth,
+            version=__version__,
         )
 
     @property
