@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 _MODEL = "(?P<model>[^/:]+)"
 _PATHS = (
@@ -29,7 +29,7 @@ class Route:
 
 def parse_route(path: str) -> Route | None:
     """The route of a request's path, with or without a query; None for a path that is none of the API's."""
-    path = urlsplit(path).path
+    path = path.partition("?")[0]
     for pattern in _PATHS:
         if match := pattern.fullmatch(path):
             parts = {name: unquote(text or "") for name, text in match.groupdict(default="").items()}

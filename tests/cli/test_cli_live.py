@@ -151,6 +151,16 @@ def test_query_takes_a_folder_and_finds_the_ports_and_the_token(
     assert "espresso" in done.stdout
 
 
+def test_the_demo_takes_a_folder_and_a_server_by_the_folder_it_runs_in(
+    workplace: Path, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "convlens demo my --url .convlens/server --methods saliency --no-explorer -o elsewhere"
+    done = convlens(workplace, line, monkeypatch)
+    assert done.exit_code == 0, done.output
+    assert "tiger cat" in done.stdout
+    assert (workplace / "elsewhere" / "report.html").is_file()
+
+
 def test_every_port_that_serve_prints_is_open(served: str) -> None:
     printed = dict(re.findall(r"^  (REST|gRPC|metrics|management) +(\S+?)(?:,|$)", served, flags=re.MULTILINE))
     by_grpc = re.search(r"by gRPC (\S+)", served)
