@@ -161,6 +161,13 @@ def test_the_demo_takes_a_folder_and_a_server_by_the_folder_it_runs_in(
     assert (workplace / "elsewhere" / "report.html").is_file()
 
 
+def test_the_probe_finds_the_server_and_its_models(
+    workplace: Path, served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = convlens(workplace, "convlens probe", monkeypatch)
+    assert done.exit_code == 0, done.output
+
+
 def test_every_port_that_serve_prints_is_open(served: str) -> None:
     printed = dict(re.findall(r"^  (REST|gRPC|metrics|management) +(\S+?)(?:,|$)", served, flags=re.MULTILINE))
     by_grpc = re.search(r"by gRPC (\S+)", served)
