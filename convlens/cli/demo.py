@@ -19,10 +19,11 @@ from convlens.cli.models import without_lattice
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, method_params, parse_methods, parse_names
 from convlens.cli.photographs import PHOTOGRAPHS, photographs, skimage_data
 from convlens.cli.results import REPORT, ImageResult, show_table, write_report
+from convlens.cli.server_address import ServedModelOption, find_server
 from convlens.client import Client
-from convlens.client.auth import TOKEN_VARIABLE
 from convlens.client.base import PROBE_PNG
 from convlens.errors import ConvLensError, GalleryError, RequestError
+from convlens.features.image_list import expand_folders
 from convlens.gallery import Gallery, build_from
 from convlens.models import Classifier, load
 from convlens.runtime.torch_runtime import keep_freed_memory
@@ -42,13 +43,26 @@ _GALLERY_ONLY = {
 
 
 def demo(
-    images: Annotated[list[Path] | None, typer.Argument(help="Images. Default: scikit-image's photographs.")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Images, or folders of images. Default: scikit-image's photographs."),
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     url: Annotated[
         str,
-        typer.Option(help=f"Running server to use instead of starting one; its token is in ${TOKEN_VARIABLE}."),
+        typer.Option(
+            help="Running server to use instead of starting one: its REST address, or the folder it runs in, such as "
+            ".convlens/server."
+        ),
     ] = "",
-    name: Annotated[str, typer.Option(help="Name of the model on that server.")] = NAME,
+    name: ServedModelOption = "",
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="That server's key_file.json with its token. Default: that of a server started here, else "
+            "$CONVLENS_TOKEN."
+        ),
+    ] = None,
     methods: Annotated[list[str], typer.Option(help="Methods, comma-separated; may be repeated.")] = [METHODS],  # noqa: B006
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")] = Path("demo"),
     store: StoreOption = Path("model_store"),
@@ -59,7 +73,8 @@ def demo(
     require_writable(output)
     if not url:
         require_writable(store)
-    paths = list(images or photographs().values())
+    paths = list(expand_folders(images or photographs().values()))
+    asked = find_server(url, model=name, key_file=key_file) if url else None
     for path in paths:
         image.read(path)  # before the server is started, for an early error
     # Its own server has a gallery; what another one has is not known.
@@ -72,8 +87,8 @@ def demo(
     params: dict[str, Any] = {"methods": method_params(names, settings), "output": ["array", "overlay", "heatmap"]}
     results: list[ImageResult] = []
     with stoppable() as stop:
-        if url:
-            with Client(url, model=name) as client:
+        if asked is not None:
+            with Client(asked.rest, model=asked.model, key_file=asked.key_file) as client:
                 _explain_all(client, paths, classifier, params, results)
         else:
             with _serve(classifier, store=store) as live, client_of(live, NAME) as client:
@@ -84,7 +99,7 @@ def demo(
             stop.leave()
     output.mkdir(parents=True, exist_ok=True)
     report = output / REPORT
-    write_report(report, results, model=results[0].reply.model_name if url else classifier.spec.name)
+    write_report(report, results, model=results[0].reply.model_name if asked else classifier.spec.name)
     show_table(results)
     print_result(f"report: {report}")
     stop.leave()

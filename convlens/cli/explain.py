@@ -37,7 +37,7 @@ from convlens.cli.options import (
 from convlens.cli.results import REPORT, ImageResult, require_results_folder, show_table, write_results
 from convlens.engine.engine import Engine, EngineOptions
 from convlens.errors import ConvLensError
-from convlens.features.image_list import image_files
+from convlens.features.image_list import expand_folders
 from convlens.gallery import Gallery
 from convlens.models import Classifier
 from convlens.protocol.params import Params, parse_params
@@ -106,7 +106,7 @@ def explain(
         )
 
     parsed(names)  # what is wrong with them is said before the model is loaded
-    paths = list(_image_files(images))
+    paths = list(expand_folders(images))
     with spinner(f"loading {model}"):
         network = open_model(model, device=device, precision=precision)
         opened = Gallery.open(gallery) if gallery else None
@@ -152,15 +152,6 @@ def _left_out(results: Sequence[ImageResult], names: Sequence[str]) -> Iterator[
         for reason in dict.fromkeys(reasons):
             images = [result.name for result in without if reason in result.reply.warnings]
             yield reason if len(images) == len(results) else f"{', '.join(images[:5])}: {reason}"
-
-
-def _image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The files themselves, and the images of each folder in order of their names."""
-    for path in paths:
-        if path.is_dir():
-            yield from image_files(path).values()
-        else:
-            yield path
 
 
 def _default_methods(neuron: str, gallery: Path | None) -> list[str]:

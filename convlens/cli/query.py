@@ -29,9 +29,10 @@ from convlens.cli.options import (
     target_param,
 )
 from convlens.cli.results import REPORT, ImageResult, require_results_folder, show_table, write_results
-from convlens.client.auth import TOKEN_VARIABLE
+from convlens.cli.server_address import GrpcAddressOption, ServedModelOption, ServerOption, find_server
 from convlens.errors import ConvLensError, RequestError
 from convlens.explain.methods.deconvnet import LATTICE
+from convlens.features.image_list import expand_folders
 from convlens.protocol.params import Params, parse_params
 from convlens.types import Attribution, Explanation, Reply
 
@@ -39,11 +40,11 @@ _VIEW_SIDE = 224  # pixels, of an image in the report where no map gives a size
 
 
 def query(
-    images: Annotated[list[Path], typer.Argument(help="Images to explain.")],
-    url: Annotated[str, typer.Option(help="Inference address of the server.")] = "http://127.0.0.1:8080",
-    grpc: Annotated[bool, typer.Option("--grpc", help="Use gRPC, at --address, instead of REST.")] = False,
-    address: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC inference.")] = "127.0.0.1:7070",
-    model: Annotated[str, typer.Option(help="Name of the model on the server.")] = "convlens",
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    url: ServerOption = "",
+    grpc: Annotated[bool, typer.Option("--grpc", help="Use gRPC instead of REST.")] = False,
+    address: GrpcAddressOption = "",
+    model: ServedModelOption = "",
     methods: Annotated[
         list[str],
         typer.Option(help="Methods, comma-separated, or `all`; may be repeated. Default: those set in the archive."),
@@ -57,7 +58,10 @@ def query(
     ] = None,
     key_file: Annotated[
         Path | None,
-        typer.Option(help=f"The server's key_file.json with its token. Default: ${TOKEN_VARIABLE}."),
+        typer.Option(
+            help="The server's key_file.json with its token. Default: that of the server started here, else "
+            "$CONVLENS_TOKEN."
+        ),
     ] = None,
     at_once: Annotated[int, typer.Option(help="Number of images in flight at a time.")] = 4,
     timeout: Annotated[float, typer.Option(help="Time limit in seconds for one reply.")] = 120.0,
@@ -67,18 +71,20 @@ def query(
     if output is not None:
         require_results_folder(output)
     params = _params(methods, option, target_param(target, neuron), topk, with_images=output is not None)
-    settings: dict[str, Any] = {"model": model, "key_file": key_file, "timeout_s": timeout}
-    connection = client.GrpcClient(address, **settings) if grpc else client.Client(url, **settings)
+    server = find_server(url, grpc=address, asks_grpc=grpc, model=model, key_file=key_file)
+    paths = list(expand_folders(images))
+    settings: dict[str, Any] = {"model": server.model, "key_file": server.key_file, "timeout_s": timeout}
+    connection = client.GrpcClient(server.grpc, **settings) if grpc else client.Client(server.rest, **settings)
     results: list[ImageResult] = []
     failures: list[tuple[Path, ConvLensError]] = []
     with stoppable() as stop, connection:
-        for path, result in _query_all(connection, images, params, at_once=at_once):
+        for path, result in _query_all(connection, paths, params, at_once=at_once):
             if isinstance(result, ConvLensError):
                 failures.append((path, result))
             else:
                 results.append(result)
     if stop.code:
-        print_warning(f"interrupted: {len(results)} of {len(images)} images are answered")
+        print_warning(f"interrupted: {len(results)} of {len(paths)} images are answered")
     results = _without_lattice(results, asked=parse_names(methods))
     if results:
         if output is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,22 @@ import typer
 from convlens.cli.console import print_message, print_result, spinner
 from convlens.cli.demo import demo_archive, require_inference
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption
+from convlens.client.run_dir import RUN_DIR
 from convlens.errors import ServerError
 from convlens.models import load
 from convlens.torchserve import server, server_config
 from convlens.torchserve.archive import entries
 from convlens.torchserve.server import Server
+from convlens.torchserve.server_config import Ports
 from convlens.utils.files import require_writable
 
-RUN_DIR = Path(".convlens") / "server"
+_DOORS = {
+    "inference": "REST",
+    "grpc_inference": "gRPC",
+    "metrics": "metrics",
+    "management": "management",
+    "grpc_management": "management by gRPC",
+}
 
 
 def serve(
@@ -28,16 +37,38 @@ def serve(
         Path | None, typer.Argument(help="Archive to serve. Default: the demo's, built if necessary.")
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    port: Annotated[int, typer.Option(help="Inference port on 127.0.0.1; the other ports are any free ones.")] = 8080,
+    port: Annotated[
+        int | None, typer.Option(help="Port of REST on 127.0.0.1. Default: 8080, or the next free one.")
+    ] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Port of gRPC. Default: 7070, or the next free one.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of the metrics. Default: 8082, or the next free one.")
+    ] = None,
+    management_port: Annotated[
+        int | None, typer.Option(help="Port of TorchServe's management. Default: 8081, or the next free one.")
+    ] = None,
+    management_grpc_port: Annotated[
+        int | None, typer.Option(help="Port of the management by gRPC. Default: 7071, or the next free one.")
+    ] = None,
     auth: Annotated[bool, typer.Option(help="Require a token from every client.")] = True,
     store: StoreOption = Path("model_store"),
 ) -> None:
-    """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl commands to try."""
+    """Serve an archive on 127.0.0.1 until Ctrl-C; print the ports, and commands to try."""
     require_writable(RUN_DIR)
     if archive is None:
         require_writable(store)
+    named = {
+        "inference": port,
+        "grpc_inference": grpc_port,
+        "metrics": metrics_port,
+        "management": management_port,
+        "grpc_management": management_grpc_port,
+    }
+    server_config.usual_ports(**named)  # before the archive is built, for an early error
     path = archive or _default_archive(model, store)
-    ports = replace(server_config.free_ports(), inference=port)
+    ports = server_config.usual_ports(**named)
+    for line in moved_ports(ports, named):
+        print_message(line)
     with server.running(
         archives=entries(path, name=path.stem),
         run_dir=RUN_DIR,
@@ -64,19 +95,37 @@ def token() -> None:
     print_result(key)
 
 
+def moved_ports(ports: Ports, named: Mapping[str, int | None]) -> Iterator[str]:
+    """A line for each port that is neither named nor the usual one, because somebody else listens there."""
+    usual = asdict(Ports())
+    for name, port in asdict(ports).items():
+        if named.get(name) is None and port != usual[name]:
+            yield f"port {usual[name]} is not free; {_DOORS[name]} is on {port}"
+
+
 def commands_to_try(live: Server) -> str:
-    """Shell commands that ask the server for predictions and explanations."""
+    """The server's addresses, and shell commands that ask it for predictions and explanations."""
     name, url = live.models[0], live.inference_url
     header = ' -H "Authorization: Bearer $TOKEN"' if live.auth else ""
     methods = """'params={"methods":[{"method":"occlusion","options":{"window":48}}]}'"""
+    record = live.record
     lines = [
-        "serving; stop with Ctrl-C. In another terminal, in this folder:",
+        f"serving {', '.join(live.models)}; stop with Ctrl-C",
+        "",
+        f"  REST        {record.rest}",
+        f"  gRPC        {record.grpc}",
+        f"  metrics     {record.metrics}",
+        f"  management  {record.management}, by gRPC {record.management_grpc}",
+        "",
+        "In another terminal, in this folder:",
         "",
         *(["  TOKEN=$(.venv/bin/convlens token)"] if live.auth else []),
         f"  curl -T cat.jpg{header} {url}/predictions/{name}",
         f"  curl -T cat.jpg{header} {url}/explanations/{name}",
         f"  curl -T cat.jpg{header} {url}/explanations/{name}/1.0/saliency",
         f"  curl -F data=@cat.jpg -F {methods}{header} {url}/predictions/{name}",
+        "  .venv/bin/convlens query cat.jpg --methods saliency -o answers",
+        "  .venv/bin/convlens query cat.jpg --grpc --methods saliency -o answers",
     ]
     return "\n".join(lines)
 

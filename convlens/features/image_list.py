@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from convlens.errors import RequestError
@@ -44,6 +44,18 @@ def image_files(paths: Path | Sequence[Path]) -> dict[str, Path]:
         raise RequestError(f"no images in {', '.join(map(str, paths[:3]))}; looked for {looked_for}")
     # File systems list files in different orders; rows must not depend on that.
     return dict(sorted(files.items()))
+
+
+def expand_folders(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files themselves, there or not, and the images of each folder in order of their names.
+
+    Raises RequestError for a folder without images.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from image_files(path).values()
+        else:
+            yield path
 
 
 def read_image_list(path: Path) -> dict[str, Path]:

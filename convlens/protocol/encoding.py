@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,15 +19,17 @@ from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media
 from convlens.protocol.params import Params
 from convlens.protocol.requests import ApiRequest
 from convlens.protocol.responses import ReplyBody, dumps
+from convlens.protocol.tensors import BINARY_MEDIA, LENGTH_HEADER, detach_tensors
 from convlens.types import Floats, Reply
 
 
 @dataclass(frozen=True)
 class ApiResponse:
-    """``body`` is text for JSON, bytes otherwise."""
+    """``body`` is text for JSON, bytes otherwise; ``headers`` are those beside the content type."""
 
     body: str | bytes
-    media: Media
+    media: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode_response(call: ApiRequest, replies: Sequence[Reply]) -> ApiResponse:
@@ -43,7 +45,11 @@ def encode_response(call: ApiRequest, replies: Sequence[Reply]) -> ApiResponse:
     bodies = [
         ReplyBody.from_reply(reply, request.params) for reply, request in zip(replies, call.requests, strict=True)
     ]
-    return ApiResponse(dumps(call.envelope.wrap(bodies).json_object()), JSON)
+    wrapped = call.envelope.wrap(bodies).json_object()
+    if call.envelope.binary:
+        body, length = detach_tensors(wrapped, call.envelope.binary)
+        return ApiResponse(body, BINARY_MEDIA, {LENGTH_HEADER: str(length)})
+    return ApiResponse(dumps(wrapped), JSON)
 
 
 def encode_file(reply: Reply, params: Params, media: Media) -> bytes:

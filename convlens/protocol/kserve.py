@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from convlens.errors import ConvLensError, RequestError, near_matches
 from convlens.protocol.arrays import ReplyModel
@@ -20,6 +21,8 @@ from convlens.protocol.responses import ReplyBody, dumps
 
 # TorchServe can read these bodies itself (service_envelope), but then answers only the first request of a batch.
 _MAX_IMAGES = 16  # in one body
+# Of the binary data extension: for one output, and for all that do not say otherwise.
+_BINARY, _BINARY_OUTPUT = "binary_data", "binary_data_output"
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 
 _OutputName = Literal["index", "label", "probability", "reply"]
@@ -56,8 +59,17 @@ class V2Tensor(BaseModel):
     name: str
     datatype: Literal["BYTES"]
     shape: list[int]
-    data: Annotated[list[str], Field(min_length=1, max_length=_MAX_IMAGES)]
+    # Elements that came as binary data are the pictures' own bytes.
+    data: Annotated[list[str | SkipJsonSchema[bytes]], Field(min_length=1, max_length=_MAX_IMAGES)]
     parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _flat(cls, data: Any) -> Any:
+        # The protocol lets clients nest an array by its shape, here [images, 1], or write it flat.
+        if isinstance(data, list) and all(isinstance(row, list) and len(row) == 1 for row in data):
+            return [element for row in data for element in row]
+        return data
 
 
 class V2Body(BaseModel):
@@ -68,6 +80,7 @@ class V2Body(BaseModel):
 
     model_config = _CLOSED
     id: str = ""
+    model_name: str = Field("", description="As KServe's clients send it; the path says which model answers.")
     inputs: Annotated[list[V2Tensor], Field(min_length=1, max_length=1)]
     parameters: dict[str, Any] = Field(default_factory=dict)
     outputs: list[dict[str, Any]] | None = None
@@ -102,11 +115,15 @@ _OUTPUTS: tuple[_OutputName, ...] = get_args(_OutputName)
 
 @dataclass(frozen=True)
 class Envelope:
-    """How the replies to one body go back: as they are, or wrapped as a version of the protocol says."""
+    """How the replies to one body go back: as they are, or wrapped as a version of the protocol says.
+
+    ``binary``: the outputs whose tensors follow the JSON as bytes.
+    """
 
     version: Literal["", "v1", "v2"] = ""
     id: str = ""
     outputs: tuple[_OutputName, ...] = _OUTPUTS
+    binary: frozenset[_OutputName] = frozenset()
 
     def locate(self, error: ConvLensError, position: int) -> ConvLensError:
         """The error of one of several images, its field pointing at that image."""
@@ -162,15 +179,26 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
         return NO_ENVELOPE, [("", dict(body))]
     v2 = _validated(V2Body, body)
     (tensor,) = v2.inputs
-    if tensor.shape != [len(tensor.data)]:
+    if tensor.shape not in ([len(tensor.data)], [len(tensor.data), 1]):
         raise RequestError(
             f"inputs.0: shape {tensor.shape} does not fit {len(tensor.data)} elements; "
             f"BYTES holds one encoded image an element: [{len(tensor.data)}]",
             field="inputs.0.shape",
         )
     params = v2.parameters | tensor.parameters
-    images = [(f"inputs.0.data.{n}", {"data": text, "params": params}) for n, text in enumerate(tensor.data)]
-    return Envelope("v2", v2.id, _output_names(v2.outputs)), images
+    binary_by_default = _flag(params.pop(_BINARY_OUTPUT, False), f"parameters.{_BINARY_OUTPUT}")
+    images = [
+        (f"inputs.0.data.{n}", {"data": element, "params": _all_params(params)})
+        for n, element in enumerate(tensor.data)
+    ]
+    return Envelope("v2", v2.id, *_outputs(v2.outputs, binary_by_default)), images
+
+
+def is_kserve_body(body: Any) -> bool:
+    """Whether this is a body of KServe's protocols, be it one that cannot be read."""
+    if isinstance(body, bytes | bytearray):
+        return body[:1] == b"{" and (b'"inputs"' in body or b'"instances"' in body)
+    return isinstance(body, dict) and not {"inputs", "instances"}.isdisjoint(body)
 
 
 def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,16 +206,54 @@ def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, An
     return {"data": data if isinstance(data, str) else data.model_dump(), "params": {**shared, **own}}
 
 
-def _output_names(requested: list[dict[str, Any]] | None) -> tuple[_OutputName, ...]:
+def _all_params(params: dict[str, Any]) -> Any:
+    """The parameters, or the JSON text of all of them in the one named ``params``."""
+    # The protocol's parameters are numbers, texts and booleans, and many clients can send nothing else.
+    if "params" not in params:
+        return params
+    if len(params) > 1:
+        others = ", ".join(sorted(str(name)[:100] for name in params.keys() - {"params"}))
+        raise RequestError(
+            f"parameters holds params and beside it {others}; send all of them in params, as JSON text, or none",
+            field="parameters.params",
+        )
+    return params["params"]
+
+
+def _outputs(
+    requested: list[dict[str, Any]] | None, binary_by_default: bool
+) -> tuple[tuple[_OutputName, ...], frozenset[_OutputName]]:
+    """The names of the outputs asked for, all where none is named, and which of them go out as binary data."""
     if not requested:
-        return _OUTPUTS
-    names = [output.get("name") for output in requested]
-    for n, name in enumerate(names):
-        if name not in _OUTPUTS:
-            text = str(name)[:100]
+        return _OUTPUTS, frozenset(_OUTPUTS if binary_by_default else ())
+    binary: dict[_OutputName, bool] = {}
+    for n, output in enumerate(requested):
+        name = next((known for known in _OUTPUTS if known == output.get("name")), None)
+        if name is None:
+            text = str(output.get("name"))[:100]
             hint = near_matches(text, _OUTPUTS) or ";"
             raise RequestError(f"no output {text!r}{hint} there are: {', '.join(_OUTPUTS)}", field=f"outputs.{n}.name")
-    return tuple(dict.fromkeys(known for name in names for known in _OUTPUTS if known == name))
+        binary[name] = _is_binary(output, f"outputs.{n}.parameters", binary_by_default)
+    return tuple(binary), frozenset(name for name, chosen in binary.items() if chosen)
+
+
+def _is_binary(output: Mapping[str, Any], place: str, default: bool) -> bool:
+    parameters = output.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise RequestError(f"{place} must be an object", field=place)
+    for name in parameters:
+        if name != _BINARY:
+            raise RequestError(
+                f"{place}: no parameter {str(name)[:100]!r} of an output; there is: {_BINARY}",
+                field=f"{place}.{str(name)[:100]}",
+            )
+    return _flag(parameters.get(_BINARY, default), f"{place}.{_BINARY}")
+
+
+def _flag(value: Any, place: str) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{place} must be true or false, got {str(value)[:100]!r}", field=place)
+    return value
 
 
 def _validated(model: type[Body], body: Mapping[str, Any]) -> Body:
@@ -199,7 +265,7 @@ def _validated(model: type[Body], body: Mapping[str, Any]) -> Body:
         raise RequestError(f"{place}: {first['msg'].lower()}; a KServe {_EXAMPLES[model]}", field=place) from error
 
 
-_UNION_BRANCHES = ("V1Instance", "Base64", "str")  # pydantic names them in the place of an error
+_UNION_BRANCHES = ("V1Instance", "Base64", "str", "bytes")  # pydantic names them in the place of an error
 _EXAMPLES: dict[type[BaseModel], str] = {
     V1Body: 'v1 body is like {"instances": [{"data": {"b64": "…"}, "params": {…}}]}',
     V2Body: 'v2 body is like {"inputs": [{"name": "data", "datatype": "BYTES", "shape": [1], "data": ["<base64>"]}], '

@@ -11,9 +11,10 @@ from typing import Any
 
 from convlens import image
 from convlens.errors import ImageError, MediaTypeError, NotAcceptableError, RequestError, near_matches
-from convlens.protocol.kserve import NO_ENVELOPE, Envelope, unwrap_body
+from convlens.protocol.kserve import NO_ENVELOPE, Envelope, is_kserve_body, unwrap_body
 from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media, negotiate_media_type
 from convlens.protocol.params import Output, Params, field_prefix, parse_params
+from convlens.protocol.tensors import LENGTH_HEADER, attach_tensors
 
 _PARTS = ("data", "params")
 _MAX_NAME = 100  # characters of a name that is quoted
@@ -79,8 +80,10 @@ def parse_request(
         raise MediaTypeError(
             "this content type destroys images on their way; send the file by -T cat.jpg or -F data=@cat.jpg"
         )
+    if (encoding := _header(headers, "content-encoding").strip().lower()) not in ("", "identity"):
+        raise MediaTypeError(f"a body in the content encoding {encoding[:40]!r} is not unpacked; send it as it is")
     if set(parts) == {"body"}:
-        parts = _whole_body(parts["body"], content_type)
+        parts = _whole_body(parts["body"], content_type, _header(headers, LENGTH_HEADER.lower()))
     envelope, images = unwrap_body(parts)
     sent_at = _sent_at(_header(headers, "x-request-start"))
     route = _Route(explain, path_method, _header(headers, "accept"), sent_at, channels)
@@ -108,9 +111,14 @@ def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> R
     return Request(decoded, params, params.sent_at or route.sent_at)
 
 
-def _whole_body(body: Any, content_type: str) -> Mapping[str, Any]:
-    if content_type == "application/json" and isinstance(body, bytes | bytearray):
-        body = _unparsed_json(body)
+def _whole_body(body: Any, content_type: str, header_length: str) -> Mapping[str, Any]:
+    if isinstance(body, bytes | bytearray):
+        if header_length:
+            return attach_tensors(body, header_length)
+        if content_type == "application/json":
+            body = _unparsed_json(body)
+        elif is_kserve_body(body) and (parsed := _unparsed_json(body)) is not None:
+            body = parsed  # Triton's client names no content type
     if isinstance(body, dict):
         return body
     if isinstance(body, list):

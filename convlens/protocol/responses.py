@@ -68,15 +68,19 @@ def _parse_safetensors(body: bytes) -> Reply:
     return from_json(reply, attached)
 
 
-def error_json(error: ConvLensError, *, request_id: str = "") -> dict[str, Any]:
-    """The error's JSON object: code, type, message, field, request_id. What it quotes of a request is cut short."""
-    return ErrorBody(
+def error_json(error: ConvLensError, *, request_id: str = "", kserve: bool = False) -> dict[str, Any]:
+    """The error's JSON object: code, type, message, field, request_id. What it quotes of a request is cut short.
+
+    ``kserve``: the message stands under ``error`` as well, where clients of KServe's protocols look for it.
+    """
+    body = ErrorBody(
         code=error.status,
         type=type(error).__name__,
         message=_shortened(error.message, _MAX_MESSAGE),
         field=error.field and _shortened(error.field, _MAX_FIELD),
         request_id=request_id,
-    ).json_object()
+    )
+    return {"error": body.message, **body.json_object()} if kserve else body.json_object()
 
 
 def dumps(body: Mapping[str, Any]) -> str:
@@ -183,3 +187,9 @@ class ErrorBody(ReplyModel):
     message: str
     field: str | None
     request_id: str
+
+
+class KServeErrorBody(ErrorBody):
+    """What a refused request of KServe's protocols gets; ``error`` is the message, where those clients look for it."""
+
+    error: str

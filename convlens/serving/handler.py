@@ -17,8 +17,11 @@ from convlens.engine.engine import Engine, EngineOptions
 from convlens.engine.executor import isolate_errors
 from convlens.engine.method_calls import method_calls
 from convlens.errors import ConvLensError, ModelError, RequestError
+from convlens.explain import GraphModel
 from convlens.image import Limits
 from convlens.protocol.encoding import ApiResponse, encode_response, reply_too_large
+from convlens.protocol.kserve import is_kserve_body
+from convlens.protocol.metadata import Aspect, describe_model, described_aspect
 from convlens.protocol.negotiation import JSON, PNG
 from convlens.protocol.params import Params
 from convlens.protocol.requests import ApiRequest, Request, parse_request
@@ -74,13 +77,18 @@ class BatchHandler:
         answers = iter(self.engine.run(requests, on_row=engine_records.append))
         answered, records, bodies = iter(engine_records), list[RequestRecord](), list[str | bytes]()
         for n, call in enumerate(calls):
+            kserve = is_kserve_body(data[n].get("body"))
+            if isinstance(call, ApiResponse):
+                bodies.append(_body(call, context, n))
+                continue
             if isinstance(call, ConvLensError):
                 records.append(unreadable_request(call, time.perf_counter() - started))
-                bodies.append(_body(call, "", context, n))
+                bodies.append(_body(call, context, n, kserve=kserve))
                 continue
             outcome = self._outcome(call, [next(answers) for _ in call.requests])
             records += [with_outcome(next(answered), outcome) for _ in call.requests]
-            bodies.append(_body(outcome, call.requests[0].params.request_id, context, n))
+            request_id = call.requests[0].params.request_id
+            bodies.append(_body(outcome, context, n, request_id=request_id, kserve=kserve))
         if self.telemetry:
             self.telemetry.record(records, reply_bytes=sum(map(len, bodies)))
         return bodies
@@ -93,9 +101,12 @@ class BatchHandler:
             context.set_response_header(n, "ts_stream_next", "false")
         return headers
 
-    def _read(self, sent: tuple[dict[str, Any], Mapping[str, Any]]) -> ApiRequest | ConvLensError:
+    def _read(self, sent: tuple[dict[str, Any], Mapping[str, Any]]) -> ApiRequest | ApiResponse | ConvLensError:
+        """The call that arrived, or its answer where it asks for no more than a description or cannot be read."""
         item, headers = sent
         with isolate_errors() as isolation:
+            if (aspect := described_aspect(item.get("body"))) is not None:
+                return self._description(aspect)
             call = parse_request(
                 item,
                 headers,
@@ -110,6 +121,14 @@ class BatchHandler:
                     request, self._default_methods, max_bytes=self.max_reply_bytes, channels=self._channels
                 )
         return isolation.error or call
+
+    def _description(self, aspect: Aspect) -> ApiResponse:
+        if self.engine is None:
+            raise ModelError("the handler was called before it was initialised")
+        options = self.engine.options
+        platform = "onnxruntime_onnx" if isinstance(self.engine.model, GraphModel) else "pytorch"
+        described = describe_model(aspect, name=options.name, version=options.version, platform=platform)
+        return ApiResponse(dumps(described.json_object()), JSON)
 
     @property
     def _channels(self) -> int:
@@ -138,12 +157,16 @@ def _is_rest(headers: Mapping[str, Any]) -> bool:
     return isinstance(headers.get("explain"), str)
 
 
-def _body(outcome: ApiResponse | ConvLensError, request_id: str, context: Any, n: int) -> str | bytes:
+def _body(
+    outcome: ApiResponse | ConvLensError, context: Any, n: int, *, request_id: str = "", kserve: bool = False
+) -> str | bytes:
     if isinstance(outcome, ConvLensError):
         # The phrase is a constant of ours: a line break in it would kill the worker.
         context.set_response_content_type(n, "application/json")
         context.set_response_status(outcome.status, type(outcome).__name__, n)
-        return dumps(error_json(outcome, request_id=request_id))
+        return dumps(error_json(outcome, request_id=request_id, kserve=kserve))
+    for name, value in outcome.headers.items():
+        context.set_response_header(n, name, value)
     context.set_response_content_type(n, outcome.media)  # by itself TorchServe sends none, not even for JSON
     return outcome.body
 

@@ -19,7 +19,7 @@ from convlens.engine.method_calls import options_model
 from convlens.protocol.kserve import Base64, V1Body, V1Reply, V2Body, V2Reply
 from convlens.protocol.negotiation import JSON, Media
 from convlens.protocol.params import Params
-from convlens.protocol.responses import ErrorBody, ReplyBody
+from convlens.protocol.responses import ErrorBody, KServeErrorBody, ReplyBody
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -33,7 +33,7 @@ class Body(BaseModel):
 
 
 _REQUESTS: tuple[type[BaseModel], ...] = (Body, V1Body, V2Body)
-_REPLIES: tuple[type[BaseModel], ...] = (ReplyBody, V1Reply, V2Reply, ErrorBody)
+_REPLIES: tuple[type[BaseModel], ...] = (ReplyBody, V1Reply, V2Reply, ErrorBody, KServeErrorBody)
 STATUSES = {
     400: "not a picture, or a damaged one; also TorchServe's own answer to a missing or expired token",
     406: "Accept names no form that a reply can take",
@@ -96,7 +96,7 @@ def _operation(path: str) -> dict[str, Any]:
         "requestBody": {"required": True, "content": _request_content(request, plain=plain)},
         "responses": {
             "200": {"description": "the answer", "content": _reply_content(reply, plain=plain)},
-            **{str(code): _error(text) for code, text in STATUSES.items()},
+            **{str(code): _error(text, plain=plain) for code, text in STATUSES.items()},
         },
     }
 
@@ -122,8 +122,9 @@ def _reply_content(reply: type[BaseModel], *, plain: bool) -> dict[str, Any]:
     return content | ({media: {"schema": {}} for media in files} if plain else {})
 
 
-def _error(text: str) -> dict[str, Any]:
-    return {"description": text, "content": {"application/json": {"schema": _reference(ErrorBody)}}}
+def _error(text: str, *, plain: bool) -> dict[str, Any]:
+    body = ErrorBody if plain else KServeErrorBody
+    return {"description": text, "content": {"application/json": {"schema": _reference(body)}}}
 
 
 def _reference(model: type[BaseModel]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from convlens.client.run_dir import remove_record
 from convlens.errors import ServerError
 from convlens.torchserve import server_config
 from convlens.torchserve.archive import read_manifest
@@ -73,6 +74,7 @@ def prepare_run_dir(run_dir: Path) -> Path:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         (run_dir / name).mkdir(parents=True)
     (run_dir / "key_file.json").unlink(missing_ok=True)
+    remove_record(run_dir)
     return run_dir
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from convlens import __version__
+from convlens.client.run_dir import ServerRecord, remove_record
 from convlens.errors import ServerError
 from convlens.torchserve import launcher, server_config
 from convlens.torchserve.java import find_java
@@ -26,7 +28,8 @@ _GRACE_S = 10.0
 
 @dataclass(frozen=True)
 class Server:
-    """A TorchServe that runs, or ran. ``run_dir`` keeps its configuration, its logs and, while it runs, its tokens.
+    """A TorchServe that runs, or ran. ``run_dir`` keeps its configuration, its logs and, while it runs, its tokens and
+    the record of its addresses.
 
     ``models`` are the names of its model entries; ``auth``: whether it asks every client for a token.
     """
@@ -59,6 +62,20 @@ class Server:
     def grpc_address(self) -> str:
         """``host:port`` of gRPC inference."""
         return f"{server_config.LOOPBACK}:{self.ports.grpc_inference}"
+
+    @property
+    def record(self) -> ServerRecord:
+        """What its run folder says of it while it runs."""
+        return ServerRecord(
+            rest=self.inference_url,
+            grpc=self.grpc_address,
+            metrics=f"{self.metrics_url}/metrics",
+            management=self.management_url,
+            management_grpc=f"{server_config.LOOPBACK}:{self.ports.grpc_management}",
+            models=self.models,
+            auth=self.auth,
+            version=__version__,
+        )
 
     @property
     def logs(self) -> Path:
@@ -118,6 +135,7 @@ def start(
         cleanup.callback(stop, server)
         wait_until_ready(server, timeout_s=timeout_s, on_step=on_step)
         probe(server)
+        server.record.write(run_dir)
         cleanup.pop_all()
     return server
 
@@ -125,12 +143,13 @@ def start(
 def stop(server: Server) -> None:
     """End the server and its workers, killing what has not ended within 10 s; harmless when repeated.
 
-    Requests in flight are cut off. The logs stay; tokens, sockets and unpacked archives go.
+    Requests in flight are cut off. The logs stay; tokens, the record, sockets and unpacked archives go.
     """
     # Only once: afterwards the process id may belong to another program.
     if server.temp_dir.exists():
         end_group(server.process, grace_s=_GRACE_S)
         server.key_file.unlink(missing_ok=True)
+        remove_record(server.run_dir)
         shutil.rmtree(server.temp_dir, ignore_errors=True)
 
 

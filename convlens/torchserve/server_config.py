@@ -6,7 +6,7 @@ import importlib.util
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -110,6 +110,21 @@ def configured_ports(base: Path) -> Ports:
     return Ports(**{name: _port(values[key], key=key) for name, key in keys.items() if key in values})
 
 
+def usual_ports(**named: int | None) -> Ports:
+    """The ports that are named; for each other one the usual port, or the next above it that nobody listens on now.
+
+    Raises ServerError where a named port is in use, or named twice.
+    """
+    usual: dict[str, int] = asdict(Ports())
+    ports = {name: port for name, port in named.items() if port is not None}
+    for name in [name for name in usual if name not in ports]:
+        others = {port for other, port in usual.items() if other != name}
+        ports[name] = _next_free(usual[name], others | {*ports.values()})
+    chosen = Ports(**ports)
+    require_free(chosen)
+    return chosen
+
+
 def free_ports() -> Ports:
     """Ports nobody listens on now. They are held together while chosen, so no two are the same."""
     with ExitStack() as stack:
@@ -127,6 +142,13 @@ def require_free(ports: Ports) -> None:
         raise ServerError(
             f"in use on {LOOPBACK}: port {', '.join(used)}; stop the server that listens there, or choose other ports"
         )
+
+
+def _next_free(first: int, others: set[int]) -> int:
+    for port in range(first, 65536):
+        if port not in others and not _in_use(port):
+            return port
+    raise ServerError(f"no port from {first} on is free; name one")
 
 
 def _in_use(port: int) -> bool:

@@ -7,6 +7,8 @@
 #   PROXY_LISTEN        address and port for clients, default 127.0.0.1:8443
 #   PROXY_METRICS       address and port for Prometheus, default 127.0.0.1:9102
 #   PROXY_REST, PROXY_GRPC, PROXY_TORCHSERVE_METRICS    the server's addresses, by default those of config.properties
+#   PROXY_MODELS        names of the model entries for / and /help, the first one also for /v2/health/ready; by default those
+#                       in the server.json beside the key file, else convlens
 #   PROXY_SITE          folder that `convlens explore --server / -o` wrote, to be served at / without a token; none by default
 #   PROXY_DIR           folder to write to, default /tmp/proxy
 #
@@ -15,6 +17,7 @@ set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 keys=${CONVLENS_KEY_FILE:-/run/convlens/key_file.json}
+record=$(dirname "$keys")/server.json
 tls=${PROXY_TLS:-/etc/convlens/tls}
 clients=${PROXY_CLIENTS:-/etc/convlens/clients/clients.conf}
 folder=${PROXY_DIR:-/tmp/proxy}
@@ -31,7 +34,38 @@ server_token() {
 
 # Certificates and clients also change where a Secret is mounted.
 inputs() {
-    cat "$keys" "$tls/tls.crt" "$tls/tls.key" "$clients" 2>/dev/null | cksum
+    cat "$keys" "$record" "$tls/tls.crt" "$tls/tls.key" "$clients" 2>/dev/null | cksum
+}
+
+# A field of server.json, which ConvLens writes when all models answer: {"models": ["convlens", …], "version": "…", …}
+recorded() {
+    tr -d ' \n' <"$record" 2>/dev/null | sed -n "s/.*\"$1\":$2.*/\\1/p" | tr -d '"' | tr , ' '
+}
+
+# What is served, for / and /help and for KServe's protocols. Names are letters, digits, dots, dashes and underscores.
+write_models() {
+    models=$(printf %s "${PROXY_MODELS:-$(recorded models '\[\([^]]*\)\]')}" | tr -cd 'A-Za-z0-9._ -')
+    version=$(recorded version '"\([^"]*\)"' | tr -cd 'A-Za-z0-9._+-')
+    set -- ${models:-convlens}
+    printf 'map "" $first_model { default "%s"; }\n' "$1" >"$folder/models.conf"
+    names=$(printf ', "%s"' "$@" | cut -c 3-)
+    explorer=
+    [ -z "${PROXY_SITE:-}" ] || explorer='<p><a href="/">The explorer</a> explains images in the browser.</p>'
+    sed -e "s|@MODEL@|$1|g" -e "s|@MODELS@|$(printf '<li><code>%s</code></li>' "$@")|" -e "s|@EXPLORER@|$explorer|" \
+        "$here/help.html" >"$folder/page/help.html"
+    cp "$here/help.css" "$folder/page/help.css"
+    cat >"$folder/page/help_models.json" <<END
+{"models": [$names]}
+END
+    cat >"$folder/page/help_server.json" <<END
+{"name": "convlens", "version": "$version", "extensions": ["binary_tensor_data"]}
+END
+    cat >"$folder/page/help.json" <<END
+{"status": "alive", "name": "convlens", "version": "$version", "models": [$names],
+ "paths": ["/predictions/NAME", "/explanations/NAME", "/explanations/NAME/1.0/METHOD", "/v1/models/NAME:predict",
+           "/v1/models/NAME:explain", "/v2/models/NAME/infer", "/v2/models/NAME/explain", "/v2/health/ready", "/ping"]}
+END
+    chmod 644 "$folder"/page/*
 }
 
 write_token() {
@@ -60,7 +94,8 @@ listen() {
 # isolate the page, so that its threads may share memory, and keep it from asking anybody else.
 site() {
     if [ -z "${PROXY_SITE:-}" ]; then
-        echo "location / { return 404; }"
+        echo 'location = / { rewrite ^ /help last; }'
+        echo 'location / { return 404; }'
         return
     fi
     cat <<END
@@ -99,8 +134,8 @@ require_readable "$clients"
 [ -z "${PROXY_SITE:-}" ] || require_readable "$PROXY_SITE/site.json"
 [ "$tls" = none ] || { require_readable "$tls/tls.crt" && require_readable "$tls/tls.key"; }
 # Others may enter: when started as root, nginx runs its workers as another user, who must reach the uploads in here.
-mkdir -p "$folder/temp"
-chmod 711 "$folder"
+mkdir -p "$folder/temp" "$folder/page"
+chmod 711 "$folder" "$folder/page"
 cp "$here/nginx.conf" "$folder/nginx.conf"
 ln -sfn "$clients" "$folder/clients.conf"
 listen >"$folder/listen.conf"
@@ -118,6 +153,7 @@ until write_token; do
     [ -z "$stopping" ] || exit 0
     pause
 done
+write_models
 seen=$(inputs)
 nginx -p "$folder" -c "$folder/nginx.conf" -e stderr -g 'daemon off;' &
 nginx=$!
@@ -130,6 +166,7 @@ while kill -0 "$nginx" 2>/dev/null; do
     fi
     now=$(inputs)
     if [ "$now" != "$seen" ] && write_token; then
+        write_models
         seen=$now
         kill -HUP "$nginx"
     fi

@@ -102,7 +102,7 @@ def test_kustomize_puts_together_what_kubernetes_takes(folder: str) -> None:
         if "kserve" not in document["apiVersion"]:
             kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
     (config_map,) = (one for one in rendered if one["kind"] == "ConfigMap")
-    for name in ("nginx.conf", "start.sh"):
+    for name in ("nginx.conf", "start.sh", "help.html", "help.css"):
         assert config_map["data"][name] == (DEPLOY / "proxy" / name).read_text(encoding="utf-8")
     # Its name carries a digest, which the pods must know it by.
     assert config_map["metadata"]["name"] != "convlens-proxy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import time
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from nginx_proxy import ALICE, BOB, INSTALLED, Proxy, running_proxy
 
+import convlens
 from convlens.client.protocol.inference_pb2 import PredictionsRequest
 from convlens.client.protocol.inference_pb2_grpc import InferenceAPIsServiceStub
 from convlens.torchserve import server_config
@@ -63,8 +65,9 @@ def test_the_server_s_own_token_is_not_a_client_s(proxy: Proxy, echo: Server) ->
 
 @pytest.mark.parametrize(
     "path",
-    ["", "models", "models/convlens", "token", "metrics", "api-description", "predictions/../models", "workflows/x",
-     "predictions/%2e%2e/models", "predictions%2F..%2Fmodels", "v2/repository/index", "wfpredict/x"],
+    ["models", "models/convlens", "token", "metrics", "api-description", "predictions/../models", "workflows/x",
+     "predictions/%2e%2e/models", "predictions%2F..%2Fmodels", "v2/repository/index", "wfpredict/x",
+     "describe/ready/convlens", "alive", "first_ready", "help.json", "help_models.json", "page/help.html"],
 )  # fmt: skip
 def test_no_other_path_is_there(proxy: Proxy, path: str) -> None:
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as plain:  # httpx would tidy the path
@@ -75,6 +78,45 @@ def test_no_other_path_is_there(proxy: Proxy, path: str) -> None:
             answer = b"".join(iter(lambda: secure.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404 "), answer[:200]
     assert b"no such path" in answer
+
+
+@pytest.mark.parametrize("path", ["", "help"])
+def test_a_browser_gets_a_page_that_says_what_is_served_and_how_to_ask(proxy: Proxy, path: str) -> None:
+    answer = proxy.ask(path, token=None, method="GET", body=None, Accept="text/html,*/*;q=0.8")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    for said in ("<code>convlens</code>", "<code>other</code>", "https://HOST/predictions/convlens"):
+        assert said in answer.text
+    assert "@" not in re.sub("(T|data=)?@cat.jpg", "", answer.text), "placeholders are filled in"
+    # No inline script or style, and what the page asks for is there.
+    assert not re.search(r"<script|<style| style=| on\w+=", answer.text)
+    assert "style-src 'self'" in answer.headers["content-security-policy"]
+    for asked in re.findall(r'(?:href|src)="/([^"]+)"', answer.text):
+        assert proxy.ask(asked, token=None, method="GET", body=None).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["", "help"])
+def test_a_program_gets_the_same_as_json(proxy: Proxy, path: str) -> None:
+    body = proxy.ask(path, token=None, method="GET", body=None).json()
+    assert (body["status"], body["models"], body["version"]) == ("alive", ["convlens", "other"], convlens.__version__)
+
+
+def test_names_of_models_can_be_set(echo: Server) -> None:
+    with running_proxy(echo, PROXY_MODELS='cats dogs";<b>') as proxy:
+        assert proxy.ask("v1/models", token=None, method="GET", body=None).json() == {"models": ["cats", "dogsb"]}
+
+
+def test_a_version_in_kserve_s_path_becomes_torchserve_s(proxy: Proxy) -> None:
+    answer = proxy.ask("v2/models/convlens/versions/1.0/explain", body=b"picture").json()
+    assert (answer["headers"]["explain"], answer["bytes"]) == ("True", 7)
+
+
+def test_health_and_metadata_of_kserve_ask_the_worker(proxy: Proxy) -> None:
+    for path in ("v2/models/other", "v2/models/other/versions/1.0", "v2/models/other/ready", "v1/models/other"):
+        # The entry says what reached it: the JSON object of a description.
+        assert proxy.ask(path, method="GET", body=None).json()["bytes"] == len('{"describe": ""}') + (
+            5 if path.endswith("ready") or path.startswith("v1") else 8
+        )
+        assert "POST or PUT" in proxy.ask(path, method="DELETE", body=None).json()["message"]
 
 
 def test_ping_needs_no_token(proxy: Proxy) -> None:

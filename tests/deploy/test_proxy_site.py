@@ -116,10 +116,20 @@ def test_nothing_can_be_sent_to_the_site(client: httpx.Client, method: str) -> N
     assert client.request(method, "/site.json").status_code in (404, 405)
 
 
-def test_without_a_site_there_is_nothing_at_the_root(folder: Path) -> None:
+def test_the_page_of_help_leads_to_the_explorer(client: httpx.Client) -> None:
+    assert '<a href="/">' in client.get("/help", headers={"Accept": "text/html"}).text
+
+
+def test_without_a_site_the_page_of_help_is_at_the_root(folder: Path) -> None:
     (folder / "none").mkdir()
     with running(folder / "none", "") as client:
-        assert "no such path" in client.get("/").json()["message"]
+        page = client.get("/", headers={"Accept": "text/html"})
+        assert (page.status_code, '<a href="/">' in page.text) == (200, False)
+        assert "/predictions/convlens" in page.text
+        assert "no such path" in client.get("/site.json").json()["message"]
+        # Nobody is behind this proxy, and it does not say otherwise.
+        for path in ("/", "/v2/health/live"):
+            assert client.get(path).status_code == 502
 
 
 def test_a_folder_without_a_site_ends_the_proxy_with_a_reason(folder: Path) -> None:

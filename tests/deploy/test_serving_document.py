@@ -84,6 +84,21 @@ def test_it_gives_an_overlay_to_whom_accepts_pictures(door: httpx.Client) -> Non
     assert image.decode(answer.content).size == (224, 224)
 
 
+def test_it_takes_the_method_from_the_path(door: httpx.Client) -> None:
+    answer = door.put("/explanations/convlens/1.0/grad_cam", content=photograph(), headers={"Accept": "image/png"})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
+    assert image.decode(answer.content).size == (224, 224)
+    reply = door.put("/explanations/convlens/1.0/saliency", content=photograph()).json()
+    assert [one["method"] for one in reply["explanations"]] == ["saliency"]
+
+
+@pytest.mark.parametrize("path", ["/", "/predictions", "/explanations/convlens/1.0/saliency/more"])
+def test_it_refuses_other_paths(door: httpx.Client, path: str) -> None:
+    answer = door.put(path, content=photograph())
+    assert answer.status_code == 422
+    assert "no such path" in answer.json()["message"]
+
+
 @pytest.mark.parametrize("sent", [b"", b"no picture"])
 def test_it_refuses_like_the_service(door: httpx.Client, sent: bytes) -> None:
     answer = door.put("/explanations/convlens", content=sent)

@@ -126,12 +126,32 @@ BAD: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "'bytes'",
     ),
     "a wrong shape": (
-        {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1, 1], "data": [TEXTS[0]]}]},
+        {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [2, 1], "data": [TEXTS[0]]}]},
         422,
         "inputs.0.shape",
         "does not fit 1 elements",
     ),
     "an output there is not": (v2(TEXTS[0], outputs=[{"name": "lable"}]), 422, "outputs.0.name", "did you mean label"),
+    "a parameter of an output there is not": (
+        v2(TEXTS[0], outputs=[{"name": "label", "parameters": {"classification": 3}}]),
+        422,
+        "outputs.0.parameters.classification",
+        "there is: binary_data",
+    ),
+    "a switch that is none": (
+        v2(TEXTS[0], outputs=[{"name": "label", "parameters": {"binary_data": "yes"}}]),
+        422,
+        "outputs.0.parameters.binary_data",
+        "must be true or false",
+    ),
+    "params in two places": (
+        v2(TEXTS[0], parameters={"params": "{}", "topk": 3}),
+        422,
+        "parameters.params",
+        "beside it topk",
+    ),
+    "params that are no JSON": (v2(TEXTS[0], parameters={"params": "topk=3"}), 422, "inputs.0.data.0.params", "JSON"),
+    "Triton's priority": (v2(TEXTS[0], parameters={"priority": 1}), 422, "inputs.0.data.0.priority", "unknown key"),
     "a parameter there is not": (
         v2(TEXTS[0], parameters={"binary_data": 1}),
         422,
@@ -147,6 +167,32 @@ def test_a_bad_body_is_refused_with_the_place_and_the_form(name: str) -> None:
     error = refusal(body)
     assert (error.status, error.field) == (status, field)
     assert message in error.message
+
+
+@pytest.mark.parametrize("data", [TEXTS, [[text] for text in TEXTS]], ids=["flat", "nested"])
+@pytest.mark.parametrize("shape", [[3], [3, 1]])
+def test_the_tensor_has_an_element_for_each_image_flat_or_nested(data: Any, shape: list[int]) -> None:
+    call = read({"inputs": [{"name": "x", "datatype": "BYTES", "shape": shape, "data": data}]})
+    for n, request in enumerate(call.requests):
+        np.testing.assert_array_equal(np.asarray(request.image), np.asarray(picture(n)))
+
+
+def test_all_params_may_come_as_json_text_in_one_parameter() -> None:
+    params = {"topk": 2, "methods": ["saliency", {"method": "occlusion", "options": {"window": 8}}]}
+    (text,) = read(v2(TEXTS[0], parameters={"params": json.dumps(params)})).requests
+    (plain,) = read(v2(TEXTS[0], parameters=params)).requests
+    assert text.params == plain.params
+
+
+def test_a_body_without_a_content_type_is_read_as_what_it_is() -> None:
+    text = json.dumps(v2(TEXTS[0], model_name="convlens")).encode()
+    (request,) = parse_request({"body": text}, {}).requests
+    np.testing.assert_array_equal(np.asarray(request.image), np.asarray(picture(0)))
+
+
+def test_a_packed_body_is_refused() -> None:
+    error = refusal(v2(TEXTS[0]), headers={"Content-Encoding": "gzip"})
+    assert (error.status, "gzip" in error.message) == (415, True)
 
 
 def test_a_kserve_body_is_answered_in_json_only() -> None:

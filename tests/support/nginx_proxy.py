@@ -62,7 +62,8 @@ def running_proxy(behind: Server, **given: str) -> Iterator[Proxy]:
     folder = Path(tempfile.mkdtemp(prefix="convlens-proxy-"))
     folder.chmod(0o711)
     key_file = folder / "key_file.json"
-    shutil.copy(behind.key_file, key_file)
+    for file in (behind.key_file, behind.run_dir / "server.json"):
+        shutil.copy(file, folder)
     subprocess.run([START.with_name("test_certificate.sh"), folder / "tls"], check=True, capture_output=True)
     (folder / "clients.conf").write_text(f'"Bearer {ALICE}" alice;\n"Bearer {BOB}" bob;\n')
     port, metrics_port = two_free_ports()

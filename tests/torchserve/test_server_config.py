@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import astuple
+from contextlib import ExitStack
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,51 @@ def test_free_ports_are_five_that_can_be_listened_on() -> None:
     ports = server_config.free_ports()
     server_config.require_free(ports)
     assert len(set(astuple(ports))) == 5
+
+
+def free(port: int) -> bool:
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", port))
+            tried.listen()
+        except OSError:
+            return False
+    return True
+
+
+def test_ports_are_the_usual_ones_where_they_are_free() -> None:
+    usual, chosen = asdict(Ports()), asdict(server_config.usual_ports())
+    for name, port in usual.items():
+        assert (chosen[name] == port) == free(port)
+
+
+@pytest.mark.parametrize("name", ["inference", "grpc_inference", "metrics"])
+def test_where_a_usual_port_is_taken_the_next_free_one_is_chosen_that_is_no_other_s(name: str) -> None:
+    usual = asdict(Ports())
+    with ExitStack() as held:
+        if free(usual[name]):
+            held.enter_context(socket.create_server(("127.0.0.1", usual[name])))
+        chosen = asdict(server_config.usual_ports())
+        between = range(usual[name], chosen[name])
+        assert between and not any(free(port) for port in between if port not in {*usual.values(), *chosen.values()})
+    assert len(set(chosen.values())) == 5
+    assert chosen[name] not in usual.values()
+
+
+def test_ports_that_are_named_are_taken_and_no_other_door_opens_there() -> None:
+    named = {name: port for name, port in asdict(server_config.free_ports()).items() if name != "metrics"}
+    named["inference"] = Ports().metrics if free(Ports().metrics) else named["inference"]
+    chosen = asdict(server_config.usual_ports(**named))
+    assert {name: chosen[name] for name in named} == named
+    assert chosen["metrics"] not in named.values()
+
+
+def test_a_named_port_in_use_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"in use on 127.0.0.1: port metrics {port};"):
+            server_config.usual_ports(metrics=port)
 
 
 def test_a_port_in_use_is_named_with_its_number() -> None:
