@@ -5,7 +5,7 @@
      hide(picture, window, signal) -> Scores, with a window {left, top, width, height} of the input hidden
      neighbours(picture, count, signal) -> [{id, label, distance, thumbnail}]
    A picture is {name, blob, image, x, display, width, height, box}, as preprocess.js makes it. */
-import { explain, hideWindow, predict, probabilities } from "./methods.js";
+import { explain, features, hideWindow, predict, probabilities } from "./methods.js";
 import { nearest } from "./neighbours.js";
 import { Scores } from "./scores.js";
 
@@ -52,6 +52,11 @@ export class BrowserEngine {
     this.#gallery ??= fetchFloats(this.#site.gallery.vectors);
     const { embedding_ND } = await this.#session(signal).run(EMBEDDING, picture.x, 1, null);
     return nearest(this.#site.gallery, await this.#gallery, embedding_ND.data, count);
+  }
+
+  /* What the layers of the atlas give, by name: {data, dims}. */
+  async features(picture, signal) {
+    return features(this.#session(signal), this.#site, picture.x);
   }
 
   #scores(logits) {
