@@ -18,7 +18,7 @@ from convlens.cli.options import DEFAULT_MODEL, parse_methods, parse_names
 from convlens.cli.photographs import CREDITS, PHOTOGRAPHS, photographs
 from convlens.errors import ConvLensError, RequestError
 from convlens.explorer.atlas_files import SiteAtlas
-from convlens.explorer.browser_runtime import find_runtime
+from convlens.explorer.browser_runtime import RUNTIME
 from convlens.explorer.graphs import NEEDED, is_lattice
 from convlens.explorer.server import serve as serve_site
 from convlens.explorer.site import Sample, require_replaceable, server_origin, write_site
@@ -76,7 +76,7 @@ def explore(
     if output is not None:
         require_replaceable(output, overwrite=overwrite)
     opened = _open_atlas(atlas)
-    find_runtime()
+    RUNTIME.find()
     names = [] if parse_names(methods) == [_NONE] else _exportable(methods)
     with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
@@ -114,7 +114,7 @@ def write_explorer(
         write_site(
             classifier,
             folder,
-            runtime=find_runtime(),
+            runtime=RUNTIME.find(),
             methods=methods,
             samples=_samples(),
             gallery=gallery,

@@ -66,7 +66,7 @@ def write_site(
 ) -> None:
     """Write the page, the graphs of these methods, samples, a gallery, an atlas and ``site.json`` into ``folder``.
 
-    ``runtime`` is the folder that ``browser_runtime.find_runtime`` gives. Without methods there are no graphs of any,
+    ``runtime`` is the folder that ``browser_runtime.RUNTIME.find`` gives. Without methods there are no graphs of any,
     and a ``server`` explains: its address, that of one of its models, or ``/`` for the one that serves the page. With
     an atlas there is the graph of its layers' outputs, by which the page finds an image's strongest units. An earlier
     site is replaced only with ``overwrite``.
