@@ -96,7 +96,7 @@ def write(network: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture(scope="module")
 def elsewhere() -> int:
-    """The port of a page that lies on another origin than its server."""
+    """The port of a page that asks a TorchServe of another origin."""
     return server_config.free_ports().inference
 
 
@@ -113,7 +113,7 @@ Write = Callable[[Path, str], Path]
 
 
 @contextmanager
-def beside_its_server(behind: Server, write: Write, folder: Path, port: int) -> Iterator[str]:
+def beside_its_server(behind: Server, write: Write, folder: Path) -> Iterator[str]:
     """By a stand-in of the proxy, for machines without nginx."""
     handler = functools.partial(Front, behind=behind, directory=str(write(folder / "site", "/")))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as front:
@@ -123,14 +123,15 @@ def beside_its_server(behind: Server, write: Write, folder: Path, port: int) -> 
 
 
 @contextmanager
-def behind_the_proxy(behind: Server, write: Write, folder: Path, port: int) -> Iterator[str]:
+def behind_the_proxy(behind: Server, write: Write, folder: Path) -> Iterator[str]:
     site = write(folder / "site", "/")
     with running_proxy(behind, PROXY_TLS="none", PROXY_SITE=str(site)) as proxy:
         yield f"http://127.0.0.1:{proxy.port}/"
 
 
 @contextmanager
-def on_another_origin_than_the_proxy(behind: Server, write: Write, folder: Path, port: int) -> Iterator[str]:
+def on_another_origin_than_the_proxy(behind: Server, write: Write, folder: Path) -> Iterator[str]:
+    port = server_config.free_ports().inference
     with running_proxy(behind, PROXY_TLS="none", PROXY_ORIGINS=f"http://127.0.0.1:{port}") as proxy:
         site = write(folder / "site", f"http://127.0.0.1:{proxy.port}")
         with served(site, port) as address:
@@ -154,12 +155,12 @@ PLACES: list[Any] = [
 
 
 @pytest.fixture(scope="module", params=PLACES, ids=lambda place: place.__name__)
-def address(request: pytest.FixtureRequest, server: Server, write: Write, elsewhere: int) -> Iterator[str]:
+def address(request: pytest.FixtureRequest, server: Server, write: Write) -> Iterator[str]:
     open_place: Callable[..., AbstractContextManager[str]] = request.param
     # Not below pytest's folder, which is root's alone: nginx gives its workers to another user.
     folder = Path(tempfile.mkdtemp(prefix="convlens-explorer-"))
     folder.chmod(0o711)
-    with open_place(server, write, folder, elsewhere) as found:
+    with open_place(server, write, folder) as found:
         yield found
     shutil.rmtree(folder)
 
