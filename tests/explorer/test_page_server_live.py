@@ -36,6 +36,7 @@ from convlens.torchserve import server as torchserve
 from convlens.torchserve import server_config
 from convlens.torchserve.launcher import ServerSettings
 from convlens.torchserve.server import Server
+from convlens.torchserve.server_config import Ports
 from convlens.types import Attribution
 
 pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"), pytest.mark.live]
@@ -95,15 +96,21 @@ def write(network: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> int:
-    """The port of a page that asks a TorchServe of another origin."""
-    return server_config.free_ports().inference
+def elsewhere() -> Ports:
+    """Ports of pages that ask a TorchServe elsewhere: ``inference`` one with tokens, ``management`` one without.
+
+    Two, because a browser keeps its connections, and what closed its port goes on to answer on those.
+    """
+    return server_config.free_ports()
 
 
 @pytest.fixture(scope="module")
-def server(small_folder: Path, elsewhere: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(small_folder: Path, elsewhere: Ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With tokens, as everywhere; it lets the page elsewhere ask as far as TorchServe can."""
-    allowed = {"cors_allowed_origin": f"http://127.0.0.1:{elsewhere}", "cors_allowed_headers": "Authorization"}
+    allowed = {
+        "cors_allowed_origin": f"http://127.0.0.1:{elsewhere.inference}",
+        "cors_allowed_headers": "Authorization",
+    }
     run_dir = tmp_path_factory.mktemp("server") / "run"
     with running({"convlens": built("convlens", small_folder)}, run_dir, **allowed) as started:
         yield started
@@ -237,8 +244,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def without_tokens(small_folder: Path, elsewhere: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = ServerSettings(threads=1, overrides={"cors_allowed_origin": f"http://127.0.0.1:{elsewhere}"})
+def without_tokens(small_folder: Path, elsewhere: Ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    settings = ServerSettings(threads=1, overrides={"cors_allowed_origin": f"http://127.0.0.1:{elsewhere.management}"})
     archives = {"convlens": built("convlens", small_folder)}
     run_dir = tmp_path_factory.mktemp("open") / "run"
     with torchserve.running(archives=archives, run_dir=run_dir, auth=False, settings=settings) as started:
@@ -249,12 +256,18 @@ SAID = "!document.getElementById('notice').hidden && document.getElementById('no
 
 
 def test_a_server_without_tokens_explains_for_the_page_that_it_allows(
-    browser: Page, without_tokens: Server, write: Write, elsewhere: int, x_CHW: Any, network: Classifier, tmp_path: Path
+    browser: Page,
+    without_tokens: Server,
+    write: Write,
+    elsewhere: Ports,
+    x_CHW: Any,
+    network: Classifier,
+    tmp_path: Path,
 ) -> None:
     result = run("saliency", ForwardPass(network, torch.from_numpy(x_CHW)[None]), [TARGET])
     assert isinstance(result, Attribution)
 
-    with served(write(tmp_path / "site", without_tokens.inference_url), elsewhere) as address:
+    with served(write(tmp_path / "site", without_tokens.inference_url), elsewhere.management) as address:
         browser.complaints.clear()
         browser.open(f"{address}#method=saliency&class={TARGET}")
         browser.wait_for(DRAWN)
@@ -278,9 +291,9 @@ def test_a_page_that_the_server_does_not_allow_says_what_to_set(
 
 
 def test_a_token_for_another_origin_s_torchserve_leads_to_the_proxy(
-    browser: Page, server: Server, write: Write, elsewhere: int, tmp_path: Path
+    browser: Page, server: Server, write: Write, elsewhere: Ports, tmp_path: Path
 ) -> None:
-    with served(write(tmp_path / "site", server.inference_url), elsewhere) as address:
+    with served(write(tmp_path / "site", server.inference_url), elsewhere.inference) as address:
         browser.open(address)
         browser.wait_for("document.querySelector('#notice input[type=password]')")
         browser.click("#notice input")
@@ -288,5 +301,5 @@ def test_a_token_for_another_origin_s_torchserve_leads_to_the_proxy(
         browser.click("#notice button")
         said = browser.wait_for(f"{SAID}.includes('PROXY_ORIGINS') && {SAID}")
 
-    assert f"PROXY_ORIGINS=http://127.0.0.1:{elsewhere}" in said
+    assert f"PROXY_ORIGINS=http://127.0.0.1:{elsewhere.inference}" in said
     assert "cors_allowed_origin" not in said
