@@ -57,6 +57,7 @@ $(READY): pyproject.toml $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements/dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --editable .
-	@# Without npm's registry all but the explorer works, and the explorer says what it lacks.
+	@# Without npm's registry all but the explorer works, and it and the tests of accessibility say what they lack.
 	-$(BIN)/python -m convlens.explorer.browser_runtime
+	-$(BIN)/python tests/support/axe_core.py
 	@touch $@

@@ -73,6 +73,21 @@ def cached_graphs(
     return _cached(classifier, Path, kinds, window, stride, strategy, on_step)
 
 
+def cached_features(classifier: Classifier, layers: Sequence[str], *, on_step: OnStep = no_op) -> Path:
+    """A folder with the graph of these layers' outputs, ``features.onnx``, as ``cached_graphs`` has the others.
+
+    Raises as ``export.exporter.export`` does, and RequestError without onnx.
+    """
+
+    def fill(folder: Path) -> None:
+        from export.exporter import export  # on first use: the exporter takes a second to import
+
+        folder.mkdir()
+        export(classifier, "features", folder / "features.onnx", layers=layers, on_step=on_step)
+
+    return _kept(classifier, ("features",), layers, fill, Path)
+
+
 def can_export() -> bool:
     """Whether the packages of ``convlens[onnx]`` are installed."""
     return all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -87,27 +102,36 @@ def _cached(
     strategy: Strategy,
     on_step: OnStep,
 ) -> T:
-    if not can_export():
-        raise RequestError("exporting graphs needs onnx; run `pip install 'convlens[onnx]'`")
-
     def fill(folder: Path) -> None:
         from export.bundle import bundle  # on first use: the exporter takes a second to import
 
         bundle(classifier, folder, kinds=kinds, window=window, stride=stride, strategy=strategy, on_step=on_step)
 
+    return _kept(classifier, kinds, (window, stride, strategy) if "occlusion" in kinds else (), fill, load)
+
+
+def _kept(
+    classifier: Classifier,
+    kinds: Sequence[Kind],
+    details: Sequence[int | str],
+    fill: Callable[[Path], None],
+    load: Callable[[Path], T | None],
+) -> T:
+    """The cache's entry of these graphs; ``details`` are what decides about them beside their kinds."""
+    if not can_export():
+        raise RequestError("exporting graphs needs onnx; run `pip install 'convlens[onnx]'`")
     facts = {"model": classifier.spec.name, "kind": ", ".join(kinds)}
-    key = _key(classifier, kinds, (window, stride, strategy) if "occlusion" in kinds else ())
-    return CacheDir().get(key, facts=facts, fill=fill, load=load)
+    return CacheDir().get(_key(classifier, kinds, details), facts=facts, fill=fill, load=load)
 
 
-def _key(classifier: Classifier, kinds: Sequence[Kind], sweep: Sequence[int | str]) -> str:
+def _key(classifier: Classifier, kinds: Sequence[Kind], details: Sequence[int | str]) -> str:
     """Names everything that decides what is exported, but for the code of the network."""
     from onnxruntime import __version__ as onnxruntime_version  # of whichever wheel
 
     from export.options import OPSET
 
     versions = [convlens.__version__, onnxruntime_version, *map(version, ("torch", "onnx", "onnxscript"))]
-    facts = [classifier.source, asdict(classifier.spec), list(kinds), list(sweep), OPSET, versions]
+    facts = [classifier.source, asdict(classifier.spec), list(kinds), list(details), OPSET, versions]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 

@@ -11,13 +11,15 @@ from typing import Annotated
 import typer
 
 from convlens.acceleration import can_export
+from convlens.atlas.site_dir import read_atlas, read_records
 from convlens.cli.console import print_message, print_result, print_warning, spinner
 from convlens.cli.models import without_lattice
 from convlens.cli.options import DEFAULT_MODEL, parse_methods, parse_names
 from convlens.cli.outputs import require_movable
 from convlens.cli.photographs import CREDITS, PHOTOGRAPHS, photographs
 from convlens.errors import ConvLensError, RequestError
-from convlens.explorer.browser_runtime import find_runtime
+from convlens.explorer.atlas_files import SiteAtlas
+from convlens.explorer.browser_runtime import RUNTIME
 from convlens.explorer.graphs import NEEDED, is_lattice
 from convlens.explorer.server import serve as serve_site
 from convlens.explorer.site import Sample, require_replaceable, server_origin, write_site
@@ -42,6 +44,14 @@ def explore(
     gallery: Annotated[
         Path | None, typer.Option(help="Gallery to find neighbours in; copied into the site with its thumbnails.")
     ] = None,
+    atlas: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ATLAS",
+            help="Folder that `convlens atlas` wrote; copied into the site, where an image's strongest units lead to "
+            "their pages.",
+        ),
+    ] = None,
     server: Annotated[
         str,
         typer.Option(help="Address of a ConvLens server that the page may ask as well; / for the one that serves it."),
@@ -59,26 +69,29 @@ def explore(
 ) -> None:
     """Explain images in the browser: nothing is uploaded, and the page works offline. Ends with Ctrl-C."""
     if serve is not None:
-        if gallery or server or output:
-            raise RequestError("--serve shows a site as it is; leave --gallery, --server and --output out of it")
+        if gallery or atlas or server or output:
+            raise RequestError("--serve shows a site as it is; leave --gallery, --atlas, --server and --output out")
         _serve(serve, port=port, open_page=open_page)
         return
     server_origin(server)  # before the model is loaded, for an early error
     if output is not None:
         require_movable(output)
         require_replaceable(output, overwrite=overwrite)
-    find_runtime()
+    opened = _open_atlas(atlas)
+    RUNTIME.find()
     names = [] if parse_names(methods) == [_NONE] else _exportable(methods)
     with spinner(f"loading {model}"):
         classifier = load(model, device="cpu")
     names = without_lattice(names, classifier, asked=parse_names(methods))
     if output is not None:
-        write_explorer(classifier, output, methods=names, gallery=gallery, server=server, overwrite=overwrite)
+        write_explorer(
+            classifier, output, methods=names, gallery=gallery, atlas=opened, server=server, overwrite=overwrite
+        )
         print_result(f"site: {output}; open it by `convlens explore --serve {output}`")
         return
     with tempfile.TemporaryDirectory(prefix="convlens-explorer-") as folder:
         site = Path(folder) / "site"
-        write_explorer(classifier, site, methods=names, gallery=gallery, server=server)
+        write_explorer(classifier, site, methods=names, gallery=gallery, atlas=opened, server=server)
         _serve(site, port=port, open_page=open_page)
 
 
@@ -88,11 +101,12 @@ def write_explorer(
     *,
     methods: Sequence[str],
     gallery: Path | None = None,
+    atlas: SiteAtlas | None = None,
     server: str = "",
     overwrite: bool = False,
 ) -> None:
     """Write the site with the samples, and show the stages; raises as ``write_site``."""
-    if methods and not can_export():
+    if (methods or atlas) and not can_export():
         raise RequestError("the page's graphs are exported by onnx; run `pip install 'convlens[onnx]'`")
     with spinner(f"writing the explorer of {classifier.spec.name}") as update:
 
@@ -102,10 +116,11 @@ def write_explorer(
         write_site(
             classifier,
             folder,
-            runtime=find_runtime(),
+            runtime=RUNTIME.find(),
             methods=methods,
             samples=_samples(),
             gallery=gallery,
+            atlas=atlas,
             server=server,
             overwrite=overwrite,
             on_step=show,
@@ -128,6 +143,11 @@ def _exportable(values: Sequence[str]) -> list[str]:
                 field="methods",
             )
     return [name for name in names if name in NEEDED]
+
+
+def _open_atlas(folder: Path | None) -> SiteAtlas | None:
+    """RequestError for a folder without a finished atlas."""
+    return None if folder is None else SiteAtlas(folder, read_atlas(folder), read_records(folder))
 
 
 def _samples() -> list[Sample]:

@@ -12,16 +12,17 @@ from typing import Literal
 import numpy as np
 import torch
 
-from convlens.acceleration import cached_graphs
+from convlens.acceleration import cached_features, cached_graphs
 from convlens.errors import UnsupportedModelError
 from convlens.explain import ForwardPass, get, run
 from convlens.explain.methods.deconvnet import depends_on_image
+from convlens.instrument import tapped
 from convlens.models import Classifier
 from convlens.runtime.graph_contract import CAM, LOGITS, GraphContract, Kind
 from convlens.runtime.onnx_runtime import OnnxRuntime
-from convlens.types import Step, no_op
+from convlens.types import Floats, Step, no_op
 
-Graph = Literal["scores", "embedding", "saliency", "guided_backprop", "deconvnet", "cam"]
+Graph = Literal["scores", "embedding", "saliency", "guided_backprop", "deconvnet", "cam", "features"]
 """What a page calls a graph; logits may come from the graph of embeddings, which is one file less to load."""
 
 # Method -> the graphs that a page computes it from; the logits' are always there. A page computes no others.
@@ -40,7 +41,8 @@ NEEDED: Mapping[str, tuple[Graph, ...]] = {
     "occlusion": ("scores",),
     "neighbours": ("embedding",),
 }
-_TOLERANCE = 1e-3  # of logits: far above rounding, far below another network
+FEATURES: Literal["features"] = "features"
+_TOLERANCE = 1e-3  # of logits and features: far above rounding, far below another network
 
 
 @dataclass(frozen=True)
@@ -61,20 +63,29 @@ class SiteGraphs:
 
 
 def export_graphs(
-    classifier: Classifier, methods: Sequence[str], site: Path, *, on_step: Callable[[Step], None] = no_op
+    classifier: Classifier,
+    methods: Sequence[str],
+    site: Path,
+    *,
+    layers: Sequence[str] = (),
+    on_step: Callable[[Step], None] = no_op,
 ) -> SiteGraphs:
-    """Write the graphs that these methods need, and that of the logits, into ``graphs/``; none without methods.
+    """Write the graphs that these methods need, with them that of the logits, and that of these layers' outputs.
 
-    They come from the cache, or are exported where it has none or where the kept one no longer gives the network's
-    logits. A graph that is not defined for the network is left out, with the reason: guided backprop's without ReLUs,
-    say. Raises as ``acceleration.cached_graphs``.
+    They are written into ``graphs/``, and come from the cache, or are exported where it has none or where the kept one
+    no longer gives the network's numbers. A graph that is not defined for the network is left out, with the reason:
+    guided backprop's without ReLUs, say. Raises as ``acceleration.cached_graphs`` and ``cached_features``.
     """
-    if not methods:
+    if not methods and not layers:
         return SiteGraphs()
     (site / "graphs").mkdir()
     exporter = _Exporter(classifier, on_step)
     graphs: dict[Graph, SiteGraph] = {}
     missing: dict[Graph, str] = {}
+    if layers:
+        graphs["features"] = exporter.write_features(layers, site)
+    if not methods:
+        return SiteGraphs(graphs)
     scores: Graph = "embedding" if classifier.spec.embedding_layer else "scores"
     graphs[scores] = graphs["scores"] = exporter.write(scores, site)
     for graph in _others(methods):
@@ -111,25 +122,57 @@ class _Exporter:
         """Raises _LeftOutError where the exporter does not define the graph for the network."""
         if kind == CAM and not self._classifier.spec.gradcam_layer:
             raise _LeftOutError
-        file = f"graphs/{kind}.onnx"
-        kept = cached_graphs(self._classifier, kinds=(kind,), on_step=self._on_step) / f"{kind}.onnx"
-        contract = _copy(kept, site / file)
-        if not self._agrees(site / file):
-            # No key of the cache sees an edited forward pass: the weights are the same.
+        kept = cached_graphs(self._classifier, kinds=(kind,), on_step=self._on_step)
+
+        def export_again(folder: Path) -> None:
             from export.bundle import bundle  # on first use: the exporter takes a second to import
 
+            bundle(self._classifier, folder, kinds=(kind,), on_step=self._on_step)
+
+        return self._write(kind, kept, site, {LOGITS: self._logits_NK}, export_again)
+
+    def write_features(self, layers: Sequence[str], site: Path) -> SiteGraph:
+        """The graph of these layers' outputs."""
+        kept = cached_features(self._classifier, layers, on_step=self._on_step)
+        with torch.inference_mode(), tapped(self._classifier.module, outputs=layers) as tap:
+            tap.module(torch.from_numpy(self._x_NCHW))
+        expected = {layer: tap.outputs[layer].numpy() for layer in layers}
+
+        def export_again(folder: Path) -> None:
+            from export.exporter import export  # on first use, as above
+
+            folder.mkdir()
+            export(self._classifier, FEATURES, folder / f"{FEATURES}.onnx", layers=layers, on_step=self._on_step)
+
+        return self._write(FEATURES, kept, site, expected, export_again)
+
+    def _write(
+        self,
+        kind: Kind,
+        kept: Path,
+        site: Path,
+        expected: Mapping[str, Floats],
+        export_again: Callable[[Path], None],
+    ) -> SiteGraph:
+        file = f"graphs/{kind}.onnx"
+        contract = _copy(kept / f"{kind}.onnx", site / file)
+        if not self._agrees(site / file, expected):
+            # No key of the cache sees an edited forward pass: the weights are the same.
             with tempfile.TemporaryDirectory(prefix="convlens-graphs-") as folder:
-                bundle(self._classifier, Path(folder) / kind, kinds=(kind,), on_step=self._on_step)
+                export_again(Path(folder) / kind)
                 contract = _copy(Path(folder) / kind / f"{kind}.onnx", site / file)
         return SiteGraph(file, (site / file).stat().st_size, contract)
 
-    def _agrees(self, graph: Path) -> bool:
-        """Whether it gives the network's logits now."""
+    def _agrees(self, graph: Path, expected: Mapping[str, Floats]) -> bool:
+        """Whether its outputs are what the network gives now."""
         runtime = OnnxRuntime(graph, providers="cpu", threads=1)
         rows = runtime.contract.batch or 1
         targets = [np.zeros(rows, np.int64) for _ in runtime.contract.inputs[1:]]
-        found_NK = runtime.run(self._x_NCHW.repeat(rows, axis=0), *targets)[LOGITS][:1]
-        return bool(np.abs(found_NK - self._logits_NK).max() <= _TOLERANCE * np.abs(self._logits_NK).max())
+        outputs = runtime.run(self._x_NCHW.repeat(rows, axis=0), *targets)
+        return all(
+            bool(np.abs(outputs[name][:1] - values).max() <= _TOLERANCE * np.abs(values).max())
+            for name, values in expected.items()
+        )
 
 
 def _copy(graph: Path, place: Path) -> GraphContract:

@@ -16,6 +16,7 @@ import numpy as np
 from convlens import image
 from convlens.errors import ConvLensError, RequestError, UnsupportedModelError
 from convlens.explain import get
+from convlens.explorer.atlas_files import SiteAtlas, write_atlas
 from convlens.explorer.description import (
     VERSION,
     describe_colormaps,
@@ -58,18 +59,21 @@ def write_site(
     methods: Sequence[str],
     samples: Sequence[Sample] = (),
     gallery: Path | None = None,
+    atlas: SiteAtlas | None = None,
     server: str = "",
     overwrite: bool = False,
     on_step: Callable[[Step], None] = no_op,
 ) -> None:
-    """Write the page, the graphs of these methods, samples, a gallery and ``site.json`` into ``folder``.
+    """Write the page, the graphs of these methods, samples, a gallery, an atlas and ``site.json`` into ``folder``.
 
-    ``runtime`` is the folder that ``browser_runtime.find_runtime`` gives. Without methods there are no graphs, and a
-    ``server`` computes everything: its address, that of one of its models, or ``/`` for the one that serves the page.
-    An earlier site is replaced only with ``overwrite``.
+    ``runtime`` is the folder that ``browser_runtime.RUNTIME.find`` gives. Without methods there are no graphs of any,
+    and a ``server`` explains: its address, that of one of its models, or ``/`` for the one that serves the page. With
+    an atlas there is the graph of its layers' outputs, by which the page finds an image's strongest units. An earlier
+    site is replaced only with ``overwrite``.
 
-    Raises RequestError for a folder of other things, UnsupportedModelError for a network that a page cannot show, that
-    has no classes or that cannot be exported, GalleryError as ``Gallery.open``, and for a gallery of other weights.
+    Raises RequestError for a folder of other things and for an atlas of other weights, UnsupportedModelError for a
+    network that a page cannot show, that has no classes or that cannot be exported, GalleryError as ``Gallery.open``,
+    and for a gallery of other weights.
     """
     require_replaceable(folder, overwrite=overwrite)
     _require_shown(classifier)
@@ -80,16 +84,20 @@ def write_site(
             "without methods a page computes nothing; name some, or a server by --server", field="methods"
         )
     origin = server_origin(server)
+    if atlas:
+        atlas.require_weights(classifier.spec.weights_sha256)
     opened = open_gallery(gallery, weights_sha256=classifier.spec.weights_sha256) if gallery else None
     try:
         with replace_folder(folder) as draft:
             _copy_page(draft, origin)
             shutil.copytree(runtime, draft / _RUNTIME)
-            graphs = export_graphs(classifier, methods, draft, on_step=on_step)
+            layers = atlas.layers if atlas else ()
+            graphs = export_graphs(classifier, methods, draft, layers=layers, on_step=on_step)
             site = {
                 **_describe(classifier, methods, graphs, has_gallery=opened is not None),
                 "samples": _write_samples(draft, samples),
                 "gallery": write_gallery(opened, draft) if opened else None,
+                "atlas": write_atlas(atlas, draft) if atlas else None,
                 "server": server or None,
             }
             on_step(Step("writing"))

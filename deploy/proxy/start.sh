@@ -10,6 +10,7 @@
 #   PROXY_MODELS        names of the model entries for / and /help, the first one also for /v2/health/ready; by default those
 #                       in the server.json beside the key file, else convlens
 #   PROXY_SITE          folder that `convlens explore --server / -o` wrote, to be served at / without a token; none by default
+#   PROXY_ORIGINS       origins whose pages may ask as well, such as "https://host http://127.0.0.1:8000"; none by default
 #   PROXY_DIR           folder to write to, default /tmp/proxy
 #
 # On SIGTERM it answers the requests in flight, then ends.
@@ -111,6 +112,7 @@ location / {
         application/wasm       wasm;
         application/json       json;
         image/jpeg             jpg;
+        image/png              png;
         text/plain             txt;
     }
     default_type application/octet-stream;
@@ -124,6 +126,22 @@ location / {
     add_header Content-Security-Policy      "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 }
 END
+}
+
+# Named one by one: a page of any other origin could spend the token of whoever opened it.
+origins() {
+    set -f # a * is no pattern of file names
+    for origin in ${PROXY_ORIGINS:-}; do
+        case $origin in
+        *[!A-Za-z0-9:/._-]* | *[!:/]/*) ;;
+        http://?* | https://?*)
+            echo "\"$origin\" \$http_origin;"
+            continue
+            ;;
+        esac
+        fail "PROXY_ORIGINS: $origin should read like https://host or http://127.0.0.1:8000, without a path"
+    done
+    set +f
 }
 
 require_readable() {
@@ -140,6 +158,7 @@ cp "$here/nginx.conf" "$folder/nginx.conf"
 ln -sfn "$clients" "$folder/clients.conf"
 listen >"$folder/listen.conf"
 site >"$folder/site.conf"
+origins >"$folder/origins.conf"
 echo "listen ${PROXY_METRICS:-127.0.0.1:9102};" >"$folder/listen_metrics.conf"
 cat >"$folder/addresses.conf" <<END
 upstream rest { server ${PROXY_REST:-127.0.0.1:8080}; keepalive 16; }

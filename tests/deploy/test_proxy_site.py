@@ -20,8 +20,12 @@ from convlens.explorer.server import headers
 pytestmark = pytest.mark.skipif(not INSTALLED, reason="needs nginx and openssl")
 
 
+ALLOWED = "http://127.0.0.1:8000"
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+
+
 @contextmanager
-def running(folder: Path, site: str) -> Iterator[httpx.Client]:
+def running(folder: Path, site: str, *, origins: str = "") -> Iterator[httpx.Client]:
     """A client of the proxy, which writes into the folder."""
     port, metrics_port = two_free_ports()
     (folder / "key_file.json").write_text('{"inference": {"key": "server-token"}}')
@@ -35,6 +39,7 @@ def running(folder: Path, site: str) -> Iterator[httpx.Client]:
         "PROXY_LISTEN": f"127.0.0.1:{port}",
         "PROXY_METRICS": f"127.0.0.1:{metrics_port}",
         "PROXY_SITE": site,
+        "PROXY_ORIGINS": origins,
     }
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(["sh", START], env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -61,7 +66,7 @@ def client(folder: Path) -> Iterator[httpx.Client]:
     site_without_graphs(network(folder), folder / "site")
     (folder / "site" / "index.html").write_text("<!DOCTYPE html><title>first</title>", encoding="utf-8")
     (folder / "secret.txt").write_text("secret")
-    with running(folder, str(folder / "site")) as asked:
+    with running(folder, str(folder / "site"), origins=f"https://first.example {ALLOWED}") as asked:
         yield asked
 
 
@@ -118,6 +123,57 @@ def test_nothing_can_be_sent_to_the_site(client: httpx.Client, method: str) -> N
 
 def test_the_page_of_help_leads_to_the_explorer(client: httpx.Client) -> None:
     assert '<a href="/">' in client.get("/help", headers={"Accept": "text/html"}).text
+
+
+def cors(answer: httpx.Response) -> dict[str, str]:
+    return {name: value for name, value in answer.headers.items() if name.startswith("access-control-allow")}
+
+
+@pytest.mark.parametrize("origin", ["https://first.example", ALLOWED])
+def test_a_page_of_an_origin_that_is_named_may_send_a_token(client: httpx.Client, origin: str) -> None:
+    answer = client.options("/predictions/convlens", headers={"Origin": origin, **PREFLIGHT})
+    assert answer.status_code == 204
+    assert cors(answer) == {
+        "access-control-allow-origin": origin,
+        "access-control-allow-methods": "POST, PUT",
+        "access-control-allow-headers": "Authorization, Content-Type",
+    }
+    assert answer.headers["Vary"] == "Origin"
+
+
+@pytest.mark.parametrize("token", [None, ALICE], ids=["without a token", "with one"])
+def test_such_a_page_may_read_refusals_as_well(client: httpx.Client, token: str | None) -> None:
+    headers = {"Origin": ALLOWED} | ({"Authorization": f"Bearer {token}"} if token else {})
+    answer = client.post("/predictions/convlens", content=b"0", headers=headers)
+    assert answer.status_code == (502 if token else 401)  # nobody is behind the proxy
+    assert cors(answer) == {"access-control-allow-origin": ALLOWED}
+
+
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:8001", "https://127.0.0.1:8000", f"{ALLOWED}.example", "null"])
+def test_a_page_of_any_other_origin_may_neither_ask_nor_read(client: httpx.Client, origin: str) -> None:
+    preflight = client.options("/predictions/convlens", headers={"Origin": origin, **PREFLIGHT})
+    asked = client.post("/predictions/convlens", content=b"0", headers={"Origin": origin})
+    assert (preflight.status_code, asked.status_code) == (401, 401)
+    assert cors(preflight) == cors(asked) == {}
+
+
+def test_the_site_s_own_files_are_for_no_other_origin(client: httpx.Client) -> None:
+    assert cors(client.get("/site.json", headers={"Origin": ALLOWED})) == {}
+
+
+@pytest.mark.parametrize("origin", ["host", "https://host/", "https://host/path", 'https://host";', "ftp://host", "*"])
+def test_what_is_no_origin_ends_the_proxy_with_a_reason(folder: Path, origin: str) -> None:
+    (folder / "clients.conf").touch()
+    environment = {
+        **os.environ,
+        "PROXY_TLS": "none",
+        "PROXY_CLIENTS": str(folder / "clients.conf"),
+        "PROXY_DIR": str(folder / "refused"),
+        "PROXY_ORIGINS": origin,
+    }
+    done = subprocess.run(["sh", START], env=environment, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 2
+    assert f"PROXY_ORIGINS: {origin} should read like" in done.stderr
 
 
 def test_without_a_site_the_page_of_help_is_at_the_root(folder: Path) -> None:

@@ -138,6 +138,8 @@ def test_without_methods_and_without_a_server_there_is_nothing_to_show(tmp_path:
         (["--server", "host"], "should read like"),
         (["--serve", "nowhere"], "holds no site"),
         (["--serve", "nowhere", "-o", "site"], "leave"),
+        (["--serve", "nowhere", "--atlas", "atlas"], "leave"),
+        (["--atlas", "nowhere"], "nowhere holds no finished atlas"),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_loaded(

@@ -81,6 +81,17 @@ class Page:
         shown = self.evaluate("document.body?.innerText.slice(0, 800)")
         raise AssertionError(f"{expression} is not true after {within_s:.0f} s; {self.complaints}; page: {shown}")
 
+    def wait_for_tab(self, address: str) -> None:
+        """Wait until a link has opened the address in a tab of its own, and close that."""
+        until = time.monotonic() + _SECONDS
+        while time.monotonic() < until:
+            tabs = self.browser.call("Target.getTargets", {})["targetInfos"]
+            if opened := [tab["targetId"] for tab in tabs if tab["url"] == address]:
+                self.browser.call("Target.closeTarget", {"targetId": opened[0]})
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"no tab has {address}, but {[tab['url'] for tab in tabs]}")
+
     def click(self, selector: str) -> None:
         x, y = self.evaluate(
             "((element) => { element.scrollIntoView({ block: 'center' }); const box = element.getBoundingClientRect();"

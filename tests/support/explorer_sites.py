@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import convlens
-from convlens.explorer.browser_runtime import COMMAND, VERSION
+from convlens.explorer.browser_runtime import RUNTIME
 from convlens.explorer.site import write_site
 from convlens.models import Classifier
 from convlens.utils.cache_dir import CacheDir
 
 # Of the user who runs the tests, who fetched it: the tests themselves keep their cache elsewhere, and fetch nothing.
-_RUNTIME = CacheDir().folder / f"onnxruntime-web-{VERSION}"
+_RUNTIME = CacheDir().folder / RUNTIME.key
 
 NET = """
 import torch
@@ -62,7 +62,7 @@ def network(folder: Path, factory: str = "relu") -> Classifier:
 def browser_runtime() -> Path:
     """onnxruntime-web's files; skips the test where they were not fetched."""
     if not _RUNTIME.is_dir():
-        pytest.skip(f"onnxruntime-web is not in {_RUNTIME.parent}; run `{COMMAND}`")
+        pytest.skip(f"onnxruntime-web is not in {_RUNTIME.parent}; run `{RUNTIME.command}`")
     return _RUNTIME / "content"
 
 

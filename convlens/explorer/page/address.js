@@ -1,5 +1,6 @@
 /* The state of the page in its address, after the #. A picture of one's own cannot be there, a sample can. */
 const VIEWS = ["overlay", "map", "photo"];
+const UNIT_ORDERS = ["share", "activation"];
 
 /* `state` as state.js keeps it; what is as at the start is left out. */
 export function written(state) {
@@ -16,6 +17,8 @@ export function written(state) {
   if (state.smooth !== null) parts.set("smooth", state.smooth);
   if (state.shared) parts.set("shared", "1");
   if (state.onServer) parts.set("engine", "server");
+  if (state.units !== null) parts.set("units", state.units);
+  if (state.unitOrder !== UNIT_ORDERS[0]) parts.set("order", state.unitOrder);
   if (state.hiding && state.window) {
     const { left, top, width, height } = state.window;
     parts.set("hide", [left, top, width, height].join(","));
@@ -47,6 +50,8 @@ export function read(address) {
     smooth: within("smooth", 8),
     shared: parts.get("shared") === "1",
     onServer: parts.get("engine") === "server",
+    units: parts.get("units"),
+    unitOrder: UNIT_ORDERS.includes(parts.get("order")) ? parts.get("order") : UNIT_ORDERS[0],
     window: left >= 0 && top >= 0 && width > 0 && height > 0 ? { left, top, width, height } : null,
     options: optionsOf(parts.getAll("set")),
   };

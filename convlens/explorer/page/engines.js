@@ -5,7 +5,7 @@
      hide(picture, window, signal) -> Scores, with a window {left, top, width, height} of the input hidden
      neighbours(picture, count, signal) -> [{id, label, distance, thumbnail}]
    A picture is {name, blob, image, x, display, width, height, box}, as preprocess.js makes it. */
-import { explain, hideWindow, predict, probabilities } from "./methods.js";
+import { explain, features, hideWindow, predict, probabilities } from "./methods.js";
 import { nearest } from "./neighbours.js";
 import { Scores } from "./scores.js";
 
@@ -52,6 +52,11 @@ export class BrowserEngine {
     this.#gallery ??= fetchFloats(this.#site.gallery.vectors);
     const { embedding_ND } = await this.#session(signal).run(EMBEDDING, picture.x, 1, null);
     return nearest(this.#site.gallery, await this.#gallery, embedding_ND.data, count);
+  }
+
+  /* What the layers of the atlas give, by name: {data, dims}. */
+  async features(picture, signal) {
+    return features(this.#session(signal), this.#site, picture.x);
   }
 
   #scores(logits) {
@@ -153,6 +158,17 @@ export class ServerEngine {
     }));
   }
 
+  /* A browser hides from a page whether another origin's server is not there or does not allow the page. */
+  #whyNot() {
+    const here = location.origin;
+    if (new URL(this.#base).origin === here) return "";
+    const proxy = `start the proxy of deploy/proxy in front of it with PROXY_ORIGINS=${here}`;
+    const remedy = this.token
+      ? `${proxy}; TorchServe by itself answers no browser of another origin that has a token`
+      : `${proxy}, or, for a server without tokens, set cors_allowed_origin=${here} in TorchServe's config.properties`;
+    return `. If it runs, it does not allow this page: ${remedy}.`;
+  }
+
   async #predict(blob, signal) {
     const topk = Math.max(1, Math.min(MOST_CLASSES, this.#site.model.labels.length));
     const { predictions } = await this.#post("predictions", blob, { topk }, signal);
@@ -175,7 +191,7 @@ export class ServerEngine {
     const options = { method: "POST", body: form, headers, signal };
     const response = await fetch(`${this.#base}/${path}/${this.#name}`, options).catch((error) => {
       signal?.throwIfAborted();
-      throw new Error(`the server ${this.#base} does not answer: ${error.message}`);
+      throw new Error(`the server ${this.#base} does not answer: ${error.message}${this.#whyNot()}`);
     });
     const reply = await response.json().catch(() => ({ message: `it answers ${response.status} without JSON` }));
     if (!response.ok || !reply.predictions) {

@@ -15,6 +15,7 @@ import { connectCamera, connectFiles, openSample } from "./sources.js";
 import {
   active, changed, context, methodNow, onChange, onProblem, opacity, sampleName, state, targetOf,
 } from "./state.js";
+import { connectUnits } from "./unit_list.js";
 import { fitted, zoomFactor } from "./viewer.js";
 
 const FIRST_METHODS = ["grad_cam", "guided_backprop", "saliency"]; // of a first visit, where the site has them
@@ -231,6 +232,7 @@ async function fetchSite() {
 }
 
 const engines = {};
+const pageEngine = () => engines.page ??= new BrowserEngine(context.site, { onProgress: showLoading });
 
 /* The page itself where it has graphs, unless the visitor prefers the server. */
 function chooseEngine() {
@@ -238,7 +240,7 @@ function chooseEngine() {
   const hasGraphs = Boolean(site.graphs.scores);
   state.onServer = Boolean(site.server) && (state.onServer || !hasGraphs);
   context.engine = state.onServer
-    ? engines.server ??= new ServerEngine(site) : engines.page ??= new BrowserEngine(site, { onProgress: showLoading });
+    ? engines.server ??= new ServerEngine(site) : pageEngine();
   byId("engine-place").hidden = !site.server || !hasGraphs;
   byId("engine").value = state.onServer ? "server" : "page";
   byId("where").textContent = state.onServer
@@ -270,6 +272,7 @@ async function start() {
   const asked = read(location.hash);
   restore(asked);
   connect();
+  connectUnits(pageEngine);
   showSamples(samples, (place) => openSample(active(), place));
   showPanes();
   showMethod();

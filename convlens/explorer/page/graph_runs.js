@@ -61,6 +61,12 @@ export async function predict(session, site, x) {
   for await (const { outputs } of rows) return firstRow(outputs, LOGITS);
 }
 
+/** What each layer of the atlas gives for an image, by name: {data, dims}, the image the first of the batch. */
+export async function features(session, site, x) {
+  const rows = inBatches(session, site, "features", { count: 1, write: (_, image) => image.set(x) });
+  for await (const { outputs } of rows) return outputs;
+}
+
 /** Probabilities of logits, in 64-bit floats: softmax over all classes, sigmoid of each, or "none": as they are. */
 export function probabilities(logits, activation) {
   const values = Float64Array.from(logits);

@@ -3,6 +3,7 @@ import { byId } from "./elements.js";
 import { moveWindow, setHiding } from "./hiding.js";
 import { moveProbe, setFrame, zoom } from "./panes.js";
 import { active, state } from "./state.js";
+import { focusUnits } from "./unit_list.js";
 import { fitted, zoomFactor } from "./viewer.js";
 
 const TEXT_FIELDS = ["text", "search", "number", "password", "select-one"];
@@ -20,6 +21,7 @@ export function connectKeys({ view, stepMethod }) {
     o: () => byId("file").click(),
     h: toggleHiding,
     "/": () => byId("class-search").focus(),
+    u: focusUnits,
     "[": () => stepMethod(-1),
     "]": () => stepMethod(1),
     "+": () => zoom(zoomFactor(1)),

@@ -6,7 +6,7 @@ import { gradientOf, inputTimesGradient, integratedGradients, smoothGrad } from 
 import { predict, requireFinite, topClasses } from "./graph_runs.js";
 import { occlusion } from "./occlusion.js";
 
-export { predict, probabilities, topClasses } from "./graph_runs.js";
+export { features, predict, probabilities, topClasses } from "./graph_runs.js";
 export { hideWindow } from "./occlusion.js";
 
 /* Each method's graphs, and the function of a task that gives {values, dims}, and what else there is to say. */

@@ -20,6 +20,8 @@ export const state = {
   window: null,
   frame: fitted(),
   onServer: false,
+  units: null, // the layer whose strongest units are listed; null while the list is shut
+  unitOrder: "share",
 };
 
 export const active = () => state.panes[state.active];
