@@ -7,13 +7,22 @@ none that it does not need, and damage in those is detected here.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.errors import ImageError
+from convlens.errors import ImageError, ImageTooLargeError
+from convlens.image.bounds import (
+    TIFF_PAGES,
+    TIFF_STRIPS,
+    TIFF_STRIPS_APART,
+    TIFF_TAGS,
+    TIFF_TIMES_READ,
+    TIFF_UNPACKED,
+)
 from convlens.image.formats import Size
 from convlens.image.tiff_layout import (
     BITS,
@@ -31,7 +40,6 @@ _WIDTH, _HEIGHT, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 274, 322, 3
 _ROWS = 278
 _OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # of strips, of tiles
 _OFFSETS = {offsets for offsets, _ in _OFFSETS_AND_COUNTS}
-_MOST_STRIPS = 2**17  # each takes Python some 40 µs
 # Tags that Pillow expects one value of; it warns of more.
 _SINGLE = {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, 266, _ORIENTATION, SAMPLES, _ROWS, PLANES, 317,
            _TILE_WIDTH, _TILE_HEIGHT}  # fmt: skip
@@ -146,6 +154,22 @@ class TiffPixels:
             if end > len(data):
                 raise _damaged(f"its pixels reach to byte {end}, and it has {len(data)}")
 
+    def check_parts(self, data: bytes) -> None:
+        """ImageTooLargeError for more strips or unpacked bytes than the bounds allow, or strips that share too many."""
+        pixels = self.size[0] * self.size[1]
+        strips = max(len(self._directory.numbers(offsets, data)) for offsets in _OFFSETS)
+        if not self.layout.pillow_reads:
+            TIFF_STRIPS_APART.require(strips, pixels)
+        if self.layout.compressed:
+            TIFF_UNPACKED.require(pixels * self.layout.samples * max(self.layout.bits) // 8, pixels)
+        for _, of_counts in _OFFSETS_AND_COUNTS:
+            claimed = int(self._directory.numbers(of_counts, data).astype(float).sum())
+            if claimed > TIFF_TIMES_READ * len(data):
+                raise ImageTooLargeError(
+                    f"a TIFF whose strips or tiles claim {claimed} bytes, and it has {len(data)}; at most "
+                    f"{TIFF_TIMES_READ} times as many are allowed: save it anew"
+                )
+
     def alone(self, data: bytes) -> bytes:
         """The TIFF ``data`` with only its first directory, and in that only what describes pixels.
 
@@ -170,6 +194,23 @@ def read_tiff(data: bytes) -> TiffPixels:
     return TiffPixels(size, directory.number(_ORIENTATION), layout, directory)
 
 
+def check_pages(data: bytes) -> None:
+    """ImageTooLargeError for more pages than the bound allows; a chain of directories that is damaged ends there."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2], "<")
+    pages = 0
+    with suppress(struct.error):
+        big = struct.unpack_from(order + "H", data, 2)[0] == 43
+        of_count, size, of_next = ("Q", 20, "Q") if big else ("H", 12, "L")
+        (at,) = struct.unpack_from(order + of_next, data, 8 if big else 4)
+        while 0 < at < len(data):
+            pages += 1
+            if pages > TIFF_PAGES.most:
+                raise TIFF_PAGES.refuse()
+            (count,) = struct.unpack_from(order + of_count, data, at)
+            end = at + struct.calcsize(of_count) + count * size
+            at = struct.unpack_from(order + of_next, data, end)[0] if end < len(data) else 0
+
+
 def _directory(data: bytes) -> _Directory:
     order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
     try:
@@ -181,6 +222,7 @@ def _directory(data: bytes) -> _Directory:
     size, first = (20, at + 8) if big else (12, at + 2)
     if not order or first + count * size > len(data):
         raise _damaged("its directory runs past its end")
+    TIFF_TAGS.require(count)
     entries = tuple(_entry(data[n : n + size], order, big) for n in range(first, first + count * size, size))
     return _Directory("little" if order == "<" else "big", big, at, entries)
 
@@ -200,10 +242,8 @@ def _check_entries(entries: tuple[_Entry, ...], order: Literal["little", "big"],
     for entry in entries:
         if entry.tag in _SINGLE and entry.count != 1:
             raise _damaged(f"tag {entry.tag} has {entry.count} values instead of 1")
-        if entry.tag in _OFFSETS and entry.count > _MOST_STRIPS:
-            raise ImageError(
-                f"a TIFF of {entry.count} strips or tiles; at most {_MOST_STRIPS} are allowed: save it in larger ones"
-            )
+        if entry.tag in _OFFSETS:
+            TIFF_STRIPS.require(entry.count)
         if entry.length <= len(entry.value):
             continue
         total += entry.length
