@@ -29,9 +29,9 @@ class Bound:
     advice: str
     per_megapixel: int = 0
 
-    def require(self, count: int, pixels: int = 0) -> None:
-        """ImageTooLargeError for more parts than an image of so many pixels may have."""
-        most = self.allowed(pixels)
+    def require(self, count: int, pixels: int = 0, *, more: int = 0) -> None:
+        """ImageTooLargeError for more parts than an image of so many pixels may have, and ``more``."""
+        most = self.allowed(pixels) + more
         if count > most:
             raise ImageTooLargeError(
                 f"a {self.kind} of {count} {self.parts}; at most {most} are allowed: {self.advice}"
@@ -71,10 +71,12 @@ TIFF_TAGS = Bound("TIFF", "tags", 4096, _AGAIN)
 # 4 µs each in Pillow, 20 in tifffile. A strip for every row of 50 megapixels makes 7,000, tiles of 64 pixels 12,000.
 TIFF_STRIPS = Bound("TIFF", "strips or tiles", 2**16, "save it in larger ones")
 TIFF_STRIPS_APART = Bound("TIFF of this layout", "strips or tiles", 2**13, "save it in larger ones", per_megapixel=250)
-# LZMA takes 5 ns each. What is not compressed is bounded by the file.
+# LZMA takes 5 ns each where they repeat, other codecs 1 to 2. What is not compressed is bounded by the file.
 TIFF_UNPACKED = Bound(
     "compressed TIFF", "bytes once unpacked", 2**25, "save it with 8 bits a sample or as it is", per_megapixel=4 * 10**6
 )
+# So many times the file's own bytes may be unpacked as well, but by LZMA: data that do not repeat take it 15 ns a byte.
+TIFF_TIMES_UNPACKED = 4
 # Only a few writers let equal strips share their bytes. libtiff turns the bits of each round where it has to, at 1 ns a
 # byte; so many times the file may be read.
 TIFF_TIMES_READ = 4

@@ -260,7 +260,7 @@ def _read_tiff(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any
             "or send a .npy file of (H, W, channels)"
         ) from error
     check_pages(data)
-    read_tiff(data).check_parts(data)
+    read_tiff(data).check_parts(data, by_pillow=False)
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             return _tiff_values(file, channels, limits)

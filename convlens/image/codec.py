@@ -225,7 +225,7 @@ def _check_os2_runs(image: ImageFile.ImageFile) -> None:
 def _read_tiff(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
     tiff = read_tiff(data)
     reading.check_pixels(tiff.extent)
-    tiff.check_parts(data)
+    tiff.check_parts(data, by_pillow=tiff.layout.pillow_reads)
     tiff.layout.check_brightness()
     if tiff.layout.pillow_reads:
         libtiff.configure()

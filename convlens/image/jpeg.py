@@ -65,7 +65,7 @@ def jpeg_of_pixels(data: bytes) -> bytes:
             tables += length
             JPEG_TABLES.require(tables)
         at = end
-    return b"".join([*kept, data[at:]]) if found >= 0 else b"".join(kept)
+    return b"".join([*kept, data[found:]] if found >= 0 else kept)
 
 
 def _check_scans(data: bytes, first: int) -> None:

@@ -21,6 +21,7 @@ from convlens.image.bounds import (
     TIFF_STRIPS_APART,
     TIFF_TAGS,
     TIFF_TIMES_READ,
+    TIFF_TIMES_UNPACKED,
     TIFF_UNPACKED,
 )
 from convlens.image.formats import Size
@@ -50,6 +51,9 @@ _PIXEL_TAGS = _SINGLE | {BITS, 273, 279, 292, 293, 320, 324, 325, 332, EXTRAS, F
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 _LONG, _LONG8 = 4, 16
+# Compressions by the numbers of TIFF 6.0 and of libtiff: none, LZW, Deflate (two), PackBits, Zstandard (two) and LZMA.
+_LZMA = 34925
+_QUICK = (1, 5, 8, 32946, 32773, 50000, 34926, _LZMA)
 
 
 @dataclass(frozen=True)
@@ -154,14 +158,24 @@ class TiffPixels:
             if end > len(data):
                 raise _damaged(f"its pixels reach to byte {end}, and it has {len(data)}")
 
-    def check_parts(self, data: bytes) -> None:
-        """ImageTooLargeError for more strips or unpacked bytes than the bounds allow, or strips that share too many."""
+    def check_parts(self, data: bytes, *, by_pillow: bool) -> None:
+        """ImageTooLargeError for more strips or unpacked bytes than the bounds allow, or strips that share too many.
+
+        ImageError for a compression that only ``tifffile`` reads and that takes much longer than others.
+        """
         pixels = self.size[0] * self.size[1]
-        strips = max(len(self._directory.numbers(offsets, data)) for offsets in _OFFSETS)
-        if not self.layout.pillow_reads:
-            TIFF_STRIPS_APART.require(strips, pixels)
+        compression = self._directory.number(COMPRESSION) or 1
+        if not by_pillow:
+            TIFF_STRIPS_APART.require(max(len(self._directory.numbers(tag, data)) for tag in _OFFSETS), pixels)
+            if compression not in _QUICK:
+                raise ImageError(
+                    f"a TIFF of this layout with compression {compression}; it may have none, or LZW, Deflate, "
+                    "PackBits, Zstandard or LZMA: save it with one of these"
+                )
         if self.layout.compressed:
-            TIFF_UNPACKED.require(pixels * self.layout.samples * max(self.layout.bits) // 8, pixels)
+            from_file = 0 if compression == _LZMA else TIFF_TIMES_UNPACKED * len(data)
+            unpacked = pixels * self.layout.samples * max(self.layout.bits) // 8
+            TIFF_UNPACKED.require(unpacked, pixels, more=from_file)
         for _, of_counts in _OFFSETS_AND_COUNTS:
             claimed = int(self._directory.numbers(of_counts, data).astype(float).sum())
             if claimed > TIFF_TIMES_READ * len(data):
