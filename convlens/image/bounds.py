@@ -69,7 +69,7 @@ GIF_BLOCKS = Bound("GIF", "blocks before its first image", 2**16, "save it witho
 # 1.5 µs each; EXIF has some dozen.
 TIFF_TAGS = Bound("TIFF", "tags", 4096, _AGAIN)
 # 4 µs each in Pillow, 20 in tifffile. A strip for every row of 50 megapixels makes 7,000, tiles of 64 pixels 12,000.
-TIFF_STRIPS = Bound("TIFF", "strips or tiles", 2**16, "save it in larger ones")
+TIFF_STRIPS = Bound("TIFF", "strips or tiles", 2**14, "save it in larger ones", per_megapixel=500)
 TIFF_STRIPS_APART = Bound("TIFF of this layout", "strips or tiles", 2**13, "save it in larger ones", per_megapixel=250)
 # LZMA takes 5 ns each where they repeat, other codecs 1 to 2. What is not compressed is bounded by the file.
 TIFF_UNPACKED = Bound(

@@ -165,13 +165,13 @@ class TiffPixels:
         """
         pixels = self.size[0] * self.size[1]
         compression = self._directory.number(COMPRESSION) or 1
-        if not by_pillow:
-            TIFF_STRIPS_APART.require(max(len(self._directory.numbers(tag, data)) for tag in _OFFSETS), pixels)
-            if compression not in _QUICK:
-                raise ImageError(
-                    f"a TIFF of this layout with compression {compression}; it may have none, or LZW, Deflate, "
-                    "PackBits, Zstandard or LZMA: save it with one of these"
-                )
+        strips = max(len(self._directory.numbers(tag, data)) for tag in _OFFSETS)
+        (TIFF_STRIPS if by_pillow else TIFF_STRIPS_APART).require(strips, pixels)
+        if not by_pillow and compression not in _QUICK:
+            raise ImageError(
+                f"a TIFF of this layout with compression {compression}; it may have none, or LZW, Deflate, PackBits, "
+                "Zstandard or LZMA: save it with one of these"
+            )
         if self.layout.compressed:
             from_file = 0 if compression == _LZMA else TIFF_TIMES_UNPACKED * len(data)
             unpacked = pixels * self.layout.samples * max(self.layout.bits) // 8
@@ -256,8 +256,6 @@ def _check_entries(entries: tuple[_Entry, ...], order: Literal["little", "big"],
     for entry in entries:
         if entry.tag in _SINGLE and entry.count != 1:
             raise _damaged(f"tag {entry.tag} has {entry.count} values instead of 1")
-        if entry.tag in _OFFSETS:
-            TIFF_STRIPS.require(entry.count)
         if entry.length <= len(entry.value):
             continue
         total += entry.length

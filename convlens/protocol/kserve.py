@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from convlens.errors import ConvLensError, RequestError, near_matches
 from convlens.protocol.arrays import ReplyModel
-from convlens.protocol.params import add_field_prefix
+from convlens.protocol.params import add_field_prefix, require_few_keys
 from convlens.protocol.responses import ReplyBody, dumps
 
 # TorchServe can read these bodies itself (service_envelope), but then answers only the first request of a batch.
 _MAX_IMAGES = 16  # in one body
+_MAX_ITEMS = 32  # of a shape, and of the outputs that are asked for
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 
 _OutputName = Literal["index", "label", "probability", "reply"]
@@ -153,6 +154,7 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
 
     A body that is not KServe's is its only image's, at no place. Raises RequestError.
     """
+    require_few_keys(body)
     if "instances" in body:
         v1 = _validated(V1Body, body)
         return Envelope("v1"), [
@@ -160,6 +162,7 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
         ]
     if "inputs" not in body:
         return NO_ENVELOPE, [("", dict(body))]
+    _require_short_lists(body)
     v2 = _validated(V2Body, body)
     (tensor,) = v2.inputs
     if tensor.shape != [len(tensor.data)]:
@@ -171,6 +174,18 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
     params = v2.parameters | tensor.parameters
     images = [(f"inputs.0.data.{n}", {"data": text, "params": params}) for n, text in enumerate(tensor.data)]
     return Envelope("v2", v2.id, _output_names(v2.outputs)), images
+
+
+def _require_short_lists(body: Mapping[str, Any]) -> None:
+    """RequestError for a shape or list of outputs much too long, before pydantic makes an error of each item."""
+    inputs = body["inputs"] if isinstance(body["inputs"], list) else []
+    lists = {"outputs": body.get("outputs")}
+    lists |= {
+        f"inputs.{n}.shape": tensor.get("shape") for n, tensor in enumerate(inputs[:1]) if isinstance(tensor, dict)
+    }
+    for place, items in lists.items():
+        if isinstance(items, list) and len(items) > _MAX_ITEMS:
+            raise RequestError(f"{place} has {len(items)} items; at most {_MAX_ITEMS} are allowed", field=place)
 
 
 def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:

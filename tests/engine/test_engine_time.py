@@ -283,14 +283,14 @@ def test_a_sweep_that_was_stopped_is_reported_with_the_windows_it_had_done() -> 
 
 def test_the_time_that_reading_took_counts_against_the_batch() -> None:
     live = engine(paused(A_PICTURE)[0], max_seconds=20.0)
-    assert replied(live.run([request(0, **sweep(8))], started=time.perf_counter())[0])
-    error = refused(live.run([request(0, **sweep(8))], started=time.perf_counter() - 30)[0], OverloadError)
+    assert replied(live.run([request(0, **sweep(2))], started=time.perf_counter())[0])
+    error = refused(live.run([request(0, **sweep(2))], started=time.perf_counter() - 30)[0], OverloadError)
     assert "of the 20 s that a batch may take are spent" in error.message
 
 
 def test_the_time_that_reading_took_counts_for_which_rows_are_let_in() -> None:
     live = engine(paused(A_PICTURE)[0], max_seconds=20.0)
-    answers = live.run([request(0), request(1, **sweep(8))], started=time.perf_counter() - 19.99)
+    answers = live.run([request(0), request(1, **sweep(2))], started=time.perf_counter() - 19.99)
     assert replied(answers[0])
     assert "together with the requests before it" in refused(answers[1], OverloadError).message
 

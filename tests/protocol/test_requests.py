@@ -316,3 +316,20 @@ def test_whoever_reads_may_stop_the_reading() -> None:
         raise OverloadError("others wait")
 
     assert "others wait" in refusal({"data": PNG}, on_block=on_block).message
+
+
+@pytest.mark.parametrize(
+    ("params", "place"),
+    [
+        ({f"k{n}": 1 for n in range(65)}, "an object of the request"),
+        ({"methods": [{"method": "occlusion", "options": {f"k{n}": 1 for n in range(65)}}]}, "methods.0.options"),
+        ({"target": {f"k{n}": 1 for n in range(65)}}, "target"),
+    ],
+)
+def test_an_object_of_many_keys_is_refused_by_their_number(params: dict[str, Any], place: str) -> None:
+    assert f"{place} has 65 keys; at most 64 are allowed" in refusal({"data": PNG, "params": params}).message
+
+
+def test_a_form_of_many_fields_is_refused_by_their_number() -> None:
+    error = refusal({f"field-{n}": b"" for n in range(100_000)})
+    assert (error.status, "100000 keys; at most 64" in error.message) == (422, True)

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from image_files import bmp_of, chunk, saved, tiff, tiff_by_hand
@@ -138,7 +139,8 @@ def with_chunks(name: bytes, body: bytes, *, behind: bool = False) -> Callable[[
     pixels = chunk(b"IDAT", PACKED)
     whole = png(pixels)
     at = len(whole) - len(IEND) - (0 if behind else len(pixels))
-    return lambda total, _: inserted(whole, at, chunk(name, body), total)
+    part = chunk(name, body)
+    return lambda total, _: inserted(whole, at, part, max(total, len(whole) + 33_000 * len(part)))
 
 
 def packed(row: bytes, count: int) -> bytes:
@@ -149,10 +151,15 @@ def packed(row: bytes, count: int) -> bytes:
     return b"".join([*parts, packer.compress(row * (count % together)), packer.flush()])
 
 
-def of_paeth_rows(side: int, depth: int, colour_type: int, bytes_per_pixel: int) -> bytes:
-    """Rows of the same noise, each differing from the one above by Paeth's filter."""
+@cache
+def zeros() -> bytes:
+    return packed(bytes(2**20), 100)
+
+
+def of_paeth_rows(side: int, rows: int, depth: int, colour_type: int, bytes_per_pixel: int) -> bytes:
+    """A square of which so many rows are there, of the same noise, filtered by Paeth's filter."""
     row = b"\4" + RNG.bytes(side * bytes_per_pixel)
-    return png(chunk(b"IDAT", packed(row, side)), side=side, depth=depth, colour_type=colour_type)
+    return png(chunk(b"IDAT", packed(row, rows)), side=side, depth=depth, colour_type=colour_type)
 
 
 PNGS = {
@@ -164,10 +171,10 @@ PNGS = {
     "empty pixel chunks": SlowImage(with_chunks(b"IDAT", b""), "more than 32768 chunks"),
     "empty pixel chunks behind the pixels": SlowImage(with_chunks(b"IDAT", b"", behind=True), "more than 32768 chunks"),
     "pixel chunks of one byte": SlowImage(lambda *_: png(*(chunk(b"IDAT", bytes([byte])) for byte in PACKED))),
-    "a text that unpacks to 500 MB": SlowImage(
-        lambda *_: png(chunk(b"zTXt", b"k\0\0" + packed(bytes(2**20), 500)), chunk(b"IDAT", PACKED))
+    "a text that unpacks to 100 MB": SlowImage(
+        lambda *_: png(chunk(b"zTXt", b"k\0\0" + zeros()), chunk(b"IDAT", PACKED))
     ),
-    "pixels that unpack to 500 MB": SlowImage(lambda *_: png(chunk(b"IDAT", packed(bytes(2**20), 500)))),
+    "pixels that unpack to 100 MB": SlowImage(lambda *_: png(chunk(b"IDAT", zeros()))),
     "empty blocks of packed pixels": SlowImage(
         lambda total, _: png(chunk(b"IDAT", PACKED[:2] + b"\0\0\0\xff\xff" * (total // 5 - 4000) + PACKED[2:]))
     ),
@@ -181,12 +188,12 @@ PNGS = {
         "send the whole file",
     ),
     "four deep channels of noise": SlowImage(
-        lambda _, side: of_paeth_rows(max(side, 3000), 16, 6, 8), "bytes once unpacked"
+        lambda _, side: of_paeth_rows(max(side, 3000), side, 16, 6, 8), "bytes once unpacked"
     ),
     "three deep channels of noise": SlowImage(
-        lambda _, side: of_paeth_rows(max(side, 4200), 16, 2, 6), "bytes once unpacked"
+        lambda _, side: of_paeth_rows(max(side, 4200), side, 16, 2, 6), "bytes once unpacked"
     ),
-    "four channels of noise": SlowImage(lambda _, side: of_paeth_rows(side, 8, 6, 4)),
+    "four channels of noise": SlowImage(lambda _, side: of_paeth_rows(side, side, 8, 6, 4)),
 }
 
 
@@ -291,22 +298,22 @@ def of_tags(count: int) -> bytes:
 
 
 def deep_and_packed(side: int) -> bytes:
-    values = np.zeros((side, side, 3), np.uint16)
+    values = np.zeros((side, side, 3), np.float32)
     return tiff(values, photometric="rgb", compression="zlib", rowsperstrip=64)
 
 
 PACKED_ROW = zlib.compress(bytes(8))
 TIFFS = {
-    "strips of a row": SlowImage(lambda total, _: of_strips(max(70_000, total // 16), bytes(8), 1), "at most 65536"),
-    "as many strips as are allowed": SlowImage(lambda *_: of_strips(65_536, bytes(8), 1)),
-    "as many packed strips as are allowed": SlowImage(lambda *_: of_strips(65_536, PACKED_ROW, 8)),
+    "strips of a row": SlowImage(lambda total, _: of_strips(total // 16 - 10, bytes(8), 1), "strips or tiles; at most"),
+    "as many strips as are allowed": SlowImage(lambda *_: of_strips(16_384, bytes(8), 1)),
+    "as many packed strips as are allowed": SlowImage(lambda *_: of_strips(16_384, PACKED_ROW, 8)),
     "strips of planes": SlowImage(lambda *_: float_planes(4100), "8200 strips or tiles; at most 8194"),
     "strips that are all of the file": SlowImage(
         lambda total, _: of_strips(1000, turned_bits(PACKED_ROW), 8, (266, 3, 1, 2), counted=total - 20_000),
         "at most 4 times as many",
     ),
     "tags": SlowImage(lambda total, _: of_tags(total // 20 - 10), "tags; at most 4096"),
-    "deep colours that are packed": SlowImage(lambda _, side: deep_and_packed(max(side, 4200)), "bytes once unpacked"),
+    "deep colours that are packed": SlowImage(lambda _, side: deep_and_packed(max(side, 2100)), "bytes once unpacked"),
     "scans of the JPEG inside": SlowImage(lambda _, side: jpeg_in_tiff(side, 99), "send the whole file"),
 }
 
@@ -329,7 +336,8 @@ def os2_runs(total: int) -> bytes:
 
 def bmp_runs(runs: bytes, bits: int = 8, compression: int = 1) -> Callable[[int, int], bytes]:
     def make(total: int, side: int) -> bytes:
-        return bmp_of((side, side), bits, compression, runs * ((total - 2000) // len(runs)), palette=bytes(4 << bits))
+        count = (max(total, 2_300_000) - 2000) // len(runs)
+        return bmp_of((side, side), bits, compression, runs * count, palette=bytes(4 << bits))
 
     return make
 
