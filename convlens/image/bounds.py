@@ -51,6 +51,8 @@ _AGAIN = "save it anew"
 # A scan refines coefficients at 0.7 ms a megapixel where all are 0, and at 5 ns a bit where they are not. Encoders
 # write at most 6 scans a component, 24 in all (libjpeg's own script: 10).
 JPEG_SCANS = Bound("JPEG", "scans", 32, "save it with fewer, or as a baseline JPEG")
+# Of a JPEG inside a TIFF; libtiff counts while it reads, and writes 1.
+JPEG_SCANS_IN_TIFF = 12
 # Each takes Pillow's parser 1 to 6 µs. The largest metadata that 20 MB hold are 320 of them.
 JPEG_SEGMENTS = Bound("JPEG", "segments", 4096, "save it without its metadata")
 # Pillow reads quantisation tables at 50 ns a byte; a file needs less than 3,000 bytes of tables.
@@ -84,6 +86,6 @@ TIFF_TIMES_READ = 4
 TIFF_PAGES = Bound("TIFF", "pages", 1024, "send the first ones alone")
 
 # 0.5 µs each, in Python.
-BMP_RUNS = Bound("BMP", "run lengths", 2**19, "save it without them, or as PNG", per_megapixel=20_000)
+BMP_RUNS = Bound("BMP", "run lengths", 2**19, "save it without them, or as PNG", per_megapixel=5_000)
 # Of OS/2's kind, which Pillow reads in Python at 1 µs a byte.
 BMP_OS2_RUNS = Bound("BMP of OS/2's kind", "bytes of run lengths", 2**18, "save it without them, or as PNG")

@@ -9,7 +9,7 @@ from functools import cache
 
 from PIL import _imaging
 
-from convlens.image.bounds import JPEG_SCANS
+from convlens.image.bounds import JPEG_SCANS_IN_TIFF
 
 _HANDLERS = ("TIFFSetErrorHandler", "TIFFSetErrorHandlerExt", "TIFFSetWarningHandler", "TIFFSetWarningHandlerExt")
 
@@ -21,7 +21,7 @@ def configure() -> None:
     By itself it writes what it finds wrong with a file to standard error; Pillow raises an OSError for the same. And it
     takes JPEGs of 100 scans, unless this variable says otherwise.
     """
-    os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(JPEG_SCANS.most))
+    os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(JPEG_SCANS_IN_TIFF))
     # A name is looked for in the libraries that an extension module was linked with as well. Where libtiff is part of
     # the module, or missing, there is no such name.
     library = ctypes.CDLL(_imaging.__file__)

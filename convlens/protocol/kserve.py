@@ -154,7 +154,7 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
 
     A body that is not KServe's is its only image's, at no place. Raises RequestError.
     """
-    require_few_keys(body)
+    require_few_keys(body, depth=3 if "instances" in body or "inputs" in body else 0)
     if "instances" in body:
         v1 = _validated(V1Body, body)
         return Envelope("v1"), [

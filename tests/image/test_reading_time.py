@@ -100,7 +100,7 @@ BOUNDS = {
     "GIF blocks": (65536 - 1, lambda count: GIF[:GIF_HEAD] + b"!\xfe" + b"\1x" * count + b"\0" + GIF[GIF_HEAD:]),
     "strips": (16_384 + 500 * 8 * 16_384 // 10**6, lambda count: of_strips(count, bytes(8), 1)),
     "run lengths": (
-        2**19 + 20_000 * 64 * 64 // 10**6,
+        2**19 + 5_000 * 64 * 64 // 10**6,
         lambda count: bmp_of((64, 64), 8, 1, b"\0\2\0\0" * count + b"\0", palette=bytes(1024)),
     ),
     "bytes of OS/2's run lengths": (2**18 // 4, lambda count: os2_runs(4 * count)),
