@@ -23,6 +23,7 @@ from convlens.image.bounds import (
     TIFF_TIMES_READ,
     TIFF_TIMES_UNPACKED,
     TIFF_UNPACKED,
+    TIFF_UNPACKED_LZMA,
 )
 from convlens.image.formats import Size
 from convlens.image.tiff_layout import (
@@ -173,9 +174,11 @@ class TiffPixels:
                 "Zstandard or LZMA: save it with one of these"
             )
         if self.layout.compressed:
-            from_file = 0 if compression == _LZMA else TIFF_TIMES_UNPACKED * len(data)
             unpacked = pixels * self.layout.samples * max(self.layout.bits) // 8
-            TIFF_UNPACKED.require(unpacked, pixels, more=from_file)
+            if compression == _LZMA:
+                TIFF_UNPACKED_LZMA.require(unpacked, pixels)
+            else:
+                TIFF_UNPACKED.require(unpacked, pixels, more=TIFF_TIMES_UNPACKED * len(data))
         for _, of_counts in _OFFSETS_AND_COUNTS:
             claimed = int(self._directory.numbers(of_counts, data).astype(float).sum())
             if claimed > TIFF_TIMES_READ * len(data):

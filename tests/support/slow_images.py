@@ -298,7 +298,7 @@ def of_tags(count: int) -> bytes:
 
 
 def deep_and_packed(side: int) -> bytes:
-    values = np.zeros((side, side, 3), np.float32)
+    values = np.zeros((side, side, 3), np.float64)
     return tiff(values, photometric="rgb", compression="zlib", rowsperstrip=64)
 
 
@@ -313,7 +313,8 @@ TIFFS = {
         "at most 4 times as many",
     ),
     "tags": SlowImage(lambda total, _: of_tags(total // 20 - 10), "tags; at most 4096"),
-    "deep colours that are packed": SlowImage(lambda _, side: deep_and_packed(max(side, 2100)), "bytes once unpacked"),
+    "deep colours that are packed": SlowImage(lambda *_: deep_and_packed(2200), "bytes once unpacked"),
+    "as many deep colours as are allowed": SlowImage(lambda *_: deep_and_packed(2000)),
     "scans of the JPEG inside": SlowImage(lambda _, side: jpeg_in_tiff(side, 99), "send the whole file"),
 }
 
