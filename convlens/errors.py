@@ -7,7 +7,7 @@ ConvLensError               500
 │   ├── GalleryError        422   no gallery, a gallery of other weights, a damaged one
 │   └── JobError            422   a job's folder that cannot be used, a job that diverged
 ├── ImageError              400   not an image, or a damaged one
-│   ├── ImageTooLargeError  413   more bytes or pixels than allowed
+│   ├── ImageTooLargeError  413   more bytes, pixels or parts than allowed
 │   └── MediaTypeError      415   a body whose declared type is no image
 ├── NotAcceptableError      406   a form of reply that does not exist
 ├── OverloadError           503   more work than the time allowed for it holds

@@ -14,11 +14,11 @@ from dataclasses import replace
 from convlens.engine.backend import EngineOptions
 from convlens.engine.batch import Row
 from convlens.engine.cost_model import CostModel, Key
-from convlens.engine.deadline import Deadline
 from convlens.engine.evaluation import EVALUATE
 from convlens.engine.method_calls import MethodCall, with_cost
 from convlens.errors import OverloadError, RequestError
 from convlens.explain.sweeps.autotune import SweepAutotuner
+from convlens.protocol.deadline import Deadline
 from convlens.protocol.params import LEAST_STEPS, Params
 from convlens.protocol.requests import Request
 
@@ -214,7 +214,7 @@ class TimeBudget:
         Light work first: predictions before explanations, and those before sweeps, otherwise in order. A sweep that
         would make an admitted row miss its deadline is not admitted, so no sweep costs a prediction its answer.
         """
-        planned_s, admitted = 0.0, list[Row]()
+        planned_s, admitted = time.perf_counter() - self._started, list[Row]()  # the reading, to begin with
         for row in sorted(rows, key=lambda row: (row.heavy, bool(row.calls))):
             row.error = self._refusal(row, planned_s + row.seconds, admitted)
             if row.error is None:

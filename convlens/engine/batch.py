@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from convlens.engine.deadline import Deadline
 from convlens.engine.method_calls import MethodCall
 from convlens.errors import ConvLensError, ModelError, UnsupportedModelError
+from convlens.protocol.deadline import Deadline
 from convlens.protocol.requests import Request
 from convlens.types import Bytes8, Explanation, Floats, Neuron, Placement, Prediction
 
@@ -31,8 +31,9 @@ class MethodRecord:
 class RequestRecord:
     """What metrics and logs may know of one request, answered or refused: nothing of its content.
 
-    ``queue_wait_s``: from when the client sent it until the run began; None where that is not known. ``seconds``: from
-    the beginning of the run until its answer was ready, its neighbours' work included. ``error`` None: it was answered.
+    ``queue_wait_s``: from when the client sent it until its reading began; None where that is not known. ``seconds``:
+    from the beginning of the batch until its answer was ready, its neighbours' work included. ``error`` None: it was
+    answered.
     """
 
     request_id: str

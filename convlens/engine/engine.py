@@ -14,7 +14,6 @@ from convlens.engine.admission import AdmissionController, TimeBudget
 from convlens.engine.backend import EngineOptions, Model, forward_of, sweeps_for, warm_up
 from convlens.engine.batch import OnRow, RequestRecord, Row
 from convlens.engine.cost_model import CostModel
-from convlens.engine.deadline import Deadline, deadline_of
 from convlens.engine.evaluation import with_evaluation
 from convlens.engine.executor import BatchExecutor, isolate_errors
 from convlens.engine.method_calls import MethodCall, entry_calls, with_target
@@ -24,6 +23,7 @@ from convlens.explain.forward import Forward, OnStep
 from convlens.gallery import Gallery
 from convlens.instrument import arithmetic
 from convlens.models import Classifier
+from convlens.protocol.deadline import Deadline, deadline_of
 from convlens.protocol.params import Params
 from convlens.protocol.requests import Request
 from convlens.types import Box, Floats, ModelSpec, Placement, Reply, no_op
@@ -80,21 +80,28 @@ class Engine:
             gallery.require_weights(model.spec.weights_sha256)
 
     def run(
-        self, requests: Sequence[Request], *, on_step: OnStep = no_op, on_row: OnRow = no_op
+        self,
+        requests: Sequence[Request],
+        *,
+        started: float | None = None,
+        on_step: OnStep = no_op,
+        on_row: OnRow = no_op,
     ) -> list[Reply | ConvLensError]:
         """The answer to each request, in their order: a Reply, or the error that its row ran into.
 
         Nothing is answered before the whole batch is; so rows are let in only as far as the batch stays within
         ``max_seconds``, cheap ones first. A row that fails leaves its neighbours alone, and a method that the model
-        cannot do leaves the row's others: a warning in the reply says why. Calls ``on_step`` as each stage begins
-        ("predictions", then the methods' names) and in sweeps after each batch of windows; calls ``on_row`` once for
-        each request, at the end.
+        cannot do leaves the row's others: a warning in the reply says why. ``started`` is when the work on the batch
+        began by time.perf_counter(), where that was before this call: the time of reading counts. Calls ``on_step`` as
+        each stage begins ("predictions", then the methods' names) and in sweeps after each batch of windows; calls
+        ``on_row`` once for each request, at the end.
         """
         # Rows that want a gradient share one recorded forward pass, the others one without a graph: cheaper than to
         # drag them through everybody's backward passes. Each ReLU rule then takes one backward pass for all its rows.
-        started, clock = time.perf_counter(), time.time()
+        began, clock = time.perf_counter(), time.time()
+        started = began if started is None else started
         budget = TimeBudget(self.options.max_seconds, started=started)
-        deadlines = [deadline_of(request, started=started, clock=clock) for request in requests]
+        deadlines = [_deadline(request, began, clock) for request in requests]
         timed = self.options.max_seconds is not None or any(deadline.due is not None for deadline in deadlines)
         checked: list[_Checked | ConvLensError] = []
         for request, deadline in zip(requests, deadlines, strict=True):
@@ -109,7 +116,7 @@ class Engine:
             self._forward, admission=self._admission, costs=self._costs, budget=budget, on_step=on_step
         ).execute(rows)
         ended = time.perf_counter()
-        timing_ms = {"prepare": _ms(started, explaining), "explain": _ms(explaining, ended)}
+        timing_ms = {"prepare": _ms(began, explaining), "explain": _ms(explaining, ended)}
         for item in prepared:
             self._show_details(item)
         answers = [
@@ -225,6 +232,12 @@ class Engine:
             timing_ms=timing_ms,
             placement=row.placement,
         )
+
+
+def _deadline(request: Request, now: float, clock: float) -> Deadline:
+    """The deadline of a request whose reading began at ``request.arrived``, else now, by two clocks."""
+    arrived = now if request.arrived is None else request.arrived
+    return deadline_of(request.params, request.sent_at, started=arrived, clock=clock - (now - arrived))
 
 
 def _enlarged(size: tuple[int, int], box: Box, spec: ModelSpec) -> str:

@@ -20,7 +20,7 @@ from convlens.evaluation.coco import read_coco
 from convlens.evaluation.coordinates import coordinate, require_box
 from convlens.evaluation.objects import MarkedObject, Mask, ObjectBox, ObjectMask, Size, mask_runs
 from convlens.image.codec import DAMAGE, Limits, read_bytes
-from convlens.image.formats import has_all_pixels, png_of_pixels
+from convlens.image.png import has_all_pixels, png_of_pixels
 
 Objects = dict[str, tuple[MarkedObject, ...]]
 _COLUMNS = ("file", "xmin", "ymin", "xmax", "ymax")

@@ -1,9 +1,10 @@
 """Bytes to images, images to what a model sees, and back to bytes. Pillow and numpy, and tifffile for rare TIFFs.
 
-``codec`` and ``preprocess`` hold the public functions. ``formats`` tells what bytes are, and reads with ``tiff`` what
-must be known before Pillow may open them; ``modes`` makes any Pillow mode RGB. ``bmp`` and ``tiff_samples`` read what
-Pillow refuses or gets wrong; ``tiff_layout`` says which TIFFs these are. ``channels`` reads images of other channels
-than RGB, and chooses what is shown of them.
+``codec`` and ``preprocess`` hold the public functions. ``formats`` tells what bytes are; ``jpeg``, ``png``, ``gif`` and
+``tiff`` read what must be known before Pillow may open them, and leave out what it does not need; ``bounds`` says how
+many parts there may be. ``modes`` makes any Pillow mode RGB. ``bmp`` and ``tiff_samples`` read what Pillow refuses or
+gets wrong; ``tiff_layout`` says which TIFFs these are. ``channels`` reads images of other channels than RGB, and
+chooses what is shown of them.
 """
 
 from __future__ import annotations

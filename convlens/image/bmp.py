@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens.errors import ImageError
+from convlens.image.bounds import BMP_RUNS
 from convlens.image.formats import Size
 from convlens.image.modes import on_white, row_bands
-from convlens.types import Bytes8
+from convlens.types import Bytes8, no_op
 
 _FILE_HEADER = 14
 _RGB, _RLE8, _RLE4, _BITFIELDS, _ALPHA_BITFIELDS = 0, 1, 2, 3, 6
 # Header sizes that hold masks of their own: of three channels, and of alpha as well. OS/2's header of 64 bytes numbers
 # its compressions differently and is left to Pillow.
 _WITH_MASKS, _WITH_ALPHA = (52, 56, 108, 124), (56, 108, 124)
+_OF_HEX = bytes(int(chr(code), 16) if chr(code) in "0123456789abcdef" else 0 for code in range(256))
+_RUNS_OF_BLOCK = 10_000
 _MASKS_OF_555 = (0x7C00, 0x3E0, 0x1F, 0)
 
 
@@ -61,12 +65,13 @@ def read_header(data: bytes) -> Bmp | None:
     return bmp
 
 
-def decode(data: bytes, bmp: Bmp) -> Image.Image:
+def decode(data: bytes, bmp: Bmp, *, on_block: Callable[[], None] = no_op) -> Image.Image:
     """The image as RGB, on white where it is transparent or where run lengths leave out pixels, as in browsers.
 
-    Pixels of a run beyond the end of its row are dropped. Raises ImageError where the data ends early.
+    Pixels of a run beyond the end of its row are dropped. Calls ``on_block`` now and then. Raises ImageError where the
+    data ends early, ImageTooLargeError for more run lengths than the bound allows.
     """
-    return _of_runs(data, bmp) if bmp.has_runs else _of_fields(data, bmp)
+    return _of_runs(data, bmp, on_block) if bmp.has_runs else _of_fields(data, bmp)
 
 
 def _masks(data: bytes, header_size: int, bits: int, compression: int) -> tuple[int, int, int, int]:
@@ -122,8 +127,8 @@ class _Field:
         return levels_HW
 
 
-def _of_runs(data: bytes, bmp: Bmp) -> Image.Image:
-    pixels, missing = _unpacked(data, bmp)
+def _of_runs(data: bytes, bmp: Bmp, on_block: Callable[[], None]) -> Image.Image:
+    pixels, missing = _unpacked(data, bmp, on_block)
     direction = 1 if bmp.top_down else -1
     image = Image.frombytes("P", bmp.size, pixels, "raw", "P", 0, direction)
     image.putpalette(bmp.palette[: len(bmp.palette) // 4 * 4], "BGRX")
@@ -133,13 +138,19 @@ def _of_runs(data: bytes, bmp: Bmp) -> Image.Image:
     return rgb
 
 
-def _unpacked(data: bytes, bmp: Bmp) -> tuple[bytearray, bytearray]:
+def _unpacked(data: bytes, bmp: Bmp, on_block: Callable[[], None]) -> tuple[bytearray, bytearray]:
     """The palette index of each pixel, in the order of the file's rows; and 255 for each that the runs leave out."""
     (width, height), packs_two = bmp.size, bmp.bits == 4
     runs = [bytes([code >> 4, code & 15]) * 128 if packs_two else bytes([code]) * 255 for code in range(256)]
     pixels, missing = bytearray(width * height), bytearray(width * height)
     at, end, x, y = bmp.offset, len(data) - 1, 0, 0
+    left = BMP_RUNS.allowed(width * height)
     while y < height and at < end:
+        if not left % _RUNS_OF_BLOCK:
+            on_block()
+        if not left:
+            raise BMP_RUNS.refuse(width * height)
+        left -= 1
         count, value = data[at], data[at + 1]
         at += 2
         if count:  # the same pixel, or pair of pixels, again and again
@@ -154,7 +165,7 @@ def _unpacked(data: bytes, bmp: Bmp) -> tuple[bytearray, bytearray]:
             if len(packed) < length:
                 raise _ends_early()
             at += length + length % 2
-            row = bytes(half for byte in packed for half in (byte >> 4, byte & 15))[:value] if packs_two else packed
+            row = packed.hex().encode().translate(_OF_HEX)[:value] if packs_two else packed
             row = row[: width - x]
             start = y * width + x
             pixels[start : start + len(row)] = row

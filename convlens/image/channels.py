@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens.errors import ImageError, ImageTooLargeError
-from convlens.image.codec import DAMAGE, DEFAULT_LIMITS, Limits, decode, read_bytes
+from convlens.image.codec import DAMAGE, DEFAULT_LIMITS, Limits, OnBlock, decode, read_bytes
 from convlens.image.formats import format_of
-from convlens.types import Bytes8, ModelSpec
+from convlens.image.tiff import check_pages, read_tiff
+from convlens.types import Bytes8, ModelSpec, no_op
 
 NPY = b"\x93NUMPY"
 _LARGEST_FILE = 2**28  # bytes
@@ -55,23 +56,31 @@ Picture = Image.Image | ChannelImage
 """What a model's input is prepared from: an RGB image, or one of as many channels as the model takes."""
 
 
-def decode_channels(data: bytes | bytearray | memoryview, channels: int, *, limits: Limits = DEFAULT_LIMITS) -> Picture:
+def decode_channels(
+    data: bytes | bytearray | memoryview,
+    channels: int,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    on_block: OnBlock = no_op,
+) -> Picture:
     """An encoded image for a model of that many channels.
 
     For three it is :func:`decode`, for one as well, and .npy beside it: colours become grey when the image is prepared.
     For any other number it is a TIFF, its channels interleaved, in planes or one a page, or a .npy file of (H, W, C).
-    Values are uint8, uint16 (0..65535) or floats of 0..1. A TIFF's orientation is not looked at. Raises
+    Values are uint8, uint16 (0..65535) or floats of 0..1. A TIFF's orientation is not looked at. Calls ``on_block`` as
+    :func:`decode` does. Raises
     ImageTooLargeError over a limit, and ImageError for another number of channels and for what cannot be read.
     """
     if channels == 3:
-        return decode(data, limits=limits)
+        return decode(data, limits=limits, on_block=on_block)
     if len(data) > limits.bytes:
         raise ImageTooLargeError(f"a body of {len(data)} bytes; at most {limits.bytes} are allowed: send a smaller one")
+    on_block()
     data = bytes(data)
     if data.startswith(NPY):
         return _checked(_read_npy(data, channels, limits), "an npy file")
     if channels == 1:
-        return decode(data, limits=limits)
+        return decode(data, limits=limits, on_block=on_block)
     if data.startswith(_TIFFS):
         return _checked(_read_tiff(data, channels, limits), "a TIFF")
     raise ImageError(f"the model takes {channels} channels, which a {format_of(data)} has not; {_needed(channels)}")
@@ -250,6 +259,8 @@ def _read_tiff(data: bytes, channels: int | None, limits: Limits) -> NDArray[Any
             "a TIFF of other channels than RGB needs the package tifffile; install it by pip install 'convlens[tiff]', "
             "or send a .npy file of (H, W, channels)"
         ) from error
+    check_pages(data)
+    read_tiff(data).check_parts(data, by_pillow=False)
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             return _tiff_values(file, channels, limits)

@@ -22,23 +22,16 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from convlens.errors import ImageError, ImageTooLargeError
-from convlens.image import bmp, tiff_samples
-from convlens.image.formats import (
-    Edges,
-    Format,
-    Size,
-    format_of,
-    gif_frame,
-    has_all_pixels,
-    is_interlaced,
-    jpeg_of_pixels,
-    png_of_pixels,
-    webp_size,
-)
+from convlens.errors import ConvLensError, ImageError, ImageTooLargeError
+from convlens.image import bmp, libtiff, tiff_samples
+from convlens.image.bounds import BMP_OS2_RUNS
+from convlens.image.formats import Edges, Format, Size, format_of, webp_size
+from convlens.image.gif import gif_frame
+from convlens.image.jpeg import jpeg_of_pixels
 from convlens.image.modes import to_rgb
+from convlens.image.png import check_unpacked, has_all_pixels, is_interlaced, png_of_pixels
 from convlens.image.tiff import orientation, read_tiff
-from convlens.types import Bytes8
+from convlens.types import Bytes8, no_op
 
 # Pillow's own warning level for "decompression bombs". Ours must stay below, or Pillow would warn first.
 _PILLOW_PIXELS = 1024**3 // 4 // 3
@@ -57,6 +50,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+OnBlock = Callable[[], None]
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -99,23 +93,58 @@ _UPRIGHT = {
 }
 
 
-def decode(data: bytes | bytearray | memoryview, *, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
+@dataclass(frozen=True)
+class _Reading:
+    """What bounds one reading: the limits, and what is called between two blocks of the file."""
+
+    limits: Limits
+    on_block: OnBlock
+
+    def check_pixels(self, size: Size) -> None:
+        if size[0] * size[1] > self.limits.pixels:
+            raise ImageTooLargeError(
+                f"an image of {size[0]} x {size[1]} = {size[0] * size[1]} pixels; at most {self.limits.pixels} are "
+                "allowed: send a smaller one"
+            )
+
+    def open(self, data: bytes) -> io.BytesIO:
+        return _Blocks(data, self.on_block)
+
+
+class _Blocks(io.BytesIO):
+    """A file in memory that calls ``on_block`` whenever some of it is read. Pillow's decoders take 64 kB at a time."""
+
+    def __init__(self, data: bytes, on_block: OnBlock) -> None:
+        super().__init__(data)
+        self._on_block = on_block
+
+    def read(self, size: int | None = -1) -> bytes:
+        self._on_block()
+        return super().read(size)
+
+
+def decode(
+    data: bytes | bytearray | memoryview, *, limits: Limits = DEFAULT_LIMITS, on_block: OnBlock = no_op
+) -> Image.Image:
     """A JPEG, PNG, WebP, GIF, BMP or TIFF as an RGB image the right way up; of several frames or pages the first.
 
     Transparent pixels lie on white, and so does what a GIF's first frame leaves of its screen. 16-bit grey is scaled,
     not clipped; floats must be 0..1; whole numbers of 32 bits or with a sign are refused; CMYK JPEGs are taken as Adobe
     writes them, inverted. TIFFs of floats in colour or with alpha, of 16-bit grey with alpha, and of most planes stored
     apart need the extra ``convlens[tiff]``. Colour profiles and other metadata are ignored, and not passed on. Both
-    limits are checked before pixels are decoded. Raises ImageTooLargeError over a limit, ImageError for anything that
-    is not a whole image.
+    limits, and the bounds on the parts of a file (``image.bounds``), are checked before pixels are decoded.
+
+    Calls ``on_block`` now and then while it reads; a ConvLensError from there ends the reading. Raises
+    ImageTooLargeError over a limit or bound, ImageError for anything that is not a whole image.
     """
     if len(data) > limits.bytes:
         raise ImageTooLargeError(f"a body of {len(data)} bytes; at most {limits.bytes} are allowed: send a smaller one")
     data = bytes(data)
     kind = format_of(data)
     try:
-        rgb, turn = _READERS[kind](data, limits)  # by now nothing but the result is left in memory
-    except ImageError:
+        on_block()
+        rgb, turn = _READERS[kind](data, _Reading(limits, on_block))  # by now nothing but the result is in memory
+    except ConvLensError:
         raise
     except _DAMAGE as error:
         raise ImageError(
@@ -150,53 +179,62 @@ def read_bytes(path: str | PathLike[str], *, limits: Limits = DEFAULT_LIMITS) ->
 
 # The classes themselves rather than Image.open: that one warns of large sizes before they can be looked at here, tries
 # other formats, and takes some JPEGs for MPO.
-def _read_jpeg(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
-    return _by_pillow(_Jpeg, io.BytesIO(jpeg_of_pixels(data)), limits)
+def _read_jpeg(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
+    return _by_pillow(_Jpeg, reading.open(jpeg_of_pixels(data)), reading)
 
 
-def _read_png(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
-    rgb, turn = _by_pillow(PngImagePlugin.PngImageFile, io.BytesIO(png_of_pixels(data)), limits)
+def _read_png(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
+    png = png_of_pixels(data)
+    rgb, turn = _by_pillow(PngImagePlugin.PngImageFile, reading.open(png), reading, check=lambda _: check_unpacked(png))
     # Pillow leaves pixels 0 that a complete stream lacks. To unpack each stream anew would take half the time again.
     last_row_HWC = np.asarray(rgb.crop((0, rgb.height - 1, rgb.width, rgb.height)))
-    may_lack_pixels = is_interlaced(data) or (last_row_HWC == last_row_HWC[:, :1]).all()
-    if may_lack_pixels and not has_all_pixels(png_of_pixels(data)):
+    may_lack_pixels = is_interlaced(png) or (last_row_HWC == last_row_HWC[:, :1]).all()
+    if may_lack_pixels and not has_all_pixels(png):
         raise ImageError("a PNG whose pixel data ends before the image is complete; send the whole file")
     return rgb, turn
 
 
-def _read_webp(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
-    _check_pixels(webp_size(data), limits)  # Pillow allocates them while it opens the file
-    return _by_pillow(WebPImagePlugin.WebPImageFile, io.BytesIO(data), limits)
+def _read_webp(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
+    if (size := webp_size(data)) is not None:
+        reading.check_pixels(size)  # Pillow allocates them while it opens the file
+    return _by_pillow(WebPImagePlugin.WebPImageFile, reading.open(data), reading)
 
 
-def _read_gif(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+def _read_gif(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
     frame = gif_frame(data)
-    _check_pixels(frame.screen if frame else None, limits)  # Pillow warns of them while it opens the file
-    rgb, turn = _by_pillow(GifImagePlugin.GifImageFile, io.BytesIO(data), limits)
-    if frame is not None:
-        _whiten_around(rgb, frame.edges)
+    reading.check_pixels(frame.screen)  # Pillow warns of them while it opens the file
+    rgb, turn = _by_pillow(GifImagePlugin.GifImageFile, reading.open(frame.alone), reading)
+    _whiten_around(rgb, frame.edges)
     return rgb, turn
 
 
-def _read_bmp(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+def _read_bmp(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
     header = bmp.read_header(data)
     if header is None:
-        return _by_pillow(BmpImagePlugin.BmpImageFile, io.BytesIO(data), limits)
-    _check_pixels(header.size, limits)
-    return bmp.decode(data, header), _AS_IT_IS
+        return _by_pillow(BmpImagePlugin.BmpImageFile, reading.open(data), reading, check=_check_os2_runs)
+    reading.check_pixels(header.size)
+    return bmp.decode(data, header, on_block=reading.on_block), _AS_IT_IS
 
 
-def _read_tiff(data: bytes, limits: Limits) -> tuple[Image.Image, int]:
+def _check_os2_runs(image: ImageFile.ImageFile) -> None:
+    for tile in image.tile:
+        if tile.codec_name == "bmp_rle" and image.fp is not None:
+            BMP_OS2_RUNS.require(image.fp.seek(0, io.SEEK_END) - tile.offset)
+
+
+def _read_tiff(data: bytes, reading: _Reading) -> tuple[Image.Image, int]:
     tiff = read_tiff(data)
-    _check_pixels(tiff.extent, limits)
+    reading.check_pixels(tiff.extent)
+    tiff.check_parts(data, by_pillow=tiff.layout.pillow_reads)
     tiff.layout.check_brightness()
     if tiff.layout.pillow_reads:
-        return _by_pillow(TiffImagePlugin.TiffImageFile, io.BytesIO(tiff.alone(data)), limits)
-    return tiff_samples.decode(data, tiff), tiff.orientation
+        libtiff.configure()
+        return _by_pillow(TiffImagePlugin.TiffImageFile, reading.open(tiff.alone(data)), reading)
+    return tiff_samples.decode(data, tiff, on_block=reading.on_block), tiff.orientation
 
 
 # Each gives the image as RGB, and the EXIF orientation that it is still to be turned by.
-_READERS: dict[Format, Callable[[bytes, Limits], tuple[Image.Image, int]]] = {
+_READERS: dict[Format, Callable[[bytes, _Reading], tuple[Image.Image, int]]] = {
     "JPEG": _read_jpeg,
     "PNG": _read_png,
     "WebP": _read_webp,
@@ -207,10 +245,16 @@ _READERS: dict[Format, Callable[[bytes, Limits], tuple[Image.Image, int]]] = {
 
 
 def _by_pillow(
-    reader: Callable[[io.BytesIO], ImageFile.ImageFile], file: io.BytesIO, limits: Limits
+    reader: Callable[[io.BytesIO], ImageFile.ImageFile],
+    file: io.BytesIO,
+    reading: _Reading,
+    *,
+    check: Callable[[ImageFile.ImageFile], None] = no_op,
 ) -> tuple[Image.Image, int]:
+    """``check`` is called with the opened image before its pixels are decoded."""
     with reader(file) as image:
-        _check_pixels(image.size, limits)
+        reading.check_pixels(image.size)
+        check(image)
         image.load()
         file.close()  # its bytes may be as many as the image's
         turn = orientation(image.info.get("exif") or b"")  # Pillow turns TIFFs by itself and leaves nothing here
@@ -225,14 +269,6 @@ def _whiten_around(rgb: Image.Image, edges: Edges) -> None:
     for box in around:
         if box[0] < box[2] and box[1] < box[3]:
             rgb.paste("white", box)
-
-
-def _check_pixels(size: Size | None, limits: Limits) -> None:
-    if size is not None and size[0] * size[1] > limits.pixels:
-        raise ImageTooLargeError(
-            f"an image of {size[0]} x {size[1]} = {size[0] * size[1]} pixels; at most {limits.pixels} are allowed: "
-            "send a smaller one"
-        )
 
 
 def _reason(error: BaseException) -> str:

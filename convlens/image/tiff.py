@@ -7,13 +7,24 @@ none that it does not need, and damage in those is detected here.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.errors import ImageError
+from convlens.errors import ImageError, ImageTooLargeError
+from convlens.image.bounds import (
+    TIFF_PAGES,
+    TIFF_STRIPS,
+    TIFF_STRIPS_APART,
+    TIFF_TAGS,
+    TIFF_TIMES_READ,
+    TIFF_TIMES_UNPACKED,
+    TIFF_UNPACKED,
+    TIFF_UNPACKED_LZMA,
+)
 from convlens.image.formats import Size
 from convlens.image.tiff_layout import (
     BITS,
@@ -31,7 +42,6 @@ _WIDTH, _HEIGHT, _ORIENTATION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 274, 322, 3
 _ROWS = 278
 _OFFSETS_AND_COUNTS = ((273, 279), (324, 325))  # of strips, of tiles
 _OFFSETS = {offsets for offsets, _ in _OFFSETS_AND_COUNTS}
-_MOST_STRIPS = 2**17  # each takes Python some 40 µs
 # Tags that Pillow expects one value of; it warns of more.
 _SINGLE = {_WIDTH, _HEIGHT, COMPRESSION, PHOTOMETRIC, 266, _ORIENTATION, SAMPLES, _ROWS, PLANES, 317,
            _TILE_WIDTH, _TILE_HEIGHT}  # fmt: skip
@@ -42,6 +52,9 @@ _PIXEL_TAGS = _SINGLE | {BITS, 273, 279, 292, 293, 320, 324, 325, 332, EXTRAS, F
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 
 _LONG, _LONG8 = 4, 16
+# Compressions by the numbers of TIFF 6.0 and of libtiff: none, LZW, Deflate (two), PackBits, Zstandard (two) and LZMA.
+_LZMA = 34925
+_QUICK = (1, 5, 8, 32946, 32773, 50000, 34926, _LZMA)
 
 
 @dataclass(frozen=True)
@@ -146,6 +159,34 @@ class TiffPixels:
             if end > len(data):
                 raise _damaged(f"its pixels reach to byte {end}, and it has {len(data)}")
 
+    def check_parts(self, data: bytes, *, by_pillow: bool) -> None:
+        """ImageTooLargeError for more strips or unpacked bytes than the bounds allow, or strips that share too many.
+
+        ImageError for a compression that only ``tifffile`` reads and that takes much longer than others.
+        """
+        pixels = self.size[0] * self.size[1]
+        compression = self._directory.number(COMPRESSION) or 1
+        strips = max(len(self._directory.numbers(tag, data)) for tag in _OFFSETS)
+        (TIFF_STRIPS if by_pillow else TIFF_STRIPS_APART).require(strips, pixels)
+        if not by_pillow and compression not in _QUICK:
+            raise ImageError(
+                f"a TIFF of this layout with compression {compression}; it may have none, or LZW, Deflate, PackBits, "
+                "Zstandard or LZMA: save it with one of these"
+            )
+        if self.layout.compressed:
+            unpacked = pixels * self.layout.samples * max(self.layout.bits) // 8
+            if compression == _LZMA:
+                TIFF_UNPACKED_LZMA.require(unpacked, pixels)
+            else:
+                TIFF_UNPACKED.require(unpacked, pixels, more=TIFF_TIMES_UNPACKED * len(data))
+        for _, of_counts in _OFFSETS_AND_COUNTS:
+            claimed = int(self._directory.numbers(of_counts, data).astype(float).sum())
+            if claimed > TIFF_TIMES_READ * len(data):
+                raise ImageTooLargeError(
+                    f"a TIFF whose strips or tiles claim {claimed} bytes, and it has {len(data)}; at most "
+                    f"{TIFF_TIMES_READ} times as many are allowed: save it anew"
+                )
+
     def alone(self, data: bytes) -> bytes:
         """The TIFF ``data`` with only its first directory, and in that only what describes pixels.
 
@@ -170,6 +211,23 @@ def read_tiff(data: bytes) -> TiffPixels:
     return TiffPixels(size, directory.number(_ORIENTATION), layout, directory)
 
 
+def check_pages(data: bytes) -> None:
+    """ImageTooLargeError for more pages than the bound allows; a chain of directories that is damaged ends there."""
+    order = {b"II": "<", b"MM": ">"}.get(data[:2], "<")
+    pages = 0
+    with suppress(struct.error):
+        big = struct.unpack_from(order + "H", data, 2)[0] == 43
+        of_count, size, of_next = ("Q", 20, "Q") if big else ("H", 12, "L")
+        (at,) = struct.unpack_from(order + of_next, data, 8 if big else 4)
+        while 0 < at < len(data):
+            pages += 1
+            if pages > TIFF_PAGES.most:
+                raise TIFF_PAGES.refuse()
+            (count,) = struct.unpack_from(order + of_count, data, at)
+            end = at + struct.calcsize(of_count) + count * size
+            at = struct.unpack_from(order + of_next, data, end)[0] if end < len(data) else 0
+
+
 def _directory(data: bytes) -> _Directory:
     order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
     try:
@@ -181,6 +239,7 @@ def _directory(data: bytes) -> _Directory:
     size, first = (20, at + 8) if big else (12, at + 2)
     if not order or first + count * size > len(data):
         raise _damaged("its directory runs past its end")
+    TIFF_TAGS.require(count)
     entries = tuple(_entry(data[n : n + size], order, big) for n in range(first, first + count * size, size))
     return _Directory("little" if order == "<" else "big", big, at, entries)
 
@@ -200,10 +259,6 @@ def _check_entries(entries: tuple[_Entry, ...], order: Literal["little", "big"],
     for entry in entries:
         if entry.tag in _SINGLE and entry.count != 1:
             raise _damaged(f"tag {entry.tag} has {entry.count} values instead of 1")
-        if entry.tag in _OFFSETS and entry.count > _MOST_STRIPS:
-            raise ImageError(
-                f"a TIFF of {entry.count} strips or tiles; at most {_MOST_STRIPS} are allowed: save it in larger ones"
-            )
         if entry.length <= len(entry.value):
             continue
         total += entry.length

@@ -6,7 +6,7 @@ Both come with the extra ``convlens[tiff]``; without them such a file is an Imag
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,18 @@ from convlens.errors import ImageError, ImageTooLargeError
 from convlens.image.modes import on_white, row_bands
 from convlens.image.tiff import TiffPixels
 from convlens.image.tiff_layout import TiffLayout
-from convlens.types import Bytes8
+from convlens.types import Bytes8, no_op
 
 _LARGEST_STRIP = 64 * 2**20
 _READ_AT_ONCE = 2**20  # bytes; tifffile's own choice is 256 MiB
 _PREMULTIPLIED, _STRAIGHT = 1, 2  # kinds of extra sample that are alpha (TIFF 6.0, ExtraSamples)
 
 
-def decode(data: bytes, tiff: TiffPixels) -> Image.Image:
+def decode(data: bytes, tiff: TiffPixels, *, on_block: Callable[[], None] = no_op) -> Image.Image:
     """The image as RGB on white, not yet turned upright; whole numbers are scaled by their range, floats are 0..1.
 
-    Raises ImageError for a layout of another kind, for strips that would need much more memory than the image, for
-    floats out of range, and where the extra is not installed.
+    Calls ``on_block`` after each strip or tile. Raises ImageError for a layout of another kind, for strips that would
+    need much more memory than the image, for floats out of range, and where the extra is not installed.
     """
     layout = tiff.layout
     if not layout.samples_are_known:
@@ -44,7 +44,7 @@ def decode(data: bytes, tiff: TiffPixels) -> Image.Image:
             f"{_LARGEST_STRIP >> 20} MiB are allowed: save it in smaller ones"
         )
     tiff.check_inside(data)
-    levels_HWC = _levels(data, tiff)
+    levels_HWC = _levels(data, tiff, on_block)
     width, height = tiff.size
     rgb = Image.new("RGB", (width, height))
     for top, bottom in row_bands(tiff.size):
@@ -52,13 +52,14 @@ def decode(data: bytes, tiff: TiffPixels) -> Image.Image:
     return rgb
 
 
-def _levels(data: bytes, tiff: TiffPixels) -> Bytes8:
+def _levels(data: bytes, tiff: TiffPixels, on_block: Callable[[], None]) -> Bytes8:
     """The samples that count, colour and alpha, as 0..255: each strip or tile as soon as it is unpacked."""
     kept = tiff.layout.colours + (_alpha(tiff.layout) is not None)
     width, height = tiff.size
     levels_HWC = np.zeros((height, width, kept), np.uint8)
     low, high = np.inf, -np.inf
     for values_HWC, (plane, top, left) in _segments(data, tiff):
+        on_block()
         part_HWC = levels_HWC[top:, left:, plane:][: values_HWC.shape[0], : values_HWC.shape[1], : values_HWC.shape[2]]
         values_HWC = values_HWC[: part_HWC.shape[0], : part_HWC.shape[1], : part_HWC.shape[2]]
         if part_HWC.size:

@@ -16,13 +16,14 @@ from pydantic.json_schema import SkipJsonSchema
 
 from convlens.errors import ConvLensError, RequestError, near_matches
 from convlens.protocol.arrays import ReplyModel
-from convlens.protocol.params import add_field_prefix
+from convlens.protocol.params import add_field_prefix, require_few_keys
 from convlens.protocol.responses import ReplyBody, dumps
 
 # TorchServe can read these bodies itself (service_envelope), but then answers only the first request of a batch.
 _MAX_IMAGES = 16  # in one body
 # Of the binary data extension: for one output, and for all that do not say otherwise.
 _BINARY, _BINARY_OUTPUT = "binary_data", "binary_data_output"
+_MAX_ITEMS = 32  # of a shape, and of the outputs that are asked for
 _CLOSED = ConfigDict(extra="forbid", frozen=True)
 
 _OutputName = Literal["index", "label", "probability", "reply"]
@@ -170,6 +171,7 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
 
     A body that is not KServe's is its only image's, at no place. Raises RequestError.
     """
+    require_few_keys(body, depth=3 if "instances" in body or "inputs" in body else 0)
     if "instances" in body:
         v1 = _validated(V1Body, body)
         return Envelope("v1"), [
@@ -177,6 +179,7 @@ def unwrap_body(body: Mapping[str, Any]) -> tuple[Envelope, list[tuple[str, dict
         ]
     if "inputs" not in body:
         return NO_ENVELOPE, [("", dict(body))]
+    _require_short_lists(body)
     v2 = _validated(V2Body, body)
     (tensor,) = v2.inputs
     if tensor.shape not in ([len(tensor.data)], [len(tensor.data), 1]):
@@ -199,6 +202,18 @@ def is_kserve_body(body: Any) -> bool:
     if isinstance(body, bytes | bytearray):
         return body[:1] == b"{" and (b'"inputs"' in body or b'"instances"' in body)
     return isinstance(body, dict) and not {"inputs", "instances"}.isdisjoint(body)
+
+
+def _require_short_lists(body: Mapping[str, Any]) -> None:
+    """RequestError for a shape or list of outputs much too long, before pydantic makes an error of each item."""
+    inputs = body["inputs"] if isinstance(body["inputs"], list) else []
+    lists = {"outputs": body.get("outputs")}
+    lists |= {
+        f"inputs.{n}.shape": tensor.get("shape") for n, tensor in enumerate(inputs[:1]) if isinstance(tensor, dict)
+    }
+    for place, items in lists.items():
+        if isinstance(items, list) and len(items) > _MAX_ITEMS:
+            raise RequestError(f"{place} has {len(items)} items; at most {_MAX_ITEMS} are allowed", field=place)
 
 
 def _instance_parts(instance: V1Instance | Base64 | str, shared: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from convlens import image
-from convlens.errors import ImageError, MediaTypeError, NotAcceptableError, RequestError, near_matches
+from convlens.errors import (
+    ImageError,
+    ImageTooLargeError,
+    MediaTypeError,
+    NotAcceptableError,
+    RequestError,
+    near_matches,
+)
+from convlens.image.codec import OnBlock
+from convlens.protocol.deadline import deadline_of
 from convlens.protocol.kserve import NO_ENVELOPE, Envelope, is_kserve_body, unwrap_body
 from convlens.protocol.negotiation import JSON, NPZ, PNG, SAFETENSORS, Media, negotiate_media_type
 from convlens.protocol.params import Output, Params, field_prefix, parse_params
 from convlens.protocol.tensors import LENGTH_HEADER, attach_tensors
+from convlens.types import no_op
 
 _PARTS = ("data", "params")
 _MAX_NAME = 100  # characters of a name that is quoted
@@ -27,12 +38,14 @@ _DEFAULT_OUTPUT: dict[Media, list[Output]] = {PNG: ["overlay"], SAFETENSORS: ["a
 class Request:
     """A decoded image, RGB or of the model's channels, and its parameters.
 
-    ``sent_at`` is when the client sent it, in seconds since 1970, None where the client does not say.
+    ``sent_at`` is when the client sent it, in seconds since 1970, None where the client does not say; ``arrived`` when
+    its reading began by time.perf_counter(), None where it was not read here.
     """
 
     image: image.Picture
     params: Params
     sent_at: float | None = None
+    arrived: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,13 +62,16 @@ class ApiRequest:
 
 @dataclass(frozen=True)
 class _Route:
-    """What the URL and the headers add to the body, and how many channels the model takes."""
+    """What the URL and the headers add to the body, how many channels the model takes, and when reading began."""
 
     explain: bool
     method: str
     accept: str
     sent_at: float | None
     channels: int
+    arrived: float
+    clock: float
+    on_block: OnBlock
 
 
 def parse_request(
@@ -66,15 +82,19 @@ def parse_request(
     path_method: str = "",
     limits: image.Limits | None = None,
     channels: int = 3,
+    on_block: OnBlock = no_op,
 ) -> ApiRequest:
     """The call that these body parts and headers make.
 
     ``parts`` is either ``{"body": …}`` alone with the whole body (image bytes, or the object of a JSON body, which
     may be KServe's), or the fields ``data`` and ``params`` of a form or map. ``explain`` asks for explanations,
     ``path_method`` names one in the URL's path. ``channels`` are the model's: images of other channels than RGB are
-    TIFF or npy files. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError (413), MediaTypeError (415)
-    or RequestError (422) saying what to send instead.
+    TIFF or npy files. The images of one body share the limit on pixels. Calls ``on_block`` now and then while it reads
+    an image; a ConvLensError from there ends it. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError
+    (413), MediaTypeError (415) or RequestError (422) saying what to send instead, and DeadlineError (504) where the
+    deadline passes meanwhile.
     """
+    arrived, clock = time.perf_counter(), time.time()
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
         raise MediaTypeError(
@@ -86,11 +106,14 @@ def parse_request(
         parts = _whole_body(parts["body"], content_type, _header(headers, LENGTH_HEADER.lower()))
     envelope, images = unwrap_body(parts)
     sent_at = _sent_at(_header(headers, "x-request-start"))
-    route = _Route(explain, path_method, _header(headers, "accept"), sent_at, channels)
-    requests = []
+    accept = _header(headers, "accept")
+    route = _Route(explain, path_method, accept, sent_at, channels, arrived, clock, on_block)
+    limits = limits or image.Limits()
+    requests = list[Request]()
     for place, image_parts in images:
+        used = sum(request.image.width * request.image.height for request in requests)
         with field_prefix(place):
-            requests.append(_request(image_parts, route, limits or image.Limits()))
+            requests.append(_request(image_parts, route, _remaining(limits, used)))
     media = requests[0].params.accept or JSON
     if envelope.version and media != JSON:
         raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
@@ -107,8 +130,26 @@ def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> R
             "no image in the request; send it as the body (-T cat.jpg) or as the part 'data'", field="data"
         )
     params = _with_route(_params_object(parts.get("params")), route)
-    decoded = image.decode_channels(_image_bytes(parts["data"]), route.channels, limits=limits)
-    return Request(decoded, params, params.sent_at or route.sent_at)
+    sent_at = params.sent_at or route.sent_at
+    deadline = deadline_of(params, sent_at, started=route.arrived, clock=route.clock)
+
+    def on_block() -> None:
+        route.on_block()
+        deadline.require(0.0)
+
+    data = _image_bytes(parts["data"])
+    decoded = image.decode_channels(data, route.channels, limits=limits, on_block=on_block)
+    return Request(decoded, params, sent_at, route.arrived)
+
+
+def _remaining(limits: image.Limits, used: int) -> image.Limits:
+    """The limits for the next image of a body whose images so far have ``used`` pixels."""
+    if used >= limits.pixels:
+        raise ImageTooLargeError(
+            f"the images before this one have {used} pixels; at most {limits.pixels} are allowed in one body: send "
+            "fewer or smaller ones at a time"
+        )
+    return replace(limits, pixels=limits.pixels - used)
 
 
 def _whole_body(body: Any, content_type: str, header_length: str) -> Mapping[str, Any]:

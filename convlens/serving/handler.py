@@ -26,9 +26,9 @@ from convlens.protocol.negotiation import JSON, PNG
 from convlens.protocol.params import Params
 from convlens.protocol.requests import ApiRequest, Request, parse_request
 from convlens.protocol.responses import dumps, error_json
+from convlens.serving.batch_reader import OnBlock, Sent, read_batch
 from convlens.serving.telemetry import Telemetry, unreadable_request, with_outcome
 from convlens.types import Reply
-from convlens.utils.concurrency import concurrent_map
 
 # Bytes of all replies to one batch. TorchServe takes them over in time quadratic in their size (8 MB 0.1 s, 80 MB 20 s,
 # 120 MB over 40 s on two cores), and more than max_response_size kills the worker.
@@ -70,11 +70,10 @@ class BatchHandler:
         started = time.perf_counter()
         headers = [self._headers(context, n) for n in range(len(data))]
         # Errors are values from here on: what a handler raises is TorchServe's answer to the whole batch.
-        # In threads: decoding an image takes milliseconds, in which Pillow releases the GIL.
-        calls = concurrent_map(self._read, list(zip(data, headers, strict=True)))
+        calls = read_batch(self._read, list(zip(data, headers, strict=True)))
         requests = [request for call in calls if isinstance(call, ApiRequest) for request in call.requests]
         engine_records: list[RequestRecord] = []
-        answers = iter(self.engine.run(requests, on_row=engine_records.append))
+        answers = iter(self.engine.run(requests, started=started, on_row=engine_records.append))
         answered, records, bodies = iter(engine_records), list[RequestRecord](), list[str | bytes]()
         for n, call in enumerate(calls):
             kserve = is_kserve_body(data[n].get("body"))
@@ -101,7 +100,7 @@ class BatchHandler:
             context.set_response_header(n, "ts_stream_next", "false")
         return headers
 
-    def _read(self, sent: tuple[dict[str, Any], Mapping[str, Any]]) -> ApiRequest | ApiResponse | ConvLensError:
+    def _read(self, sent: Sent, on_block: OnBlock) -> ApiRequest | ApiResponse | ConvLensError:
         """The call that arrived, or its answer where it asks for no more than a description or cannot be read."""
         item, headers = sent
         with isolate_errors() as isolation:
@@ -115,6 +114,7 @@ class BatchHandler:
                 path_method=str(headers.get("url_path", "")).strip("/"),
                 limits=self.limits,
                 channels=self._channels,
+                on_block=on_block,
             )
             for request in call.requests:
                 require_sendable(

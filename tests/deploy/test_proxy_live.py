@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import grpc
 import httpx
@@ -129,6 +130,27 @@ def test_a_body_just_below_the_limit_passes_and_one_above_is_refused(proxy: Prox
     assert below.status_code == 200, below.text
     assert below.json()["bytes"] == largest - 1000
     assert "32 MiB" in refused(proxy.ask(body=bytes(largest + 1)), 413)
+
+
+def begun_upload(proxy: Proxy, stack: ExitStack, *, length: int) -> ssl.SSLSocket:
+    """An upload of so many bytes, of which the first have been sent."""
+    trusted = ssl.create_default_context(cafile=str(proxy.certificate))
+    plain = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=20))
+    upload = stack.enter_context(trusted.wrap_socket(plain, server_hostname="localhost"))
+    head = f"PUT /predictions/convlens HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {BOB}\r\n"
+    upload.sendall(f"{head}Content-Length: {length}\r\n\r\nfirst".encode())
+    return upload
+
+
+def test_of_large_uploads_a_few_are_held_and_small_requests_pass_beside_them(proxy: Proxy) -> None:
+    with ExitStack() as stack:
+        for _ in range(24):
+            begun_upload(proxy, stack, length=1_000_000)
+        time.sleep(0.5)  # until all of them have arrived
+        assert begun_upload(proxy, stack, length=1_000_000).recv(12) == b"HTTP/1.1 429"
+        assert proxy.ask(body=b"picture").status_code == 200
+    time.sleep(0.5)
+    assert proxy.ask(body=bytes(1_000_000)).status_code == 200
 
 
 def test_who_asks_too_often_is_told_to_wait_and_others_are_not(proxy: Proxy) -> None:

@@ -276,3 +276,28 @@ def test_a_sweep_that_was_stopped_is_reported_with_the_windows_it_had_done() -> 
     assert type(seen[0].error) is OverloadError
     assert 80 <= one.windows <= 96, "batches of 8, by 0.04 s each: the first after 0.44 s was the last"
     assert one.seconds > 0.4 - 0.05
+
+
+# --- reading counts ---------------------------------------------------------------------------------------------------
+
+
+def test_the_time_that_reading_took_counts_against_the_batch() -> None:
+    live = engine(paused(A_PICTURE)[0], max_seconds=20.0)
+    assert replied(live.run([request(0, **sweep(2))], started=time.perf_counter())[0])
+    error = refused(live.run([request(0, **sweep(2))], started=time.perf_counter() - 30)[0], OverloadError)
+    assert "of the 20 s that a batch may take are spent" in error.message
+
+
+def test_the_time_that_reading_took_counts_for_which_rows_are_let_in() -> None:
+    live = engine(paused(A_PICTURE)[0], max_seconds=20.0)
+    answers = live.run([request(0), request(1, **sweep(2))], started=time.perf_counter() - 19.99)
+    assert replied(answers[0])
+    assert "together with the requests before it" in refused(answers[1], OverloadError).message
+
+
+def test_a_deadline_counts_from_when_reading_began() -> None:
+    params = parse_params({"deadline_ms": 5000})
+    live = engine(paused(A_PICTURE)[0])
+    early = Request(picture(1), params, arrived=time.perf_counter() - 60)
+    assert replied(live.run([Request(picture(1), params, arrived=time.perf_counter())])[0])
+    assert "60" in refused(live.run([early])[0], DeadlineError).message

@@ -164,7 +164,7 @@ def test_a_jpeg_for_other_channels_is_refused_with_what_is_needed(channels):
         (b"\x93NUMPY\x01\x00\x02\x00{}", "a damaged npy file"),
         (b"\x93NUMPY\x07\x00", "a damaged npy file"),
         (b"\x93NUMPY", "a damaged npy file"),
-        (b"II\x2a\x00", "damaged or of a rare kind"),
+        (b"II\x2a\x00", "a damaged TIFF"),
         (b"<html>", "an HTML page is not an image"),
     ],
 )

@@ -198,3 +198,25 @@ def test_a_packed_body_is_refused() -> None:
 def test_a_kserve_body_is_answered_in_json_only() -> None:
     error = refusal({"instances": TEXTS}, headers=HEADERS | {"accept": "image/png"})
     assert error.status == 406
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"outputs": [1] * 33}, "outputs has 33 items; at most 32"),
+        ({"parameters": {f"k{n}": 1 for n in range(65)}}, "parameters has 65 keys; at most 64"),
+    ],
+)
+def test_lists_and_objects_of_a_v2_body_that_are_much_too_long_are_refused_by_their_number(
+    change: dict[str, Any], message: str
+) -> None:
+    tensor = {"name": "data", "datatype": "BYTES", "shape": [1], "data": TEXTS[:1]}
+    error = refusal({"inputs": [tensor], **change})
+    assert (error.status, message in error.message) == (422, True)
+
+
+def test_a_shape_of_a_million_numbers_is_not_repeated_in_the_error() -> None:
+    tensor = {"name": "data", "datatype": "BYTES", "shape": [1] * 1_000_000, "data": TEXTS[:1]}
+    error = refusal({"inputs": [tensor]})
+    assert error.message == "inputs.0.shape has 1000000 items; at most 32 are allowed"
+    assert error.field == "inputs.0.shape"

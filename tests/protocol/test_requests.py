@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ from engines import picture
 from image_files import saved
 
 from convlens.engine.method_calls import method_calls
-from convlens.errors import ConvLensError, ImageError, ImageTooLargeError, MediaTypeError, RequestError
+from convlens.errors import (
+    ConvLensError,
+    DeadlineError,
+    ImageError,
+    ImageTooLargeError,
+    MediaTypeError,
+    OverloadError,
+    RequestError,
+)
 from convlens.image import Limits
 from convlens.protocol.requests import Request, parse_request
 
@@ -271,3 +280,56 @@ def test_a_path_too_long_for_a_method_is_refused() -> None:
     error = refusal({"body": PNG}, path_method="x" * 4000)
     assert error.status == 422
     assert len(error.message) < 400
+
+
+# --- time and size ----------------------------------------------------------------------------------------------------
+
+
+def test_the_images_of_one_body_share_the_limit_on_pixels() -> None:
+    width, height = picture(1).size
+    body = {"body": {"instances": [BASE64, BASE64, BASE64]}}
+    call = parse_request(body, JSON, limits=Limits(pixels=3 * width * height))
+    assert len(call.requests) == 3
+    error = refusal(body, JSON, limits=Limits(pixels=3 * width * height - 1))
+    assert (type(error), error.field) == (ImageTooLargeError, "instances.2")
+    error = refusal(body, JSON, limits=Limits(pixels=2 * width * height))
+    assert f"the images before this one have {2 * width * height} pixels" in error.message
+
+
+def test_an_image_is_not_read_after_its_deadline() -> None:
+    params = {"deadline_ms": 1000, "sent_at": time.time() - 5}
+    error = refusal({"data": b"no image, but nobody looks", "params": params})
+    assert type(error) is ImageError  # its first bytes tell at once
+    error = refusal({"data": PNG, "params": params})
+    assert (type(error), error.status, error.field) == (DeadlineError, 504, "deadline_ms")
+
+
+def test_a_deadline_counts_from_the_moment_that_reading_begins() -> None:
+    before = time.perf_counter()
+    result = read({"data": PNG, "params": {"deadline_ms": 60_000}})
+    assert result.arrived is not None
+    assert before <= result.arrived <= time.perf_counter()
+
+
+def test_whoever_reads_may_stop_the_reading() -> None:
+    def on_block() -> None:
+        raise OverloadError("others wait")
+
+    assert "others wait" in refusal({"data": PNG}, on_block=on_block).message
+
+
+@pytest.mark.parametrize(
+    ("params", "place"),
+    [
+        ({f"k{n}": 1 for n in range(65)}, "an object of the request"),
+        ({"methods": [{"method": "occlusion", "options": {f"k{n}": 1 for n in range(65)}}]}, "methods.0.options"),
+        ({"target": {f"k{n}": 1 for n in range(65)}}, "target"),
+    ],
+)
+def test_an_object_of_many_keys_is_refused_by_their_number(params: dict[str, Any], place: str) -> None:
+    assert f"{place} has 65 keys; at most 64 are allowed" in refusal({"data": PNG, "params": params}).message
+
+
+def test_a_form_of_many_fields_is_refused_by_their_number() -> None:
+    error = refusal({f"field-{n}": b"" for n in range(100_000)})
+    assert (error.status, "100000 keys; at most 64" in error.message) == (422, True)

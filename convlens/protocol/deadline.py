@@ -1,13 +1,14 @@
 """A request's deadline: when it ends, and the error once it cannot be kept.
 
-It is enforced in five places, in the order in which a request meets them; all but the third by ``Deadline.require``:
+It is enforced in six places, in the order in which a request meets them; all but the fourth by ``Deadline.require``:
 
-1. ``Engine`` refuses a request whose deadline passed while it waited.
-2. ``AdmissionController.require_seconds`` refuses one whose expected work no longer fits. Work that could not fit on
+1. ``parse_request`` stops reading the image, or does not begin, once the deadline has passed.
+2. ``Engine`` refuses a request whose deadline passed while it waited.
+3. ``AdmissionController.require_seconds`` refuses one whose expected work no longer fits. Work that could not fit on
    an idle worker either is refused with 422 and advice, because sending the request again would not help.
-3. ``TimeBudget.admit`` refuses a sweep beside which an admitted row of the batch would miss its deadline.
-4. ``BatchExecutor`` does not start a method call after the deadline, nor a sweep that would end after it.
-5. ``BatchExecutor`` stops a sweep between two batches of windows once the deadline has passed.
+4. ``TimeBudget.admit`` refuses a sweep beside which an admitted row of the batch would miss its deadline.
+5. ``BatchExecutor`` does not start a method call after the deadline, nor a sweep that would end after it.
+6. ``BatchExecutor`` stops a sweep between two batches of windows once the deadline has passed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from dataclasses import dataclass
 
 from convlens.errors import DeadlineError
-from convlens.protocol.requests import Request
+from convlens.protocol.params import Params
 
 # Clocks of clients and servers differ a little. A time of sending outside this range means that one of them is wrong.
 _OLDEST_S, _AHEAD_S = 3600.0, 5.0
@@ -26,7 +27,7 @@ _OLDEST_S, _AHEAD_S = 3600.0, 5.0
 class Deadline:
     """When a request was sent and until when its answer is of use.
 
-    ``waited_s``: from when the client sent it until the run began, None where that is unknown. ``allowed_s``: the
+    ``waited_s``: from when the client sent it until its reading began, None where that is unknown. ``allowed_s``: the
     request's ``deadline_ms`` in seconds. ``due``: the moment it ends, by time.perf_counter(). Both None without one.
     """
 
@@ -54,22 +55,22 @@ class Deadline:
         )
 
 
-def deadline_of(request: Request, *, started: float, clock: float) -> Deadline:
-    """The deadline of a request; ``started`` is the run's beginning by time.perf_counter(), ``clock`` by time.time().
+def deadline_of(params: Params, sent_at: float | None, *, started: float, clock: float) -> Deadline:
+    """The deadline of a request; ``started`` is when reading it began by time.perf_counter(), ``clock`` by time.time().
 
-    It counts from ``sent_at``, else from the beginning of the run. A ``sent_at`` of more than an hour ago or more than
-    five seconds ahead is ignored with a warning.
+    It counts from ``sent_at``, else from the beginning of the reading. A ``sent_at`` of more than an hour ago or more
+    than five seconds ahead is ignored with a warning.
     """
     waited_s, warning = None, ""
-    if request.sent_at is not None:
-        waited_s = clock - request.sent_at
+    if sent_at is not None:
+        waited_s = clock - sent_at
         if -_AHEAD_S <= waited_s <= _OLDEST_S:
             waited_s = max(0.0, waited_s)
         else:
             offset = f"{abs(waited_s):.0f} s {'ago' if waited_s > 0 else 'ahead'}"
             warning = f"sent_at lies {offset} by the server's clock and was ignored; it is in seconds since 1970, UTC"
             waited_s = None
-    if request.params.deadline_ms is None:
+    if params.deadline_ms is None:
         return Deadline(waited_s, warning=warning)
-    allowed_s = request.params.deadline_ms / 1e3
+    allowed_s = params.deadline_ms / 1e3
     return Deadline(waited_s, allowed_s, started - (waited_s or 0.0) + allowed_s, warning)
