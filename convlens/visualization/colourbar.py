@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -15,6 +16,25 @@ from convlens.visualization.text import text_image, text_width
 
 BarKind = Literal["sequential", "diverging", "grey"]
 """sequential: 0 to the limit; diverging: -limit to +limit; grey: the same, around mid grey as gradients are drawn."""
+
+LaidOver = Literal["over-diverging", "over-positive", "over-sequential"]
+"""Colours over a dimmed photograph, which is grey where the map is 0: blue and red, red alone, red to yellow."""
+
+Colours = TypeVar("Colours", BarKind, LaidOver, covariant=True)
+
+
+@dataclass(frozen=True)
+class ColourScale(Generic[Colours]):
+    """What the colours of a drawn map stand for: ``limit`` is the value at full strength, in the map's own units."""
+
+    colours: Colours
+    limit: float
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the colours begin at -limit; else at 0."""
+        return self.colours in ("diverging", "grey", "over-diverging")
+
 
 _THICKNESS, _MARK, _GAP = 14, 4, 3  # pixels: the bar, a tick's line, and between that and its number
 _LETTERS = 12
