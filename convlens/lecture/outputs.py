@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convlens import explain, image
-from convlens.engine.rendering import heatmap_scale
+from convlens.engine.rendering import heatmap_scale, overlay_scale
 from convlens.errors import UnsupportedModelError
 from convlens.jobs.captions import fact_rows
 from convlens.lecture.base import RESULTS, Drawn, Lecture
@@ -137,7 +137,10 @@ def _maps(item: Explanation, title: str, *, overlays: bool, unit: str) -> list[B
     bar = colour_bar(drawn.limit, kind=drawn.colours, height=len(heat), unit=unit)
     tiles = [captioned(hstack([heat, bar], gap=6), caption)]
     if overlays:
-        tiles.append(captioned(_tile(np.asarray(image.decode(item.overlay_png).convert("RGB"))), "over the image"))
+        over = _tile(np.asarray(image.decode(item.overlay_png).convert("RGB")))
+        drawn_over = overlay_scale(item.result, method)
+        bar = colour_bar(drawn_over.limit, kind=drawn_over.colours, height=len(over), unit=unit)
+        tiles.append(captioned(hstack([over, bar], gap=6), "over the image"))
     return tiles
 
 
