@@ -8,33 +8,33 @@ from __future__ import annotations
 import argparse
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from convlens import explain, image, load
-from convlens.cli.demo import demo_gallery
 from convlens.cli.main import build
 from convlens.cli.photographs import photograph, photographs
 from convlens.engine.engine import Engine
 from convlens.engine.rendering import heatmap_scale, overlay_scale
-from convlens.gallery import Gallery
 from convlens.models import Classifier
 from convlens.protocol.params import parse_params
-from convlens.protocol.reply_folder import read_reply
+from convlens.protocol.reply_folder import image_file
 from convlens.protocol.requests import Request
-from convlens.types import Attribution, Bytes8, Explanation, Neighbourhood, Reply
+from convlens.types import Attribution, Bytes8, Explanation, Reply
 from convlens.visualization import colour_bar
+from convlens.visualization.colourbar import BarKind, LaidOver
 from convlens.visualization.layout import add_margin, enlarge, hstack, text_image, vstack
 
 FOLDER = Path("docs") / "pictures"
 WORK = Path(".convlens") / "pictures"
 PHOTOGRAPHS = ("coffee.png", "motorcycle_left.png", "chelsea.png")
-METHODS = ["saliency", "guided_backprop", "occlusion", "grad_cam"]
+METHODS = ["saliency", "guided_backprop", "occlusion", "grad_cam", "integrated_gradients"]
 OCCLUSION = {"method": "occlusion", "options": {"window": 48, "score": "probability"}}
 COMPARED = ["grad_cam", "integrated_gradients", "occlusion"]
-TILE, GAP, LETTERS = 176, 10, 15  # pixels
+TILE, BAR, GAP, LETTERS = 176, 64, 10, 15  # pixels
 MOST_BYTES = 290_000
 CLASSES = (
     *("koala", "espresso", "goldfish", "zebra", "balloon", "hook", "otter", "African elephant", "fiddler crab"),
@@ -79,7 +79,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     makers: dict[str, Callable[[], Bytes8]] = {"explained": explained}
-    makers |= {name: lambda name=name: job_figure(name) for name in JOBS}  # type: ignore[misc]
+    makers |= {name: partial(job_figure, name) for name in JOBS}
     if arguments.before:
         makers["before-and-after"] = lambda: before_and_after(arguments.before)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -99,11 +99,11 @@ def small_jpeg(figure_HWC: Bytes8) -> bytes:
 
 
 def explained() -> Bytes8:
-    """A row a photograph: what the network saw, its maps with their colour bars, and its nearest neighbour."""
+    """A row a photograph: what the network saw, and its maps with their colour bars."""
     classifier = load(device="cpu")
     methods = [OCCLUSION if name == "occlusion" else name for name in METHODS]
-    replies = replies_of(classifier, [*methods, "neighbours"])
-    headings = ["Input", *(explain.get(name).title for name in METHODS), "Nearest of 21 others"]
+    replies = replies_of(classifier, methods)
+    headings = ["Input", *(explain.get(name).title for name in METHODS)]
     rows = []
     for (view, reply), is_first in zip(replies, (True, False, False), strict=True):
         tiles = [captioned(scaled(view), predicted(reply))]
@@ -119,7 +119,7 @@ def explained() -> Bytes8:
 
 def replies_of(classifier: Classifier, methods: Sequence[object]) -> list[tuple[Bytes8, Reply]]:
     """For each of the photographs what the network saw, and the reply."""
-    engine = Engine(classifier, gallery=Gallery.open(demo_gallery(classifier)))
+    engine = Engine(classifier)
     params = parse_params({"methods": methods, "output": ["overlay", "heatmap"]})
     inputs = [image.read(photographs()[name]) for name in PHOTOGRAPHS]
     pairs = []
@@ -136,30 +136,40 @@ def predicted(reply: Reply) -> str:
 
 
 def tile_of(item: Explanation) -> Bytes8:
-    """Guided backprop is an image of its own, a neighbour its thumbnail, every other method an overlay with its bar."""
-    if isinstance(item.result, Neighbourhood):
-        nearest = item.result.neighbours_NM[0][0]
-        return captioned(scaled(decoded(nearest.thumbnail)), f"{nearest.label}, at {nearest.distance:.2f}")
+    """Guided backprop is an image of its own, every other method an overlay; with its bar."""
+    assert isinstance(item.result, Attribution), item.method
     method = explain.get(item.method)
-    alone = method.drawing == "gradient"
-    drawn = heatmap_scale(item.result, method) if alone else overlay_scale(item.result, method)
-    picture = scaled(decoded(item.heatmap_png if alone else item.overlay_png))
-    return hstack([picture, colour_bar(drawn.limit, kind=drawn.colours, height=len(picture))], gap=4)
+    if method.drawing == "gradient":
+        drawn = heatmap_scale(item.result, method)
+        return with_bar(item.heatmap_png, drawn.limit, drawn.colours)
+    over = overlay_scale(item.result, method)
+    return with_bar(item.overlay_png, over.limit, over.colours)
+
+
+def with_bar(png: bytes, limit: float, colours: BarKind | LaidOver) -> Bytes8:
+    """The drawing beside its colour bar, as wide as any other, so that columns are straight."""
+    picture = scaled(decoded(png))
+    return widened(hstack([picture, colour_bar(limit, kind=colours, height=len(picture))], gap=4))
+
+
+def widened(tile: Bytes8) -> Bytes8:
+    """With paper on the right, up to the room that a bar takes."""
+    return np.pad(tile, ((0, 0), (0, TILE + BAR - tile.shape[1]), (0, 0)), constant_values=255)
 
 
 def before_and_after(folder: Path) -> Bytes8:
     """For each photograph and method the older drawing above today's."""
     rows = []
     for (view, reply), name in zip(replies_of(load(device="cpu"), COMPARED), PHOTOGRAPHS, strict=True):
-        earlier = {item.id: item for item in read_reply(folder / Path(name).stem).explanations}
         above = [captioned(scaled(view), predicted(reply))]
         below = [np.full((TILE, TILE, 3), 255, np.uint8)]
         for item in reply.explanations:
             assert isinstance(item.result, Attribution), item.method
             title = explain.get(item.method).title
-            above.append(captioned(scaled(decoded(earlier[item.id].overlay_png)), f"{title}, before"))
+            earlier = (folder / Path(name).stem / image_file(item.id, "overlay")).read_bytes()
+            above.append(widened(captioned(scaled(decoded(earlier)), f"{title}, before")))
             below.append(captioned(tile_of(item), f"{title}, after"))
-        rows += [hstack(above, gap=60), hstack(below, gap=GAP)]
+        rows += [hstack(above, gap=GAP), hstack(below, gap=GAP)]
     return add_margin(vstack(rows, gap=4), margin=GAP)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -358,10 +359,16 @@ def _tile(image_HWC: Bytes8, side: int) -> Bytes8:
 
 def _caption(text: str, width: int) -> Bytes8:
     """The text in at most three lines; of a longer one the middle gives way: the end tells files apart."""
-    left = len(text)
-    sheet_HWC = text_image(text, size=_LETTERS, width=width)
-    while sheet_HWC.shape[0] > _THREE_LINES and left > 2:
-        left -= 1
-        shorter = f"{text[: left - left // 2]}…{text[len(text) - left // 2 :]}"
-        sheet_HWC = text_image(shorter, size=_LETTERS, width=width)
-    return sheet_HWC[:_THREE_LINES]
+    # Three lines hold fewer letters than they are pixels wide.
+    kept = min(len(text), width)
+    fits = bisect_right(range(1, kept + 1), False, key=lambda count: not _fits(_shortened(text, count), width))
+    return text_image(_shortened(text, max(1, fits)), size=_LETTERS, width=width)[:_THREE_LINES]
+
+
+def _fits(text: str, width: int) -> bool:
+    return text_image(text, size=_LETTERS, width=width).shape[0] <= _THREE_LINES
+
+
+def _shortened(text: str, kept: int) -> str:
+    """That many of its letters, half of them from the end."""
+    return text if kept >= len(text) else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
