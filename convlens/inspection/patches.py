@@ -366,7 +366,7 @@ def _caption(text: str, width: int) -> Bytes8:
 
 
 def _fits(text: str, width: int) -> bool:
-    return text_image(text, size=_LETTERS, width=width).shape[0] <= _THREE_LINES
+    return len(text_image(text, size=_LETTERS, width=width)) <= _THREE_LINES
 
 
 def _shortened(text: str, kept: int) -> str:
