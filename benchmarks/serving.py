@@ -32,7 +32,7 @@ from serving_clients import Grpc, Rest, latencies, throughput, timed
 from serving_engine import EngineAlone
 from table import RESULTS, ratios, show, write
 
-from convlens.cli.demo import gallery_views
+from convlens.cli.photographs import other_photographs
 from convlens.gallery import build_from
 from convlens.models import load, pack
 from convlens.torchserve import archive, server
@@ -71,7 +71,7 @@ def archives(folder: Path, device: Literal["cpu", "gpu"]) -> dict[str, Path]:
     """The four entries, with the model, its gallery and, on a CPU, the graphs for its sweeps."""
     classifier = load(device="cpu")
     pack(classifier, folder / "model")
-    build_from(list(gallery_views()), folder / "gallery", classifier)
+    build_from(list(other_photographs()), folder / "gallery", classifier)
     graphs = folder / "graphs" if device == "cpu" else None  # torch is faster on a GPU
     if graphs:
         bundle(classifier, graphs, kinds=BESIDE)

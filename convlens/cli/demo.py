@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from convlens.cli.explore import page_methods, write_explorer
 from convlens.cli.interrupts import stoppable
 from convlens.cli.models import without_lattice
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption, method_params, parse_methods, parse_names
-from convlens.cli.photographs import PHOTOGRAPHS, photographs, skimage_data
+from convlens.cli.photographs import OTHERS, other_photographs, photographs
 from convlens.cli.results import REPORT, ImageResult, show_table, write_report
 from convlens.cli.server_address import ServedModelOption, find_server
 from convlens.client import Client
@@ -33,13 +33,10 @@ from convlens.utils.files import require_writable
 NAME = "convlens"
 EXPLORER = "explorer"
 METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"
-_GALLERY_ONLY = {
-    "brick.png": "brick",
-    "grass.png": "grass",
-    "gravel.png": "gravel",
-    "coins.png": "coins",
-    "hubble_deep_field.jpg": "stars",
-}
+_ABOUT_GALLERY = (
+    "The nearest neighbours come from a gallery of {count} other photographs, those that scikit-image and scikit-learn "
+    "bring: so few that the nearest is often not alike. Build one of your own by `convlens gallery build`."
+)
 
 
 def demo(
@@ -99,7 +96,9 @@ def demo(
             stop.leave()
     output.mkdir(parents=True, exist_ok=True)
     report = output / REPORT
-    write_report(report, results, model=results[0].reply.model_name if asked else classifier.spec.name)
+    # What another server's gallery holds is not known here.
+    notes = [] if url or "neighbours" not in names else [_ABOUT_GALLERY.format(count=len(OTHERS))]
+    write_report(report, results, model=results[0].reply.model_name if asked else classifier.spec.name, notes=notes)
     show_table(results)
     print_result(f"report: {report}")
     stop.leave()
@@ -115,23 +114,24 @@ def demo_archive(classifier: Classifier, store: Path) -> Path:
 
 
 def demo_gallery(classifier: Classifier, folder: Path = Path(".convlens") / "demo-gallery") -> Path:
-    """The demo's gallery, built where there is none for these weights."""
-    try:
-        Gallery.open(folder).require_weights(classifier.spec.weights_sha256)
+    """The demo's gallery of photographs that it does not explain, built where there is none for these weights."""
+    if _is_current(folder, classifier):
         print_message(f"{folder} is up to date")
-    except GalleryError:
-        views = list(gallery_views())
-        with progress_bar("gallery", len(views)) as bar:
-            build_from(views, folder, classifier, on_step=lambda done, _: bar.update(bar.task_ids[0], completed=done))
+        return folder
+    with progress_bar("gallery", len(OTHERS)) as bar:
+        others = list(other_photographs())
+        build_from(others, folder, classifier, on_step=lambda done, _: bar.update(bar.task_ids[0], completed=done))
     return folder
 
 
-def gallery_views() -> Iterator[tuple[str, str, Image.Image]]:
-    """(id, label, image) of every view. None is one of the demo's images: all differ from them pixel by pixel."""
-    for name, label in (PHOTOGRAPHS | _GALLERY_ONLY).items():
-        photograph = image.read(skimage_data() / name)
-        for kind, view in views(photograph).items():
-            yield f"{Path(name).stem}-{kind}", label, view
+def _is_current(folder: Path, classifier: Classifier) -> bool:
+    """Whether the folder holds a gallery of today's photographs by these weights."""
+    try:
+        gallery = Gallery.open(folder)
+        gallery.require_weights(classifier.spec.weights_sha256)
+    except GalleryError:
+        return False
+    return [entry.id for entry in gallery.entries] == list(OTHERS)
 
 
 def require_inference(live: server.Server) -> None:

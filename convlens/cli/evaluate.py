@@ -31,6 +31,7 @@ from convlens.cli.options import (
     RayOption,
     ResumedFolder,
     SeedOption,
+    TrueClassesOption,
     method_params,
     parse_methods,
     parse_names,
@@ -79,10 +80,7 @@ def evaluate(
         ),
     ] = [],  # noqa: B006
     model: ModelOption = DEFAULT_MODEL,
-    labels: Annotated[
-        str,
-        typer.Option(help="True classes: `folder` (an image's folder is its class) or a CSV table (file, label)."),
-    ] = "",
+    labels: TrueClassesOption = "",
     boxes: Annotated[
         Path | None,
         typer.Option(help="Objects for localisation: COCO JSON, a folder of VOC XML or of mask PNGs, or a CSV table."),

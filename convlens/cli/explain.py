@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,7 @@ from convlens.cli.options import (
     SingleFileOption,
     TargetOption,
     TopKOption,
+    TrueClassesOption,
     method_params,
     parse_methods,
     parse_names,
@@ -37,11 +39,13 @@ from convlens.cli.options import (
 from convlens.cli.results import REPORT, ImageResult, require_results_folder, show_table, write_results
 from convlens.engine.engine import Engine, EngineOptions
 from convlens.errors import ConvLensError
-from convlens.features.image_list import expand_folders
+from convlens.evaluation.labels import true_classes
+from convlens.features.image_list import image_files
 from convlens.gallery import Gallery
 from convlens.models import Classifier
 from convlens.protocol.params import Params, parse_params
 from convlens.protocol.requests import Request
+from convlens.report import TrueClass
 from convlens.runtime.torch_runtime import keep_freed_memory
 from convlens.types import Reply, Step
 
@@ -63,6 +67,7 @@ def explain(
     evaluation: EvaluationOption = None,
     target: TargetOption = "",
     neuron: NeuronOption = "",
+    labels: TrueClassesOption = "",
     model: ModelOption = DEFAULT_MODEL,
     gallery: Annotated[
         Path | None, typer.Option(help="Gallery to search for nearest neighbours, which `all` then includes.")
@@ -106,7 +111,7 @@ def explain(
         )
 
     parsed(names)  # what is wrong with them is said before the model is loaded
-    paths = list(expand_folders(images))
+    files = list(_image_files(images))
     with spinner(f"loading {model}"):
         network = open_model(model, device=device, precision=precision)
         opened = Gallery.open(gallery) if gallery else None
@@ -117,18 +122,19 @@ def explain(
     if isinstance(network, Classifier):
         network = accelerated(network, wanted=accelerate and not graphs and wants_sweeps(params, "full"))
     options = EngineOptions(shows_details=True, max_cost=max_passes or math.inf)
+    truths = _true_classes(files, labels, network.spec.labels)
     engine = Engine(network, gallery=opened, graphs=open_sweep_graphs(network, graphs, params), options=options)
     results: list[ImageResult] = []
     failures: list[tuple[Path, ConvLensError]] = []
     with stoppable() as stop:
-        for path, result in _explain_all(engine, paths, params):
+        for path, result in _explain_all(engine, [path for _, path in files], params):
             if isinstance(result, ConvLensError):
                 failures.append((path, result))
             else:
-                results.append(result)
+                results.append(replace(result, true_class=truths.get(path)))
     if stop.code:
         print_warning(
-            f"interrupted: {len(results)} of {len(paths)} images are explained{' and kept' if results else ''}"
+            f"interrupted: {len(results)} of {len(files)} images are explained{' and kept' if results else ''}"
         )
     if results:
         write_results(output, results, model=network.spec.name, single_file=single_file)
@@ -152,6 +158,29 @@ def _left_out(results: Sequence[ImageResult], names: Sequence[str]) -> Iterator[
         for reason in dict.fromkeys(reasons):
             images = [result.name for result in without if reason in result.reply.warnings]
             yield reason if len(images) == len(results) else f"{', '.join(images[:5])}: {reason}"
+
+
+def _image_files(paths: Sequence[Path]) -> Iterator[tuple[str, Path]]:
+    """The files themselves by their names, and those of each folder by their paths in it, in that order."""
+    for path in paths:
+        if path.is_dir():
+            yield from image_files(path).items()
+        else:
+            yield path.name, path
+
+
+def _true_classes(files: Sequence[tuple[str, Path]], source: str, labels: tuple[str, ...]) -> dict[Path, TrueClass]:
+    """The true class of each file; empty without a source."""
+    if not source:
+        return {}
+    if source == "folder":
+        # Of an image that is named itself, or lies in no folder below the one that is named, it is the folder it is in.
+        ids = {path: f"{path.absolute().parent.name}/{path.name}" for _, path in files}
+        index_of = true_classes(list(ids.values()), "folder", labels)
+    else:
+        ids = {path: id for id, path in files}
+        index_of = true_classes(list(ids.values()), Path(source), labels)
+    return {path: TrueClass(index_of[id], labels[index_of[id]]) for path, id in ids.items()}
 
 
 def _default_methods(neuron: str, gallery: Path | None) -> list[str]:

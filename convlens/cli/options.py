@@ -84,6 +84,10 @@ NeuronOption = Annotated[
         help="Target neuron instead of a class: LAYER:CHANNEL (where the channel is strongest) or LAYER:CHANNEL@Y,X."
     ),
 ]
+TrueClassesOption = Annotated[
+    str,
+    typer.Option(help="True classes: `folder` (an image's folder is its class) or a CSV table (file, label)."),
+]
 EvaluationOption = Annotated[
     Path | None,
     typer.Option(help="Folder written by `convlens evaluate` for this model; its methods are `--methods recommended`."),

@@ -11,6 +11,8 @@ from convlens.explain.forward import Forward
 from convlens.explain.registry import Method
 from convlens.explain.scores import scores_of
 from convlens.types import Attribution, Bytes8, Explanation, Floats, ModelSpec, Prediction, Result
+from convlens.visualization.colourbar import BarKind, ColourScale, LaidOver
+from convlens.visualization.overlays import gradient_limit, overlay_limit
 
 _PIXELS_SIGMA, _SHARES_SIGMA = 2.0, 3.0  # pixels of the model's grid
 
@@ -76,6 +78,24 @@ def _heatmap(attribution: Attribution, method: Method) -> Bytes8:
         return visualization.draw_gradient(attribution.values_NCHW[0])
     map_HW = drawn_map(attribution, method)
     return visualization.diverging(map_HW) if method.drawing == "signed" else visualization.sequential(map_HW)
+
+
+def heatmap_scale(attribution: Attribution, method: Method) -> ColourScale[BarKind]:
+    """What the colours of the attribution drawn alone stand for."""
+    values_CHW = attribution.values_NCHW[0]
+    if method.drawing == "gradient" and len(values_CHW) == 3:
+        return ColourScale("grey", gradient_limit(values_CHW))
+    limit = visualization.scale(drawn_map(attribution, method))
+    return ColourScale("diverging" if method.drawing == "signed" else "sequential", limit)
+
+
+def overlay_scale(attribution: Attribution, method: Method) -> ColourScale[LaidOver]:
+    """What the colours over what the model saw stand for; not those over a whole image of which it saw a part."""
+    map_HW = _overlaid_map(attribution, method)
+    if method.drawing != "signed":
+        return ColourScale("over-sequential", overlay_limit(map_HW.clip(0)))
+    only_positive = method.overlay_signs == "positive"
+    return ColourScale("over-positive" if only_positive else "over-diverging", overlay_limit(map_HW))
 
 
 def drawn_map(attribution: Attribution, method: Method) -> Floats:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from convlens.visualization.layout import enlarge, hstack, text_image, vstack
 _BATCH = 16
 Backprop = Literal["guided", "saliency", "none"]
 _RULES: dict[Backprop, ReluRule] = {"guided": "guided", "saliency": "plain"}
-_TILE, _LETTERS, _TWO_LINES = 96, 11, 34  # pixels
+_TILE, _LARGEST_TILE, _LETTERS, _THREE_LINES = 128, 160, 11, 50  # pixels
 
 T = TypeVar("T", bound=np.generic)
 
@@ -336,23 +337,42 @@ def _paste_visible(values_HWC: NDArray[T], box: Box, out_HWC: NDArray[T]) -> NDA
 def draw_channel_sheet(crops: Sequence[Bytes8], gradients: Sequence[Floats], *, captions: Sequence[str] = ()) -> Bytes8:
     """Crops in a row, strongest first; below each its gradient, if given, drawn to a scale of its own, and its caption.
 
-    A caption that takes more than two lines is cut.
+    A caption that takes more than three lines loses letters of its middle.
     """
-    rows = [hstack([_tile(each) for each in crops], gap=4)]
+    longest = max(max(image_HWC.shape[:2]) for image_HWC in crops)
+    side = longest * max(1, _LARGEST_TILE // longest) if longest <= _LARGEST_TILE else _TILE
+    rows = [hstack([_tile(each, side) for each in crops], gap=4)]
     if gradients:
-        rows.append(hstack([_tile(draw_gradient(each)) for each in gradients], gap=4))
+        rows.append(hstack([_tile(draw_gradient(each), side) for each in gradients], gap=4))
     if captions:
-        rows.append(hstack([text_image(each, size=_LETTERS, width=_TILE)[:_TWO_LINES] for each in captions], gap=4))
+        rows.append(hstack([_caption(each, side) for each in captions], gap=4))
     return vstack(rows, gap=4)
 
 
-def _tile(image_HWC: Bytes8) -> Bytes8:
-    """A square: small crops with whole squares for pixels, large ones reduced."""
+def _tile(image_HWC: Bytes8, side: int) -> Bytes8:
+    """A square of ``side`` pixels: small crops with whole squares for pixels, large ones reduced."""
     longest = max(image_HWC.shape[:2])
-    if longest <= _TILE:
-        image_HWC = enlarge(image_HWC, _TILE // longest)
+    if longest <= side:
+        image_HWC = enlarge(image_HWC, side // longest)
     else:
-        height, width = (max(1, round(side * _TILE / longest)) for side in image_HWC.shape[:2])
+        height, width = (max(1, round(length * side / longest)) for length in image_HWC.shape[:2])
         image_HWC = np.asarray(Image.fromarray(image_HWC).resize((width, height), Image.Resampling.LANCZOS))
     height, width = image_HWC.shape[:2]
-    return np.pad(image_HWC, ((0, _TILE - height), (0, _TILE - width), (0, 0)), constant_values=255)
+    return np.pad(image_HWC, ((0, side - height), (0, side - width), (0, 0)), constant_values=255)
+
+
+def _caption(text: str, width: int) -> Bytes8:
+    """The text in at most three lines; of a longer one the middle gives way: the end tells files apart."""
+    # Three lines hold fewer letters than they are pixels wide.
+    kept = min(len(text), width)
+    fits = bisect_right(range(1, kept + 1), False, key=lambda count: not _fits(_shortened(text, count), width))
+    return text_image(_shortened(text, max(1, fits)), size=_LETTERS, width=width)[:_THREE_LINES]
+
+
+def _fits(text: str, width: int) -> bool:
+    return len(text_image(text, size=_LETTERS, width=width)) <= _THREE_LINES
+
+
+def _shortened(text: str, kept: int) -> str:
+    """That many of its letters, half of them from the end."""
+    return text if kept >= len(text) else f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"

@@ -272,10 +272,13 @@ def _places(coordinates_N2: Floats, side: int) -> list[tuple[int, int]]:
 
 
 def _legend(colours: dict[str, Colour], counts: Counter[str]) -> list[Bytes8]:
+    entries = [(f"{label[:28]} ({counts[label]})", colour) for label, colour in colours.items()]
+    unlisted = [label for label in counts if label and label not in colours]
+    if unlisted:
+        entries.append((f"{len(unlisted)} others ({sum(counts[label] for label in unlisted)})", _GREY))
     items = []
-    for label, colour in colours.items():
+    for words, colour in entries:
         swatch = np.full((_SWATCH, _SWATCH, 3), colour, np.uint8)
-        text = text_image(f"{label[:28]} ({counts[label]})", size=_SIZE, width=_COLUMN - _SWATCH - 8)
-        items.append(hstack([swatch, text], gap=8))
+        items.append(hstack([swatch, text_image(words, size=_SIZE, width=_COLUMN - _SWATCH - 8)], gap=8))
     columns = _SHEET // (_COLUMN + 12)
     return [hstack(items[n : n + columns], gap=12) for n in range(0, len(items), columns)]

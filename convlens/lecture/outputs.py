@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convlens import explain, image
-from convlens.engine.rendering import drawn_map
+from convlens.engine.rendering import heatmap_scale, overlay_scale
 from convlens.errors import UnsupportedModelError
 from convlens.jobs.captions import fact_rows
 from convlens.lecture.base import RESULTS, Drawn, Lecture
@@ -19,10 +19,8 @@ from convlens.protocol.reply_folder import read_reply
 from convlens.report.html import percent
 from convlens.synth.images import resized
 from convlens.types import Attribution, Bytes8, Explanation, Reply
-from convlens.visualization import colour_bar, scale
-from convlens.visualization.colourbar import BarKind
+from convlens.visualization import colour_bar
 from convlens.visualization.layout import add_margin, hstack, text_image, vstack
-from convlens.visualization.overlays import gradient_limit
 
 _LETTERS = 14
 _TILE = 256  # pixels
@@ -135,20 +133,15 @@ def _maps(item: Explanation, title: str, *, overlays: bool, unit: str) -> list[B
     method = explain.get(item.method)
     heat = _tile(np.asarray(image.decode(item.heatmap_png).convert("RGB")), smooth=False)
     caption = f"{title}: {item.target_label}"
-    limit, kind = _legend(item.result, method)
-    bar = colour_bar(limit, kind=kind, height=len(heat), unit=unit)
+    drawn = heatmap_scale(item.result, method)
+    bar = colour_bar(drawn.limit, kind=drawn.colours, height=len(heat), unit=unit)
     tiles = [captioned(hstack([heat, bar], gap=6), caption)]
     if overlays:
-        tiles.append(captioned(_tile(np.asarray(image.decode(item.overlay_png).convert("RGB"))), "over the image"))
+        over = _tile(np.asarray(image.decode(item.overlay_png).convert("RGB")))
+        drawn_over = overlay_scale(item.result, method)
+        bar = colour_bar(drawn_over.limit, kind=drawn_over.colours, height=len(over), unit=unit)
+        tiles.append(captioned(hstack([over, bar], gap=6), "over the image"))
     return tiles
-
-
-def _legend(result: Attribution, method: explain.Method) -> tuple[float, BarKind]:
-    """The value at full strength in the method's drawing, and in which colours it is."""
-    values_CHW = result.values_NCHW[0]
-    if method.drawing == "gradient" and len(values_CHW) == 3:
-        return gradient_limit(values_CHW), "grey"
-    return scale(drawn_map(result, method)), "diverging" if method.drawing == "signed" else "sequential"
 
 
 def _tile(image_HWC: Bytes8, *, smooth: bool = True) -> Bytes8:

@@ -6,12 +6,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from convlens.errors import ConvLensError
-from convlens.report.explanation_views import TOP, Fact, Target, Wording, distinct, facts_of, target_of
+from convlens.report.explanation_views import (
+    TOP,
+    ColourBar,
+    Fact,
+    MapScales,
+    Target,
+    TrueClass,
+    Wording,
+    colour_bar_of,
+    distinct,
+    facts_of,
+    target_of,
+)
 from convlens.report.html import EmbeddedImage, asset, csp_hash, embed_image, environment
 from convlens.types import Explanation, Neighbourhood, Prediction, Reply, Result
 from convlens.utils.files import atomic_write
@@ -24,12 +36,14 @@ class ReportRow:
     """One image and its reply.
 
     ``name`` may be any text. ``view_png_or_jpeg`` is the encoded image after resize and crop, as the network's input;
-    empty where none was kept.
+    empty where none was kept. ``scales`` are by the explanations' ids.
     """
 
     name: str
     view_png_or_jpeg: bytes
     reply: Reply
+    true_class: TrueClass | None = None
+    scales: Mapping[str, MapScales] = field(default_factory=dict)
 
 
 def render(
@@ -106,6 +120,8 @@ class _Card:
     target: Target | None
     overlay: EmbeddedImage | None
     heatmap: EmbeddedImage | None
+    overlay_bar: ColourBar | None
+    heatmap_bar: ColourBar | None
     neighbours: tuple[_Neighbour, ...]
     is_neighbourhood: bool
     shows: str
@@ -122,6 +138,8 @@ class _Section:
     name: str
     image: EmbeddedImage | None
     predictions: tuple[Prediction, ...]
+    true_class: TrueClass | None
+    is_right: bool
     in_percent: bool
     cards: tuple[_Card, ...]
     warnings: tuple[str, ...]
@@ -131,21 +149,26 @@ class _Section:
 
 def _section(row: ReportRow, anchor: str, wording: Wording) -> _Section:
     reply = row.reply
-    cards = enumerate(reply.explanations, start=1)
+    cards = [
+        _card(explanation, row.scales.get(explanation.id, MapScales()), f"{anchor}-{number}", wording)
+        for number, explanation in enumerate(reply.explanations, start=1)
+    ]
     return _Section(
         anchor=anchor,
         name=row.name,
         image=embed_image(row.view_png_or_jpeg),
         predictions=reply.predictions[:TOP],
+        true_class=row.true_class,
+        is_right=row.true_class is not None and row.true_class.is_predicted(reply),
         in_percent=reply.has_probabilities,
-        cards=tuple(_card(explanation, f"{anchor}-{number}", wording) for number, explanation in cards),
+        cards=tuple(cards),
         warnings=reply.warnings,
         timing=tuple(reply.timing_ms.items()),
         request_id=reply.request_id,
     )
 
 
-def _card(explanation: Explanation, anchor: str, wording: Wording) -> _Card:
+def _card(explanation: Explanation, scales: MapScales, anchor: str, wording: Wording) -> _Card:
     title, shows, does_not_show = wording.of(explanation.method)
     result = explanation.result
     return _Card(
@@ -157,6 +180,8 @@ def _card(explanation: Explanation, anchor: str, wording: Wording) -> _Card:
         target=target_of(explanation),
         overlay=embed_image(explanation.overlay_png),
         heatmap=embed_image(explanation.heatmap_png),
+        overlay_bar=colour_bar_of(scales.overlay),
+        heatmap_bar=colour_bar_of(scales.heatmap),
         neighbours=_neighbours(result),
         is_neighbourhood=isinstance(result, Neighbourhood),
         shows=shows,

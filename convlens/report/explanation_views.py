@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from convlens.errors import ConvLensError
-from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Result
+from convlens.types import Attribution, Explanation, Meta, Neighbourhood, Reply, Result
+from convlens.visualization.colourbar import BarKind, ColourScale, LaidOver
 
 TOP = 5  # predictions per image
 
@@ -40,6 +41,48 @@ class Target:
     label: str
     score: float
     kind: str
+
+
+@dataclass(frozen=True)
+class TrueClass:
+    """The class that the image is of, as somebody said who knows."""
+
+    index: int
+    label: str
+
+    def is_predicted(self, reply: Reply) -> bool:
+        """Whether the network's first answer is this class."""
+        return bool(reply.predictions) and reply.predictions[0].index == self.index
+
+
+@dataclass(frozen=True)
+class MapScales:
+    """What the colours of an explanation's drawings stand for; None where there is no such drawing."""
+
+    overlay: ColourScale[LaidOver] | None = None
+    heatmap: ColourScale[BarKind] | None = None
+
+
+class ColourBar(NamedTuple):
+    """A bar's colours, a name of the style sheet, and the numbers at its beginning, middle and end."""
+
+    colours: str
+    low: str
+    middle: str
+    high: str
+
+
+def colour_bar_of(drawn: ColourScale[BarKind] | ColourScale[LaidOver] | None) -> ColourBar | None:
+    """The bar of a scale; None of None."""
+    if drawn is None:
+        return None
+    low = -drawn.limit if drawn.is_signed else 0.0
+    return ColourBar(drawn.colours, *map(_number, (low, (low + drawn.limit) / 2, drawn.limit)))
+
+
+def _number(value: float) -> str:
+    """Three digits, and a true minus sign."""
+    return f"{value:.3g}".replace("-", "\u2212")
 
 
 class Fact(NamedTuple):

@@ -1,6 +1,6 @@
 "use strict";
-/* Filters and sorts the grid, and draws a picture's explanations when they are asked for. All text of the data is put
-   in as text, never as HTML. */
+/* Filters and sorts the grid, and draws a picture's explanations when they are asked for, alone or beside another's. All
+   text of the data is put in as text, never as HTML. */
 const { pictures, methods, facts } = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const grid = byId("grid");
@@ -12,6 +12,7 @@ const thumbnails = items.map((item) => item.querySelector("img")?.getAttribute("
 let order = items; // as sorted, and of these
 let visible = items; // those that fit the filters
 let current = -1; // the picture that the dialog shows
+let compared = -1; // the picture beside it
 
 const best = (number) => pictures[number].predictions[0];
 const addressOf = (picture, file) => `${picture.folder}/${file}`;
@@ -28,20 +29,41 @@ function element(tag, attributes = {}, ...children) {
 function image(picture, [file, width, height], alt, kind = "") {
   const few = width < 128 && !kind ? "few-pixels" : "";
   const made = element("img", { src: addressOf(picture, file), alt, width, height, decoding: "async", class: kind || few });
+  return enlargeable(made, alt);
+}
+
+function enlargeable(made, alt) {
   const button = element("button", { type: "button", class: "enlarge", title: "Enlarge" }, made);
-  button.addEventListener("click", () => enlarge(made));
+  button.addEventListener("click", () => enlarge(made, alt));
   return button;
 }
 
-function enlarge(made) {
+/* The map over the photograph itself, so that its opacity can be changed. */
+function overlaid(picture, overlay, alt) {
+  const [file, width, height] = overlay;
+  const [view, ...size] = picture.view || [];
+  if (size[0] !== width || size[1] !== height) return image(picture, overlay, alt);
+  const over = { src: addressOf(picture, file), alt, width, height, decoding: "async", class: "over" };
+  const below = { src: addressOf(picture, view), alt: "", width, height, decoding: "async" };
+  return enlargeable(element("span", { class: "stack" }, element("img", below), element("img", over)), alt);
+}
+
+function enlarge(made, alt) {
   const close = element("button", { type: "button", class: "close" }, "Close");
   close.addEventListener("click", () => enlarged.close());
-  enlarged.replaceChildren(made.cloneNode(), element("p", {}, made.alt), close);
+  enlarged.replaceChildren(made.cloneNode(true), element("p", {}, alt), close);
   enlarged.showModal();
 }
 
-function figure(picture, file, alt, caption, kind) {
-  return element("figure", {}, image(picture, file, alt, kind), element("figcaption", {}, ...caption));
+function figure(drawn, ...caption) {
+  return element("figure", {}, drawn, element("figcaption", {}, ...caption));
+}
+
+function colourBar(bar) {
+  if (!bar) return null;
+  const [colours, ...numbers] = bar;
+  return element("div", { class: "bar-scale" }, element("span", { class: `swatch ${colours}`, "aria-hidden": "true" }),
+    element("span", { class: "bar-numbers" }, ...numbers.map((number) => element("span", {}, number))));
 }
 
 const text = (value, kind = "") => element("bdi", { class: kind }, value);
@@ -85,7 +107,7 @@ function neighbours(picture, nearest) {
     const caption = [text(label || "no label", "near-label"),
       element("span", { class: "near-distance" }, `distance ${distance}`), text(id, "near-id")];
     return file
-      ? element("li", {}, figure(picture, file, `Gallery image ${id}`, caption))
+      ? element("li", {}, figure(image(picture, file, `Gallery image ${id}`), ...caption))
       : element("li", { class: "bare" }, element("figcaption", {}, ...caption));
   }));
 }
@@ -94,11 +116,16 @@ function maps(picture, card, title) {
   const { overlay, heatmap } = card.images;
   if (!overlay && !heatmap) return card.neighbours ? null : absent("Computed without images: none were requested.");
   return element("div", { class: "maps" },
-    overlay && figure(picture, overlay, `${title} map laid over ${picture.name}`, ["Over the image"]),
-    heatmap && figure(picture, heatmap, `${title} map of ${picture.name} alone`, ["Raw map"]));
+    overlay && mapFigure(overlaid(picture, overlay, `${title} map laid over ${picture.name}`), card.bars.overlay, "Over the image"),
+    heatmap && mapFigure(image(picture, heatmap, `${title} map of ${picture.name} alone`), card.bars.heatmap, "Raw map"));
 }
 
-function article(picture, card) {
+function mapFigure(drawn, bar, caption) {
+  return element("figure", {}, drawn, colourBar(bar), element("figcaption", {}, caption));
+}
+
+/* Without words about the method where two pictures are compared: they would stand there twice. */
+function article(picture, card, { words = true } = {}) {
   const [title, shows, doesNotShow] = methods[card.method];
   const head = element("div", { class: "card-head" }, element("h3", {}, title),
     card.id === card.method ? null : element("code", { class: "card-id" }, text(card.id)),
@@ -107,8 +134,8 @@ function article(picture, card) {
     `, ${card.target[1]} `, element("data", { value: card.target[2] }, card.target[2]));
   return element("article", { class: card.neighbours ? "card wide" : "card" }, head, target, warningList(card.warnings),
     maps(picture, card, title), card.neighbours && neighbours(picture, card.neighbours),
-    element("p", { class: "shows" }, element("strong", {}, "Shows"), ` ${shows}`),
-    element("p", { class: "shows not" }, element("strong", {}, "Does not show"), ` ${doesNotShow}`),
+    words ? element("p", { class: "shows" }, element("strong", {}, "Shows"), ` ${shows}`) : null,
+    words ? element("p", { class: "shows not" }, element("strong", {}, "Does not show"), ` ${doesNotShow}`) : null,
     folded("Options and provenance", lines(card.facts.map((number) => facts[number])),
       card.arrays && fileLink(picture, card.arrays, "NumPy arrays")));
 }
@@ -118,16 +145,42 @@ function request(picture) {
   return rows.length ? folded("Request and timing", lines(rows)) : null;
 }
 
-function details(picture) {
+function truth(picture) {
+  if (!picture.truth) return null;
+  const [label, isRight] = picture.truth;
+  return element("p", { class: isRight ? "truth" : "truth misses" }, `${isRight ? "✓" : "✗"} true class: `, text(label));
+}
+
+function seen(picture) {
   const view = picture.view
-    ? figure(picture, picture.view, `${picture.name} as the model saw it`, ["What the model saw"], "photograph")
+    ? figure(image(picture, picture.view, `${picture.name} as the model saw it`, "photograph"), "What the model saw")
     : absent("No image was kept.");
-  const seen = element("div", { class: "seen" }, view, element("h3", {}, "Predictions"), predictions(picture),
+  return element("div", { class: "seen" }, view, element("h3", {}, "Predictions"), predictions(picture), truth(picture),
     request(picture), fileLink(picture, "reply.json", "reply.json"));
+}
+
+const nameOf = (picture) => picture.name || "(no name)";
+const legend = () => folded("Reading the colours", byId("legend-text").cloneNode(true).firstElementChild);
+
+function details(picture) {
   const cards = picture.cards.length ? picture.cards.map((card) => article(picture, card))
     : [absent("No explanations were requested.")];
-  return [element("h2", { id: "picture-name" }, text(picture.name || "(no name)")), warningList(picture.warnings),
-    element("div", { class: "subject-body" }, seen, element("div", { class: "cards" }, ...cards))];
+  return [element("h2", { id: "picture-name" }, text(nameOf(picture))), warningList(picture.warnings),
+    element("div", { class: "subject-body" }, seen(picture), element("div", { class: "cards" }, ...cards)), legend()];
+}
+
+/* Two pictures, a column each: the same explanation of both stands in one row. */
+function comparison(left, right) {
+  const ids = [...new Set([...left.cards, ...right.cards].map((card) => card.id))];
+  const cell = (picture, id) => {
+    const card = picture.cards.find((each) => each.id === id);
+    return card ? article(picture, card, { words: false }) : absent(`${id}: not computed for this image.`);
+  };
+  const row = (draw) => [draw(left), draw(right)].map((each) => each ?? element("div"));
+  return [element("h2", { id: "picture-name", class: "unseen" }, text(nameOf(left)), " beside ", text(nameOf(right))),
+    element("div", { class: "comparison" },
+      ...row((picture) => element("h3", {}, text(nameOf(picture)))), ...row((picture) => warningList(picture.warnings)),
+      ...row(seen), ...ids.flatMap((id) => row((picture) => cell(picture, id)))), legend()];
 }
 
 // ---- which picture
@@ -135,12 +188,14 @@ function details(picture) {
 function openPicture(number) {
   current = number;
   const at = visible.indexOf(items[number]);
-  byId("details").replaceChildren(...details(pictures[number]).filter((child) => child !== null));
+  const drawn = compared in pictures ? comparison(pictures[number], pictures[compared]) : details(pictures[number]);
+  byId("details").replaceChildren(...drawn.filter((child) => child !== null));
   byId("details").scrollTop = 0;
+  byId("beside").value = compared;
   byId("place").textContent = at < 0 ? "" : `${at + 1} of ${visible.length}`;
   byId("previous").disabled = at <= 0;
   byId("next").disabled = at < 0 || at === visible.length - 1;
-  history.replaceState(null, "", `#image-${number + 1}`);
+  history.replaceState(null, "", `#image-${number + 1}${compared < 0 ? "" : `-beside-${compared + 1}`}`);
   if (!dialog.open) dialog.showModal();
 }
 
@@ -150,13 +205,18 @@ function step(by) {
 }
 
 function openAddressed() {
-  const number = Number(/^#image-(\d+)$/.exec(location.hash)?.[1]) - 1;
-  if (number in pictures && number !== current) openPicture(number);
+  const [, first, second] = /^#image-(\d+)(?:-beside-(\d+))?$/.exec(location.hash) || [];
+  const number = Number(first) - 1;
+  const beside = second - 1 in pictures ? second - 1 : -1;
+  if (!(number in pictures) || (number === current && beside === compared)) return;
+  compared = beside;
+  openPicture(number);
 }
 
 // On the document: what had the focus may just have been replaced.
 document.addEventListener("keydown", (event) => {
-  if (!dialog.open || enlarged.open) return;
+  // In the dialog's menu and on its slider the arrow keys have a meaning of their own.
+  if (!dialog.open || enlarged.open || event.target.closest?.("select, input")) return;
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (by && !event.altKey && !event.ctrlKey && !event.metaKey) step(by);
 });
@@ -171,6 +231,13 @@ dialog.addEventListener("close", () => {
   item.querySelector("a").focus();
   item.scrollIntoView({ block: "nearest" });
 });
+byId("beside").addEventListener("change", () => {
+  compared = Number(value("beside"));
+  openPicture(current);
+});
+byId("opacity").addEventListener("input", () => {
+  document.documentElement.style.setProperty("--overlay", value("opacity") / 100);
+});
 byId("previous").addEventListener("click", () => step(-1));
 byId("next").addEventListener("click", () => step(1));
 byId("close").addEventListener("click", () => dialog.close());
@@ -184,22 +251,30 @@ addEventListener("hashchange", openAddressed);
 
 const value = (id) => byId(id)?.value ?? "";
 const percentOr = (id, otherwise) => (value(id) === "" ? otherwise : Number(value(id)));
-const compared = (a, b) => a.localeCompare(b, undefined, { numeric: true });
+const inOrder = (a, b) => a.localeCompare(b, undefined, { numeric: true });
 const ranked = (number, otherwise) => best(number)?.[2] ?? otherwise;
 const ORDERS = {
   given: (a, b) => a - b,
-  name: (a, b) => compared(pictures[a].name, pictures[b].name),
+  name: (a, b) => inOrder(pictures[a].name, pictures[b].name),
   high: (a, b) => ranked(b, -Infinity) - ranked(a, -Infinity),
   low: (a, b) => ranked(a, Infinity) - ranked(b, Infinity),
-  label: (a, b) => compared(best(a)?.[1] ?? "", best(b)?.[1] ?? "") || ranked(b, -Infinity) - ranked(a, -Infinity),
+  label: (a, b) => inOrder(best(a)?.[1] ?? "", best(b)?.[1] ?? "") || ranked(b, -Infinity) - ranked(a, -Infinity),
+};
+
+const ANSWERS = {
+  "": () => true,
+  right: (truth) => truth?.[1] === true,
+  wrong: (truth) => truth?.[1] === false,
+  missed: (truth) => truth?.[2] === false,
 };
 
 function fits(number) {
   const picture = pictures[number];
   const first = best(number);
-  const words = [picture.name, ...picture.predictions.map(([, label]) => label)].join("\n").toLowerCase();
+  const words = [picture.name, picture.truth?.[0] ?? "", ...picture.predictions.map(([, label]) => label)].join("\n").toLowerCase();
   const percent = first ? 100 * first[2] : 0;
   return words.includes(value("text").trim().toLowerCase())
+    && ANSWERS[value("answer")](picture.truth)
     && (value("class") === "" || String(first?.[0]) === value("class"))
     && (!byId("least") || (percent >= percentOr("least", 0) && percent <= percentOr("most", 100)));
 }
@@ -239,6 +314,8 @@ if (grid) {
   controls.addEventListener("submit", (event) => event.preventDefault());
   controls.addEventListener("reset", () => setTimeout(() => { update(); show(); })); // after the fields are reset
   byId("shown")?.addEventListener("change", show);
+  byId("beside").append(element("option", { value: -1 }, "nothing"),
+    ...pictures.map((picture, number) => element("option", { value: number }, nameOf(picture))));
   for (const [number, item] of items.entries()) {
     const link = item.querySelector("a");
     link.href = `#image-${number + 1}`;

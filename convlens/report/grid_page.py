@@ -9,14 +9,24 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from convlens.protocol.reply_folder import ImageKind, array_file, image_file, neighbour_file
-from convlens.report.explanation_views import TOP, Wording, distinct, facts_of, target_of
+from convlens.report.explanation_views import (
+    TOP,
+    ColourBar,
+    MapScales,
+    TrueClass,
+    Wording,
+    colour_bar_of,
+    distinct,
+    facts_of,
+    target_of,
+)
 from convlens.report.html import (
     LinkedFile,
     asset,
@@ -39,7 +49,7 @@ class GridRow:
     """A picture and its reply; the files of both lie in ``folder``, a name beside the page.
 
     ``view`` and ``thumbnail`` are the bytes of the files ``view_file`` and ``thumbnail_file``, both empty where no
-    image was kept. The names of the others are those of ``reply_folder``.
+    image was kept. The names of the others are those of ``reply_folder``. ``scales`` are by the explanations' ids.
     """
 
     name: str
@@ -49,6 +59,8 @@ class GridRow:
     view_file: str
     thumbnail: bytes
     thumbnail_file: str
+    true_class: TrueClass | None = None
+    scales: Mapping[str, MapScales] = field(default_factory=dict)
 
 
 def render_grid(
@@ -83,6 +95,7 @@ def render_grid(
             classes=_predicted_classes(replies),
             in_percent=all(reply.has_probabilities for reply in replies),
             maps=_drawn_maps(replies, wording),
+            answers=_answers(rows),
             data=script_data(_legible(_data(rows, wording))),
             style=style,
             script=asset("grid.js"),
@@ -96,7 +109,10 @@ def render_grid(
 
 @dataclass(frozen=True)
 class _Tile:
-    """``address`` is the picture's view, which also opens where no script runs; empty where none was kept."""
+    """``address`` is the picture's view, which also opens where no script runs; empty where none was kept.
+
+    ``misses`` is the true class where the prediction is another one.
+    """
 
     name: str
     address: str
@@ -104,6 +120,7 @@ class _Tile:
     prediction: Prediction | None
     in_percent: bool
     warns: bool
+    misses: str
 
 
 def _tiles(rows: Sequence[GridRow]) -> Iterator[_Tile]:
@@ -119,6 +136,7 @@ def _tiles(rows: Sequence[GridRow]) -> Iterator[_Tile]:
             prediction=reply.predictions[0] if reply.predictions else None,
             in_percent=reply.has_probabilities,
             warns=bool(its_own - common),
+            misses=row.true_class.label if row.true_class and not row.true_class.is_predicted(reply) else "",
         )
 
 
@@ -132,6 +150,12 @@ def _predicted_classes(replies: Iterable[Reply]) -> list[tuple[int, str, int]]:
     return sorted(
         ((index, label, count) for (index, label), count in first.items()), key=lambda each: (each[1].lower(), each[0])
     )
+
+
+def _answers(rows: Sequence[GridRow]) -> dict[str, int]:
+    """How many predictions are right and wrong, by the true classes; nothing where none is known."""
+    right = [row.true_class.is_predicted(row.reply) for row in rows if row.true_class is not None]
+    return {"right": sum(right), "wrong": len(right) - sum(right)} if right else {}
 
 
 def _drawn_maps(replies: Iterable[Reply], wording: Wording) -> dict[str, str]:
@@ -187,18 +211,33 @@ def _picture(row: GridRow, facts: _Numbered) -> dict[str, Any]:
         "warnings": list(reply.warnings),
         "request": reply.request_id,
         "timing": [[stage, milliseconds(taken)] for stage, taken in reply.timing_ms.items()],
-        "cards": [_card(item, facts) for item in reply.explanations],
+        "truth": _truth(row),
+        "cards": [_card(item, facts, row.scales.get(item.id, MapScales())) for item in reply.explanations],
     }
 
 
-def _card(explanation: Explanation, facts: _Numbered) -> dict[str, Any]:
+def _truth(row: GridRow) -> list[Any] | None:
+    """Label, whether it is the prediction, and whether it is listed; None where the true class is not known."""
+    truth = row.true_class
+    if truth is None:
+        return None
+    is_listed = any(guess.index == truth.index for guess in row.reply.predictions[:TOP])
+    return [truth.label, truth.is_predicted(row.reply), is_listed]
+
+
+def _card(explanation: Explanation, facts: _Numbered, scales: MapScales) -> dict[str, Any]:
     result, target = explanation.result, target_of(explanation)
+    bars: dict[ImageKind, ColourBar | None] = {
+        "overlay": colour_bar_of(scales.overlay),
+        "heatmap": colour_bar_of(scales.heatmap),
+    }
     images: dict[ImageKind, bytes] = {"overlay": explanation.overlay_png, "heatmap": explanation.heatmap_png}
     card: dict[str, Any] = {
         "id": explanation.id,
         "method": explanation.method,
         "time": milliseconds(explanation.milliseconds),
         "images": {kind: _file(image_file(explanation.id, kind), images[kind]) for kind in _IMAGE_KINDS},
+        "bars": {kind: bar for kind, bar in bars.items() if bar},
         "facts": [facts.number(fact) for fact in facts_of(result)],
         "warnings": list(result.meta.warnings),
     }

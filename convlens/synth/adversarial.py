@@ -39,6 +39,7 @@ from convlens.visualization.layout import add_margin, hstack, text_image, vstack
 
 _GAMMA = 0.05  # by which share the radius grows or shrinks in a step
 _VISIBLE = 96  # levels from mid grey that the figure amplifies all but the largest hundredth of the differences to
+_WIDEST = 1200  # pixels, of a figure in one row
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
@@ -246,7 +247,10 @@ def _figure(before: Bytes8, after: Bytes8, before_ranking: Ranking, after_rankin
         (_about_grey(factor * difference), f"difference × {factor}"),
     ]
     captioned = [vstack([tile, text_image(caption, size=14, width=tile.shape[1])], gap=4) for tile, caption in tiles]
-    return add_margin(hstack(captioned, gap=8), margin=8)
+    # Two rows where one would be so wide that its letters cannot be read once it fits a page.
+    columns = len(tiles) if len(tiles) * before.shape[1] <= _WIDEST else 2
+    rows = [hstack(captioned[first : first + columns], gap=8) for first in range(0, len(tiles), columns)]
+    return add_margin(vstack(rows, gap=8), margin=8)
 
 
 def amplification(difference_HWC: Floats) -> int:

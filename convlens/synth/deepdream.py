@@ -18,12 +18,11 @@ from convlens.errors import RequestError
 from convlens.instrument import PartialForward, in_format_of, require_eval
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_positive
-from convlens.synth.images import black_and_white, half_on_gpus, read_rgb, resized, shown, to_tensor, to_uint8
+from convlens.synth.images import beside, black_and_white, half_on_gpus, read_rgb, resized, shown, to_tensor, to_uint8
 from convlens.synth.regularisers import sample_jitter
 from convlens.synth.step_gradient import StepGradient
 from convlens.synth.trunk import dream_layers
 from convlens.types import Bytes8
-from convlens.visualization.layout import hstack
 
 # Tiles begin at multiples of it, so that units of strided layers see the same pixels as in the whole image.
 GRID = 32
@@ -222,7 +221,8 @@ class DreamRun(SynthesisRun):
             "energy_ratio": energy_after / max(energy_before, 1e-30),
             "octaves": [list(size) for size in self._sizes],
         }
-        figures = {"before-and-after": hstack([before, result], gap=8)}
+        captions = ["before", f"after: {', '.join(self._job.layers)}"]
+        figures = {"before-and-after": beside([before, result], captions)}
         return Outcome({"dream": result}, figures, facts, frames=tuple(self._frames))
 
     def _step_start(self) -> Tensor:

@@ -17,9 +17,8 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_between, require_positive
-from convlens.synth.images import center_square, read_rgb, require_texture
+from convlens.synth.images import beside, center_square, read_rgb, require_texture
 from convlens.types import Bytes8, Floats
-from convlens.visualization.layout import hstack
 
 _SEED_SIDE = 3  # pixels of the patch that the texture grows from
 _ERROR_GROWTH = 1.1  # of the largest error where no pixel of the frontier can be filled
@@ -133,7 +132,8 @@ class EfrosRun(SynthesisRun):
     def finish(self) -> Outcome:
         texture = self._texture.copy()
         facts: dict[str, Any] = {"max_error": self._max_error}
-        return Outcome({"texture": texture}, {"source-and-texture": hstack([self._source, texture], gap=8)}, facts)
+        figure = beside([self._source, texture], ["sample", "texture made from it"])
+        return Outcome({"texture": texture}, {"source-and-texture": figure}, facts)
 
     def _place_seed(self) -> None:
         """Copy a random patch of the source into the middle."""

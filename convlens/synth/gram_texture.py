@@ -27,13 +27,12 @@ from convlens.synth.base import (
     require_choice,
     require_positive,
 )
-from convlens.synth.images import center_square, read_rgb, require_texture, resized, shown, to_tensor, to_uint8
+from convlens.synth.images import beside, center_square, read_rgb, require_texture, resized, shown, to_tensor, to_uint8
 from convlens.synth.lbfgs import ResumableLBFGS
 from convlens.synth.parameters import noise
 from convlens.synth.step_gradient import StepGradient
 from convlens.synth.trunk import texture_layers
 from convlens.types import Bytes8
-from convlens.visualization.layout import hstack
 
 _MIN_SIDE = 32  # pixels, also of the coarsest scale
 
@@ -182,7 +181,8 @@ class TextureRun(SynthesisRun):
             "gram_loss": texture_loss,
             "fell_by": noise_loss / max(texture_loss, 1e-30),
         }
-        return Outcome({"texture": texture}, {"source-and-texture": hstack([self._source, texture], gap=8)}, facts)
+        figure = beside([self._source, texture], ["sample", "texture made from it"])
+        return Outcome({"texture": texture}, {"source-and-texture": figure}, facts)
 
     @property
     def _x(self) -> Tensor:

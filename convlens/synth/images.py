@@ -19,9 +19,10 @@ from convlens.instrument import in_format_of
 from convlens.models import Classifier
 from convlens.runtime.memory import is_out_of_memory
 from convlens.types import Bytes8, ModelSpec
-from convlens.visualization.layout import hstack, text_image, vstack
+from convlens.visualization.layout import enlarge, hstack, text_image, vstack
 
 _GAP, _COLUMNS = 8, 6  # of a contact sheet
+_LEAST_SIDE = 288  # pixels, about, of images beside each other
 _SIZE_ERRORS = (RuntimeError, ValueError, AssertionError)  # what networks raise for images that they do not fit
 Ranking = list[tuple[int, str, float, float]]
 """Every class as (index, label, probability, logit), the most probable first."""
@@ -132,6 +133,16 @@ def rank_classes(classifier: Classifier, x_1CHW: Tensor) -> Ranking:
 def top_classes(ranking: Ranking, count: int = 5) -> list[dict[str, Any]]:
     """The first few as plain JSON values."""
     return [{"index": k, "label": label, "probability": p, "logit": s} for k, label, p, s in ranking[:count]]
+
+
+def beside(images: Sequence[Bytes8], captions: Sequence[str]) -> Bytes8:
+    """Images beside each other, each above its caption; all enlarged alike, by whole squares, where they are small."""
+    factor = max(1, _LEAST_SIDE // max(max(image_HWC.shape[:2]) for image_HWC in images))
+    tiles = [
+        vstack([large_HWC, text_image(caption, size=13, width=large_HWC.shape[1])], gap=4)
+        for large_HWC, caption in zip((enlarge(image_HWC, factor) for image_HWC in images), captions, strict=True)
+    ]
+    return hstack(tiles, gap=8)
 
 
 def contact_sheet(images: Sequence[Bytes8], captions: Sequence[str]) -> Bytes8:

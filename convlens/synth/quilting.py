@@ -15,9 +15,8 @@ from torch import Tensor
 from convlens.errors import RequestError
 from convlens.models import Classifier
 from convlens.synth.base import Job, Outcome, State, SynthesisRun, job, require_at_least, require_between
-from convlens.synth.images import read_rgb, require_texture
+from convlens.synth.images import beside, read_rgb, require_texture
 from convlens.types import Bytes8, Floats
-from convlens.visualization.layout import hstack
 
 
 @job("quilt")
@@ -109,7 +108,8 @@ class QuiltRun(SynthesisRun):
     def finish(self) -> Outcome:
         texture = self.snapshot().copy()
         facts: dict[str, Any] = {"blocks": self.total, "overlap": self._overlap}
-        return Outcome({"texture": texture}, {"source-and-texture": hstack([self._source, texture], gap=8)}, facts)
+        figure = beside([self._source, texture], ["sample", "texture made from it"])
+        return Outcome({"texture": texture}, {"source-and-texture": figure}, facts)
 
     def _shown(self, old: Bytes8, new: Bytes8, above: bool, beside: bool) -> NDArray[np.bool_]:
         """Where the new block shows: beyond the cut of each overlap, in the corner beyond both."""

@@ -3,28 +3,49 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
 from convlens.types import Bytes8
 from convlens.visualization.colormaps import diverging, sequential
 from convlens.visualization.heatmaps import Map
-from convlens.visualization.overlays import gradient_image
+from convlens.visualization.overlays import gradient_image, overlay
 from convlens.visualization.text import text_image, text_width
 
 BarKind = Literal["sequential", "diverging", "grey"]
 """sequential: 0 to the limit; diverging: -limit to +limit; grey: the same, around mid grey as gradients are drawn."""
+
+LaidOver = Literal["over-diverging", "over-positive", "over-sequential"]
+"""Colours over a dimmed photograph, which is grey where the map is 0: blue and red, red alone, red to yellow."""
+_SIGNED = ("diverging", "grey", "over-diverging")
+Colours = TypeVar("Colours", BarKind, LaidOver, covariant=True)
+
+
+@dataclass(frozen=True)
+class ColourScale(Generic[Colours]):
+    """What the colours of a drawn map stand for: ``limit`` is the value at full strength, in the map's own units."""
+
+    colours: Colours
+    limit: float
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether the colours begin at -limit; else at 0."""
+        return self.colours in _SIGNED
+
 
 _THICKNESS, _MARK, _GAP = 14, 4, 3  # pixels: the bar, a tick's line, and between that and its number
 _LETTERS = 12
 _INK, _FRAME = 20, 150
 _LEAST_HEIGHT = 48  # pixels: below, two numbers would touch
 _BETWEEN_TICKS = 28  # pixels, at least
+_MID_GREY = 128  # of the photograph below a map that is laid over it
 
 
-def colour_bar(limit: float, *, kind: BarKind, height: int, unit: str = "") -> Bytes8:
-    """The colours of a map drawn to ``limit``, as an image of that height to be put beside it.
+def colour_bar(limit: float, *, kind: BarKind | LaidOver, height: int, unit: str = "") -> Bytes8:
+    """The colours of a map drawn to ``limit``, alone or over a grey image, as an image of that height beside it.
 
     The first row of the bar is the limit, the last 0 or -limit; values beyond are drawn as those. Ticks are at
     multiples of 1, 2 or 5 times a power of ten. ``unit`` stands above them, e.g. "logit".
@@ -36,7 +57,7 @@ def colour_bar(limit: float, *, kind: BarKind, height: int, unit: str = "") -> B
     rows = height - top - _LETTERS // 2
     if rows < _LEAST_HEIGHT // 2:
         raise ValueError(f"height={height} leaves no room for the unit {unit!r} above the bar; use more, or no unit")
-    low = 0.0 if kind == "sequential" else -limit
+    low = -limit if kind in _SIGNED else 0.0
     bar_HWC = _coloured(np.linspace(limit, low, rows), limit, kind)
     values = tick_values(low, limit, most=max(2, rows // _BETWEEN_TICKS + 1))
     numbers = [_number(value) for value in values]
@@ -71,10 +92,13 @@ def tick_values(low: float, high: float, *, most: int) -> list[float]:
     return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
 
 
-def _coloured(values_H: Map, limit: float, kind: BarKind) -> Bytes8:
+def _coloured(values_H: Map, limit: float, kind: BarKind | LaidOver) -> Bytes8:
     if kind == "grey":
         return gradient_image(np.tile(values_H[None, :, None], (3, 1, _THICKNESS)), limit=limit)
     bar_HW = np.tile(values_H[:, None], (1, _THICKNESS))
+    if kind in get_args(LaidOver):
+        grey_HWC = np.full((*bar_HW.shape, 3), _MID_GREY, np.uint8)
+        return overlay(grey_HWC, bar_HW, signed=kind != "over-sequential", limit=limit)
     return (sequential if kind == "sequential" else diverging)(bar_HW, limit=limit)
 
 

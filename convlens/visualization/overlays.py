@@ -67,10 +67,15 @@ def overlay(
         )
     smooth_HW = smoothed(map_HW, sigma=smooth)
     smooth_HW = smooth_HW if signed else smooth_HW.clip(0)
-    part_HW = divide_by_limit(smooth_HW, _limit(smooth_HW, limit))
+    part_HW = divide_by_limit(smooth_HW, overlay_limit(smooth_HW) if limit is None else limit)
     share_HW1 = strength * np.abs(part_HW)[..., None]
     mixed_HWC = (1 - share_HW1) * _dimmed(image_HWC)[..., None] + share_HW1 * _vivid(part_HW, signed)
     return np.asarray(np.rint(mixed_HWC)).astype(np.uint8)
+
+
+def overlay_limit(map_HW: Floats) -> float:
+    """The absolute value that :func:`overlay` draws at full strength: the map's 99th percentile."""
+    return scale(map_HW, quantile=_QUANTILE)
 
 
 def grid(images: Sequence[Bytes8], *, columns: int, gap: int = 2, background: int = 255) -> Bytes8:
@@ -96,10 +101,6 @@ def _common_size(images: Sequence[Bytes8]) -> tuple[int, int]:
     if len(sizes) > 1:
         raise ValueError(f"images of different sizes (height, width): {sizes}; need one size")
     return sizes[0][0], sizes[0][1]
-
-
-def _limit(map_HW: Floats, limit: float | None) -> float:
-    return scale(map_HW, quantile=_QUANTILE) if limit is None else limit
 
 
 def _dimmed(image_HWC: Bytes8) -> Map:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,14 @@ from typer.testing import CliRunner, Result
 
 from convlens import ForwardPass, image, load, run
 from convlens.cli.main import build
+from convlens.cli.results import read_results
 from convlens.errors import ConvLensError, ModelError, RequestError
 from convlens.explain import available_methods, run_neurons
+from convlens.report import TrueClass
 from convlens.types import Attribution, Neuron
 
 PHOTOGRAPHS = Path(skimage.__file__).parent / "data"
+SMALL = "torchvision:squeezenet1_1:untrained?size=64&resize=64"
 
 
 def convlens(*arguments: object) -> Result:
@@ -117,6 +123,41 @@ def test_a_broken_picture_is_named_and_the_others_are_explained(tmp_path: Path, 
     assert "broken.jpg" in result.output
     assert (tmp_path / "out" / "chelsea" / "saliency.npz").is_file()
     assert not (tmp_path / "out" / "broken").exists()
+
+
+def in_folders_of_their_classes(tmp_path: Path) -> tuple[list[Path], str]:
+    for folder, name in (("tiger cat", "chelsea.png"), ("espresso", "coffee.png")):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        shutil.copy(PHOTOGRAPHS / name, tmp_path / "images" / folder)
+    return [tmp_path / "images" / "tiger cat", tmp_path / "images" / "espresso" / "coffee.png"], "folder"
+
+
+def in_a_table(tmp_path: Path) -> tuple[list[Path], str]:
+    (tmp_path / "labels.csv").write_text("file,label\nchelsea.png,tiger cat\ncoffee.png,espresso\n", encoding="utf-8")
+    return [PHOTOGRAPHS / "chelsea.png", PHOTOGRAPHS / "coffee.png"], str(tmp_path / "labels.csv")
+
+
+# ImageNet's numbers of the two classes.
+@pytest.mark.parametrize("labelled", [in_folders_of_their_classes, in_a_table])
+def test_true_classes_stand_beside_the_predictions_and_are_read_back(
+    tmp_path: Path, labelled: Callable[[Path], tuple[list[Path], str]]
+) -> None:
+    images, source = labelled(tmp_path)
+    convlens("explain", *images, "--methods", "saliency", "--model", SMALL, "--labels", source, "-o", tmp_path / "out")
+    with (tmp_path / "out" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        first, *_, last = list(csv.DictReader(file))
+    assert (first["file"], first["true_index"], first["true_label"]) == ("chelsea.png", "282", "tiger cat")
+    assert (last["file"], last["true_index"], last["true_label"]) == ("coffee.png", "967", "espresso")
+    found = [result.true_class for result in read_results(tmp_path / "out")]
+    assert found == [TrueClass(282, "tiger cat"), TrueClass(967, "espresso")]
+
+
+def test_a_label_that_the_network_does_not_have_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\nchelsea.png,tiger kat\n", encoding="utf-8")
+    given = ("--model", SMALL, "--labels", tmp_path / "labels.csv", "-o", tmp_path / "out")
+    with pytest.raises(RequestError, match=r"label of 'chelsea\.png'.*did you mean.*tiger cat"):
+        convlens("explain", PHOTOGRAPHS / "chelsea.png", *given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_of_one_name_from_two_folders_both_get_a_place(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from live_server import array, assert_same_map, photograph, strict
 
-from convlens.cli.demo import gallery_views
+from convlens.cli.photographs import other_photographs
 from convlens.gallery import build_from
 from convlens.models import load, pack
 from convlens.torchserve import archive, server
@@ -58,7 +58,7 @@ class Both:
 def both(default_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     folder = tmp_path_factory.mktemp("onnx")
     classifier = load("packaged:efficientnet_lite0", device="cpu")
-    build_from(list(gallery_views()), folder / "gallery", classifier)
+    build_from(list(other_photographs()), folder / "gallery", classifier)
     pack(classifier, folder / "model")
     # As `convlens archive` packs them: sweeps of their own beside the network, gradients where there is none.
     graphs = _some(default_bundle, folder / "graphs", "embedding", "saliency", "guided_backprop")

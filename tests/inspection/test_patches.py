@@ -216,6 +216,19 @@ def test_each_crop_bears_its_caption_below_its_gradient() -> None:
     plain, captioned = (draw_channel_sheet(crops, gradients, captions=each) for each in ([], ["4.2 cat.png", "3 a"]))
     np.testing.assert_array_equal(captioned[: len(plain)], plain)
     below = captioned[len(plain) + 4 :]
-    for first, text in ((0, "4.2 cat.png"), (96 + 4, "3 a")):
-        expected = text_image(text, size=11, width=96)
-        np.testing.assert_array_equal(below[: len(expected), first : first + 96], expected)
+    side = 8 * 20  # 20 is the largest whole number of pixels by which a crop of 8 becomes no larger than 160
+    for first, text in ((0, "4.2 cat.png"), (side + 4, "3 a")):
+        expected = text_image(text, size=11, width=side)
+        np.testing.assert_array_equal(below[: len(expected), first : first + side], expected)
+
+
+def test_of_a_long_caption_the_end_stays_whole_letters_below_the_crop() -> None:
+    words = ["a" * n + f"-{n}.png" for n in (200, 300)]
+    crops = [np.zeros((100, 100, 3), np.uint8)] * 2
+    sheet = draw_channel_sheet(crops, [], captions=[f"4.2 {word}" for word in words])
+    below = sheet[100 + 4 :]
+    # Three lines, of which the last ends above the lower edge: no letter is cut.
+    assert below.shape[0] == text_image("a b c", size=11, width=8).shape[0]
+    assert (below[-3:] == 255).all()
+    # The captions differ in nothing but their ends.
+    assert (below[:, :100] != below[:, 104:]).any()

@@ -17,9 +17,26 @@ from convlens.gallery import build
 from convlens.gallery.vectors import nearest_others
 from convlens.inspection import projection
 from convlens.inspection.pixel_neighbours import nearest_by_pixels, views_of_files
-from convlens.inspection.projection import label_agreement, principal_components, project, shared_neighbours
+from convlens.inspection.projection import (
+    draw_map,
+    label_agreement,
+    principal_components,
+    project,
+    shared_neighbours,
+)
 
 RANDOM = np.random.default_rng(0)
+
+
+def test_labels_too_many_for_the_legend_are_named_by_the_grey_that_they_are_drawn_in() -> None:
+    labels = [f"label {n}" for n in range(14)]
+    grey = (138, 143, 152)
+    few, many = (
+        draw_map(RANDOM.normal(size=(count, 2)), labels[:count], [b""] * count, caption="") for count in (12, 14)
+    )
+    # The square of the map is 1600 pixels within a margin of 16; below are the swatches, of 14 by 14 pixels.
+    below_few, below_many = ((sheet[16 + 1600 :] == grey).all(axis=2).sum() for sheet in (few, many))
+    assert (below_few, below_many) == (0, 14 * 14)
 
 
 @pytest.mark.parametrize("shape", [(300, 40), (30, 200)])

@@ -14,6 +14,7 @@ from browser_probe import BROWSER, DARK, WIDTHS, browse, dump_dom, serve
 from PIL import Image
 
 from convlens.cli.results import ImageResult, write_results
+from convlens.report import TrueClass
 from convlens.types import Attribution, Explanation, Meta, Neighbour, Neighbourhood, Prediction, Reply
 
 pytestmark = [pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH"), pytest.mark.slow]
@@ -43,6 +44,7 @@ VISIT = """await (async () => {
   seen.between = set("most", "70");
   seen.none = [set("most", "10"), by("none").hidden];
   set("least", ""); set("most", "");
+  seen.answers = ["wrong", "missed", "right", ""].map((answer) => set("answer", answer));
   seen.low = set("order", "low");
   seen.count = by("count").value;
   page.querySelector(".tile").click();
@@ -53,6 +55,25 @@ VISIT = """await (async () => {
   key("ArrowRight"); key("ArrowRight"); seen.last = [heading(), by("next").disabled];
   key("ArrowLeft"); seen.back = heading();
   seen.address = view.location.hash;
+  const inside = (selector, what) => [...by("details").querySelectorAll(selector)].map(what);
+  // Of the photograph below, and of the map over it.
+  const opacities = () => inside(".stack img", (image) => view.getComputedStyle(image).opacity);
+  const slide = (to) => {
+    by("opacity").value = to;
+    by("opacity").dispatchEvent(new view.Event("input", { bubbles: true }));
+    return opacities();
+  };
+  seen.opacity = [opacities(), slide(25), slide(100)];
+  seen.bars = inside(".bar-numbers", (bar) => [...bar.children].map((each) => each.textContent));
+  set("beside", "0");
+  seen.beside = [heading(), view.location.hash, inside(".comparison > article", (card) => card).length];
+  seen.row = inside(".comparison > article", (card) => card.getBoundingClientRect()).slice(0, 2)
+    .map((place) => [place.top, place.left]);
+  key("ArrowRight"); seen.beside.push(heading());
+  seen.compared = by("details").scrollWidth <= by("details").clientWidth;
+  await drawn();
+  set("beside", "-1"); key("ArrowLeft");
+  seen.alone = [heading(), view.location.hash];
   by("details").querySelector(".enlarge").click();
   seen.enlarged = by("enlarged").open;
   by("enlarged").close(); by("close").click();
@@ -84,7 +105,9 @@ def result(n: int) -> ImageResult:
     guesses = (Prediction(n, CLASSES[n], SHARES[n], 3.0), Prediction(9, "other", 0.05, 1.0))
     reply = Reply("net", "1.0", "a" * 64, "r", "cpu", guesses, explanations, ("take care",), {"forward": 2.0})
     name = "<script>console.error('escaped')<!--#?%.png" if n == 2 else f"picture {n}.png"
-    return ImageResult(name, encoded(224), reply)
+    # The first and the last are right, the second is of a class that its list does not have.
+    true_class = TrueClass(7, "horse") if n == 1 else TrueClass(n, CLASSES[n])
+    return ImageResult(name, encoded(224), reply, true_class)
 
 
 @pytest.fixture
@@ -121,7 +144,20 @@ def test_a_visitor_finds_every_picture_by_mouse_and_keyboard_at_every_width(
         assert seen["low"] == [script, "picture 1.png", "picture 0.png"]
         assert seen["count"] == "3 of 3 images"
         assert seen["opened"] == [True, script, "1 of 3", True]
-        assert seen["images"] == [[224, True], [224, True], [9, True], [16, True]]
+        assert seen["answers"] == [["picture 1.png"], ["picture 1.png"], ["picture 0.png", script], seen["all"]]
+        assert seen["images"] == [[224, True], [224, True], [224, True], [9, True], [16, True]]
+        assert seen["opacity"] == [["1", "1"], ["1", "0.25"], ["1", "1"]]
+        # Of a map that is 0 throughout the scale ends at 1; an overlay that is not of the map's size has no bar.
+        assert seen["bars"] == [["\u22121", "0", "1"]]
+        assert seen["beside"] == [
+            "picture 1.png beside picture 0.png",
+            "#image-2-beside-1",
+            4,
+            "picture 0.png beside picture 0.png",
+        ]
+        (left_top, left), (right_top, right) = seen["row"]
+        assert left_top == right_top and left < right
+        assert seen["compared"] and seen["alone"] == ["picture 1.png", "#image-2"]
         assert seen["wide"]
         assert (seen["next"], seen["last"], seen["back"]) == (
             "picture 1.png",

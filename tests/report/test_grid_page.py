@@ -13,8 +13,9 @@ from PIL import Image
 from strict_page import Page
 
 from convlens.errors import ConvLensError, ImageError
-from convlens.report import GridRow, render_grid
+from convlens.report import GridRow, MapScales, TrueClass, render_grid
 from convlens.types import Attribution, Explanation, Meta, Neighbour, Neighbourhood, Prediction, Reply
+from convlens.visualization.colourbar import ColourScale
 
 METHODS = ("saliency", "guided_backprop", "occlusion", "integrated_gradients")
 NAMES = (*METHODS, "neighbours")
@@ -186,6 +187,40 @@ def test_the_menus_list_the_classes_and_the_methods_that_there_are() -> None:
         "", "2", "5", "given", "name", "high", "low", "label", "", "saliency", "occlusion"
     ]  # fmt: skip
     assert "tabby 0 (2)" in page.text and "tabby 0 (1)" in page.text
+
+
+# By hand: of 0, 1 and 3 the first guess is the true class, of 2 the second, of 4 none of the five that are listed.
+def test_answers_are_right_wrong_and_missed_by_the_true_classes() -> None:
+    rows = [row(n, explanation("saliency")) for n in (0, 1, 2, 3, 4, 5)]
+    truths = [TrueClass(n, f"class {n}") for n in (0, 1, 3, 3, 700)]
+    html = page_of(*(replace(each, true_class=truth) for each, truth in zip(rows, [*truths, None], strict=True)))
+    page = Page(html)
+    assert "right (3)" in page.text and "wrong (2)" in page.text
+    assert [picture["truth"] for picture in data_of(html)["pictures"]] == [
+        ["class 0", True, True], ["class 1", True, True], ["class 3", False, True], ["class 3", True, True],
+        ["class 700", False, False], None,
+    ]  # fmt: skip
+    assert [span.get("class") for span in page.all("span")].count("misses") == 2
+
+
+def test_without_true_classes_no_menu_asks_for_them() -> None:
+    assert "answer" not in [select.get("id") for select in Page(page_of(row(0))).all("select")]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "bar"),
+    [
+        (ColourScale("diverging", 0.5), ["diverging", "\u22120.5", "0", "0.5"]),
+        (ColourScale("sequential", 3.0), ["sequential", "0", "1.5", "3"]),
+        (ColourScale("grey", 0.000123456), ["grey", "\u22120.000123", "0", "0.000123"]),
+    ],
+    ids=lambda value: getattr(value, "colours", ""),
+)
+def test_a_map_says_in_numbers_what_its_colours_stand_for(drawn: ColourScale, bar: list[str]) -> None:
+    scales = {"saliency": MapScales(heatmap=drawn)}
+    html = page_of(replace(row(0, explanation("saliency"), explanation("occlusion")), scales=scales))
+    first, second = data_of(html)["pictures"][0]["cards"]
+    assert (first["bars"], second["bars"]) == ({"heatmap": bar}, {})
 
 
 def test_only_a_picture_with_a_warning_of_its_own_is_marked() -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from strict_page import Page
 
 from convlens.errors import ConvLensError, ImageError
-from convlens.report import ReportRow, render, write
+from convlens.report import MapScales, ReportRow, TrueClass, render, write
 from convlens.types import Attribution, Explanation, Meta, Neighbour, Neighbourhood, Prediction, Reply
+from convlens.visualization.colourbar import ColourScale
 
 DESCRIPTIONS = {
     "saliency": ("which pixels matter.", "whether they speak for or against."),
@@ -152,7 +153,25 @@ def test_only_maps_of_few_pixels_are_drawn_with_hard_edges() -> None:
     photograph, overlay, heatmap = Page(page_of(row(saliency()))).all("img")
     assert "few-pixels" in (heatmap["class"] or "")
     assert "few-pixels" not in (photograph["class"] or "")
-    assert "class" not in overlay
+    assert "few-pixels" not in (overlay["class"] or "")
+
+
+def test_the_true_class_stands_below_the_predictions_and_where_it_is_another_in_the_overview() -> None:
+    right, wrong = (replace(row(saliency()), true_class=TrueClass(n, f"truth {n}")) for n in (0, 3))
+    page = Page(page_of(right, wrong, row(saliency())))
+    assert [paragraph["class"] for paragraph in page.all("p") if "truth" in (paragraph.get("class") or "")] == [
+        "truth",
+        "truth misses",
+    ]
+    assert page.text.count("truth 0") == 1 and page.text.count("truth 3") == 2
+
+
+def test_each_map_has_a_bar_that_says_in_numbers_what_its_colours_stand_for() -> None:
+    scales = {"saliency": MapScales(ColourScale("over-sequential", 0.25), ColourScale("sequential", 0.5))}
+    page = Page(page_of(replace(row(saliency()), scales=scales)))
+    bars = [span["class"] for span in page.all("span") if (span.get("class") or "").startswith("swatch ")]
+    assert bars[-2:] == ["swatch over-sequential", "swatch sequential"]
+    assert "0.1250.25" in "".join(page.text.split())
 
 
 def test_every_link_leads_to_one_place_even_where_names_are_the_same() -> None:

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import skimage
 
-from convlens.cli.demo import gallery_views
+from convlens.cli.photographs import other_photographs
 from convlens.client import BaseClient
 from convlens.engine.engine import Engine, EngineOptions
 from convlens.gallery import Gallery, build_from
@@ -67,7 +67,7 @@ def default_archives(folder: Path) -> tuple[dict[str, Path], Engine]:
     seconds are what refuses.
     """
     classifier = load("packaged:efficientnet_lite0", device="cpu")
-    build_from(list(gallery_views()), folder / "gallery", classifier)
+    build_from(list(other_photographs()), folder / "gallery", classifier)
     pack(classifier, folder / "model")
     apart = ArchiveOptions(sweeps_at=APART_SWEEP, section={"max_cost": 1e6})
 

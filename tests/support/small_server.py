@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-from convlens.cli.demo import gallery_views
+from convlens.cli.photographs import other_photographs
 from convlens.gallery import build_from
 from convlens.models import load, pack
 from convlens.torchserve import archive, launcher, server, server_config
@@ -38,7 +38,7 @@ def packed(folder: Path) -> Path:
     classifier = load(NETWORK, device="cpu")
     # No file of labels may hold the odd ones, but somebody's Python may.
     classifier = replace(classifier, spec=replace(classifier.spec, labels=LABELS))
-    build_from(list(gallery_views()), folder / "gallery", classifier)
+    build_from(list(other_photographs()), folder / "gallery", classifier)
     pack(classifier, folder / "model")
     return folder
 

@@ -99,3 +99,20 @@ def test_a_unit_stands_above_the_bar():
 def test_a_bar_that_cannot_be_drawn_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         colour_bar(options.pop("limit"), kind="grey", **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "top", "bottom"),
+    [("over-diverging", "red", "blue"), ("over-positive", "red", "grey"), ("over-sequential", "yellow", "grey")],
+)
+def test_the_bar_of_an_overlay_runs_to_the_grey_of_the_photograph_or_to_blue(kind, top, bottom):
+    sheet = colour_bar(1.0, kind=kind, height=200).astype(int)
+    seen = {place: sheet[row, 8] for place, row in (("top", 10), ("bottom", 190))}
+
+    def name(rgb):
+        red, green, blue = rgb
+        if max(rgb) - min(rgb) < 12:
+            return "grey"
+        return "blue" if blue > red else "yellow" if green > 1.5 * blue else "red"
+
+    assert (name(seen["top"]), name(seen["bottom"])) == (top, bottom)

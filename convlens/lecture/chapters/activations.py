@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from convlens.lecture.base import RESULTS, Drawn, Figure, Lecture, chapter
-from convlens.lecture.outputs import read_image, read_table
+from convlens.lecture.outputs import captioned, read_image, read_table
 from convlens.synth.images import resized
 from convlens.visualization.layout import add_margin, hstack, vstack
 
@@ -28,7 +28,8 @@ def _figure(lecture: Lecture, place: str, layer: str) -> Figure:
         ranking = read_table(path / "ranking.csv")[:_SHOWN]
         channel = int(ranking[0]["channel"])
         alone, over = (read_image(path / f"{stem}-{channel:04}.png") for stem in ("channel", "overlay"))
-        over = add_margin(resized(over, (_SIDE, round(over.shape[1] * _SIDE / len(over)))), margin=12)
+        over = resized(over, (_SIDE, round(over.shape[1] * _SIDE / len(over))))
+        over = add_margin(captioned(over, f"channel {channel} over the image"), margin=12)
         figure = vstack([read_image(path / "strongest.png"), hstack([alone, over], gap=16)], gap=16)
         numbers = {"layer": layer, "ranking": ranking}
         return Drawn(figure, numbers, [("Layer", layer), ("Strongest channel", str(channel))])

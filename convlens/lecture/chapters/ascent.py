@@ -118,7 +118,7 @@ def _all_images(lecture: Lecture, command: Command) -> Any:
         folder = lecture.path(command.output)
         numbers = job_numbers(folder)
         targets = numbers["facts"]["targets"]
-        captions = [", ".join(filter(None, (target["name"], _score(target)))) for target in targets]
+        captions = [_caption(target) for target in targets]
         images = [read_image(path) for path in sorted(folder.glob("[0-9][0-9]-*.png"))]
         tiles = [captioned(image, caption) for image, caption in zip(images, captions, strict=True)]
         facts = [(target["name"], _score(target)) for target in targets if _score(target)]
@@ -130,6 +130,13 @@ def _all_images(lecture: Lecture, command: Command) -> Any:
 def _only_image(folder: Path) -> Path:
     (path,) = folder.glob("00-*.png")
     return path
+
+
+def _caption(target: dict[str, Any]) -> str:
+    """A class with its score, or a channel with its layer."""
+    if target.get("layer"):
+        return f"{target['layer']}, channel {target['index']}"
+    return ", ".join(filter(None, (target["name"], _score(target))))
 
 
 def _score(target: dict[str, Any]) -> str:

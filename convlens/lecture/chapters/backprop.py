@@ -31,7 +31,7 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
         commands=(
             lecture.command("explain", *lecture.subjects, "--methods", ",".join(methods), output="guided-backprop"),
         ),
-        draw=explanation_drawing(lecture, "guided-backprop", methods, overlays=len(methods) == 1, unit="logit"),
+        draw=explanation_drawing(lecture, "guided-backprop", methods, overlays=len(methods) == 1, unit="∂logit/∂x"),
         photograph=True,
         method="guided_backprop",
     )

@@ -19,7 +19,7 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
         does_not_show="Neither for nor against: a bright pixel may raise or lower the score. The map is of the score "
         "as it is at this image, so noisy, and says nothing about large changes such as hiding a part.",
         commands=(lecture.command("explain", *lecture.subjects, "--methods", "saliency", output="saliency"),),
-        draw=explanation_drawing(lecture, "saliency", {"saliency": "Saliency"}, unit="logit"),
+        draw=explanation_drawing(lecture, "saliency", {"saliency": "Saliency"}, unit="∂logit/∂x"),
         photograph=True,
         method="saliency",
     )

@@ -39,7 +39,7 @@ def figures(lecture: Lecture) -> Iterator[Figure]:
             *("--set", f"scales={scales}"),
         ),
         "quilt": ("--size", lecture.size("384x384", "64x64"), "--set", f"block={lecture.size(48, 16)}"),
-        "efros": ("--size", lecture.size("96x96", "32x32"), "--set", f"source_side={lecture.size(64, 24)}"),
+        "efros": ("--size", lecture.size("128x128", "32x32"), "--set", f"source_side={lecture.size(96, 24)}"),
     }
     for method, (title, shows, does_not_show) in _TEXTS.items():
         command = ("texture", lecture.texture, "--method", method, *options[method])
