@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from markupsafe import Markup
+
 from convlens.errors import ConvLensError
 from convlens.report.explanation_views import (
     TOP,
@@ -76,7 +78,7 @@ def render(
             devices=distinct(row.reply.device for row in rows),
             sections=sections,
             style=asset("report.css"),
-            script=asset("report.js"),
+            script=Markup(asset("report.js") + asset("opacity.js")),
             csp_hash=csp_hash,
         )
     )
