@@ -6,13 +6,14 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from convlens.cli.console import print_message, print_result, spinner
 from convlens.cli.demo import demo_archive, require_inference
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption
+from convlens.cli.serve_ray import serve_on_ray
 from convlens.errors import ServerError
 from convlens.models import load
 from convlens.torchserve import server, server_config
@@ -30,9 +31,22 @@ def serve(
     port: Annotated[int, typer.Option(help="Inference port on 127.0.0.1; the other ports are any free ones.")] = 8080,
     auth: Annotated[bool, typer.Option(help="Require a token from every client.")] = True,
     store: StoreOption = Path("model_store"),
+    on: Annotated[Literal["torchserve", "ray"], typer.Option(help="Server: TorchServe, or Ray Serve.")] = "torchserve",
+    address: Annotated[
+        str, typer.Option(help="Ray cluster to serve on, HOST:PORT. Default: one of this machine alone.")
+    ] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="Serve config file for Ray, in place of an archive and ports.")
+    ] = None,
 ) -> None:
     """Serve an archive on 127.0.0.1 until Ctrl-C, and print curl commands to try."""
-    path = archive or _default_archive(model, store)
+    if on == "torchserve" and (address or config):
+        raise ServerError("--address and --config are for Ray: add --on ray")
+    path = archive or (None if config else _default_archive(model, store))
+    if on == "ray":
+        serve_on_ray(path, run_dir=RUN_DIR, port=port, auth=auth, address=address, config=config)
+        return
+    assert path is not None
     ports = replace(server_config.free_ports(), inference=port)
     with server.running(
         archives=entries(path, name=path.stem),

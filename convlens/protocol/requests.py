@@ -74,6 +74,32 @@ def parse_request(
     TIFF or npy files. Raises ImageError (400), NotAcceptableError (406), ImageTooLargeError (413), MediaTypeError (415)
     or RequestError (422) saying what to send instead.
     """
+    envelope, images, route = _opened(parts, headers, explain=explain, path_method=path_method, channels=channels)
+    requests = []
+    for place, image_parts in images:
+        with field_prefix(place):
+            requests.append(_request(image_parts, route, limits or image.Limits()))
+    media = requests[0].params.accept or JSON
+    if envelope.version and media != JSON:
+        raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
+    return ApiRequest(tuple(requests), media, envelope)
+
+
+def requested_params(
+    parts: Mapping[str, Any], headers: Mapping[str, str], *, explain: bool = False, path_method: str = ""
+) -> list[Params]:
+    """The parameters of each image of a call, by what ``parse_request`` takes; no image is decoded.
+
+    Raises as it does.
+    """
+    _, images, route = _opened(parts, headers, explain=explain, path_method=path_method, channels=0)
+    return [_with_route(_params_object(image_parts.get("params")), route) for _, image_parts in images]
+
+
+def _opened(
+    parts: Mapping[str, Any], headers: Mapping[str, str], *, explain: bool, path_method: str, channels: int
+) -> tuple[Envelope, list[tuple[str, dict[str, Any]]], _Route]:
+    """The envelope of a call, its images' places and parts, and what comes from elsewhere than the body."""
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
         raise MediaTypeError(
@@ -83,15 +109,7 @@ def parse_request(
         parts = _whole_body(parts["body"], content_type)
     envelope, images = unwrap_body(parts)
     sent_at = _sent_at(_header(headers, "x-request-start"))
-    route = _Route(explain, path_method, _header(headers, "accept"), sent_at, channels)
-    requests = []
-    for place, image_parts in images:
-        with field_prefix(place):
-            requests.append(_request(image_parts, route, limits or image.Limits()))
-    media = requests[0].params.accept or JSON
-    if envelope.version and media != JSON:
-        raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
-    return ApiRequest(tuple(requests), media, envelope)
+    return envelope, images, _Route(explain, path_method, _header(headers, "accept"), sent_at, channels)
 
 
 def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> Request:
