@@ -47,6 +47,7 @@ from convlens.protocol.requests import parse_request
 from convlens.rayserve import server
 from convlens.rayserve.config import ServeArgs, config
 from convlens.rayserve.server import RayServer
+from convlens.rayserve.tokens import digest_of
 from convlens.torchserve import archive
 from convlens.torchserve.archive_config import ArchiveOptions
 from convlens.torchserve.server_config import free_ports
@@ -155,7 +156,7 @@ def with_replicas(config_: Mapping[str, Any], replicas: int) -> dict[str, Any]:
 def deployed(live: RayServer, config_: Mapping[str, Any]) -> dict[str, Any]:
     """Deploys it with the token that the running service has."""
     running = json.loads(json.dumps(dict(config_)))
-    running["applications"][0]["args"]["tokens_sha256"] = [server.digest_of(live.token())]
+    running["applications"][0]["args"]["tokens_sha256"] = [digest_of(live.token())]
     server.deploy(running, timeout_s=600)
     return running
 

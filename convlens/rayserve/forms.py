@@ -29,8 +29,8 @@ def body_parts(body: bytes, content_type: str) -> dict[str, Any]:
 
 def _form(body: bytes, boundary: bytes) -> dict[str, Any]:
     """The last part of each name (RFC 7578); a part that is not ended is not there."""
-    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, maxsplit=_MAX_PARTS + 1)
-    if len(pieces) > _MAX_PARTS + 1:
+    pieces = (b"\r\n" + body).split(b"\r\n--" + boundary, maxsplit=_MAX_PARTS + 2)
+    if len(pieces) > _MAX_PARTS + 2:  # with what is before the first and after the last boundary
         raise RequestError(f"a form of more than {_MAX_PARTS} parts; known parts: data, params", field="data")
     fields: dict[str, Any] = {}
     for piece in pieces[1:-1]:  # before the first boundary and after the last one there is nothing of the form

@@ -20,7 +20,7 @@ import yaml
 from convlens.errors import ServerError
 from convlens.rayserve.archives import served_entries
 from convlens.rayserve.config import IMPORT_PATH, ServeArgs, roles_of
-from convlens.rayserve.tokens import digest_of, write_key_file
+from convlens.rayserve.tokens import write_key_file
 from convlens.types import no_op
 
 LOOPBACK = "127.0.0.1"
