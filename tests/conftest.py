@@ -14,7 +14,8 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 # Before torch is imported: threads that spin while they wait slow each other down many times over when servers, Java
 # and browsers share the cores with the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Before ray is imported: its clusters stay on the loopback address, and report to nobody.
+# Before ray is imported: its clusters stay on the loopback address, ask for their token, and report to nobody.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if WORKER:

@@ -95,6 +95,7 @@ def running(
     config, and lies in ``run_dir``; without it the config alone decides. ``probe`` is called with the running service
     and should make a tiny inference. Raises ServerError where it does not get ready within ``timeout_s``.
     """
+    arguments(described)  # before anything is written
     run_dir.mkdir(parents=True, exist_ok=True)
     key_file = run_dir / "key_file.json"
     with ExitStack() as cleanup:
@@ -145,9 +146,16 @@ def _gcs_address() -> str:
 def deployed(
     described: Mapping[str, Any], *, timeout_s: float = 180.0, on_step: Callable[[str], None] = no_op
 ) -> Iterator[None]:
-    """What a serve config describes, on the cluster that this process is connected to, until the ``with`` ends."""
+    """What a serve config describes, on the cluster that this process is connected to, until the ``with`` ends.
+
+    ServerError where the cluster serves something already: a config says all that a cluster serves, and would end it.
+    """
     from ray import serve
 
+    if others := sorted(serve.status().applications):
+        raise ServerError(
+            f"this cluster serves {', '.join(others)} already; add convlens to their config file and `serve deploy` it"
+        )
     serve.start(
         proxy_location=described.get("proxy_location", "EveryNode"),
         http_options=dict(described.get("http_options") or {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -51,6 +52,8 @@ def ask_both(small: Server, ray_small: Started) -> Iterator[Callable[..., tuple[
 
 def timeless(body: Any) -> Any:
     """A JSON answer without its clocks; the replies in a KServe tensor are JSON texts."""
+    if isinstance(body, Mapping) and re.search("would take about|ms have passed", str(body.get("message"))):
+        body = {**body, "message": re.sub(r"[\d.]+ m?s|=\d+", "#", body["message"])}  # each server's own clock and pace
     if isinstance(body, Mapping):
         return {key: timeless(value) for key, value in body.items() if key not in _CLOCKS}
     if isinstance(body, list):

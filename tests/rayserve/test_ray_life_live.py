@@ -83,7 +83,11 @@ def test_the_metrics_count_what_was_sent_over_both_protocols_to_all_deployments(
     before = counts(ask)
     for _ in range(3):
         ask("POST", f"/explanations/{SMALL}/1.0/saliency", content=PICTURE)
-    ask("POST", f"/predictions/{SMALL}", **form({"methods": [{"method": "occlusion", "options": {"window": 8}}]}))
+    ask(
+        "POST",
+        f"/predictions/{SMALL}",
+        **form({"methods": [{"method": "occlusion", "options": {"window": 8, "stride": 8}}]}),
+    )
     ask("POST", f"/predictions/{SMALL}", content=b"none")
     with GrpcClient(ray_small.server.grpc_address, model=SMALL, key_file=ray_small.server.key_file) as client:
         client.explain(PICTURE, methods=["saliency"])

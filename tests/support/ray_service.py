@@ -22,7 +22,7 @@ from convlens.torchserve.server_config import free_ports
 
 ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _COMMAND = [sys.executable, "-c", "from convlens.cli.main import main; main()", "serve"]
-_START_S, _STOP_S = 240.0, 90.0
+_START_S, _STOP_S = 1240.0, 990.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ def started(archive: Path, folder: Path, *options: str) -> Iterator[Started]:
         process = subprocess.Popen(
             [*_COMMAND, str(archive), "--on", "ray", "--port", str(port), *options],
             cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            # Where the tests run in the background they ignore Ctrl-C, and what they start would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
     try:
         server = _served(process, output, folder / ".convlens" / "server")

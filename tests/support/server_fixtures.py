@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def small(small_folder: Path) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def ray_small(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     """The small network on Ray Serve, from the archive that ``small`` serves."""
+    if not (find_spec("ray") and find_spec("starlette")):
+        pytest.skip("the optional package ray[serve] is not installed")
     with started(built(SMALL, small_folder), tmp_path_factory.mktemp("ray")) as service:
         yield service
 
