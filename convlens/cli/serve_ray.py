@@ -32,7 +32,7 @@ def serve_on_ray(
 ) -> None:
     """Serve an archive, or what a serve config file says, until Ctrl-C."""
     server = _server()
-    described = _read(config) if config else _described(archive, port=port, grpc_port=grpc_port)
+    described = _read(config) if config else _described(archive, port=port, grpc_port=grpc_port, address=address)
     with server.running(
         described,
         run_dir=run_dir,
@@ -67,8 +67,8 @@ def lines_to_try(live: Any) -> Iterator[str]:
         yield f"  curl -T cat.jpg{header} {live.inference_url}/{route}/{live.models[0]}"
 
 
-def _described(archive: Path | None, *, port: int, grpc_port: int | None) -> dict[str, Any]:
-    from convlens.rayserve.config import ServeArgs, config
+def _described(archive: Path | None, *, port: int, grpc_port: int | None, address: str) -> dict[str, Any]:
+    from convlens.rayserve.config import Location, ServeArgs, config
 
     if archive is None:
         raise ServerError("name an archive, or a serve config file by --config")
@@ -76,7 +76,10 @@ def _described(archive: Path | None, *, port: int, grpc_port: int | None) -> dic
     served = entries(path, name=path.stem) if path.is_file() else {path.name: path}
     threads = worker_threads(ServerSettings(), served.values()) if path.is_file() else 1
     args = ServeArgs(archives={name: str(each) for name, each in served.items()}, threads=threads)
-    return config(args, host="127.0.0.1", port=port, grpc_port=grpc_port or _free_from(_GRPC_PORT))
+    # On one machine a proxy is enough; those of further nodes would share its port, and take requests along when they die.
+    location: Location = "EveryNode" if address else "HeadOnly"
+    grpc_port = grpc_port or _free_from(_GRPC_PORT)
+    return config(args, host="127.0.0.1", port=port, grpc_port=grpc_port, location=location)
 
 
 def _read(config: Path) -> Mapping[str, Any]:

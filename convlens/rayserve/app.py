@@ -16,6 +16,7 @@ from convlens.rayserve.tokens import TokenCheck
 
 INGRESS, METRICS = "ingress", "metrics"
 _QUEUE = 100  # requests that may wait for a deployment; one more is answered 503
+_GRACE_S = 20.0  # a replica that goes may take so long for what it has; one for sweeps as long as the archive says
 _AHEAD = 2  # batches that a replica holds: while one is computed the next one gathers
 
 
@@ -46,7 +47,7 @@ def _replicas(entry: ServedEntry, role: Role, args: ServeArgs, store: Any) -> An
         name=f"{entry.name}-{role}",
         max_ongoing_requests=_AHEAD * batch_size,
         max_queued_requests=_QUEUE,
-        graceful_shutdown_timeout_s=entry.response_timeout_s,
+        graceful_shutdown_timeout_s=entry.response_timeout_s if role == "sweeps" else _GRACE_S,
         ray_actor_options={
             "num_cpus": args.cpus,
             "num_gpus": args.gpus,

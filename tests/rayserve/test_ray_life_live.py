@@ -10,16 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 from image_files import saved
 from live_server import photograph
-from ray_service import Started, node
+from ray_service import Started, kill_node, node
 from small_server import SMALL
 
 from convlens import image
@@ -127,33 +125,27 @@ def test_the_token_is_in_no_file_of_the_service_but_its_key_file(ray_small: Star
     assert [path.name for path in files if token in path.read_bytes()] == ["key_file.json"]
 
 
-def test_after_a_node_is_killed_under_load_answers_go_on_and_none_is_wrong(ray_small: Started, tmp_path: Path) -> None:
+def test_after_a_node_is_killed_under_load_answers_go_on_and_none_is_wrong(ray_small: Started) -> None:
     import ray
 
     live = ray_small.server
     ray.init(address=live.address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
     try:
-        with node(live.address, tmp_path) as raylet:
+        with node(live.address) as added:
             two = with_replicas(ray_small.config, 2)
             server.deploy(two, timeout_s=120)
-            statuses, gap = answers_while(live, lambda: kill(raylet), seconds=8.0)
+            statuses, gap = answers_while(live, lambda: kill_node(added), seconds=8.0)
         assert statuses.pop(200) > 20
         # What was on its way there is asked of another replica.
         assert statuses == {}
         assert gap < 15
     finally:
-        server.deploy(ray_small.config, timeout_s=120)
         ray.shutdown()
 
 
 def with_replicas(described: dict[str, Any], count: int) -> dict[str, Any]:
     deployments = [{"name": f"{SMALL}-quick", "num_replicas": count}]
     return {**described, "applications": [{**described["applications"][0], "deployments": deployments}]}
-
-
-def kill(raylet: psutil.Process) -> None:
-    for process in [raylet, *raylet.children(recursive=True)]:
-        process.kill()
 
 
 def answers_while(live: server.RayServer, action: Any, *, seconds: float) -> tuple[Counter[int], float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -22,7 +24,7 @@ from convlens.torchserve.server_config import free_ports
 
 ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _COMMAND = [sys.executable, "-c", "from convlens.cli.main import main; main()", "serve"]
-_START_S, _STOP_S = 1240.0, 990.0
+_START_S, _STOP_S = 240.0, 90.0
 
 
 @dataclass(frozen=True)
@@ -93,28 +95,27 @@ def _served(process: subprocess.Popen[str], output: Path, run_dir: Path) -> RayS
 
 
 @contextmanager
-def node(address: str, folder: Path, *, cpus: int = 1) -> Iterator[psutil.Process]:
-    """Another node of the cluster on this machine, by its raylet's process."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", address]
-    command += ["--num-cpus", str(cpus), "--node-ip-address", LOOPBACK, "--object-store-memory", "100000000"]
-    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    with (folder / "node.txt").open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+def node(address: str, *, cpus: int = 1) -> Iterator[Any]:
+    """Another node of the cluster, as processes of this machine; ``kill_node`` ends it the hard way."""
+    from ray.cluster_utils import Cluster
+
+    joined = Cluster(shutdown_at_exit=False)
+    joined.head_node = SimpleNamespace(gcs_address=address)  # that of the running service
+    memory = 100_000_000
+    added = joined.add_node(wait=False, num_cpus=cpus, node_ip_address=LOOPBACK, object_store_memory=memory)
     try:
-        yield _raylet(process, folder / "node.txt")
+        yield added
     finally:
-        for child in [*psutil.Process(process.pid).children(recursive=True)]:
-            child.terminate()
-        process.terminate()
-        process.wait(30)
+        kill_node(added)
 
 
-def _raylet(process: subprocess.Popen[bytes], output: Path) -> psutil.Process:
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        assert process.poll() is None, output.read_text()
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if child.name() == "raylet":
-                return child
-        time.sleep(0.1)
-    raise AssertionError(output.read_text())
+def kill_node(added: Any) -> None:
+    """SIGKILL for its raylet and agents, and for the workers that these leave."""
+    pids = [started.process.pid for each in added.all_processes.values() for started in each]
+    workers = [
+        child for pid in pids if psutil.pid_exists(pid) for child in psutil.Process(pid).children(recursive=True)
+    ]
+    added.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
