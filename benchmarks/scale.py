@@ -122,6 +122,7 @@ def cluster(cpus: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     temp = server.make_temp_dir()
+    (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)  # where Ray leaves a note of its last cluster
     head = {"num_cpus": cpus, "include_dashboard": False, "node_ip_address": server.LOOPBACK, "temp_dir": str(temp)}
     made = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": 400_000_000})
     try:

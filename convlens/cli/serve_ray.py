@@ -76,7 +76,7 @@ def _described(archive: Path | None, *, port: int, grpc_port: int | None, addres
     served = entries(path, name=path.stem) if path.is_file() else {path.name: path}
     threads = worker_threads(ServerSettings(), served.values()) if path.is_file() else 1
     args = ServeArgs(archives={name: str(each) for name, each in served.items()}, threads=threads)
-    # On one machine a proxy is enough; those of further nodes would share its port, and take requests along when they die.
+    # On one machine a proxy is enough: those of other nodes would share its port, and take requests along at their end.
     location: Location = "EveryNode" if address else "HeadOnly"
     grpc_port = grpc_port or _free_from(_GRPC_PORT)
     return config(args, host="127.0.0.1", port=port, grpc_port=grpc_port, location=location)
