@@ -29,21 +29,19 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 
 
 def _application(args: ServeArgs) -> serve.Application:
-    store = serve.deployment(MetricsStore).options(name=METRICS, ray_actor_options={"num_cpus": 0}).bind()
+    store = serve.deployment(name=METRICS, ray_actor_options={"num_cpus": 0})(MetricsStore).bind()
     models = [
         ServedModel(entry, {role: _replicas(entry, role, args, store) for role in roles_of(entry, args.roles)})
         for entry in served_entries(args.archives)
     ]
-    ingress = serve.deployment(Ingress).options(
-        name=INGRESS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
-    )
+    ingress = serve.deployment(name=INGRESS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Ingress)
     application: serve.Application = ingress.bind(models, TokenCheck(args.tokens_sha256, args.tokens_file), store)
     return application
 
 
 def _replicas(entry: ServedEntry, role: Role, args: ServeArgs, store: Any) -> Any:
     batch_size = 1 if role == "sweeps" else entry.batch_size
-    deployment = serve.deployment(ModelReplica).options(
+    deployment = serve.deployment(
         name=f"{entry.name}-{role}",
         max_ongoing_requests=_AHEAD * batch_size,
         max_queued_requests=_QUEUE,
@@ -54,7 +52,7 @@ def _replicas(entry: ServedEntry, role: Role, args: ServeArgs, store: Any) -> An
             "runtime_env": {"env_vars": _environment(args.threads)},
         },
     )
-    return deployment.bind(entry, role, roles_of(entry, args.roles), store)
+    return deployment(ModelReplica).bind(entry, role, roles_of(entry, args.roles), store)
 
 
 def _environment(threads: int) -> dict[str, str]:

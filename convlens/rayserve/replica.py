@@ -48,7 +48,7 @@ class ModelReplica:
             role = self._role_for(parts, headers)
             if role != self._role and role in self._roles:
                 return role
-        answer: Answer = await self._answer_batch((parts, headers))  # type: ignore[call-arg,arg-type]
+        answer: Answer = await self._answer_batch((parts, headers))
         return answer
 
     def check_health(self) -> None:

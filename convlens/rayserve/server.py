@@ -175,7 +175,9 @@ def deploy(described: Mapping[str, Any], *, timeout_s: float = 180.0, on_step: C
 
     # Serve's only public way to deploy a config file goes through the dashboard, which need not run.
     schema = ServeDeploySchema.model_validate(dict(described))
-    _get_global_client().deploy_apps(schema)
+    client = _get_global_client()
+    assert client is not None  # it raises where Serve does not run
+    client.deploy_apps(schema)
     wait_until_running([application.name for application in schema.applications], timeout_s=timeout_s, on_step=on_step)
 
 
