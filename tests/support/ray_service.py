@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,11 +67,12 @@ def started(archive: Path, folder: Path, *options: str) -> Iterator[Started]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+        Path(environment["TMPDIR"]).unlink()
 
 
 def _short(folder: Path) -> str:
     """Ray's sockets need a short path, which pytest's folders do not have."""
-    link = Path("/tmp") / f"cl{os.getpid()}"
+    link = Path(tempfile.gettempdir()) / f"cl{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(folder)
     return str(link)
