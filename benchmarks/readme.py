@@ -165,6 +165,12 @@ def serving(result: dict[str, Any]) -> str:
     return _table(heads, rows) + _machine(result)
 
 
+def scale(result: dict[str, Any]) -> str:
+    """benchmarks/scale.py"""
+    rows = [(row["what"], f"{row['result']:.3g} {row['unit']}") for row in result["rows"]]
+    return _table(("", "measured"), rows) + _machine(result)
+
+
 def gallery(result: dict[str, Any]) -> str:
     """benchmarks/gallery.py"""
     heads = ("", "a query", "numpy ÷ this", "recall@10", "index", "built in")
@@ -289,6 +295,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "features": ("features-cpu", features),
     "workers": ("workers", workers),
     "serving": ("serving-cpu", serving),
+    "scale": ("scale-cpu", scale),
     "gallery": ("gallery-cpu", gallery),
     "synthesis": ("synthesis-cpu", synthesis),
     "ascent_transfer": ("ascent_transfer-cpu", ascent_transfer),
@@ -299,7 +306,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 # The README, and the how-tos that hold tables of their own.
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "speed", "galleries", "synthesis")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "speed", "galleries", "synthesis", "scale")),
 )
 
 

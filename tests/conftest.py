@@ -14,6 +14,10 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 # Before torch is imported: threads that spin while they wait slow each other down many times over when servers, Java
 # and browsers share the cores with the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before ray is imported: its clusters stay on the loopback address, ask for their token, and report to nobody.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: the cores are shared
 
@@ -27,7 +31,7 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from export.bundle import Bundle
 
 pytest_plugins = ["server_fixtures"]
-SERVERS = {"live", "small", "echo"}  # its fixtures
+SERVERS = {"live", "small", "ray_small", "echo"}  # its fixtures
 
 
 @pytest.fixture(scope="session")

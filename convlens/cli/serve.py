@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from convlens.cli.console import print_message, print_result, spinner
 from convlens.cli.demo import demo_archive, require_inference
 from convlens.cli.options import DEFAULT_MODEL, ModelOption, StoreOption
+from convlens.cli.serve_ray import serve_on_ray
 from convlens.client.run_dir import RUN_DIR
 from convlens.errors import ServerError
 from convlens.models import load
@@ -52,10 +53,19 @@ def serve(
     ] = None,
     auth: Annotated[bool, typer.Option(help="Require a token from every client.")] = True,
     store: StoreOption = Path("model_store"),
+    on: Annotated[Literal["torchserve", "ray"], typer.Option(help="Server: TorchServe, or Ray Serve.")] = "torchserve",
+    address: Annotated[
+        str, typer.Option(help="Ray cluster to serve on, HOST:PORT. Default: one of this machine alone.")
+    ] = "",
+    config: Annotated[
+        Path | None, typer.Option(help="Serve config file for Ray, in place of an archive and ports.")
+    ] = None,
 ) -> None:
     """Serve an archive on 127.0.0.1 until Ctrl-C; print the ports, and commands to try."""
+    if on == "torchserve" and (address or config):
+        raise ServerError("--address and --config are for Ray: add --on ray")
     require_writable(RUN_DIR)
-    if archive is None:
+    if archive is None and config is None:
         require_writable(store)
     named = {
         "inference": port,
@@ -64,7 +74,19 @@ def serve(
         "management": management_port,
         "grpc_management": management_grpc_port,
     }
-    server_config.usual_ports(**named)  # before the archive is built, for an early error
+    ports = server_config.usual_ports(**named)  # before the archive is built, for an early error
+    if on == "ray":
+        path = archive or (None if config else _default_archive(model, store))
+        serve_on_ray(
+            path,
+            run_dir=RUN_DIR,
+            port=ports.inference,
+            grpc_port=ports.grpc_inference,
+            auth=auth,
+            address=address,
+            config=config,
+        )
+        return
     path = archive or _default_archive(model, store)
     ports = server_config.usual_ports(**named)
     for line in moved_ports(ports, named):

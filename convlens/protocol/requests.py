@@ -94,6 +94,42 @@ def parse_request(
     (413), MediaTypeError (415) or RequestError (422) saying what to send instead, and DeadlineError (504) where the
     deadline passes meanwhile.
     """
+    envelope, images, route = _opened(
+        parts, headers, explain=explain, path_method=path_method, channels=channels, on_block=on_block
+    )
+    limits = limits or image.Limits()
+    requests = list[Request]()
+    for place, image_parts in images:
+        used = sum(request.image.width * request.image.height for request in requests)
+        with field_prefix(place):
+            requests.append(_request(image_parts, route, _remaining(limits, used)))
+    media = requests[0].params.accept or JSON
+    if envelope.version and media != JSON:
+        raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
+    return ApiRequest(tuple(requests), media, envelope)
+
+
+def requested_params(
+    parts: Mapping[str, Any], headers: Mapping[str, str], *, explain: bool = False, path_method: str = ""
+) -> list[Params]:
+    """The parameters of each image of a call, by what ``parse_request`` takes; no image is decoded.
+
+    Raises as it does.
+    """
+    _, images, route = _opened(parts, headers, explain=explain, path_method=path_method, channels=0, on_block=no_op)
+    return [_with_route(_params_object(image_parts.get("params")), route) for _, image_parts in images]
+
+
+def _opened(
+    parts: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    explain: bool,
+    path_method: str,
+    channels: int,
+    on_block: OnBlock,
+) -> tuple[Envelope, list[tuple[str, dict[str, Any]]], _Route]:
+    """The envelope of a call, its images' places and parts, and what comes from elsewhere than the body."""
     arrived, clock = time.perf_counter(), time.time()
     content_type = _header(headers, "content-type").partition(";")[0].strip().lower()
     if content_type == "application/x-www-form-urlencoded":  # curl's --data-binary; decoded, its parts are rubble
@@ -107,17 +143,7 @@ def parse_request(
     envelope, images = unwrap_body(parts)
     sent_at = _sent_at(_header(headers, "x-request-start"))
     accept = _header(headers, "accept")
-    route = _Route(explain, path_method, accept, sent_at, channels, arrived, clock, on_block)
-    limits = limits or image.Limits()
-    requests = list[Request]()
-    for place, image_parts in images:
-        used = sum(request.image.width * request.image.height for request in requests)
-        with field_prefix(place):
-            requests.append(_request(image_parts, route, _remaining(limits, used)))
-    media = requests[0].params.accept or JSON
-    if envelope.version and media != JSON:
-        raise NotAcceptableError(f"a KServe body is answered in {JSON} only", field="accept")
-    return ApiRequest(tuple(requests), media, envelope)
+    return envelope, images, _Route(explain, path_method, accept, sent_at, channels, arrived, clock, on_block)
 
 
 def _request(parts: Mapping[str, Any], route: _Route, limits: image.Limits) -> Request:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _PREDICT = "predict"  # the method of a request that calls none
 _OTHER = "other"  # any method that is neither in the registry nor the evaluation of maps
 _LEVEL = "Model"
-_COMMON_LABELS = ("ModelName", "Level")
+COMMON_LABELS = ("ModelName", "Level")
 # Name -> its own labels, as handlers/metrics.yaml declares them to the server.
 COUNTERS = {
     "convlens_requests_total": ("method", "code"),
@@ -62,7 +62,7 @@ class Telemetry:
             for kind, ours in (("counter", COUNTERS), ("histogram", HISTOGRAMS))
             for name, instrument in declared.get(kind, {}).items()
             # TorchServe matches values to labels by their order alone, and drops lines that do not fit one by one.
-            if name in ours and tuple(instrument.dimension_names) == (*_COMMON_LABELS, *ours[name])
+            if name in ours and tuple(instrument.dimension_names) == (*COMMON_LABELS, *ours[name])
         }
         if missing := sorted({*COUNTERS, *HISTOGRAMS} - set(self._instruments)):
             _log.warning(

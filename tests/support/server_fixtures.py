@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import psutil
 import pytest
 from echo_server import echo_archives
 from live_server import Connect, Live, default_archives
-from small_server import QUEUE, packed, small_archives
+from ray_service import Started, started
+from small_server import QUEUE, SMALL, built, packed, small_archives
 
 from convlens.client import BaseClient, Client, GrpcClient
 from convlens.torchserve import server
@@ -51,6 +53,15 @@ def small(small_folder: Path) -> Iterator[Server]:
     """A small network with a short queue, for what takes many requests or hurts a worker."""
     with running(small_archives(small_folder), small_folder / "run", job_queue_size=str(QUEUE)) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def ray_small(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """The small network on Ray Serve, from the archive that ``small`` serves."""
+    if not (find_spec("ray") and find_spec("starlette")):
+        pytest.skip("the optional package ray[serve] is not installed")
+    with started(built(SMALL, small_folder), tmp_path_factory.mktemp("ray")) as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
