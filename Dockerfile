@@ -7,12 +7,14 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 WORKDIR /opt/convlens
 COPY requirements requirements
+# Further packages at their pins, such as ray[serve] for deploy/kuberay.
+ARG PACKAGES=
 # The pinned requirements, in a virtual environment. A pip configuration (mirrors, certificates) is mounted as a secret,
 # so that none of it stays in the image. The environment links to the base image's Python instead of copying it.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=pip_ca,target=/run/secrets/pip_ca \
     python3 -m venv venv \
     && venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
-       -r requirements/runtime.txt -r requirements/serve.txt -r requirements/onnx.txt
+       -r requirements/runtime.txt -r requirements/serve.txt -r requirements/onnx.txt ${PACKAGES}
 COPY pyproject.toml README.md LICENSE config.properties ./
 COPY convlens convlens
 COPY export export

@@ -3,7 +3,7 @@
 #
 #   IMAGE=convlens:latest    the image's name
 #   BUILDER=buildah          use this one
-#   BASE_IMAGE, MODEL, NAME, SWEEPS    the Dockerfile's arguments of those names
+#   BASE_IMAGE, MODEL, NAME, SWEEPS, PACKAGES    the Dockerfile's arguments of those names
 #   VOLUMES="/opt/mirror:/opt/mirror:ro"    folders visible to the build (podman and buildah), such as a package mirror
 #
 # pip inside the build uses this machine's pip configuration.
@@ -44,7 +44,7 @@ trap 'exit 130' INT TERM
 
 set -- --file Dockerfile --tag "${IMAGE:-convlens:latest}" "$@" \
     --secret "id=pip_conf,src=$settings/pip.conf" --secret "id=pip_ca,src=$settings/ca.crt"
-for name in BASE_IMAGE MODEL NAME SWEEPS; do
+for name in BASE_IMAGE MODEL NAME SWEEPS PACKAGES; do
     eval "value=\${$name:-}"
     [ -z "$value" ] || set -- "$@" --build-arg "$name=$value"
 done

@@ -64,6 +64,11 @@ def serve(
     """Serve an archive on 127.0.0.1 until Ctrl-C; print the ports, and commands to try."""
     if on == "torchserve" and (address or config):
         raise ServerError("--address and --config are for Ray: add --on ray")
+    if on == "ray" and (metrics_port or management_port or management_grpc_port):
+        raise ServerError(
+            "Ray Serve has no ports for metrics and management: metrics are at /metrics of --port, and `serve status` "
+            "and a new config file manage it"
+        )
     require_writable(RUN_DIR)
     if archive is None and config is None:
         require_writable(store)

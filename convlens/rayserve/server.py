@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from convlens import __version__
+from convlens.client.run_dir import ServerRecord, remove_record
 from convlens.errors import ServerError
 from convlens.rayserve.archives import served_entries
 from convlens.rayserve.config import IMPORT_PATH, ServeArgs, roles_of
@@ -30,7 +32,7 @@ _SESSION = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # 
 _CONNECT_S, _POLL_S = 5.0, 0.2
 _OBJECT_STORE_BYTES = 300_000_000  # requests and replies on their way; the default is a third of the memory
 # Nothing is reported to anybody, and replies of several maps pass over gRPC.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728)}
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728)}
 # A cluster of this machine alone stays on its loopback address, as far as Ray can: by itself it takes 127.0.0.1 for the
 # machine's address to others, and listens on all of them.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -38,8 +40,8 @@ _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 @dataclass(frozen=True)
 class RayServer:
-    """A service that runs. ``run_dir`` keeps its configuration and, while it runs, its token; ``address`` is the
-    cluster's, to connect to by ray.init.
+    """A service that runs. ``run_dir`` keeps its configuration and, while it runs, its token and the record of its
+    addresses; ``address`` is the cluster's, to connect to by ray.init.
     """
 
     models: tuple[str, ...]
@@ -65,6 +67,20 @@ class RayServer:
     @property
     def key_file(self) -> Path:
         return self.run_dir / "key_file.json"
+
+    @property
+    def record(self) -> ServerRecord:
+        """For clients in this folder. Ray Serve has no management interface of its own here."""
+        return ServerRecord(
+            rest=self.inference_url,
+            grpc=self.grpc_address,
+            metrics=self.metrics_url,
+            management="",
+            management_grpc="",
+            models=self.models,
+            auth=self.auth,
+            version=__version__,
+        )
 
     def token(self, kind: str = "inference") -> str:
         """The bearer token, read anew each time. A secret: never log it. Raises ServerError."""
@@ -111,6 +127,8 @@ def running(
         names = tuple(entry.name for entry in served_entries(args.archives))
         server = RayServer(names, port, grpc_port, run_dir, auth, _gcs_address())
         probe(server)
+        cleanup.callback(remove_record, run_dir)
+        server.record.write(run_dir)
         yield server
 
 
@@ -233,7 +251,7 @@ def require_free(port: int) -> None:
 def _cluster(address: str, args: ServeArgs, *, on_step: Callable[[str], None]) -> Iterator[None]:
     """This process connected to the cluster; a local one begins and ends here."""
     # Before ray is imported, which reads it then.
-    for name, value in (_ENVIRONMENT | (_LOCAL_ENVIRONMENT if address == "local" else {})).items():
+    for name, value in (ENVIRONMENT | (_LOCAL_ENVIRONMENT if address == "local" else {})).items():
         os.environ.setdefault(name, value)
     import ray
 
