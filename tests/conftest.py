@@ -18,6 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray ends its workers where the machine's memory is nearly full, whoever has it: here servers and browsers.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too: the cores are shared
 

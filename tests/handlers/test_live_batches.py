@@ -12,6 +12,7 @@ import pytest
 from live_server import BATCHED, QUICK, Live, array, assert_same_map, photograph, strict
 
 from convlens import image
+from convlens.cli.photographs import OTHERS
 from convlens.protocol.params import parse_params
 from convlens.protocol.requests import Request
 from convlens.types import Attribution, Neighbourhood, Reply
@@ -128,7 +129,7 @@ def test_the_explanations_route_answers_with_the_archives_own_methods(live: Live
     assert [one["id"] for one in body["explanations"]] == ["saliency", "guided_backprop", "occlusion", "neighbours"]
     assert_is(body, expected(live, "coffee.png", {"explain": True}))
     assert body["predictions"][0]["label"] == "espresso"
-    assert body["explanations"][-1]["neighbours"][0]["label"] == "espresso"
+    assert body["explanations"][-1]["neighbours"][0]["label"] in OTHERS.values()
 
 
 def test_the_predictions_route_answers_without_explanations(live: Live) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from bad_images import WHOLE, bombs, damaged, foreign
 
+from convlens.cli.photographs import OTHERS
+
 JSON = {"content-type": "application/json"}
 CONTROL = "\x00\r\n\x1b[31m\u2028\u202e\x7f\n[METRICS]a.Count:1|#b:c|#hostname:h\n[PID]1"
 MOST = 10**400  # more than any number that a float can hold
@@ -197,7 +199,7 @@ def methods() -> dict[str, BadRequest]:
             "or larger would fit",
             form({"methods": [{"method": "occlusion", "options": {"window": 8, "stride": 1}}]}),
         ),
-        "more neighbours than there are": bad_params("options.k", "use 1..50", {"neighbours": 999}),
+        "more neighbours than there are": bad_params("options.k", f"use 1..{len(OTHERS)}", {"neighbours": 999}),
     }
 
 
