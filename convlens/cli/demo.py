@@ -35,7 +35,7 @@ EXPLORER = "explorer"
 METHODS = "saliency,guided_backprop,occlusion,grad_cam,neighbours"
 _ABOUT_GALLERY = (
     "The nearest neighbours come from a gallery of {count} other photographs, those that scikit-image and scikit-learn "
-    "bring: so few that the nearest is often not alike. Build one of your own by `convlens gallery build`."
+    "bring: so few that the nearest is often not alike. Build one of your own with the command convlens gallery build."
 )
 
 
