@@ -42,10 +42,6 @@ class ServedEntry:
         return max(1, int(self.config.get("batchSize") or 1))
 
     @property
-    def batch_delay_s(self) -> float:
-        return float(self.config.get("maxBatchDelay") or 0) / 1e3
-
-    @property
     def response_timeout_s(self) -> float:
         return float(self.config.get("responseTimeout") or 120)
 

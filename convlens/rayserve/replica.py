@@ -35,7 +35,8 @@ class ModelReplica:
         self._busy_since: float | None = None
         folder, batch_size = unpacked(entry), 1 if role == "sweeps" else entry.batch_size
         self._answer_batch.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
-        self._answer_batch.set_batch_wait_timeout_s(0.0 if batch_size == 1 else entry.batch_delay_s)  # type: ignore[attr-defined]
+        # No delay: while one batch is computed the next one gathers.
+        self._answer_batch.set_batch_wait_timeout_s(0.0)  # type: ignore[attr-defined]
         gpu = 0 if ray.get_gpu_ids() else None  # ray shows a replica its own GPUs alone
         start = StartContext(entry, folder, batch_size=batch_size, gpu=gpu, metrics=self._instruments())
         self._handler = load_handler(folder)()
