@@ -10,7 +10,6 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import skimage.data
 import torch
 from browser_probe import BROWSER
 from devtools import Page, open_browser
-from explorer_page import READY, choose_class, choose_method, saved_array, shown_probabilities, visit
+from explorer_page import READY, choose_class, choose_method, saved_array, served, shown_probabilities, visit
 from explorer_sites import browser_runtime
 from PIL import Image
 from torch import Tensor, nn
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 from convlens import image
 from convlens.explain import ForwardPass, run
 from convlens.explain.scores import scores_of
-from convlens.explorer.server import running
 from convlens.explorer.site import Sample, write_site
 from convlens.gallery import build_from
 from convlens.models import Classifier
@@ -95,14 +93,6 @@ def site(network: Classifier, photographs: dict[str, Path], tmp_path_factory: py
 def address(site: Path) -> Iterator[str]:
     with served(site) as url:
         yield url
-
-
-@contextmanager
-def served(site: Path) -> Iterator[str]:
-    with running(site) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.url
-        server.shutdown()
 
 
 @pytest.fixture(scope="module")

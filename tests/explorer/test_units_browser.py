@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import skimage.data
 import torch
 from browser_probe import BROWSER
 from devtools import Page, open_browser
-from explorer_page import READY, visit
+from explorer_page import READY, served, visit
 from explorer_sites import browser_runtime
 from PIL import Image
 from small_atlases import FIRST, LAST, atlas, small_model
@@ -21,7 +20,6 @@ from small_evaluations import write_images
 from convlens import image
 from convlens.atlas.site_dir import read_atlas, read_records
 from convlens.explorer.atlas_files import SiteAtlas
-from convlens.explorer.server import running
 from convlens.explorer.site import Sample, write_site
 
 pytest.importorskip("onnxscript")
@@ -49,10 +47,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    with running(site) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.url
-        server.shutdown()
+    with served(site) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

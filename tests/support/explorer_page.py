@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from devtools import Page
 
+from convlens.explorer.server import running
+
 READY = "!document.querySelector('[data-working]') && document.querySelectorAll('#predictions button').length"
 DRAWN = f"document.querySelector('.pane .colour-bar') && {READY}"
+
+
+@contextmanager
+def served(site: Path) -> Iterator[str]:
+    """The address of a site, which its own server serves until the ``with`` ends."""
+    with running(site) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.url
+        server.shutdown()
 
 
 def visit(page: Page, address: str, state: str = "") -> None:
