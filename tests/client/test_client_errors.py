@@ -154,7 +154,7 @@ def test_no_try_begins_after_the_time_is_up() -> None:
         began = time.monotonic()
         with pytest.raises(FrontendError):
             client.explain(b"x")
-        assert time.monotonic() - began < 0.8
+        assert time.monotonic() - began < 10, "a thousand tries would take minutes"
         assert 2 <= len(server.asked) < 10
         assert server.asked[-1][0] - began < 0.6
 

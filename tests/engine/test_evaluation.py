@@ -37,8 +37,9 @@ from convlens.runtime.graph_set import GraphSet
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from convlens.types import Evaluation, Explanation, Step
 
+pytestmark = pytest.mark.usefixtures("clock")  # one that moves only where a network pauses
 BOTH = ["deletion", "insertion"]
-A_PICTURE = 0.02  # seconds, so long that a busy machine adds little
+A_PICTURE = 0.02  # seconds
 
 
 def explained(reply: Any, name: str = "saliency") -> Explanation:
@@ -381,7 +382,7 @@ def test_a_deadline_is_kept_in_the_middle_of_an_evaluation() -> None:
     asked = {"methods": ["saliency"], "evaluate": {"steps": 25}, "output": []}
     started = time.perf_counter()
     answers = live.run([request(0, deadline_ms=400, **asked), request(1)])
-    assert time.perf_counter() - started < 0.8, "of 1 s; the part that is under way ends"
+    assert 0.4 < time.perf_counter() - started < 0.8, "of 1 s; the part that is under way ends"
     assert isinstance(answers[0], DeadlineError)
     replied(answers[1])
 
