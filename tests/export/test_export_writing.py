@@ -22,6 +22,7 @@ import export as export_package
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier, load
 from convlens.runtime.graph_contract import labels_sha256
+from export import compatibility
 from export.__main__ import _parser, main
 from export.bundle import ALONE
 from export.compatibility import Row, markdown
@@ -282,6 +283,28 @@ def test_the_table_has_a_line_a_model_and_a_column_a_kind(tmp_path: Path, capsys
     head, _, line = capsys.readouterr().out.strip().splitlines()[-3:]
     assert head == "| model | scores | features |"
     assert line == f"| {rows[0]['model']} | {rows[0]['worst']:.1e} | {rows[1]['worst']:.1e} |"
+
+
+def test_an_interrupted_table_keeps_the_rows_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the third graph is made."""
+    where, made = (
+        tmp_path / "rows.json",
+        iter([Row("net", "scores", 1e-6, 1.0), Row("net", "saliency", None, 0.0, "why")]),
+    )
+
+    def graph(_: Classifier, kind: str) -> Row:
+        for row in made:
+            return row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compatibility, "_row", graph)
+    with pytest.raises(KeyboardInterrupt):
+        main(["table", "--models", SQUEEZENET, "--kinds", "scores", "saliency", "features", "-o", str(where)])
+    assert [(row["kind"], row["error"]) for row in json.loads(where.read_text())] == [
+        ("scores", ""),
+        ("saliency", "why"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
 def test_what_does_not_export_is_a_row_of_the_table_and_not_the_end_of_it() -> None:
