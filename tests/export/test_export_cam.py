@@ -361,9 +361,9 @@ def test_a_disagreement_keeps_the_draft_and_names_the_output(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0"])
-def test_torchvision_s_networks_are_explained_as_by_torch(tmp_path: Path, name: str) -> None:
-    classifier = load(f"torchvision:{name}:untrained?size=64", device="cpu")
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_0"])
+def test_networks_of_libraries_are_explained_as_by_torch(tmp_path: Path, name: str) -> None:
+    classifier = load(f"{name}:untrained?size=64", device="cpu")
     model = GraphModel.open(bundle(classifier, tmp_path / "graphs", kinds=("embedding", "cam")).folder, providers="cpu")
     for method in FAMILY:
         by_graph = run(method, GraphForward(model, pictures(3, 64)), [3, 700, 999]).values_NCHW
