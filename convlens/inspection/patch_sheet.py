@@ -86,6 +86,8 @@ def _caption(text: str, width: int) -> Bytes8:
     # Three lines hold fewer letters than they are pixels wide.
     kept = min(len(text), width)
     fits = bisect_right(range(1, kept + 1), False, key=lambda count: not _fits(_shortened(text, count), width))
+    while fits > 1 and not _fits(_shortened(text, fits), width):  # where a line is broken early, a letter less may do
+        fits -= 1
     return text_image(_shortened(text, max(1, fits)), size=_LETTERS, width=width)[:_THREE_LINES]
 
 
