@@ -23,7 +23,8 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=
        --no-deps --constraint requirements/constraints.txt torch \
     && venv/bin/python check_torch.py "${VARIANT}" \
     && venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
-       -r "requirements/image-${VARIANT}.txt" ${PACKAGES}
+       -r "requirements/image-${VARIANT}.txt" ${PACKAGES} \
+    && venv/bin/python check_torch.py "${VARIANT}"
 COPY pyproject.toml README.md LICENSE config.properties ./
 COPY convlens convlens
 COPY export export

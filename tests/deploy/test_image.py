@@ -121,20 +121,21 @@ def check_torch() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("variant", "version", "cuda", "said"),
+    ("variant", "package", "version", "said"),
     [
-        ("cuda", "2.14.1+cu130", "13.0", None),
-        ("cpu", "2.14.1+cpu", None, None),
-        ("onnx", "2.14.1+cpu", None, None),
-        ("cuda", "2.14.1+cpu", None, "VARIANT=cuda, but pip found torch 2.14.1+cpu, which is built without CUDA; "),
-        ("cpu", "2.14.1+cu130", "13.0", "VARIANT=cpu, but pip found torch 2.14.1+cu130, which is built for CUDA 13.0 "),
-        ("onnx", "2.14.1", "13.0", "add an index that has torch 2.14.1+cpu, such as PyTorch's own of CPU wheels"),
+        ("cuda", "torch", "2.14.1+cu130", None),
+        ("cpu", "torch", "2.14.1+cpu", None),
+        ("onnx", "torchvision", "0.29.2+cpu", None),
+        ("cuda", "torch", "2.14.1+cpu", "pip found torch 2.14.1+cpu, which is built without CUDA; "),
+        ("cpu", "torch", "2.14.1+cu130", "VARIANT=cpu, but pip found torch 2.14.1+cu130, which is built for CUDA; "),
+        ("onnx", "torch", "2.14.1+cu130", "add an index that has torch 2.14.1+cpu, such as PyTorch's own of CPU"),
+        ("cpu", "torchvision", "0.29.2+cu132", "add an index that has torchvision 0.29.2+cpu, "),
     ],
 )
 def test_a_torch_of_another_kind_ends_the_build(
-    check_torch: ModuleType, variant: str, version: str, cuda: str | None, said: str | None
+    check_torch: ModuleType, variant: str, package: str, version: str, said: str | None
 ) -> None:
-    complaint = check_torch.complaint(variant, version, cuda)
+    complaint = check_torch.complaint(variant, package, version)
     assert complaint is None if said is None else said in complaint
 
 
