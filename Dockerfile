@@ -37,8 +37,8 @@ ARG MODEL=packaged:efficientnet_lite0
 ARG NAME=convlens
 # here: one entry for all requests; apart: NAME_sweep takes heavy requests, so that predictions never wait for them.
 ARG SWEEPS=apart
-# What no server imports is removed, and of torch its headers and the compiler of protocols; what is left must still
-# load. Tokens are valid as long as the server runs: nobody renews them inside a container.
+# What no server imports is removed, and of torch its headers and all programs but one; what is left must still load.
+# Tokens are valid as long as the server runs: nobody renews them inside a container.
 RUN runtime=torch unused=image-unused.txt \
     && if [ "${VARIANT}" = onnx ]; then runtime=onnx unused=image-unused-onnx.txt; fi \
     && OMP_WAIT_POLICY=PASSIVE venv/bin/convlens archive --model "${MODEL}" --name "${NAME}" --sweeps "${SWEEPS}" \
@@ -46,7 +46,8 @@ RUN runtime=torch unused=image-unused.txt \
     && mv "${NAME}.mar" model.mar \
     && sed 's/^token_expiration_min=.*/token_expiration_min=5256000/' config.properties > container.properties \
     && venv/bin/python -m pip uninstall --yes --quiet --requirement "requirements/${unused}" \
-    && (cd venv/lib/python3*/site-packages && rm -rf torch/include torch/bin/protoc* sympy/*/tests networkx/*/tests) \
+    && (cd venv/lib/python3*/site-packages && rm -rf torch/include sympy/*/tests networkx/*/tests \
+        && find torch/bin -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec rm -r {} +) \
     && venv/bin/python -c 'import convlens.serving.handler, convlens.torchserve.container' \
     && rm -rf .convlens build requirements check_torch.py /tmp/* /root/.cache
 
