@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SHA = "0" * 64
+_PROGRAMS = ("torchserve.container", "serving.handler", "rayserve.app", "rayserve.server", "cli.probe", "cli.query")
 
 
 class Missing(MetaPathFinder):
@@ -29,8 +30,8 @@ class Missing(MetaPathFinder):
 def main() -> None:
     folder, *names = sys.argv[1:]
     sys.meta_path.insert(0, Missing(names))
-    importlib.import_module("convlens.torchserve.container")
-    importlib.import_module("convlens.serving.handler")
+    for module in _PROGRAMS:
+        importlib.import_module(f"convlens.{module}")
     for method in run_everything(Path(folder)):
         sys.stdout.write(f"{method}\n")
 
