@@ -8,6 +8,7 @@ memory.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import ipaddress
 import math
 import os
@@ -27,7 +28,7 @@ import psutil
 
 from convlens.errors import ConvLensError, ServerError
 from convlens.torchserve import health, server, server_config
-from convlens.torchserve.archive import entries
+from convlens.torchserve.archive import entries, holds_network
 from convlens.torchserve.launcher import ServerSettings
 from convlens.torchserve.server import Server
 
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(options: ContainerOptions, *, stop: queue.SimpleQueue[int]) -> int:
     """Serve until something is put into ``stop``; 0 then, and ServerError where the server ends by itself."""
     archives = {name: path for archive in options.archives for name, path in entries(archive).items()}
+    for archive in options.archives:
+        _require_packages(archive)
     with server.running(
         archives=archives,
         run_dir=options.run_dir,
@@ -87,6 +90,16 @@ def serve(options: ContainerOptions, *, stop: queue.SimpleQueue[int]) -> int:
         finish_requests(live, linger_s=options.linger_s, drain_s=options.drain_s)
     _say("stopped")
     return 0
+
+
+def _require_packages(archive: Path) -> None:
+    """ServerError for a network where no network can be built, as in the image of exported graphs."""
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing and holds_network(archive):
+        raise ServerError(
+            f"{archive} holds a network, and {' and '.join(missing)} are not installed here: only exported graphs can "
+            "be served; build the archive with `convlens archive --runtime onnx`, or the image with VARIANT=cuda or cpu"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> ContainerOptions:
