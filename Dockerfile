@@ -7,14 +7,24 @@ ARG BASE_IMAGE=python:3.11-slim-bookworm
 FROM ${BASE_IMAGE} AS build
 WORKDIR /opt/convlens
 COPY requirements requirements
+COPY scripts/check_torch.py ./
+# cuda: everything, on a GPU where there is one. cpu: no CUDA. onnx: exported graphs alone, by ONNX Runtime with CUDA, and
+# torch without it. For the last two pip's configuration names an index that has torch's CPU wheels.
+ARG VARIANT=cuda
 # Further packages at their pins, such as ray[serve] for deploy/kuberay.
 ARG PACKAGES=
 # The pinned requirements, in a virtual environment. A pip configuration (mirrors, certificates) is mounted as a secret,
-# so that none of it stays in the image. The environment links to the base image's Python instead of copying it.
+# so that none of it stays in the image. The environment links to the base image's Python instead of copying it. Torch
+# comes first and alone: where it is the wrong one, the build ends before CUDA's libraries are fetched.
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=pip_ca,target=/run/secrets/pip_ca \
-    python3 -m venv venv \
+    case "${VARIANT}" in cuda|cpu|onnx) ;; *) echo "error: VARIANT=${VARIANT}: one of cuda, cpu, onnx" >&2; exit 2;; esac \
+    && python3 -m venv venv \
     && venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
-       -r requirements/runtime.txt -r requirements/serve.txt -r requirements/onnx.txt ${PACKAGES}
+       --no-deps --constraint requirements/constraints.txt torch \
+    && venv/bin/python check_torch.py "${VARIANT}" \
+    && venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check \
+       -r "requirements/image-${VARIANT}.txt" ${PACKAGES} \
+    && venv/bin/python check_torch.py "${VARIANT}"
 COPY pyproject.toml README.md LICENSE config.properties ./
 COPY convlens convlens
 COPY export export
@@ -27,13 +37,19 @@ ARG MODEL=packaged:efficientnet_lite0
 ARG NAME=convlens
 # here: one entry for all requests; apart: NAME_sweep takes heavy requests, so that predictions never wait for them.
 ARG SWEEPS=apart
-# Packages that only the build needs are removed. Tokens are valid as long as the server runs: nobody renews them inside
-# a container.
-RUN OMP_WAIT_POLICY=PASSIVE venv/bin/convlens archive --model "${MODEL}" --name "${NAME}" --sweeps "${SWEEPS}" --store . \
+# What no server imports is removed, and of torch its headers and all programs but one; what is left must still load.
+# Tokens are valid as long as the server runs: nobody renews them inside a container.
+RUN runtime=torch unused=image-unused.txt \
+    && if [ "${VARIANT}" = onnx ]; then runtime=onnx unused=image-unused-onnx.txt; fi \
+    && OMP_WAIT_POLICY=PASSIVE venv/bin/convlens archive --model "${MODEL}" --name "${NAME}" --sweeps "${SWEEPS}" \
+       --runtime "${runtime}" --store . \
     && mv "${NAME}.mar" model.mar \
     && sed 's/^token_expiration_min=.*/token_expiration_min=5256000/' config.properties > container.properties \
-    && venv/bin/python -m pip uninstall --yes --quiet onnx onnxscript onnx-ir pip \
-    && rm -rf .convlens build requirements /tmp/* /root/.cache
+    && venv/bin/python -m pip uninstall --yes --quiet --requirement "requirements/${unused}" \
+    && (cd venv/lib/python3*/site-packages && rm -rf torch/include sympy/*/tests networkx/*/tests \
+        && find torch/bin -mindepth 1 -maxdepth 1 ! -name torch_shm_manager -exec rm -r {} +) \
+    && venv/bin/python -c 'import convlens.serving.handler, convlens.torchserve.container' \
+    && rm -rf .convlens build requirements check_torch.py /tmp/* /root/.cache
 
 FROM ${BASE_IMAGE}
 # Numbers, not names: from a number Kubernetes can see that the user is not root.
@@ -46,7 +62,6 @@ ARG NAME=convlens
 # NVIDIA_*: TorchServe counts GPUs with nvidia-smi, which the container runtime provides only as "utility".
 ENV PATH=/opt/convlens/venv/bin:$PATH \
     HOME=/tmp \
-    MPLCONFIGDIR=/tmp/matplotlib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     OMP_WAIT_POLICY=PASSIVE \

@@ -3,10 +3,12 @@
 #
 #   IMAGE=convlens:latest    the image's name
 #   BUILDER=buildah          use this one
+#   VARIANT=cuda             cuda; cpu: without CUDA; onnx: exported graphs alone, on a GPU (docs/serving.md)
 #   BASE_IMAGE, MODEL, NAME, SWEEPS, PACKAGES    the Dockerfile's arguments of those names
 #   VOLUMES="/opt/mirror:/opt/mirror:ro"    folders visible to the build (podman and buildah), such as a package mirror
 #
-# pip inside the build uses this machine's pip configuration.
+# pip inside the build uses this machine's pip configuration. For VARIANT=cpu and VARIANT=onnx it names an index that has
+# torch's CPU wheels, such as PyTorch's own, e.g. by PIP_EXTRA_INDEX_URL.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,6 +16,11 @@ fail() {
     echo "error: $1" >&2
     exit 2
 }
+
+case ${VARIANT:-cuda} in
+    cuda | cpu | onnx) ;;
+    *) fail "VARIANT=$VARIANT: one of cuda, cpu, onnx" ;;
+esac
 
 works() {
     case $1 in
@@ -44,7 +51,7 @@ trap 'exit 130' INT TERM
 
 set -- --file Dockerfile --tag "${IMAGE:-convlens:latest}" "$@" \
     --secret "id=pip_conf,src=$settings/pip.conf" --secret "id=pip_ca,src=$settings/ca.crt"
-for name in BASE_IMAGE MODEL NAME SWEEPS PACKAGES; do
+for name in VARIANT BASE_IMAGE MODEL NAME SWEEPS PACKAGES; do
     eval "value=\${$name:-}"
     [ -z "$value" ] || set -- "$@" --build-arg "$name=$value"
 done

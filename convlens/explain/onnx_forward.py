@@ -119,7 +119,7 @@ class GraphForward(Forward):
         super().__init__(
             model.spec,
             model.device,
-            torch.as_tensor(x_NCHW).to(device=model.device, dtype=torch.float32),
+            torch.as_tensor(x_NCHW).to(device=model.main.tensor_device, dtype=torch.float32),
             sweeps=sweeps or graph_sweeps(model),
             gallery=gallery,
             on_step=on_step,
@@ -175,7 +175,8 @@ class GraphForward(Forward):
     def layer_gradient(self, layer: str, target_N: Ints) -> tuple[Tensor, Tensor]:
         maps_NCHW, gradient_NCHW = self._cam_graph(layer).maps_and_gradient(self.x_NCHW, target_N)
         self._shared.backwards += 1
-        return torch.from_numpy(maps_NCHW).to(self.device), torch.from_numpy(gradient_NCHW).to(self.device)
+        device = self.model.main.tensor_device
+        return torch.from_numpy(maps_NCHW).to(device), torch.from_numpy(gradient_NCHW).to(device)
 
     def _cam_graph(self, layer: str) -> OnnxRuntime:
         """The graph of that layer's maps."""

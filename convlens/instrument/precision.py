@@ -57,6 +57,8 @@ def _shortest(allowed: set[str], device: torch.device) -> Arithmetic:
 def _has_tf32(device: torch.device) -> bool:
     if device.type == "cpu":  # oneDNN's rests on instructions that hardly any CPU has
         return bool(torch.cpu.get_capabilities().get("amx_fp16", False))
+    if torch.version.cuda is None:  # what ONNX Runtime does on a GPU is not torch's arithmetic
+        return False
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -63,7 +63,8 @@ class OnnxRuntime:
 
     Images are float32 (N, C, H, W), normalised; for graphs with preprocessing folded in uint8 (N, H, W, C). Torch
     tensors are read where they lie. ``contract`` says what the graph is, ``name`` which provider runs it, ``precision``
-    what it multiplies in: float32, tf32 or half.
+    what it multiplies in: float32, tf32 or half. ``device`` is where it runs, ``tensor_device`` where its inputs and
+    outputs lie: the same, but main memory for a GPU of which a torch built without CUDA knows nothing.
     """
 
     def __init__(
@@ -83,10 +84,16 @@ class OnnxRuntime:
         together; with ``spin`` they stay awake between its steps, which was a third faster on two idle cores and up to
         twice as slow on busy ones. ``memory_limit_bytes`` bounds ONNX Runtime's arena on a GPU; it has no such bound on
         the CPU. ``tf32`` lets a GPU round to TF32. Raises ModelError for a file that is no graph of ours or does not
-        keep its contract, and for a provider that does not start: there is no fall-back.
+        keep its contract, for a provider that does not start, since there is no fall-back, and for ``tf32`` on a GPU
+        where torch is built without CUDA.
         """
         label = "the graph" if isinstance(graph, bytes) else str(graph)
         provider = provider_of(providers)
+        if provider == CUDA and tf32 and torch.version.cuda is None:
+            raise ModelError(
+                f"precision tf32 was asked for, but whether a GPU has TF32 is torch's knowledge, and torch "
+                f"{torch.__version__} is built without CUDA; use precision float32"
+            )
         self._open = partial(
             open_session,
             graph,
@@ -101,6 +108,7 @@ class OnnxRuntime:
         self.contract = read_contract(self._session.get_modelmeta().custom_metadata_map, graph=label)
         _require_ports(self._session, self.contract, label)
         self.device = torch.device("cuda", device_id) if provider == CUDA else torch.device("cpu")
+        self.tensor_device = self.device if torch.version.cuda else torch.device("cpu")
         self.name = f"onnxruntime:{provider}"
         self.graph, self.threads = graph, threads or cores()
         in_float32 = arithmetic_of("tf32" if tf32 else "float32", self.device)
@@ -207,10 +215,11 @@ class OnnxRuntime:
         return {name: value.cpu().numpy() for name, value in self.run_on_device(*arrays).items()}
 
     def run_on_device(self, *arrays: InputArray) -> dict[str, Tensor]:
-        """As ``run``, with the outputs left on the session's device; inputs that lie there already are not copied."""
-        inputs = [as_input(array, port, self.device) for array, port in zip(arrays, self.contract.inputs, strict=True)]
+        """As ``run``, with the outputs left on ``tensor_device``; inputs that lie there already are not copied."""
+        device = self.tensor_device
+        inputs = [as_input(array, port, device) for array, port in zip(arrays, self.contract.inputs, strict=True)]
         sizes = named_sizes(inputs, self.contract.inputs)
-        outputs = {port.name: empty_output(port, sizes, self.device) for port in self.contract.outputs}
+        outputs = {port.name: empty_output(port, sizes, device) for port in self.contract.outputs}
         self._run_bound(inputs, outputs)
         return outputs
 
@@ -220,7 +229,7 @@ class OnnxRuntime:
             binding.bind_input(port.name, *binding_arguments(tensor, port))
         for port in self.contract.outputs:
             binding.bind_output(port.name, *binding_arguments(outputs[port.name], port))
-        if self.device.type == "cuda":  # ONNX Runtime reads on a stream of its own, and has finished when it returns
+        if self.tensor_device.type == "cuda":  # ONNX Runtime reads on a stream of its own, and returns when it is done
             torch.cuda.current_stream(self.device).synchronize()
         try:
             self._session.run_with_iobinding(binding)

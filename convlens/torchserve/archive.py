@@ -114,6 +114,13 @@ def read_manifest(archive: Path) -> Manifest:
         raise ServerError(f"{archive} is no TorchServe archive ({error}); build it anew") from error
 
 
+def holds_network(archive: Path) -> bool:
+    """Whether a network is packed in it, and not exported graphs alone. Raises ServerError as ``read_manifest``."""
+    read_manifest(archive)
+    with zipfile.ZipFile(archive) as opened:
+        return any(name.startswith(f"{_MODEL}/") for name in opened.namelist())
+
+
 def entries(archive: Path, *, name: str = "") -> dict[str, Path]:
     """Entry -> archive: ``name`` (by default the one it was built for) and, where the archive says so, the entry that
     answers what is heavy, under the name that it says. Raises ServerError for a bad archive.

@@ -8,6 +8,7 @@ memory.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import ipaddress
 import math
 import os
@@ -27,7 +28,7 @@ import psutil
 
 from convlens.errors import ConvLensError, ServerError
 from convlens.torchserve import health, server, server_config
-from convlens.torchserve.archive import entries
+from convlens.torchserve.archive import entries, holds_network
 from convlens.torchserve.launcher import ServerSettings
 from convlens.torchserve.server import Server
 
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def serve(options: ContainerOptions, *, stop: queue.SimpleQueue[int]) -> int:
     """Serve until something is put into ``stop``; 0 then, and ServerError where the server ends by itself."""
     archives = {name: path for archive in options.archives for name, path in entries(archive).items()}
+    for archive in options.archives:
+        _require_packages(archive)
     with server.running(
         archives=archives,
         run_dir=options.run_dir,
@@ -87,6 +90,16 @@ def serve(options: ContainerOptions, *, stop: queue.SimpleQueue[int]) -> int:
         finish_requests(live, linger_s=options.linger_s, drain_s=options.drain_s)
     _say("stopped")
     return 0
+
+
+def _require_packages(archive: Path) -> None:
+    """ServerError for a network where no network can be built, as in the image of exported graphs."""
+    missing = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
+    if missing and holds_network(archive):
+        raise ServerError(
+            f"{archive} holds a network, and {' and '.join(missing)} are not installed here: only exported graphs can "
+            "be served; build the archive with `convlens archive --runtime onnx`, or the image with VARIANT=cuda or cpu"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> ContainerOptions:
@@ -181,7 +194,8 @@ def wait_until_idle(server: Server, *, within_s: float) -> bool:
 
 def _is_idle(server: Server, *, timeout_s: float) -> bool:
     """Whether neither the queues nor the workers have anything; not where the server is too busy to say."""
-    # TorchServe counts what waits in its queues, but not what its workers have in hand: their processor time tells.
+    # TorchServe counts what waits in its queues, but not what its workers have in hand: their processor time tells, and
+    # their threads, where others take the cores that they want.
     try:
         models = _model_states(server, timeout_s)
     except httpx.HTTPError:
@@ -190,6 +204,8 @@ def _is_idle(server: Server, *, timeout_s: float) -> bool:
     before = {worker.pid: _cpu_seconds(worker) for worker in workers}
     time.sleep(_IDLE_LOOK_S)
     if models is None or any(_cpu_seconds(worker) - before[worker.pid] > _BUSY * _IDLE_LOOK_S for worker in workers):
+        return False
+    if any(map(_wants_a_core, workers)):
         return False
     return not any(int(model["jobQueueStatus"]["pendingRequests"]) for model in models)
 
@@ -216,6 +232,18 @@ def _cpu_seconds(process: psutil.Process) -> float:
     except psutil.Error:
         return 0.0
     return float(times.user + times.system)
+
+
+def _wants_a_core(process: psutil.Process) -> bool:
+    """Whether one of its threads runs or could run, waits for the disk, or is stopped; not for one that is gone."""
+    try:
+        if not psutil.LINUX:
+            return process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP, psutil.STATUS_STOPPED)
+        stats = [path.read_text(encoding="utf-8") for path in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+    except (OSError, psutil.Error):  # a thread that ends meanwhile: the next look will tell
+        return process.is_running()
+    # "PID (name) state …" (proc(5)); a name may hold brackets of its own.
+    return any(stat.rpartition(")")[2].split()[0] in "RDTt" for stat in stats)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from kubernetes_manifests import ROOT
 
 from convlens.cli.main import COMMANDS
+from convlens.explain.registry import available_methods
 from convlens.torchserve import server_config
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -40,9 +43,109 @@ def test_what_is_copied_is_there_and_let_in() -> None:
         assert (ROOT / name).exists()
 
 
-def test_only_what_serving_needs_is_installed() -> None:
-    asked = set(re.findall(r"-r requirements/(\w+)\.txt", DOCKERFILE))
-    assert asked == {"runtime", "serve", "onnx"}
+VARIANTS = ("cuda", "cpu", "onnx")
+EACH_VARIANT = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def listed(file: str) -> set[str]:
+    """The packages of a file of requirements and of those that it names, as they are written."""
+    lines = (ROOT / "requirements" / file).read_text(encoding="utf-8").splitlines()
+    others = [listed(line.removeprefix("-r ")) for line in lines if line.startswith("-r ")]
+    return {line for line in lines if line[:1] not in ("-", "#")}.union(*others)
+
+
+@EACH_VARIANT
+def test_an_image_has_what_serving_needs_and_one_onnx_runtime(variant: str) -> None:
+    packages = listed(f"image-{variant}.txt")
+    runtimes = {package for package in packages if package.startswith("onnxruntime")}
+    assert listed("runtime.txt") | listed("serve.txt") == packages - runtimes - {"onnx", "onnxscript"}
+    assert (
+        runtimes
+        == {
+            "cuda": {"onnxruntime-gpu"},
+            "cpu": {"onnxruntime"},
+            "onnx": {"onnxruntime-gpu", "onnxruntime-gpu[cuda,cudnn]"},
+        }[variant]
+    )
+
+
+def test_both_onnx_runtimes_are_pinned_at_one_version() -> None:
+    pins = dict(line.split("==") for line in listed("constraints.txt"))
+    assert pins["onnxruntime"] == pins["onnxruntime-gpu"]
+
+
+def test_what_is_removed_was_installed() -> None:
+    pinned = {normal(line.split("==")[0]) for line in listed("constraints.txt")}
+    assert {normal(name) for name in listed("image-unused-onnx.txt")} <= pinned | {"pip"}
+
+
+def test_a_server_runs_every_method_without_what_is_removed(tmp_path: Path) -> None:
+    removed = {normal(name) for name in listed("image-unused.txt")} - {"pip"}
+    modules = [
+        module
+        for module, packages in importlib.metadata.packages_distributions().items()
+        if {normal(name) for name in packages} <= removed
+    ]
+    assert {"matplotlib", "scipy", "sklearn", "pyarrow", "onnx"} <= set(modules)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "support" / "serving_alone.py", tmp_path, *modules],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == sorted(available_methods())
+
+
+def normal(name: str) -> str:
+    """As package indexes compare names (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_a_variant_that_is_none_ends_the_build_at_once() -> None:
+    (run,) = (line for line in joined() if "image-${VARIANT}.txt" in line)
+    check = re.search(r"case .*? esac", run)
+    assert check is not None
+    for variant in (*VARIANTS, "unused", "gpu", ""):
+        command = ["sh", "-c", check.group(0)]
+        done = subprocess.run(command, env={"VARIANT": variant}, capture_output=True, text=True, check=False)
+        refused = (2, f"error: VARIANT={variant}: one of cuda, cpu, onnx\n")
+        assert (done.returncode, done.stderr) == ((0, "") if variant in VARIANTS else refused)
+
+
+@pytest.fixture(scope="module")
+def check_torch() -> ModuleType:
+    return script("check_torch")
+
+
+@pytest.mark.parametrize(
+    ("variant", "package", "version", "said"),
+    [
+        ("cuda", "torch", "2.14.1+cu130", None),
+        ("cpu", "torch", "2.14.1+cpu", None),
+        ("onnx", "torchvision", "0.29.2+cpu", None),
+        ("cuda", "torch", "2.14.1+cpu", "pip found torch 2.14.1+cpu, which is built without CUDA; "),
+        ("cpu", "torch", "2.14.1+cu130", "VARIANT=cpu, but pip found torch 2.14.1+cu130, which is built for CUDA; "),
+        ("onnx", "torch", "2.14.1+cu130", "add an index that has torch 2.14.1+cpu, such as PyTorch's own of CPU"),
+        ("cpu", "torchvision", "0.29.2+cu132", "add an index that has torchvision 0.29.2+cpu, "),
+    ],
+)
+def test_a_torch_of_another_kind_ends_the_build(
+    check_torch: ModuleType, variant: str, package: str, version: str, said: str | None
+) -> None:
+    complaint = check_torch.complaint(variant, package, version)
+    assert complaint is None if said is None else said in complaint
+
+
+def test_the_installed_torch_is_looked_at() -> None:
+    fits, other = ("cpu", "cuda") if torch.version.cuda is None else ("cuda", "cpu")
+    command = [sys.executable, ROOT / "scripts" / "check_torch.py"]
+    assert subprocess.run([*command, fits], check=False, timeout=60).returncode == 0
+    done = subprocess.run([*command, other], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: VARIANT={other}, but pip found torch {torch.__version__}, ")
 
 
 def test_its_user_is_a_number_and_not_root() -> None:
@@ -120,6 +223,17 @@ def test_a_builder_that_is_none_is_refused(builders: Path) -> None:
     assert "podman is not installed" in image_sh(builders, BUILDER="podman").stderr
 
 
+def test_a_variant_that_is_none_is_refused_before_anything_is_built(builders: Path) -> None:
+    done = image_sh(builders, VARIANT="gpu")
+    assert (done.returncode, done.stderr) == (2, "error: VARIANT=gpu: one of cuda, cpu, onnx\n")
+
+
+@EACH_VARIANT
+def test_the_variant_reaches_the_build(builders: Path, variant: str) -> None:
+    put(builders, "buildah", 'echo "$@"')
+    assert f" --build-arg VARIANT={variant} " in image_sh(builders, VARIANT=variant).stdout
+
+
 @pytest.mark.parametrize("missing", ["info", "buildx"])
 def test_a_docker_without_its_service_or_without_buildx_is_passed_over(builders: Path, missing: str) -> None:
     put(builders, "docker", f"[ $1 != {missing} ]")
@@ -154,13 +268,17 @@ def test_the_secrets_are_there_during_the_build_and_gone_after_it(builders: Path
     assert not any(Path(source).exists() for source in sources)
 
 
-@pytest.fixture(scope="module")
-def pip_settings() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pip_settings", ROOT / "scripts" / "pip_settings.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def pip_settings() -> ModuleType:
+    return script("pip_settings")
 
 
 def test_pip_reads_the_settings_as_they_were(pip_settings: ModuleType, tmp_path: Path) -> None:
@@ -189,7 +307,7 @@ def test_pip_reads_the_settings_as_they_were(pip_settings: ModuleType, tmp_path:
 
 def test_the_dockerfile_mounts_both_where_pip_looks(pip_settings: ModuleType) -> None:
     runs = [line for line in joined() if " -m pip install" in line]
-    assert len(runs) == 2
+    assert runs
     for line in runs:
         assert "--mount=type=secret,id=pip_conf,target=/etc/pip.conf" in line
         assert f"--mount=type=secret,id=pip_ca,target={pip_settings.CERTIFICATES}" in line

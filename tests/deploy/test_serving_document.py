@@ -119,6 +119,14 @@ def test_variables_in_the_table_are_those_of_the_image_and_the_program() -> None
         assert usual is not None and program_s == (usual.group(1) or "127.0.0.1")
 
 
+def test_variants_in_the_table_are_those_that_the_image_has() -> None:
+    rows = re.findall(r"^\| `(\w+)`(?: \(default\))? \| [\d.]+ GB \|", TEXT, flags=re.MULTILINE)
+    assert set(rows) == {path.stem.removeprefix("image-") for path in (ROOT / "requirements").glob("image-*.txt")} - {
+        "unused",
+        "unused-onnx",
+    }
+
+
 def test_every_file_that_a_command_names_is_there() -> None:
     words = [word for block in blocks("console") for word in shlex.split(block, comments=True)]
     named = [word for word in words if word.startswith(("deploy/", "scripts/"))]

@@ -18,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 import convlens
+from convlens.engine.engine import Engine
 from convlens.errors import ModelError, RequestError, TargetError, UnsupportedModelError
 from convlens.explain import ForwardPass, GraphForward, GraphModel, run
 from convlens.models import Classifier, load
+from convlens.runtime import onnx_runtime, onnx_session
 from convlens.runtime.onnx_runtime import OnnxRuntime
 from export.__main__ import main
 from export.bundle import bundle
@@ -226,6 +228,40 @@ def test_methods_of_maps_and_more_are_explained_as_by_the_network(model: GraphMo
     by_torch = run(method, ForwardPass(mixed(), pictures(3)), [2, 0, 1])
     close(by_graph.values_NCHW, by_torch.values_NCHW)
     assert np.abs(by_torch.values_NCHW).max() > 0
+
+
+@pytest.fixture
+def gpu_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> GraphModel:
+    """As on a GPU beside a torch without CUDA; the sessions are the CPU's, and any tensor on a GPU raises."""
+
+    def on_the_cpu(graph: Any, label: str, _: str, **options: Any) -> Any:
+        return onnx_session.open_session(graph, label, "CPUExecutionProvider", **options)
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(onnx_runtime, "open_session", on_the_cpu)
+    return GraphModel.open(folder, providers="cuda", device_id=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors can lie on a GPU here")
+@pytest.mark.parametrize("method", ["saliency", "input_x_gradient", "grad_cam", "guided_grad_cam", "occlusion", "rise"])
+def test_a_gpu_needs_no_cuda_in_torch(gpu_model: GraphModel, method: str) -> None:
+    engine = Engine(gpu_model)
+    engine.warm_up(2)
+    engine.calibrate()
+    options = {"window": 6, "stride": 3} if method == "occlusion" else {}
+    by_graph = run(method, GraphForward(gpu_model, pictures(2)), [2, 0], options)
+    by_torch = run(method, ForwardPass(mixed(), pictures(2)), [2, 0], options)
+    close(by_graph.values_NCHW, by_torch.values_NCHW)
+    assert (by_graph.meta.device, by_graph.meta.precision) == ("cuda:1", "float32")
+
+
+def test_tf32_is_refused_where_torch_cannot_tell_whether_a_gpu_has_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ModelError, match="built without CUDA; use precision float32"):
+        GraphModel.open(folder, providers="cuda", precision="tf32")
 
 
 def test_guided_grad_cam_needs_the_graph_of_guided_backprop_too(folder: Path, tmp_path: Path) -> None:

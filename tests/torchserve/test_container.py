@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from convlens.torchserve import archive
 from convlens.torchserve.container import main
 
 
@@ -18,6 +19,29 @@ def test_a_missing_archive_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: no archive {tmp_path / 'none.mar'}; build one with `convlens archive`\n"
+
+
+def test_a_network_is_refused_where_only_graphs_can_be_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "model.json").write_text("{}")
+    path = archive.build(name="net", model_dir=tmp_path / "packed", store=tmp_path)
+    for name in ("timm", "torchvision"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert main([str(path), "--run-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {path} holds a network, and timm and torchvision are not installed here: only exported graphs can be "
+        "served; build the archive with `convlens archive --runtime onnx`, or the image with VARIANT=cuda or cpu\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_exported_graphs_need_no_package_for_networks(tmp_path: Path) -> None:
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "embedding.onnx").write_bytes(b"graph")
+    path = archive.build(name="net", model_dir=None, graphs=tmp_path / "graphs", store=tmp_path)
+    assert not archive.holds_network(path)
 
 
 @pytest.mark.parametrize("option", ["linger", "drain"])

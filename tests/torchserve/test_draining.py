@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -91,6 +92,19 @@ def test_a_worker_that_computes_is_waited_for(tmp_path: Path) -> None:
         try:
             with management(QueueStates([0], pids=[worker.pid]), tmp_path) as server:
                 assert not wait_until_idle(server, within_s=1)
+                assert wait_until_idle(server, within_s=60)
+        finally:
+            worker.kill()
+
+
+def test_a_worker_that_computes_is_waited_for_while_it_gets_no_core(tmp_path: Path) -> None:
+    code = "import time; until = time.process_time() + 0.5\nwhile time.process_time() < until: pass\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code]) as worker:
+        try:
+            worker.send_signal(signal.SIGSTOP)
+            with management(QueueStates([0], pids=[worker.pid]), tmp_path) as server:
+                assert not wait_until_idle(server, within_s=2)
+                worker.send_signal(signal.SIGCONT)
                 assert wait_until_idle(server, within_s=60)
         finally:
             worker.kill()
