@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -31,6 +32,7 @@ from convlens.rayserve.tokens import TokenCheck
 _log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 33_554_432  # as max_request_size in config.properties
+_READY_S = 10.0  # so long a model may take to say that it is ready
 _PIECE = 1 << 20  # of a large reply: the first leaves while the rest is still copied
 # Never the token.
 _FORWARDED = ("content-type", "content-encoding", "accept", "x-request-start", "inference-header-content-length")
@@ -96,6 +98,8 @@ class Ingress:
         if route.resource in ("metadata", "ready"):
             # By a replica, so that "ready" is the word of a model that answers.
             return _response(await self._answer(route, {"body": {"describe": route.resource}}, {}))
+        if route.resource == "server_ready":
+            return await self._all_ready()
         if route.resource == "metrics":
             return Response(await self._store.text.remote(), media_type=metrics.CONTENT_TYPE)
         return Response(dumps(self._of_the_server(route.resource)), media_type=JSON)
@@ -116,9 +120,19 @@ class Ingress:
             "models": {"models": sorted(self._models)},
             "server": {"name": "convlens", "version": __version__, "extensions": ["binary_tensor_data"]},
             "server_live": {"live": True},
-            "server_ready": {"ready": True},
         }
         return said[resource]
+
+    async def _all_ready(self) -> Response:
+        """Whether every model answers, each by a replica."""
+        asked = [self._answer(Route(name), {"body": {"describe": "ready"}}, {}) for name in self._models]
+        try:
+            answers = await asyncio.wait_for(asyncio.gather(*asked), _READY_S)
+        except TimeoutError as error:
+            raise refusals.busy(f"a model gives no answer within {_READY_S:g} s") from error
+        if any(answer.status != 200 for answer in answers):
+            raise refusals.busy("a model is not ready")
+        return Response(dumps({"ready": True}), media_type=JSON)
 
     # --- gRPC, by TorchServe's protocol file --------------------------------------------------------------------------
 
