@@ -15,6 +15,7 @@ import contextlib
 import itertools
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import threading
@@ -121,14 +122,17 @@ def cluster(cpus: int) -> Iterator[Any]:
     """A cluster of one node so far, that holds so many replicas."""
     from ray.cluster_utils import Cluster
 
-    temp = server.make_temp_dir()
-    (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)  # where Ray leaves a note of its last cluster
+    temp, notes = server.make_temp_dir(), Path(tempfile.gettempdir()) / "ray"
+    ours = not notes.exists()
+    notes.mkdir(exist_ok=True)  # where Ray leaves a note of its last cluster
     head = {"num_cpus": cpus, "include_dashboard": False, "node_ip_address": server.LOOPBACK, "temp_dir": str(temp)}
     made = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": 400_000_000})
     try:
         yield made
     finally:
         made.shutdown()
+        for folder in (temp, notes) if ours else (temp,):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def archives(folder: Path) -> dict[str, Path]:
