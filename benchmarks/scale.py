@@ -120,6 +120,8 @@ def under_load(live: RayServer, picture: bytes, *, clients: int = CLIENTS) -> It
 @contextmanager
 def cluster(cpus: int) -> Iterator[Any]:
     """A cluster of one node so far, that holds so many replicas."""
+    for name, value in server.ENVIRONMENT.items():  # as ``convlens serve`` starts Ray
+        os.environ.setdefault(name, value)
     from ray.cluster_utils import Cluster
 
     temp, notes = server.make_temp_dir(), Path(tempfile.gettempdir()) / "ray"

@@ -31,8 +31,16 @@ _SOCKET_PATH_BYTES = 107  # Linux's limit for a unix socket's path
 _SESSION = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what Ray puts below its folder
 _CONNECT_S, _POLL_S = 5.0, 0.2
 _OBJECT_STORE_BYTES = 300_000_000  # requests and replies on their way; the default is a third of the memory
-# Nothing is reported to anybody, and replies of several maps pass over gRPC.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728)}
+# Nothing is reported to anybody, and replies of several maps pass over gRPC. The last three take a third of what a request
+# costs on its way: the proxy asks the ingress over gRPC, and in one thread; photographs reach it without the object store.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728),
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(134_217_728),
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_max_direct_call_object_size": str(4_194_304),
+}
 # A cluster of this machine alone stays on its loopback address, as far as Ray can: by itself it takes 127.0.0.1 for the
 # machine's address to others, and listens on all of them.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
