@@ -31,8 +31,9 @@ _SOCKET_PATH_BYTES = 107  # Linux's limit for a unix socket's path
 _SESSION = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what Ray puts below its folder
 _CONNECT_S, _POLL_S = 5.0, 0.2
 _OBJECT_STORE_BYTES = 300_000_000  # requests and replies on their way; the default is a third of the memory
-# Nothing is reported to anybody, and replies of several maps pass over gRPC. The last three take a third of what a request
-# costs on its way: the proxy asks the ingress over gRPC, and in one thread; photographs reach it without the object store.
+# Nothing is reported to anybody, and replies of several maps pass over gRPC. The last three save a third of what a
+# request costs on its way: the proxy asks the ingress over gRPC, and in one thread; a photograph reaches the ingress
+# without the object store.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728),

@@ -72,9 +72,9 @@ def test_pitfall_4_whatever_the_numbers_the_answer_is_json_that_any_parser_takes
 
 def test_pitfall_7_what_waited_beyond_its_deadline_is_given_up_without_work(either: Either) -> None:
     slow, sweep = ({"methods": [{"method": "smoothgrad", "options": {"samples": n}}], "output": []} for n in (300, 12))
-    with ThreadPoolExecutor(13) as pool:
-        busy = [pool.submit(either.ask, slow, PICTURE) for _ in range(6)]
-        time.sleep(1)
+    with ThreadPoolExecutor(8) as pool:
+        busy = [pool.submit(either.ask, slow, PICTURE) for _ in range(3)]
+        time.sleep(0.5)
         late = sweep | {"deadline_ms": 300, "sent_at": time.time()}
         waiting = [pool.submit(either.ask, late, PICTURE) for _ in range(4)]
         patient = pool.submit(either.ask, late | {"deadline_ms": 60_000}, PICTURE)
