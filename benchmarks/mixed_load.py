@@ -5,8 +5,9 @@
 A small network (SqueezeNet at 64 pixels, untrained) behind TorchServe with one worker, and behind Ray Serve with two
 replicas for predictions, one for sweeps and one for neighbours. Every method at its cheapest, predictions and
 neighbours, over REST and gRPC in turn. Each reply is compared with what the same request gets when nobody else asks;
-the run ends with an error where one differs or is refused. Memory is the proportional share (PSS) of the processes that
-answer, summed: after four hundred requests to warm up, and after a thousand more.
+the run ends with an error where one differs or is refused. Memory is the resident set of the processes that answer,
+summed: after four hundred requests to warm up, and after a thousand more. (Their proportional share would count what
+libraries they have in common once, but it changes as other processes of the machine come and go.)
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def measured(name: str, archive: Path, folder: Path) -> dict[str, Any]:
 
 
 def megabytes(processes: list[psutil.Process]) -> float:
-    return sum(process.memory_full_info().pss for process in processes) / 1e6
+    return sum(process.memory_info().rss for process in processes) / 1e6
 
 
 def main() -> None:
