@@ -28,6 +28,7 @@ from convlens.rayserve.context import JSON, Answer
 from convlens.rayserve.forms import body_parts
 from convlens.rayserve.refusals import Refusal
 from convlens.rayserve.tokens import TokenCheck
+from convlens.rayserve.upload import BODY
 
 _log = logging.getLogger(__name__)
 
@@ -210,6 +211,8 @@ async def _ask(handle: Any, parts: dict[str, Any], headers: Mapping[str, str]) -
 
 async def _body(request: Request) -> bytes:
     """The whole body; refused as soon as it is too large."""
+    if BODY in request.scope:
+        return bytes(request.scope[BODY])
     pieces, size = [], 0
     async for piece in request.stream():
         size += len(piece)

@@ -31,16 +31,15 @@ _SOCKET_PATH_BYTES = 107  # Linux's limit for a unix socket's path
 _SESSION = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what Ray puts below its folder
 _CONNECT_S, _POLL_S = 5.0, 0.2
 _OBJECT_STORE_BYTES = 300_000_000  # requests and replies on their way; the default is a third of the memory
-# Nothing is reported to anybody, and replies of several maps pass over gRPC. The last three save a third of what a
-# request costs on its way: the proxy asks the ingress over gRPC, and in one thread; a photograph reaches the ingress
-# without the object store.
+# Nothing is reported to anybody, and replies of several maps pass over gRPC. The last three halve what a prediction takes
+# on its way (benchmarks/scale.py): the proxy asks the ingress over gRPC, from one thread, and sends the body along.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728),
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(134_217_728),
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_max_direct_call_object_size": str(4_194_304),
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "convlens.rayserve.upload:middlewares",
 }
 # A cluster of this machine alone stays on its loopback address, as far as Ray can: by itself it takes 127.0.0.1 for the
 # machine's address to others, and listens on all of them.
