@@ -5,7 +5,8 @@
 A cluster of one or two nodes on this machine, each node a process group of its own (`ray.cluster_utils`), and the
 default model with one thread for each replica. The engine alone runs in this process, with the same thread and picture.
 Load comes from clients in threads of this process, so that it shares the cores with the service; every answer is
-counted by its status, and compared with the first one.
+counted by its status, and compared with the first one. Where the machine has other work, ``chrt --rr 1`` before the
+command keeps it away: the processes of the cluster inherit that.
 """
 
 from __future__ import annotations
