@@ -15,7 +15,7 @@ from convlens.errors import ConvLensError
 from convlens.models import DEFAULT, load
 from convlens.runtime.graph_contract import BACKWARD, CAM, KINDS
 from convlens.types import Step
-from convlens.utils.files import require_writable, require_writable_file
+from convlens.utils.files import atomic_write, require_writable, require_writable_file
 from export.bundle import ALONE, bundle
 from export.compatibility import FAMILIES, Row, compare_families, markdown
 from export.exporter import ExportReport, OnStep, export
@@ -203,9 +203,16 @@ def _agreement(report: ExportReport) -> str:
 
 
 def _table(options: argparse.Namespace) -> int:
-    rows = compare_families(options.models, options.kinds, on_row=_print_row)
-    if options.output is not None:
-        options.output.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    kept: list[Row] = []
+
+    def keep(row: Row) -> None:
+        kept.append(row)
+        if options.output is not None:  # after each row: twenty families take an hour, and Ctrl-C loses none
+            with atomic_write(options.output) as draft:
+                draft.write_text(json.dumps([dataclasses.asdict(one) for one in kept], indent=1) + "\n")
+        _print_row(row)
+
+    rows = compare_families(options.models, options.kinds, on_row=keep)
     sys.stdout.write(f"\n{markdown(rows)}\n")
     return int(any(row.worst is None and not row.refused for row in rows))
 

@@ -20,7 +20,8 @@ from convlens.atlas.site_dir import AtlasDir, Record, open_atlas_dir
 from convlens.atlas.survey import Survey
 from convlens.errors import RequestError
 from convlens.evaluation.labels import LabelsFrom, true_classes
-from convlens.inspection.patches import Patch, PatchGradients, read_unchanged, visible_box
+from convlens.inspection.patch_sheet import visible_box
+from convlens.inspection.patches import Patch, PatchGradients, read_unchanged
 from convlens.inspection.receptive_field import ReceptiveField, receptive_fields, require_receptive_field
 from convlens.jobs.ray_cluster import map_on
 from convlens.models import Classifier

@@ -14,7 +14,8 @@ from PIL import Image
 from convlens import image
 from convlens.atlas.maximisation import ChannelMaximiser, MaximisationOptions
 from convlens.errors import RequestError
-from convlens.inspection.patches import Backprop, Patch, PatchGradients, crop, crop_gradient, read_unchanged
+from convlens.inspection.patch_sheet import crop, crop_gradient
+from convlens.inspection.patches import Backprop, Patch, PatchGradients, read_unchanged
 from convlens.models import Classifier, load
 from convlens.types import ArithmeticPrecision, Bytes8, Floats, Neuron
 from convlens.visualization import draw_gradient

@@ -36,17 +36,8 @@ from convlens.cli.options import (
 from convlens.cli.outputs import require_replaceable
 from convlens.cli.results import MANIFEST, REPORT
 from convlens.features.image_list import find_images
-from convlens.inspection.patches import (
-    Backprop,
-    Patch,
-    Patches,
-    PatchGradients,
-    crop,
-    crop_gradient,
-    draw_channel_sheet,
-    find_patches,
-    visible_box,
-)
+from convlens.inspection.patch_sheet import crop, crop_gradient, draw_channel_sheet, visible_box
+from convlens.inspection.patches import Backprop, Patch, Patches, PatchGradients, find_patches
 from convlens.inspection.receptive_field import Box
 from convlens.models import Classifier, load
 from convlens.report.pages import ChannelRow, render_patches

@@ -29,6 +29,7 @@ _ORDER = {"NotoSans[wght].ttf": 0, "NotoEmoji[wght].ttf": 2, "NotoSansSymbols[wg
 _CHINESE = 2  # the face of the CJK collection that has the simplified forms; Japanese and Korean are in all of them
 # They change the order of what follows and draw nothing, by which a name can be disguised.
 _OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_MARKS = frozenset("_-./")
 # No line begins with them: they belong to the letter before. The zero-width joiner also binds the one after.
 _JOINER = "\u200d"
 _BOUND = ("Mn", "Mc", "Me", "Cf", "Sk")
@@ -88,9 +89,16 @@ def _pieces(text: str, size: int, width: int) -> Iterator[str]:
             fits = next(
                 n for n in range(len(rest) - 1, 0, -1) if n == 1 or text_width("".join(rest[:n]), size=size) <= width
             )
+            fits = _after_a_mark(rest, fits)
             yield "".join(rest[:fits])
             rest = rest[fits:]
         yield "".join(rest)
+
+
+def _after_a_mark(letters: list[str], fits: int) -> int:
+    """Where to break: behind a file name's last mark that leaves the line half full, else where it is full."""
+    marked = (n for n in range(fits, fits // 2, -1) if letters[n - 1] in _MARKS)
+    return next(marked, fits)
 
 
 def _letters(word: str) -> list[str]:

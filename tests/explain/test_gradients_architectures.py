@@ -29,7 +29,6 @@ ARCHITECTURES = {
     "torchvision:vgg11:untrained": 32,
     "torchvision:resnet18:untrained": 40,
     "torchvision:resnext50_32x4d:untrained": 40,
-    "torchvision:wide_resnet50_2:untrained": 40,
     "torchvision:densenet121:untrained": 40,
     "torchvision:googlenet:untrained": 40,
     "torchvision:inception_v3:untrained": 80,

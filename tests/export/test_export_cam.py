@@ -10,6 +10,7 @@ from typing import Any
 import nets
 import numpy as np
 import pytest
+import small_lecture_network
 import torch
 from gradient_graphs import close, graph_of, small
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from export.exporter import export
 from export.gradients.tracing import MapsGradient, unroll
 
 FAMILY = ("grad_cam", "hires_cam", "layer_cam", "grad_cam_plus_plus")
-SQUEEZENET = "torchvision:squeezenet1_1:untrained?size=64"
+NETWORK = f"file:{small_lecture_network.__file__}:make?size=64&resize=64"
 
 
 def mixed() -> Classifier:
@@ -360,9 +361,9 @@ def test_a_disagreement_keeps_the_draft_and_names_the_output(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_0"])
-def test_torchvision_s_networks_are_explained_as_by_torch(tmp_path: Path, name: str) -> None:
-    classifier = load(f"torchvision:{name}:untrained?size=64", device="cpu")
+@pytest.mark.parametrize("name", ["timm:test_resnet", "torchvision:squeezenet1_0"])
+def test_networks_of_libraries_are_explained_as_by_torch(tmp_path: Path, name: str) -> None:
+    classifier = load(f"{name}:untrained?size=64", device="cpu")
     model = GraphModel.open(bundle(classifier, tmp_path / "graphs", kinds=("embedding", "cam")).folder, providers="cpu")
     for method in FAMILY:
         by_graph = run(method, GraphForward(model, pictures(3, 64)), [3, 700, 999]).values_NCHW
@@ -372,13 +373,13 @@ def test_torchvision_s_networks_are_explained_as_by_torch(tmp_path: Path, name: 
 @pytest.mark.slow
 def test_the_command_writes_a_graph_of_the_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cam.onnx"
-    assert main(["cam", "--model", SQUEEZENET, "--layer", "features.3", "-o", str(path)]) == 0
+    assert main(["cam", "--model", NETWORK, "--layer", "7", "-o", str(path)]) == 0
     assert "agrees with torch within" in capsys.readouterr().out
-    assert OnnxRuntime(path).contract.layers == ("features.3",)
+    assert OnnxRuntime(path).contract.layers == ("7",)
 
 
 @pytest.mark.slow
 def test_the_table_takes_the_kind() -> None:
-    (row,) = compare_families([SQUEEZENET], ["cam"])
+    (row,) = compare_families([NETWORK], ["cam"])
     assert row.worst is not None
     assert row.worst <= 1e-4

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference_gradients
 import skimage.data
+import small_lecture_network
 import torch
 from gradient_graphs import close, graph_of, small, steps_of
 from PIL import Image
@@ -30,7 +31,7 @@ from export.compatibility import Row, compare_families, markdown
 from export.exporter import export
 from export.gradients.tracing import RULES
 
-SQUEEZENET = "torchvision:squeezenet1_1:untrained?size=64"
+NETWORK = f"file:{small_lecture_network.__file__}:make?size=64&resize=64"
 
 
 # ---- by hand
@@ -299,7 +300,7 @@ def test_the_default_model_on_a_photograph_agrees_with_the_eager_explanation(
 @pytest.mark.slow
 def test_the_command_writes_a_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "graph.onnx"
-    assert main(["saliency", "--model", SQUEEZENET, "-o", str(path)]) == 0
+    assert main(["saliency", "--model", NETWORK, "-o", str(path)]) == 0
     assert "agrees with torch within" in capsys.readouterr().out
     assert OnnxRuntime(path).contract.kind == "saliency"
 

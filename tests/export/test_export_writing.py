@@ -14,6 +14,7 @@ import nets
 import numpy as np
 import onnx
 import pytest
+import small_lecture_network
 import torch
 from torch import Tensor, nn
 
@@ -22,13 +23,14 @@ import export as export_package
 from convlens.errors import ConvLensError, ModelError, RequestError, UnsupportedModelError
 from convlens.models import Classifier, load
 from convlens.runtime.graph_contract import labels_sha256
+from export import compatibility
 from export.__main__ import _parser, main
 from export.bundle import ALONE
 from export.compatibility import Row, markdown
 from export.exporter import OnStep, export
 from export.verification import relative
 
-SQUEEZENET = "torchvision:squeezenet1_1:untrained?size=64"
+NETWORK = f"file:{small_lecture_network.__file__}:make?size=64&resize=64"
 
 
 class Liar(nn.Module):
@@ -61,7 +63,7 @@ def small(module: nn.Module | None = None) -> Classifier:
 
 
 def test_the_contract_in_the_file_says_what_the_graph_is(tmp_path: Path) -> None:
-    net = load(SQUEEZENET, device="cpu")
+    net = load(NETWORK, device="cpu")
     report = export(net, "scores", tmp_path / "scores.onnx")
     written = {entry.key: entry.value for entry in onnx.load(report.path).metadata_props}
     contract = json.loads(written["convlens.contract"])
@@ -72,7 +74,7 @@ def test_the_contract_in_the_file_says_what_the_graph_is(tmp_path: Path) -> None
     assert contract["labels_sha256"] == labels_sha256(net.spec.labels)
     assert contract["mean"] == list(net.spec.mean)
     assert contract["inputs"] == [{"name": "x_NCHW", "shape": ["N", 3, 64, 64], "dtype": "float32"}]
-    assert contract["outputs"] == [{"name": "logits_NK", "shape": ["N", 1000], "dtype": "float32"}]
+    assert contract["outputs"] == [{"name": "logits_NK", "shape": ["N", 10], "dtype": "float32"}]
     assert contract["tolerance"] == 1e-4
     assert contract["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert contract["versions"]["convlens"] == convlens.__version__
@@ -202,7 +204,7 @@ def test_the_users_model_is_as_it_was(tmp_path: Path) -> None:
 
 def test_the_command_writes_a_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "graph.onnx"
-    assert main(["occlusion", "--model", SQUEEZENET, "--stride", "32", "-o", str(path)]) == 0
+    assert main(["occlusion", "--model", NETWORK, "--stride", "32", "-o", str(path)]) == 0
     assert path.is_file()
     assert "agrees with torch within" in capsys.readouterr().out
 
@@ -221,9 +223,7 @@ def test_a_failed_export_is_not_reported_as_written(tmp_path: Path) -> None:
 
 
 def test_the_command_shows_its_steps_on_standard_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(["scores", "--model", SQUEEZENET, "--static-batch", "--batch", "2", "-o", str(tmp_path / "s.onnx")]) == 0
-    )
+    assert main(["scores", "--model", NETWORK, "--static-batch", "--batch", "2", "-o", str(tmp_path / "s.onnx")]) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines() == ["tracing", "comparing with torch at batch 2", "written"]
     assert len(captured.out.splitlines()) == 1
@@ -236,12 +236,12 @@ def test_results_are_written_after_the_steps_have_been_shown(
 
     @contextlib.contextmanager
     def watched(description: str) -> Iterator[OnStep]:
-        assert description == f"loading {SQUEEZENET}"
+        assert description == f"loading {NETWORK}"
         yield lambda step: shown.append(step.stage)
         assert capsys.readouterr().out == ""
 
     shown: list[str] = []
-    assert main(["scores", "--model", SQUEEZENET, "-o", str(tmp_path / "s.onnx")], show_steps=watched) == 0
+    assert main(["scores", "--model", NETWORK, "-o", str(tmp_path / "s.onnx")], show_steps=watched) == 0
     assert shown[-1] == "written"
     assert "agrees with torch within" in capsys.readouterr().out
 
@@ -269,19 +269,41 @@ def test_the_package_gives_export_and_loads_torch_only_then() -> None:
 
 
 def test_the_command_says_an_error_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["scores", "--model", SQUEEZENET, "--opset", "9", "-o", str(tmp_path / "graph.onnx")]) == 2
+    assert main(["scores", "--model", NETWORK, "--opset", "9", "-o", str(tmp_path / "graph.onnx")]) == 2
     assert capsys.readouterr().err == "error: opset=9 cannot be written; use 18..23\n"
 
 
 def test_the_table_has_a_line_a_model_and_a_column_a_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = tmp_path / "rows.json"
-    assert main(["table", "--models", SQUEEZENET, "--kinds", "scores", "features", "-o", str(where)]) == 0
+    assert main(["table", "--models", NETWORK, "--kinds", "scores", "features", "-o", str(where)]) == 0
     rows = json.loads(where.read_text())
     assert [row["kind"] for row in rows] == ["scores", "features"]
     assert all(0 < row["worst"] < 1e-4 for row in rows)
     head, _, line = capsys.readouterr().out.strip().splitlines()[-3:]
     assert head == "| model | scores | features |"
     assert line == f"| {rows[0]['model']} | {rows[0]['worst']:.1e} | {rows[1]['worst']:.1e} |"
+
+
+def test_an_interrupted_table_keeps_the_rows_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the third graph is made."""
+    where, made = (
+        tmp_path / "rows.json",
+        iter([Row("net", "scores", 1e-6, 1.0), Row("net", "saliency", None, 0.0, "why")]),
+    )
+
+    def graph(_: Classifier, kind: str) -> Row:
+        for row in made:
+            return row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compatibility, "_row", graph)
+    with pytest.raises(KeyboardInterrupt):
+        main(["table", "--models", NETWORK, "--kinds", "scores", "saliency", "features", "-o", str(where)])
+    assert [(row["kind"], row["error"]) for row in json.loads(where.read_text())] == [
+        ("scores", ""),
+        ("saliency", "why"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
 
 
 def test_what_does_not_export_is_a_row_of_the_table_and_not_the_end_of_it() -> None:

@@ -17,7 +17,7 @@ from convlens import image
 from convlens.torchserve.server import Server
 
 SLOWER = 3.0
-ROUNDS = 10
+ROUNDS = 4
 WORKERS = 3  # new ones; whatever takes set-up takes it in each, while a busy machine slows only some
 
 # Ten kinds, each for a picture of another size and shape.

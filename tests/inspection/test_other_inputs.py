@@ -14,7 +14,8 @@ from torch import nn
 from convlens import image
 from convlens.errors import RequestError
 from convlens.inspection.filters import draw_filters, layer_filters
-from convlens.inspection.patches import PatchGradients, crop, crop_gradient, draw_channel_sheet, find_patches
+from convlens.inspection.patch_sheet import crop, crop_gradient, draw_channel_sheet
+from convlens.inspection.patches import PatchGradients, find_patches
 from convlens.inspection.pixel_neighbours import nearest_by_pixels
 from convlens.inspection.receptive_field import receptive_field, receptive_fields
 from convlens.models import Classifier, wrap

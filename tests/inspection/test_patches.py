@@ -16,15 +16,8 @@ from torch import nn
 from convlens import image, load
 from convlens.errors import RequestError, UnsupportedModelError
 from convlens.features.image_list import image_files
-from convlens.inspection.patches import (
-    PatchGradients,
-    TopK,
-    crop,
-    crop_gradient,
-    draw_channel_sheet,
-    find_patches,
-    visible_box,
-)
+from convlens.inspection.patch_sheet import crop, crop_gradient, draw_channel_sheet, visible_box
+from convlens.inspection.patches import PatchGradients, TopK, find_patches
 from convlens.inspection.receptive_field import receptive_field
 from convlens.types import Neuron
 from convlens.visualization.layout import text_image

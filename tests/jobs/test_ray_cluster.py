@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow.parquet as parquet
 import pytest
 from extractions import photographs
 from PIL import Image
@@ -79,11 +80,14 @@ def test_extraction_over_two_workers_is_one_process_s(tmp_path: Path) -> None:
         spread(tmp_path / "cut", on_step=cut, commit_seconds=0.0)
     went_on = spread(tmp_path / "cut")
     assert went_on.resumed >= 16
-    whole = spread(tmp_path / "whole")
-    for name in ("features.npy", "manifest.parquet", "unreadable.parquet"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert [one.id for one in whole.unreadable] == [one.id for one in alone.unreadable]
-    there, here = (np.load(tmp_path / where / "features.npy") for where in ("whole", "alone"))
+    manifests = [parquet.read_table(tmp_path / where / "manifest.parquet").to_pydict() for where in ("cut", "alone")]
+    probabilities = [manifest.pop("probability") for manifest in manifests]
+    assert manifests[0] == manifests[1]
+    np.testing.assert_allclose(*probabilities, rtol=1e-4)
+    unreadable = [(tmp_path / where / "unreadable.parquet").read_bytes() for where in ("cut", "alone")]
+    assert unreadable[0] == unreadable[1]
+    assert [one.id for one in went_on.unreadable] == [one.id for one in alone.unreadable]
+    there, here = (np.load(tmp_path / where / "features.npy") for where in ("cut", "alone"))
     np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-5)
 
 

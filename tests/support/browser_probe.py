@@ -10,6 +10,7 @@ import queue
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,15 +132,24 @@ def browse(address: str, profile: Path, *flags: str) -> tuple[list[dict[str, Any
     it is idle does so too early where other processes keep the cores.
     """
     said = profile.with_name(f"{profile.name}.stderr")
+    # A browser that is killed leaves the folder of its socket behind.
+    temp = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
     with said.open("wb") as output:
         command = [str(BROWSER), *QUIET, *flags, f"--user-data-dir={profile}", f"{address}/probe.html"]
         # In a group of its own, so that all of the browser's processes end together.
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": temp.name},
+        )
     try:
         _wait_until(lambda: not _findings[address].empty() and OVER in _text(said), process, said)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        temp.cleanup()
     found = json.loads(_findings[address].get())
     assert isinstance(found, list), found
     return found, "".join(line for line in _text(said).splitlines(keepends=True) if OVER not in line)

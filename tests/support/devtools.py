@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -158,10 +159,11 @@ class _Pipe:
         moves = [(os.POSIX_SPAWN_DUP2, command_read, _COMMANDS), (os.POSIX_SPAWN_DUP2, answer_write, _ANSWERS)]
         silence = [(os.POSIX_SPAWN_OPEN, out, os.devnull, os.O_WRONLY, 0) for out in (1, 2)]
         arguments = [BROWSER, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        # A browser that is killed leaves the folder of its socket behind.
+        self._temp = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
+        environment = {**os.environ, "TMPDIR": self._temp.name}
         # Of its own group, so that its many processes end with it.
-        self._process = os.posix_spawn(
-            BROWSER, arguments, dict(os.environ), file_actions=[*moves, *silence], setpgroup=0
-        )
+        self._process = os.posix_spawn(BROWSER, arguments, environment, file_actions=[*moves, *silence], setpgroup=0)
         os.close(command_read)
         os.close(answer_write)
         self._write, self._read = os.fdopen(command_write, "wb"), os.fdopen(answer_read, "rb")
@@ -204,6 +206,7 @@ class _Pipe:
     def close(self) -> None:
         os.killpg(self._process, signal.SIGKILL)
         os.waitpid(self._process, 0)
+        self._temp.cleanup()
         self._write.close()
 
     def _listen(self) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from convlens.visualization.text import drawable, text_image
+from convlens.visualization.text import _lines, drawable, text_image, text_width
 
 SIZE = 40
 
@@ -102,6 +102,20 @@ def test_a_devanagari_vowel_is_drawn_before_the_consonant_that_it_follows() -> N
 def test_a_letter_that_no_typeface_has_becomes_its_code_point(text: str, written: str) -> None:
     assert drawable(text) == written
     np.testing.assert_array_equal(text_image(text, size=12, width=200), text_image(written, size=12, width=200))
+
+
+@pytest.mark.parametrize(
+    ("word", "full", "lines"),
+    [
+        ("Border_collie.jpg", "Border_collie.jp", ["Border_collie.", "jpg"]),
+        ("bicycle-built-for-two", "bicycle-built-for-t", ["bicycle-built-for-", "two"]),
+        ("n02099712_Labrador", "n02099712_Labra", ["n02099712_", "Labrador"]),
+        ("x_Labrador", "x_Labra", ["x_Labra", "dor"]),  # a line of two letters helps nobody
+    ],
+)
+def test_a_file_name_is_broken_behind_its_marks(word: str, full: str, lines: list[str]) -> None:
+    """Where the line would be ``full``."""
+    assert _lines(word, 12, text_width(full, size=12)) == lines
 
 
 def test_a_long_word_is_broken_between_letters_and_not_before_a_mark() -> None:
