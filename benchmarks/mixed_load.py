@@ -125,7 +125,8 @@ def main() -> None:
     parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=list(SERVERS))
     parser.add_argument("--out", type=Path, default=RESULTS / "mixed_load-cpu.json")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temp:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temp:
+        os.environ["TMPDIR"] = tempfile.tempdir = temp  # so that nothing of Ray and of unpacked archives is left
         archive = built(SMALL, packed(Path(temp)))
         rows = [measured(name, archive, Path(temp)) for name in given.servers]
     show(rows)

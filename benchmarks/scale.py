@@ -16,7 +16,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import threading
@@ -125,17 +124,14 @@ def cluster(cpus: int) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     from ray.cluster_utils import Cluster
 
-    temp, notes = server.make_temp_dir(), Path(tempfile.gettempdir()) / "ray"
-    ours = not notes.exists()
-    notes.mkdir(exist_ok=True)  # where Ray leaves a note of its last cluster
+    temp = server.make_temp_dir()
+    (Path(tempfile.gettempdir()) / "ray").mkdir(exist_ok=True)  # where Ray leaves a note of its last cluster
     head = {"num_cpus": cpus, "include_dashboard": False, "node_ip_address": server.LOOPBACK, "temp_dir": str(temp)}
     made = Cluster(initialize_head=True, head_node_args={**head, "object_store_memory": 400_000_000})
     try:
         yield made
     finally:
         made.shutdown()
-        for folder in (temp, notes) if ours else (temp,):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def archives(folder: Path) -> dict[str, Path]:
@@ -315,7 +311,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scale-cpu.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # so that nothing of Ray and of unpacked archives is left
         rows = measured(Path(folder), given)
     show(rows)
     write(given.out, device="cpu", rows=rows, clients=CLIENTS, seconds=given.seconds)
