@@ -171,6 +171,23 @@ def scale(result: dict[str, Any]) -> str:
     return _table(("", "measured"), rows) + _machine(result)
 
 
+def mixed_load(result: dict[str, Any]) -> str:
+    """benchmarks/mixed_load.py"""
+    heads = ("", "requests", "right", "seconds", "memory before", "memory after")
+    rows = [
+        (
+            row["server"],
+            str(row["requests"]),
+            str(row["right"]),
+            f"{row['seconds']:.0f}",
+            f"{row['MB before']:.0f} MB in {row['processes']} process{'es' if row['processes'] > 1 else ''}",
+            f"{row['after / before'] - 1:+.1%}",
+        )
+        for row in result["rows"]
+    ]
+    return _table(heads, rows)
+
+
 def gallery(result: dict[str, Any]) -> str:
     """benchmarks/gallery.py"""
     heads = ("", "a query", "numpy ÷ this", "recall@10", "index", "built in")
@@ -296,6 +313,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "workers": ("workers", workers),
     "serving": ("serving-cpu", serving),
     "scale": ("scale-cpu", scale),
+    "mixed_load": ("mixed_load-cpu", mixed_load),
     "gallery": ("gallery-cpu", gallery),
     "synthesis": ("synthesis-cpu", synthesis),
     "ascent_transfer": ("ascent_transfer-cpu", ascent_transfer),

@@ -5,7 +5,8 @@
 A cluster of one or two nodes on this machine, each node a process group of its own (`ray.cluster_utils`), and the
 default model with one thread for each replica. The engine alone runs in this process, with the same thread and picture.
 Load comes from clients in threads of this process, so that it shares the cores with the service; every answer is
-counted by its status, and compared with the first one.
+counted by its status, and compared with the first one. Where the machine has other work, ``chrt --rr 1`` before the
+command keeps it away: the processes of the cluster inherit that.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def under_load(live: RayServer, picture: bytes, *, clients: int = CLIENTS) -> It
 @contextmanager
 def cluster(cpus: int) -> Iterator[Any]:
     """A cluster of one node so far, that holds so many replicas."""
+    for name, value in server.ENVIRONMENT.items():  # as ``convlens serve`` starts Ray
+        os.environ.setdefault(name, value)
     from ray.cluster_utils import Cluster
 
     temp = server.make_temp_dir()
@@ -308,7 +311,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "scale-cpu.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder  # so that nothing of Ray and of unpacked archives is left
         rows = measured(Path(folder), given)
     show(rows)
     write(given.out, device="cpu", rows=rows, clients=CLIENTS, seconds=given.seconds)

@@ -33,7 +33,7 @@ from convlens.runtime.torch_runtime import keep_freed_memory
 from export.bundle import Bundle
 
 pytest_plugins = ["server_fixtures"]
-SERVERS = {"live", "small", "ray_small", "echo"}  # its fixtures
+SERVERS = {"live", "small", "ray_small", "either", "echo"}  # its fixtures
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,10 @@ from convlens.rayserve.tokens import TokenCheck
 INGRESS, METRICS = "ingress", "metrics"
 _QUEUE = 100  # requests that may wait for a deployment; one more is answered 503
 _GRACE_S = 20.0  # a replica that goes may take so long for what it has; one for sweeps as long as the archive says
+# Of a request or a reply between ingress and replica; Serve's own limit is 4 MB.
+_MESSAGES = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(134_217_728)}
+# Nothing in the ingress blocks, so that it needs no threads beside Ray's: to hand over takes a millisecond each time.
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 _AHEAD = 2  # batches that a replica holds: while one is computed the next one gathers
 
 
@@ -34,7 +38,8 @@ def _application(args: ServeArgs) -> serve.Application:
         ServedModel(entry, {role: _replicas(entry, role, args, store) for role in roles_of(entry, args.roles)})
         for entry in served_entries(args.archives)
     ]
-    ingress = serve.deployment(name=INGRESS, max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})(Ingress)
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": _MESSAGES | _ONE_LOOP}}
+    ingress = serve.deployment(name=INGRESS, max_ongoing_requests=1000, ray_actor_options=options)(Ingress)
     application: serve.Application = ingress.bind(models, TokenCheck(args.tokens_sha256, args.tokens_file), store)
     return application
 
@@ -57,4 +62,4 @@ def _replicas(entry: ServedEntry, role: Role, args: ServeArgs, store: Any) -> An
 
 def _environment(threads: int) -> dict[str, str]:
     # Torch's waiting threads spin unless told otherwise, which is ruinous beside other replicas.
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"} | _MESSAGES

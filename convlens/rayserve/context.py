@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Answer:
 class Instrument:
     """A metric as a handler sees it; what is added waits in ``pending`` until the replica sends it on."""
 
-    def __init__(self, kind: str, name: str, labels: Sequence[str], pending: list[Sample]) -> None:
+    def __init__(self, kind: str, name: str, labels: Sequence[str], pending: MutableSequence[Sample]) -> None:
         self._kind, self._name, self._pending = kind, name, pending
         self.dimension_names = list(labels)
 

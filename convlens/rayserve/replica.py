@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from convlens.rayserve.metrics import Sample, host_name
 Item = tuple[dict[str, Any], Mapping[str, str]]
 # Of one reply. TorchServe's limit is an eighth of that: it takes a batch over in time quadratic in its bytes.
 MAX_REPLY_BYTES = 64_000_000
+# Each call to the store takes a millisecond, of an answer's time if it were made before. Serve waits two seconds before
+# it ends a replica, so that nothing is lost.
+_METRICS_EVERY_S = 0.2
 
 
 class ModelReplica:
@@ -31,7 +35,8 @@ class ModelReplica:
 
     def __init__(self, entry: ServedEntry, role: Role, roles: tuple[Role, ...], metrics: Any = None) -> None:
         self._entry, self._role, self._roles, self._metrics_store = entry, role, roles, metrics
-        self._pending: list[Sample] = []
+        self._pending: deque[Sample] = deque()  # filled in the thread of a batch, emptied on the loop
+        self._sending: asyncio.TimerHandle | None = None
         self._busy_since: float | None = None
         folder, batch_size = unpacked(entry), 1 if role == "sweeps" else entry.batch_size
         self._answer_batch.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
@@ -67,7 +72,8 @@ class ModelReplica:
             bodies = await asyncio.to_thread(self._handler.handle, [parts for parts, _ in items], context)
         finally:
             self._busy_since = None
-        self._send_metrics()
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().call_later(_METRICS_EVERY_S, self._send_metrics)
         return context.answers(bodies)
 
     def _role_for(self, parts: dict[str, Any], headers: Mapping[str, str]) -> Role:
@@ -95,6 +101,7 @@ class ModelReplica:
         )
 
     def _send_metrics(self) -> None:
-        samples, self._pending[:] = list(self._pending), []
+        self._sending = None
+        samples = [self._pending.popleft() for _ in range(len(self._pending))]
         if samples and self._metrics_store is not None:
             self._metrics_store.add.remote(samples, host_name())  # nobody waits for it

@@ -31,8 +31,17 @@ _SOCKET_PATH_BYTES = 107  # Linux's limit for a unix socket's path
 _SESSION = "session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what Ray puts below its folder
 _CONNECT_S, _POLL_S = 5.0, 0.2
 _OBJECT_STORE_BYTES = 300_000_000  # requests and replies on their way; the default is a third of the memory
-# Nothing is reported to anybody, and replies of several maps pass over gRPC.
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728)}
+# Nothing is reported to anybody, and replies of several maps pass over gRPC. The last three halve what a prediction
+# takes on its way (benchmarks/scale.py): the proxy asks the ingress over gRPC, from one thread, and sends the body with
+# the request.
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728),
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(134_217_728),
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "convlens.rayserve.upload:middlewares",
+}
 # A cluster of this machine alone stays on its loopback address, as far as Ray can: by itself it takes 127.0.0.1 for the
 # machine's address to others, and listens on all of them.
 _LOCAL_ENVIRONMENT = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}

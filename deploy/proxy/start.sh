@@ -7,8 +7,8 @@
 #   PROXY_LISTEN        address and port for clients, default 127.0.0.1:8443
 #   PROXY_METRICS       address and port for Prometheus, default 127.0.0.1:9102
 #   PROXY_REST, PROXY_GRPC, PROXY_TORCHSERVE_METRICS    the server's addresses, by default those of config.properties
-#   PROXY_MODELS        names of the model entries for / and /help, the first one also for /v2/health/ready; by default those
-#                       in the server.json beside the key file, else convlens
+#   PROXY_MODELS        names of the model entries for / and /help, the first eight also for /v2/health/ready; by default
+#                       those in the server.json beside the key file, else convlens
 #   PROXY_SITE          folder that `convlens explore --server / -o` wrote, to be served at / without a token; none by default
 #   PROXY_ORIGINS       origins whose pages may ask as well, such as "https://host http://127.0.0.1:8000"; none by default
 #   PROXY_DIR           folder to write to, default /tmp/proxy
@@ -48,7 +48,7 @@ write_models() {
     models=$(printf %s "${PROXY_MODELS:-$(recorded models '\[\([^]]*\)\]')}" | tr -cd 'A-Za-z0-9._ -')
     version=$(recorded version '"\([^"]*\)"' | tr -cd 'A-Za-z0-9._+-')
     set -- ${models:-convlens}
-    printf 'map "" $first_model { default "%s"; }\n' "$1" >"$folder/models.conf"
+    ready "$@" >"$folder/ready.conf"
     names=$(printf ', "%s"' "$@" | cut -c 3-)
     explorer=
     [ -z "${PROXY_SITE:-}" ] || explorer='<p><a href="/">The explorer</a> explains images in the browser.</p>'
@@ -67,6 +67,22 @@ END
            "/v1/models/NAME:explain", "/v2/models/NAME/infer", "/v2/models/NAME/explain", "/v2/health/ready", "/ping"]}
 END
     chmod 644 "$folder"/page/*
+}
+
+# nginx asks one server for each location, and follows ten redirects within it: one location leads to the next.
+ready() {
+    number=0
+    for entry in "$@"; do
+        number=$((number + 1))
+        next=@ready_$((number + 1))
+        [ $number -lt $# ] && [ $number -lt 8 ] || next=@ready
+        echo "location @ready_$number {"
+        echo "    auth_request /entry_ready/$entry;"
+        echo "    error_page 500 =503 @refused;"
+        echo "    try_files /nothing $next;"
+        echo "}"
+        [ $next != @ready ] || return 0
+    done
 }
 
 write_token() {

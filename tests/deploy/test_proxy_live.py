@@ -68,7 +68,7 @@ def test_the_server_s_own_token_is_not_a_client_s(proxy: Proxy, echo: Server) ->
     "path",
     ["models", "models/convlens", "token", "metrics", "api-description", "predictions/../models", "workflows/x",
      "predictions/%2e%2e/models", "predictions%2F..%2Fmodels", "v2/repository/index", "wfpredict/x",
-     "describe/ready/convlens", "alive", "first_ready", "help.json", "help_models.json", "page/help.html"],
+     "describe/ready/convlens", "alive", "entry_ready/convlens", "help.json", "help_models.json", "page/help.html"],
 )  # fmt: skip
 def test_no_other_path_is_there(proxy: Proxy, path: str) -> None:
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as plain:  # httpx would tidy the path
@@ -104,6 +104,19 @@ def test_a_program_gets_the_same_as_json(proxy: Proxy, path: str) -> None:
 def test_names_of_models_can_be_set(echo: Server) -> None:
     with running_proxy(echo, PROXY_MODELS='cats dogs";<b>') as proxy:
         assert proxy.ask("v1/models", token=None, method="GET", body=None).json() == {"models": ["cats", "dogsb"]}
+
+
+@pytest.mark.parametrize(
+    ("models", "status"),
+    [("convlens", 200), ("convlens other", 200), ("convlens nobody", 503), ("nobody convlens", 503),
+     ("convlens other " * 4, 200), ("convlens " * 7 + "nobody", 503)],
+)  # fmt: skip
+def test_the_server_is_ready_while_every_model_answers(echo: Server, models: str, status: int) -> None:
+    with running_proxy(echo, PROXY_MODELS=models) as proxy:
+        answer = proxy.ask("v2/health/ready", method="GET", body=None)
+        assert answer.status_code == status, answer.text
+        assert answer.json() == {"ready": True} if status == 200 else "not ready" in answer.json()["error"]
+        assert proxy.ask("v2/health/ready", token=None, method="GET", body=None).status_code == 401
 
 
 def test_a_version_in_kserve_s_path_becomes_torchserve_s(proxy: Proxy) -> None:

@@ -92,11 +92,17 @@ def test_it_takes_the_method_from_the_path(door: httpx.Client) -> None:
     assert [one["method"] for one in reply["explanations"]] == ["saliency"]
 
 
-@pytest.mark.parametrize("path", ["/", "/predictions", "/explanations/convlens/1.0/saliency/more"])
+@pytest.mark.parametrize("path", ["/", "/predictions", "/ping", "/v2/models/convlens"])
 def test_it_refuses_other_paths(door: httpx.Client, path: str) -> None:
     answer = door.put(path, content=photograph())
     assert answer.status_code == 422
     assert "no such path" in answer.json()["message"]
+
+
+def test_a_method_that_is_a_path_is_refused_by_its_name(door: httpx.Client) -> None:
+    answer = door.put("/explanations/convlens/1.0/saliency/more", content=photograph())
+    assert answer.status_code == 422
+    assert "no method 'saliency/more'" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("sent", [b"", b"no picture"])

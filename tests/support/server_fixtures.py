@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import either_server
 import httpx
 import psutil
 import pytest
 from echo_server import echo_archives
+from either_server import Either
 from live_server import Connect, Live, default_archives
 from ray_service import Started, started
 from small_server import QUEUE, SMALL, built, packed, small_archives
@@ -62,6 +64,14 @@ def ray_small(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         pytest.skip("the optional package ray[serve] is not installed")
     with started(built(SMALL, small_folder), tmp_path_factory.mktemp("ray")) as service:
         yield service
+
+
+@pytest.fixture(params=["torchserve", "ray"])
+def either(request: pytest.FixtureRequest) -> Either:
+    """The small network behind one server after the other."""
+    if request.param == "ray":
+        return either_server.ray(request.getfixturevalue("ray_small"))
+    return either_server.torchserve(request.getfixturevalue("small"))
 
 
 @pytest.fixture(scope="session")
