@@ -43,7 +43,10 @@ bench: $(READY)  ## run every benchmark (DEVICE=cpu or cuda) and update the tabl
 	$(BIN)/python benchmarks/ascent_transfer.py --device $(DEVICE)
 	$(BIN)/python benchmarks/workers.py
 	$(BIN)/python benchmarks/serving.py --device $(DEVICE)
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/slow_neighbours.py
 	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/mixed_load.py
 	$(BIN)/python benchmarks/readme.py
 
 image:  ## build a container image with docker, podman or buildah; see scripts/image.sh

@@ -3,7 +3,7 @@
     python benchmarks/slow_neighbours.py
 
 One client asks TorchServe for the predictions of a photograph, ten times a second; first alone, then while another
-sends the slow files of benchmarks/reading.py, one a second. With one worker and with two.
+sends the slow files of benchmarks/reading.py, at moments of its own, on average ``--every`` seconds apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import itertools
+import random
 import statistics
 import tempfile
 import threading
@@ -35,15 +36,16 @@ from convlens.torchserve.server_config import LOOPBACK
 
 NAME = "net"
 PICTURE = Path(skimage.__file__).parent / "data" / "coffee.png"
-EVERY_S, SLOW_EVERY_S = 0.1, 1.0
+EVERY_S, ALONE = 0.1, 660  # a prediction each, and how many of them alone
 
 
-def paced(count: int, every_s: float) -> Iterator[int]:
-    """The numbers below ``count``, each not before its moment."""
-    started = time.perf_counter()
-    for n in range(count):
-        time.sleep(max(0.0, started + n * every_s - time.perf_counter()))
+def paced(pauses_s: Iterable[float]) -> Iterator[int]:
+    """0, 1, 2 ..., each that much after the moment of the one before, or later."""
+    due = time.perf_counter()
+    for n, pause_s in enumerate(pauses_s):
+        time.sleep(max(0.0, due - time.perf_counter()))
         yield n
+        due += pause_s
 
 
 def status(live: Server, data: bytes) -> int:
@@ -66,27 +68,29 @@ def beside(live: Server, work: Callable[[], Any]) -> list[float]:
     """The seconds of predictions from the beginning of the work to its end."""
     thread = threading.Thread(target=work)
     thread.start()
-    found = waits(live, itertools.takewhile(lambda _: thread.is_alive(), paced(10**6, EVERY_S)))
+    found = waits(live, itertools.takewhile(lambda _: thread.is_alive(), paced(itertools.repeat(EVERY_S))))
     thread.join()
     return found
 
 
-def row(live: Server, workers: int, count: int) -> dict[str, Any]:
+def row(live: Server, workers: int, count: int, every_s: float) -> dict[str, Any]:
     files = [SLOW[name].make(TOTAL, SIDE) for name in itertools.islice(SLOW, count)]
     answers: Counter[int] = Counter()
 
     def send() -> None:
-        for n in paced(len(files), SLOW_EVERY_S):
+        chance = random.Random(0)
+        for n in paced(chance.expovariate(1 / every_s) for _ in files):
             answers[status(live, files[n])] += 1
 
-    waits(live, paced(30, EVERY_S))  # to warm up
-    alone = waits(live, paced(round(len(files) * SLOW_EVERY_S / EVERY_S), EVERY_S))
+    waits(live, paced([EVERY_S] * 30))  # to warm up
+    alone = waits(live, paced([EVERY_S] * ALONE))
     with_them = beside(live, send)
     (p50, p99), (p50_beside, p99_beside) = map(quantiles, (alone, with_them))
     return {
         "workers": workers,
         "predictions": len(with_them),
         "slow files": len(files),
+        "seconds apart": every_s,
         "answers to them": " ".join(f"{code}: {number}" for code, number in sorted(answers.items())),
         "p50": p50,
         "p50 beside": p50_beside,
@@ -103,7 +107,8 @@ def quantiles(seconds: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workers", nargs="*", type=int, default=[1, 2])
+    parser.add_argument("--workers", nargs="*", type=int, default=[1])
+    parser.add_argument("--every", nargs="*", type=float, default=[1.0, 3.0], help="seconds between slow files")
     parser.add_argument("--files", type=int, default=len(SLOW))
     parser.add_argument("--out", type=Path, default=RESULTS / "slow-neighbours-cpu.json")
     given = parser.parse_args()
@@ -116,7 +121,7 @@ def main() -> None:
             store = folder / f"store-{workers}"
             made = archive.build(name=NAME, model_dir=folder / "model", gallery=None, store=store, options=options)
             with server.running(archives={NAME: made}, run_dir=folder / f"run-{workers}") as live:
-                rows.append(row(live, workers, given.files))
+                rows += [row(live, workers, given.files, every_s) for every_s in given.every]
     show(rows)
     write(given.out, device="cpu", rows=rows)
 
