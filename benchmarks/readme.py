@@ -188,6 +188,23 @@ def mixed_load(result: dict[str, Any]) -> str:
     return _table(heads, rows)
 
 
+def slow_neighbours(result: dict[str, Any]) -> str:
+    """benchmarks/slow_neighbours.py"""
+    heads = ("", "predictions", "median", "99th percentile")
+    first = result["rows"][0]
+    rows = [("alone", str(first["predictions alone"]), f"{1e3 * first['p50']:.0f} ms", f"{1e3 * first['p99']:.0f} ms")]
+    for row in result["rows"]:
+        rows.append(
+            (
+                f"beside a slow file every {row['seconds apart']:g} s",
+                str(row["predictions"]),
+                f"{1e3 * row['p50 beside']:.0f} ms",
+                f"{1e3 * row['p99 beside']:.0f} ms, {row['p99 beside / p99']:.2g} × as long as alone just before",
+            )
+        )
+    return _table(heads, rows)
+
+
 def gallery(result: dict[str, Any]) -> str:
     """benchmarks/gallery.py"""
     heads = ("", "a query", "numpy ÷ this", "recall@10", "index", "built in")
@@ -314,6 +331,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
     "serving": ("serving-cpu", serving),
     "scale": ("scale-cpu", scale),
     "mixed_load": ("mixed_load-cpu", mixed_load),
+    "slow_neighbours": ("slow-neighbours-cpu", slow_neighbours),
     "gallery": ("gallery-cpu", gallery),
     "synthesis": ("synthesis-cpu", synthesis),
     "ascent_transfer": ("ascent_transfer-cpu", ascent_transfer),
@@ -324,7 +342,7 @@ TABLES: dict[str, tuple[str, Callable[..., str]]] = {
 # The README, and the how-tos that hold tables of their own.
 DOCUMENTS = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "speed", "galleries", "synthesis", "scale")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("evaluation", "speed", "galleries", "synthesis", "scale", "serving")),
 )
 
 

@@ -88,6 +88,7 @@ def row(live: Server, workers: int, count: int, every_s: float) -> dict[str, Any
     (p50, p99), (p50_beside, p99_beside) = map(quantiles, (alone, with_them))
     return {
         "workers": workers,
+        "predictions alone": len(alone),
         "predictions": len(with_them),
         "slow files": len(files),
         "seconds apart": every_s,

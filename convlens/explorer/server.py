@@ -73,8 +73,8 @@ def running(site: Path, *, port: int = 0) -> Iterator[SiteServer]:
 def serve(site: Path, *, port: int = 0, on_ready: Callable[[str], None] = no_op) -> None:
     """Serve the site until Ctrl-C; ``on_ready`` gets its address. Raises as :func:`running`."""
     with running(site, port=port) as server:
-        on_ready(server.url)
         try:
+            on_ready(server.url)
             server.serve_forever()
         except KeyboardInterrupt:
             return
@@ -90,8 +90,10 @@ class SiteServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_address[1]}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A browser closes connections whenever it likes.
-        if not isinstance(sys.exception(), (ConnectionError, TimeoutError)):
+        # A browser closes connections whenever it likes, and Ctrl-C the one that is just being accepted.
+        error = sys.exception()
+        closed = isinstance(error, OSError) and error.errno == errno.EBADF
+        if not closed and not isinstance(error, (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
 

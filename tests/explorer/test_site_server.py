@@ -20,6 +20,8 @@ import psutil
 import pytest
 from explorer_sites import LABELS, browser_runtime, network, site_without_graphs
 
+from convlens.explorer import server as site_server
+
 # As in a terminal, also where the tests run in the background, in which a shell has SIGINT ignored.
 IN_FOREGROUND = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 RUN = f"{IN_FOREGROUND}; from convlens.cli.main import main; main()"
@@ -182,6 +184,17 @@ def test_without_a_folder_the_site_is_served_from_one_that_goes_with_the_command
         _, stderr = started.process.communicate(timeout=20)
     assert "Traceback" not in stderr
     assert not list((tmp_path / "temporary").glob("convlens-*"))
+
+
+def test_a_connection_that_ctrl_c_closes_as_it_begins_is_not_worth_a_word(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    ours.close()
+    with site_server.running(site) as server:
+        server.process_request_thread(ours, ("127.0.0.1", 1))
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_ends_it_without_a_word_of_python(served: Served) -> None:
