@@ -28,13 +28,18 @@ _MESSAGES = (
     "bad allocation",
     "allocate memory",
 )
+# All that oneDNN says where the code or the workspace of a layer finds no room. "could not create a primitive
+# descriptor" is another matter: a layer that it does not know.
+_ONEDNN = "could not create a primitive"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, by the error's type or, where libraries have none for it, by its message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OutOfMemoryError):
         return True
-    return isinstance(error, Exception) and any(text in str(error).lower() for text in _MESSAGES)
+    message = str(error)
+    known = message == _ONEDNN or any(text in message.lower() for text in _MESSAGES)
+    return isinstance(error, Exception) and known
 
 
 def free_gpu_cache() -> None:

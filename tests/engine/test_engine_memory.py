@@ -151,6 +151,12 @@ def test_other_faults_are_not_taken_for_a_lack_of_memory() -> None:
     assert type(answer) is ConvLensError
     assert len(module.faults.failed) == 1, "and not tried again with less"
     assert not is_out_of_memory(RuntimeError("allocator of another kind"))
+    assert not is_out_of_memory(RuntimeError("could not create a primitive descriptor for a convolution"))
+
+
+def test_what_onednn_says_without_room_for_a_layer_is_a_lack_of_memory() -> None:
+    """Seen under a limit on the address space, as in pytorch#55884 for images that were too large."""
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))
 
 
 def test_the_backward_pass_may_run_out_of_memory_as_well() -> None:
