@@ -22,7 +22,7 @@ class RateEstimate:
     """Seconds for a unit of work, and when they were last measured, by time.perf_counter()."""
 
     seconds: float
-    measured: float = field(default_factory=lambda: time.perf_counter())
+    measured: float = field(default_factory=lambda: time.perf_counter())  # looked up each time: a clock may be set
 
     @property
     def age(self) -> float:

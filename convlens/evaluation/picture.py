@@ -22,9 +22,8 @@ from convlens.evaluation.metrics import GROUPS
 from convlens.evaluation.objects import MarkedObject, Mask, object_mask, objects_for
 from convlens.evaluation.perturbation import CurveProtocol, ImageCurves
 from convlens.evaluation.randomisation import RandomisedNetworks, randomisation_values
-from convlens.evaluation.relevance import pixel_order, relevance
+from convlens.evaluation.relevance import pixel_order, relevance, sparseness
 from convlens.evaluation.road import road_curves, road_values
-from convlens.evaluation.sparseness import sparseness
 from convlens.evaluation.stages import Stage
 from convlens.explain import ForwardPass, GraphForward, GraphModel, get
 from convlens.explain.forward import Forward, OnStep

@@ -1,4 +1,4 @@
-"""From raw values to one relevance per pixel, and the order of the pixels by it."""
+"""From raw values to one relevance per pixel, the order of the pixels by it, and how few of them hold it."""
 
 from __future__ import annotations
 
@@ -28,3 +28,15 @@ def pixel_order(map_HW: Floats, *, seed: int = 0) -> Ints:
     values = np.asarray(map_HW).reshape(-1)
     shuffled = np.random.default_rng(seed).permutation(values.size)
     return np.asarray(shuffled[np.argsort(-values[shuffled], kind="stable")])
+
+
+def sparseness(relevance_HW: Floats) -> float:
+    """The Gini index of the absolute relevance (Chalasani et al. 2020, arXiv:1810.06583).
+
+    0 where all pixels count alike, also where none does; 1 - 1 / (H·W) where one counts alone. Ours, as captum has none
+    and Quantus's ``Sparseness``, which gives the same, is a dependency for three lines.
+    """
+    sorted_P = np.sort(np.abs(np.asarray(relevance_HW, np.float64)).reshape(-1))
+    total, pixels = sorted_P.sum(), sorted_P.size
+    rank_P = np.arange(1, pixels + 1)
+    return float((2 * rank_P - pixels - 1) @ sorted_P / (pixels * total)) if total else 0.0

@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from convlens.rayserve.archives import ServedEntry, served_entries
-from convlens.rayserve.config import Role, ServeArgs, roles_of
+from convlens.rayserve.config import MESSAGE_BYTES, Role, ServeArgs, roles_of
 from convlens.rayserve.ingress import Ingress, ServedModel
 from convlens.rayserve.metrics import MetricsStore
 from convlens.rayserve.replica import ModelReplica
@@ -18,7 +18,7 @@ INGRESS, METRICS = "ingress", "metrics"
 _QUEUE = 100  # requests that may wait for a deployment; one more is answered 503
 _GRACE_S = 20.0  # a replica that goes may take so long for what it has; one for sweeps as long as the archive says
 # Of a request or a reply between ingress and replica; Serve's own limit is 4 MB.
-_MESSAGES = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(134_217_728)}
+_MESSAGES = {"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MESSAGE_BYTES)}
 # Nothing in the ingress blocks, so that it needs no threads beside Ray's: to hand over takes a millisecond each time.
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 _AHEAD = 2  # batches that a replica holds: while one is computed the next one gathers

@@ -11,6 +11,7 @@ from convlens.rayserve.archives import ServedEntry
 Role = Literal["quick", "sweeps", "neighbours"]
 Location = Literal["HeadOnly", "EveryNode"]
 APPLICATION, IMPORT_PATH = "convlens", "convlens.rayserve.app:build"
+MESSAGE_BYTES = 134_217_728  # of a request or a reply over gRPC, from clients and between processes
 _SERVICER = "convlens.client.protocol.inference_pb2_grpc.add_InferenceAPIsServiceServicer_to_server"
 
 

@@ -21,7 +21,7 @@ from convlens import __version__
 from convlens.client.run_dir import ServerRecord, remove_record
 from convlens.errors import ServerError
 from convlens.rayserve.archives import served_entries
-from convlens.rayserve.config import IMPORT_PATH, ServeArgs, roles_of
+from convlens.rayserve.config import IMPORT_PATH, MESSAGE_BYTES, ServeArgs, roles_of
 from convlens.rayserve.tokens import write_key_file
 from convlens.types import no_op
 
@@ -36,8 +36,8 @@ _OBJECT_STORE_BYTES = 300_000_000  # requests and replies on their way; the defa
 # the request.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(134_217_728),
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(134_217_728),
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(MESSAGE_BYTES),
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(MESSAGE_BYTES),
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "convlens.rayserve.upload:middlewares",

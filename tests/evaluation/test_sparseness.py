@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from convlens.evaluation.sparseness import sparseness
+from convlens.evaluation.relevance import sparseness
 
 
 def test_equal_pixels_have_sparseness_0() -> None:
